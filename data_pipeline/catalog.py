@@ -1,0 +1,101 @@
+"""The tool catalogue: the closed set of tools that an answer may name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_pipeline.errors import InputError
+
+UNKNOWN_TOOL_ID = "unknown"  # the answer "none of them" (MLLM-Tool section 3.1)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One callable entry.
+
+    Attributes:
+        tool_id: its key, as the model writes it: no white space and none of ``{ } [ ] , ' "``.
+        description: what it does, in one sentence.
+        input_modality: "text", "image", "audio" or "video"; "" where the source does not say.
+        output_modality: likewise.
+        backend: "local" (a function of ours), "huggingface" (a hub model by its id) or "" (not callable from here).
+    """
+
+    tool_id: str
+    description: str = ""
+    input_modality: str = ""
+    output_modality: str = ""
+    backend: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.tool_id or any(c.isspace() or c in "{}[],'\"" for c in self.tool_id):
+            raise InputError(
+                f"tool id {self.tool_id!r} is empty or holds white space or one of {{ }} [ ] , ' \"; rename the tool."
+            )
+
+
+class ToolCatalog:
+    """An ordered, closed set of tools with a content hash."""
+
+    def __init__(self, tools: Iterable[Tool]) -> None:
+        self._tools = {}
+        for tool in tools:
+            if tool.tool_id in self._tools:
+                raise InputError(f"tool id {tool.tool_id!r} is in the catalogue twice; keep one entry.")
+            self._tools[tool.tool_id] = tool
+
+    @classmethod
+    def from_tool_ids(cls, tool_ids: Iterable[str]) -> ToolCatalog:
+        return cls(Tool(tool_id) for tool_id in tool_ids)
+
+    @property
+    def tool_ids(self) -> tuple[str, ...]:
+        return tuple(self._tools)
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __contains__(self, tool_id: object) -> bool:
+        return tool_id in self._tools
+
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self._tools.values())
+
+    def __getitem__(self, tool_id: str) -> Tool:
+        return self._tools[tool_id]
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 over the canonical JSON of all tools sorted by id: order does not matter, any other change does."""
+        lines = sorted(json.dumps(asdict(tool), sort_keys=True, ensure_ascii=False) for tool in self)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def save_jsonl(self, path: Path) -> None:
+        temporary = path.with_name(path.name + ".partial")
+        with temporary.open("w", encoding="utf-8") as file:
+            for tool in self:
+                file.write(json.dumps(asdict(tool), ensure_ascii=False) + "\n")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load_jsonl(cls, path: Path) -> ToolCatalog:
+        """Read `catalog.jsonl`; a malformed line is an error that names its number."""
+        if not path.is_file():
+            raise InputError(f"no tool catalogue at {path}; run `prepare` first or correct the path.")
+        tools = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                tools.append(Tool(**json.loads(line)))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise InputError(
+                    f"{path}, line {number}: not a tool entry ({error}); each line is a JSON object with the keys "
+                    f"{', '.join(Tool.__dataclass_fields__)}."
+                ) from error
+        return cls(tools)

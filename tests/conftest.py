@@ -1,0 +1,24 @@
+"""Fixtures that every package's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # one mode for ray.init and the command line alike
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of papers, golden values and real media beside the project; tests that need it skip without it."""
+    folder = REPO.parent / "shared"
+    if not (folder / "oracle").is_dir():
+        pytest.skip(f"no folder {folder} with the reference data: golden-value tests need it")
+    return folder
