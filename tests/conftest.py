@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,18 @@ def shared_dir() -> Path:
     if not (folder / "oracle").is_dir():
         pytest.skip(f"no folder {folder} with the reference data: golden-value tests need it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray instance for the whole test session, with more logical CPUs than cores so that no job starves another."""
+    import ray
+
+    ray.init(
+        num_cpus=12,
+        include_dashboard=True,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}},
+    )
+    yield
+    ray.shutdown()
