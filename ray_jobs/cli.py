@@ -1,0 +1,91 @@
+"""`python -m ray_jobs VERB`: parse, validate, launch. Human-readable output first, then one JSON object as the last line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from data_pipeline.errors import InputError
+
+# verb -> what it does; the job is `run` of the module `ray_jobs.<verb>`, imported only when asked for
+VERBS = {
+    "prepare": "build the corpus: validate, dedupe, split, audit for leaks, write Parquet shards",
+    "embed": "pass every distinct medium through the frozen encoder into the feature lake",
+    "train": "train projector and LoRA with Ray Train and DeepSpeed",
+    "evaluate": "decode and score the test split: constrained, free, shuffled media, baselines",
+    "score": "score a file of predictions (see `score --help`)",
+    "export": "write the best checkpoint as a bundle and register it in MLflow as champion",
+    "demo": "all of the above on ToolMM-mini, then serve it and ask six questions",
+    "bench": "measure embedding, packing and decoding against a peer in the same run",
+    "doctor": "show what this machine and installation can do",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ray_jobs", description="Train and serve multimodal tool agents on Ray.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, help_text in VERBS.items():
+        subparser = verbs.add_parser(verb, help=help_text, description=help_text)
+        if verb == "score":
+            importlib.import_module("ray_jobs.score").add_arguments(subparser)
+            continue
+        subparser.add_argument("--config", help="YAML file, or the name of one in ray_jobs/configs")
+        subparser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example train.epochs=3")
+        if verb == "demo":
+            subparser.add_argument("--keep", action="store_true", help="keep serving after the questions")
+    return parser
+
+
+def run_verb(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the job of a parsed command line and return its result."""
+    job = importlib.import_module(f"ray_jobs.{args.verb}")
+    if args.verb == "score":
+        return job.run(args)
+    from ray_jobs.config import load_run_spec
+
+    spec = load_run_spec(args.config, args.overrides)
+    return job.run(spec, keep=args.keep) if args.verb == "demo" else job.run(spec)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 2 bad arguments or input."""
+    args = build_parser().parse_args(argv)
+    try:
+        result = run_verb(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last stop: a bug or a failing machine, shown whole
+        input_error = find_input_error(error)
+        if input_error is not None:
+            print(f"error: {input_error}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        return 1
+    sys.stdout.flush()
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    return 0
+
+
+def find_input_error(error: BaseException) -> InputError | None:
+    """The InputError at the root of an exception that Ray carried over from a worker, if there is one."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, InputError):
+            return current
+        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        queue += list(getattr(current, "worker_failures", {}).values())
+    return None

@@ -1,0 +1,203 @@
+"""Run configs: typed sections, strict loading, `key.path=value` overrides.
+
+Every default lives in the section that declares it; a YAML file holds only the differences. Unknown keys and values out of
+range are errors, all of them reported in one message.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data_pipeline.corpus import PrepareOptions
+from data_pipeline.errors import InputError
+from model.config import ModelConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class Section(BaseModel):
+    """A part of the run config: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EmbedOptions(Section):
+    """The pass of every distinct medium through the frozen encoder (DESIGN idea 1)."""
+
+    encoder: str = "imagebind_huge"  # a name that model.encoders.load_encoder knows, or a folder
+    dtype: Literal["float16", "float32"] = "float16"  # of the stored vectors
+    batch_size: int = Field(16, ge=1)  # media per encoder forward
+    num_actors: int = Field(1, ge=1)  # encoder replicas
+    num_gpus: float = Field(0, ge=0)  # per actor
+    threads_per_actor: int = Field(1, ge=1)  # torch threads of a CPU actor
+
+
+class TrainOptions(Section):
+    """Ray Train and DeepSpeed. Defaults are MLLM-Tool's Table 4 for 7B models, but for the packed layout."""
+
+    epochs: int = Field(5, ge=1)
+    global_batch_size: int = Field(64, ge=1)  # question-answer rows per optimizer step, over all workers
+    layout: Literal["packed", "rows"] = "packed"  # rows = the papers' way: one sequence for every answer
+    pack_tokens: int = Field(2048, ge=16)  # token budget of one micro step of one worker
+    micro_batch_size: int = Field(4, ge=1)  # rows per micro step of one worker; layout=rows only
+    max_target_tokens: int = Field(512, ge=16)  # question + answer after the media slot; the question is cut
+    lr: float = Field(5e-4, gt=0)  # peak
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.001, ge=0)
+    warmup_steps: int = Field(10, ge=0)  # linear warm-up, then linear decay to 0
+    max_grad_norm: float = Field(1.0, gt=0)
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    workers: int = Field(1, ge=1)  # Ray Train workers, one GPU each where use_gpu
+    use_gpu: bool = False
+    cpus_per_worker: float = Field(1, gt=0)
+    max_failures: int = Field(3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
+    validation_questions: int = Field(512, ge=0)  # at most so many questions are decoded after each epoch
+    max_steps: int | None = Field(None, ge=1)  # stop early: for trials and smoke runs; the schedule keeps its length
+
+
+class EvaluateOptions(Section):
+    """Decoding and scoring of the test split."""
+
+    top_k: int = Field(10, ge=1)
+    batch_size: int = Field(32, ge=1)  # questions per forward
+    num_actors: int = Field(1, ge=1)
+    num_gpus: float = Field(0, ge=0)  # per actor
+    free_max_new_tokens: int = Field(64, ge=8)
+    shuffle_seed: int = 0  # of the shuffled-media ablation
+    max_questions: int | None = Field(None, ge=1)  # the first so many; None = all
+
+
+class TrackingOptions(Section):
+    """MLflow. `uri` None = SQLite in the run's folder."""
+
+    uri: str | None = None
+    experiment: str = "toolmm"
+    registered_model: str = "toolmm"
+
+
+class RayOptions(Section):
+    """How a local Ray is started; ignored where RAY_ADDRESS names a cluster, as inside `ray job submit`."""
+
+    num_cpus: int | None = Field(None, ge=2)  # logical CPUs; None = at least 8, so that no job starves another
+
+
+class RunSpec(Section):
+    """Everything that one run is made of; saved beside each checkpoint and in the bundle."""
+
+    name: str = Field("toolmm", pattern=r"^[A-Za-z0-9._-]+$")
+    runs_dir: Path = Path("runs")  # a shared folder on a cluster
+    lake_dir: Path | None = None  # the feature lake may be shared by runs; None = inside the run's folder
+    seed: int = 0
+    prepare: PrepareOptions = PrepareOptions()
+    embed: EmbedOptions = EmbedOptions()
+    model: ModelConfig = ModelConfig()
+    train: TrainOptions = TrainOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
+    tracking: TrackingOptions = TrackingOptions()
+    ray: RayOptions = RayOptions()
+
+    @property
+    def run_dir(self) -> Path:
+        return (self.runs_dir / self.name).absolute()
+
+    @property
+    def corpus_dir(self) -> Path:
+        return self.run_dir / "corpus"
+
+    @property
+    def lake_path(self) -> Path:
+        return (self.lake_dir or self.run_dir / "lake").absolute()
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.tracking.uri or f"sqlite:///{self.run_dir / 'mlflow.db'}"
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_run_spec(config: str | None, overrides: Sequence[str]) -> RunSpec:
+    """Merge defaults, the file and the overrides, and check them all.
+
+    Args:
+        config: path of a YAML file, or the name of one in `ray_jobs/configs`; None for the defaults.
+        overrides: `key.path=value`; values are read as YAML.
+
+    Raises:
+        InputError: names every unknown key with the valid ones, and every bad value.
+    """
+    tree = _read_yaml(_config_path(config)) if config else {}
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return RunSpec.model_validate(tree)
+    except ValidationError as error:
+        faults = "; ".join(_describe_fault(fault) for fault in error.errors())
+        raise InputError(f"the run config has {error.error_count()} fault(s): {faults}") from error
+
+
+def config_names() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def _config_path(config: str) -> Path:
+    for candidate in (Path(config), CONFIGS / f"{config}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"no run config {config!r}: give the path of a YAML file or one of {', '.join(config_names())}.")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} must hold a mapping of config keys, not a {type(tree).__name__}.")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise InputError(f"override {override!r} is not of the form key.path=value, for example train.epochs=3.")
+    *parents, leaf = path.split(".")
+    for key in parents:
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise InputError(f"override {override!r}: {key!r} is a value, not a section.")
+        tree = child
+    try:
+        tree[leaf] = yaml.load(text, Loader=_NumberLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: the value is not valid YAML.") from error
+
+
+class _NumberLoader(yaml.SafeLoader):
+    """YAML 1.1 reads 5e-4 as a string; people who set learning rates mean a number."""
+
+
+_NumberLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _describe_fault(fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    path = ".".join(location)
+    if fault["type"] != "extra_forbidden":
+        return f"{path} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    section: Any = RunSpec
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    valid = sorted(section.model_fields)
+    close = difflib.get_close_matches(location[-1], valid, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"unknown key {path!r}{hint}; valid keys there are {', '.join(valid)}"
