@@ -1,0 +1,148 @@
+"""The tool catalogue as a radix trie over answer tokens (DESIGN 3, idea 4)."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import InputError
+from data_pipeline.prompts import render_target
+
+
+class CatalogTrie:
+    """Every answer of a closed catalogue, chains with one child collapsed into one edge.
+
+    A node stands at the end of the edge that leads to it. Nodes are numbered breadth first, node 0 is the root, and
+    the children of a node are neighbours: `child_start[n]` to `child_start[n] + child_count[n] - 1`, in ascending
+    order of their first token. Every node but a leaf has at least two children, so each one costs a decision and
+    nothing else does. The root's edge is what all answers begin with (``{'api_name': ``).
+
+    Attributes:
+        tool_ids: the catalogue in its given order; "tool" below is an index into it.
+        sequences: int32 arrays, the tokens of each tool's whole answer, as training tokenises it.
+        edge_tokens: int32 [S], all edges one behind the other.
+        edge_start, edge_length: int32 [N], where a node's edge lies in `edge_tokens`.
+        parent: int32 [N], -1 for the root.
+        child_start, child_count: int32 [N]; `child_count` is 0 at leaves.
+        leaf_tool: int32 [N], the tool at a leaf, else -1.
+        tool_leaf: int32 [n_tools], the leaf of a tool.
+        branch_tokens: int32 [U], the distinct tokens that any decision chooses between.
+        branch_slot: int32 [N], position in `branch_tokens` of the first token of a node's edge; -1 for the root.
+    """
+
+    def __init__(self, tool_ids: Sequence[str], tokenizer: Any) -> None:
+        """Tokenise `render_target` of each tool in one piece without special tokens, and build the trie.
+
+        Raises:
+            InputError: the catalogue is empty, names a tool twice, or holds two tools that the tokenizer cannot tell
+                apart (equal tokens, or one a beginning of the other, which the end marker rules out for any tokenizer
+                that loses no characters).
+        """
+        self.tool_ids = tuple(tool_ids)
+        if not self.tool_ids:
+            raise InputError("the tool catalogue is empty; give at least one tool to choose from.")
+        if len(set(self.tool_ids)) != len(self.tool_ids):
+            twice = next(tool_id for tool_id in self.tool_ids if self.tool_ids.count(tool_id) > 1)
+            raise InputError(f"tool id {twice!r} is in the catalogue twice; keep one entry.")
+        targets = [render_target(tool_id) for tool_id in self.tool_ids]
+        self.sequences = tuple(
+            np.asarray(ids, dtype=np.int32) for ids in tokenizer(targets, add_special_tokens=False)["input_ids"]
+        )
+        order = self._sort_and_check()
+        self._build(order)
+
+    def __len__(self) -> int:
+        """The number of tools."""
+        return len(self.tool_ids)
+
+    @property
+    def n_nodes(self) -> int:
+        return len(self.parent)
+
+    @property
+    def n_decisions(self) -> int:
+        """The number of branching nodes."""
+        return int((self.child_count > 0).sum())
+
+    def edge(self, node: int) -> np.ndarray:
+        """int32 tokens of the edge that leads to `node`."""
+        start = self.edge_start[node]
+        return self.edge_tokens[start : start + self.edge_length[node]]
+
+    def children(self, node: int) -> range:
+        """Nodes below `node`; empty at a leaf."""
+        return range(self.child_start[node], self.child_start[node] + self.child_count[node])
+
+    def ancestors(self, tool_id: str) -> list[int]:
+        """The branching nodes on the way to a tool, root first.
+
+        Raises:
+            InputError: the tool is not in the catalogue.
+        """
+        if tool_id not in self.tool_ids:
+            raise InputError(
+                f"tool {tool_id!r} is not among the {len(self)} tools of the catalogue; add it there first."
+            )
+        node = int(self.parent[self.tool_leaf[self.tool_ids.index(tool_id)]])
+        path = []
+        while node >= 0:
+            path.append(node)
+            node = int(self.parent[node])
+        return path[::-1]
+
+    def _sort_and_check(self) -> list[int]:
+        """Tools in lexicographic order of their tokens, in which a beginning stands right before what it begins."""
+        order = sorted(range(len(self)), key=lambda tool: self.sequences[tool].tolist())
+        for first, second in itertools.pairwise(order):
+            tokens = self.sequences[first]
+            if np.array_equal(tokens, self.sequences[second][: len(tokens)]):
+                raise InputError(
+                    f"this tokenizer cannot tell the tools {self.tool_ids[first]!r} and {self.tool_ids[second]!r} "
+                    "apart: the tokens of one answer begin with those of the other; rename one of them."
+                )
+        return order
+
+    def _build(self, order: list[int]) -> None:
+        """Split sorted ranges of tools breadth first; a range's common beginning is that of its first and last."""
+        ordered = [self.sequences[tool] for tool in order]
+        edges: list[np.ndarray] = []
+        parent, child_start, child_count, leaf_tool = [], [], [], []
+        queue = deque([(0, len(order), 0, -1)])  # range of tools, tokens consumed so far, parent
+        while queue:
+            low, high, depth, above = queue.popleft()
+            node = len(parent)
+            first, last = ordered[low], ordered[high - 1]
+            end = len(first) if high - low == 1 else depth + _common_length(first[depth:], last[depth:])
+            edges.append(first[depth:end])
+            parent.append(above)
+            leaf_tool.append(order[low] if high - low == 1 else -1)
+            child_start.append(node + 1 + len(queue))  # whatever waits in the queue gets its number first
+            starts = []
+            if high - low > 1:
+                firsts = [ordered[i][end] for i in range(low, high)]
+                starts = [low, *(low + i for i in range(1, high - low) if firsts[i] != firsts[i - 1])]
+            child_count.append(len(starts))
+            queue.extend((a, b, end, node) for a, b in zip(starts, [*starts[1:], high], strict=False))
+        self.edge_tokens = np.concatenate(edges).astype(np.int32)
+        self.edge_length = np.array([len(edge) for edge in edges], dtype=np.int32)
+        self.edge_start = (np.cumsum(self.edge_length) - self.edge_length).astype(np.int32)
+        self.parent = np.array(parent, dtype=np.int32)
+        self.child_start = np.array(child_start, dtype=np.int32)
+        self.child_count = np.array(child_count, dtype=np.int32)
+        self.leaf_tool = np.array(leaf_tool, dtype=np.int32)
+        leaves = np.flatnonzero(self.leaf_tool >= 0)
+        self.tool_leaf = np.empty(len(self), dtype=np.int32)
+        self.tool_leaf[self.leaf_tool[leaves]] = leaves
+        self.branch_tokens, slots = np.unique(self.edge_tokens[self.edge_start[1:]], return_inverse=True)
+        self.branch_slot = np.concatenate([[-1], slots]).astype(np.int32)
+
+
+def _common_length(first: np.ndarray, second: np.ndarray) -> int:
+    """Number of equal tokens at the beginning of both."""
+    n = min(len(first), len(second))
+    different = np.flatnonzero(first[:n] != second[:n])
+    return int(different[0]) if len(different) else n
