@@ -1,0 +1,29 @@
+"""Configuration of the multimodal LLM: only what shapes the model; how it is trained belongs to the run config."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModelConfig(BaseModel):
+    """What `ToolLLM.build` needs. The defaults are those of MLLM-Tool (section 4.1: rank and alpha 32, dropout 0.1, q k v o)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backbone: str = Field("tiny", description="Hugging Face id or local folder of a causal LLM with its tokenizer")
+    encoder_dim: int = Field(1024, gt=0, description="E, width of the media vectors; 1024 for imagebind_huge")
+    lora_r: int = Field(32, gt=0, description="rank of the adapter")
+    lora_alpha: int = Field(32, gt=0, description="the adapter's output is scaled by lora_alpha / lora_r")
+    lora_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before the adapter, in training")
+    lora_target: Literal["attention", "all-linear"] = Field("attention", description="which linear layers are adapted")
+    modules_to_save: list[str] = Field(
+        default_factory=list, description="modules trained whole beside the adapter, e.g. embed_tokens and lm_head"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen backbone")
+    attention: Literal["auto", "sdpa", "flex_attention"] = Field(
+        "auto", description="auto: flex_attention on CUDA where the backbone allows it, else sdpa"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    seed: int = Field(0, description="of the adapter's and the projector's first weights")
