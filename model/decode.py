@@ -66,8 +66,8 @@ class _Search:
     def __init__(self, trie: CatalogTrie, k: int, also: Sequence[str]) -> None:
         self._trie = trie
         self._k = k
-        self._also = {trie.tool_ids.index(tool_id) for tool_id in also}
         self._on_the_way = {node for tool_id in also for node in trie.ancestors(tool_id)}
+        self._also = {trie.tool_ids.index(tool_id) for tool_id in also}
         self._required: list[tuple[float, int, CachedPath]] = []  # nodes on the way to a tool of `also`
         self._frontier: list[tuple[float, int, CachedPath]] = []  # heap of (-log probability, node, parent's path)
         self._best: list[tuple[float, int]] = []  # heap of the k best (log probability, -tool): the worst comes first
@@ -341,7 +341,7 @@ def _pick_tokens(logits: Tensor, temperature: float, top_p: float, uniform: np.n
     """One token per row of logits [N, V]: the likeliest, or by inverting the cumulative distribution at `uniform`."""
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities, order = (logits / temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     cumulative = probabilities.cumsum(-1)
     n_kept = (cumulative - probabilities < top_p).sum(-1, keepdim=True)  # [N, 1], the nucleus of Holtzman et al. 2020
     mass = cumulative.gather(1, n_kept - 1)

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from data_pipeline.encoding import MEDIA_SLOT_ID
 from data_pipeline.errors import InputError
+from model.backbone import takes_packs
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +89,15 @@ def causal_lm_of(mllm: Any) -> Any:
 
 @contextmanager
 def decoding(mllm: Any) -> Iterator[None]:
-    """Inference mode without dropout, on SDPA: the tree's boolean 4-D mask is nothing that other backends take."""
+    """Inference mode without dropout, on SDPA: the tree's boolean 4-D mask is nothing that other backends take.
+
+    Raises:
+        InputError: the backbone takes no explicit positions or no 4-D mask.
+    """
     causal_lm = causal_lm_of(mllm)
+    if reason := takes_packs(causal_lm):
+        name = type(causal_lm).__name__
+        raise InputError(f"a {name} cannot decode here: {reason}; take a backbone such as Llama, Vicuna or OPT.")
     was_training, attention = mllm.training, causal_lm.config._attn_implementation
     mllm.eval()
     if attention != "sdpa":
@@ -174,7 +182,7 @@ class TreeCache:
         embeds = mllm.embed_prompt(
             torch.from_numpy(ids).to(self._device), stack_media(prompts, self._device)
         )  # [B, T, D]
-        positions = np.broadcast_to(column, ids.shape)
+        positions = np.tile(column, (len(ids), 1))
         hidden = self._run(visible, positions, inputs_embeds=embeds)
         self.hidden = hidden[torch.arange(len(ids)), torch.from_numpy(lengths - 1)]  # [B, T, D] -> [B, D]
         stats.prompt_tokens += int(lengths.sum())
@@ -230,7 +238,7 @@ class TreeCache:
         """One pass of the base model without its head: hidden states [B, Q, D]."""
         output = self._base(
             attention_mask=torch.from_numpy(visible).to(self._device)[:, None],  # [B, 1, Q, columns]
-            position_ids=torch.from_numpy(np.ascontiguousarray(positions)).to(self._device),
+            position_ids=torch.from_numpy(positions).to(self._device),
             past_key_values=self._cache,
             use_cache=True,
             **inputs,

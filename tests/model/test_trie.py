@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_ancestors_lead_to_the_tool(tokenizer: PreTrainedTokenizerFast) -> None:
     way = trie.ancestors("t5-base-finetuned")
     assert way[0] == 0
     assert trie.parent[trie.tool_leaf[NAMES.index("t5-base-finetuned")]] == way[-1]
-    assert all(trie.parent[below] == above for above, below in zip(way, way[1:], strict=False))
+    assert all(trie.parent[below] == above for above, below in itertools.pairwise(way))
     with pytest.raises(InputError, match="'nobody/none' is not among the 8 tools"):
         trie.ancestors("nobody/none")
 
