@@ -1,0 +1,60 @@
+"""The application: `serve run serve.app:build_app bundle=runs/demo/bundle`, or `serve deploy serve/serve.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.serve import Application
+
+from model.bundle import load_bundle
+from serve.config import ServeArgs
+from serve.encoder import MediaEncoder
+from serve.ingress import Ingress
+from serve.predictor import Predictor
+
+
+def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
+    """Bind ingress, encoder and predictor to a bundle.
+
+    The bundle is checked here already, so that a faulty one is refused before anything starts.
+
+    Raises:
+        InputError: unknown or bad arguments, or a bundle that is incomplete, altered or of another format.
+    """
+    args = ServeArgs.parse(args)
+    bundle = load_bundle(args.bundle)
+    # replicas run in another working directory
+    args = args.model_copy(update={"bundle": str(Path(args.bundle).resolve())})
+    if args.encoder is not None and Path(args.encoder).is_dir():
+        args = args.model_copy(update={"encoder": str(Path(args.encoder).resolve())})
+    predictor = Predictor.options(
+        **_scaling(args, args.max_batch_size),
+        max_ongoing_requests=2 * args.max_batch_size,  # one batch runs while the next gathers
+        max_queued_requests=args.max_queued_requests,
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
+    ).bind(args)
+    encoder = MediaEncoder.options(
+        **_scaling(args, args.encoder_max_batch_size),
+        max_ongoing_requests=3 * args.encoder_max_batch_size + args.encoder_threads,  # a batch per modality may gather
+        max_queued_requests=args.max_queued_requests,
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.encoder_num_gpus},
+    ).bind(args)
+    return Ingress.options(
+        num_replicas=args.ingress_replicas,
+        max_ongoing_requests=args.max_queued_requests,
+        ray_actor_options={"num_cpus": 0.1},  # waits, mostly
+    ).bind(args, bundle.catalog, bundle.revision, predictor, encoder)
+
+
+def _scaling(args: ServeArgs, target_ongoing_requests: int) -> dict[str, Any]:
+    if args.max_replicas == args.min_replicas:
+        return {"num_replicas": args.min_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": args.min_replicas,
+            "max_replicas": args.max_replicas,
+            "target_ongoing_requests": target_ongoing_requests,
+        }
+    }

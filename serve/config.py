@@ -1,0 +1,84 @@
+"""Everything that can be set when the service starts. Host and port belong to Ray Serve (`serve.yaml`, `serve run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_pipeline.errors import InputError
+
+
+class ServeArgs(BaseModel):
+    """Arguments of `serve.app:build_app`; flat, so that `serve run serve.app:build_app bundle=... top_k=3` can set any."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str = Field(min_length=1, description="bundle folder, readable at this path on every serving node")
+    encoder: str | None = Field(None, description="encoder name or folder; default: the one that the bundle names")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the replica has a GPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of language model and encoder; auto: as trained for the first, float32 for the second"
+    )
+    top_k: int = Field(5, ge=1, description="tools named where a request does not say k")
+
+    max_batch_size: int = Field(16, ge=1, description="questions that the language model answers in one batch")
+    batch_wait_timeout_s: float = Field(0.005, ge=0, description="how long a question waits for company")
+    encoder_max_batch_size: int = Field(8, ge=1, description="media of one modality that are encoded in one batch")
+    encoder_threads: int = Field(4, ge=1, description="media decoded at the same time in one encoder replica")
+    media_cache_entries: int = Field(2048, ge=0, description="media vectors that an encoder replica remembers")
+    max_queued_requests: int = Field(256, ge=1, description="requests that may wait per deployment; more: HTTP 503")
+    request_timeout_s: float = Field(60.0, gt=0, description="a request that takes longer is answered with HTTP 504")
+
+    min_replicas: int = Field(1, ge=1, description="of predictor and encoder")
+    max_replicas: int = Field(1, ge=1, description="above min_replicas: Ray Serve scales with the load")
+    ingress_replicas: int = Field(1, ge=1)
+    num_gpus: float = Field(0.0, ge=0, description="per predictor replica")
+    encoder_num_gpus: float = Field(0.0, ge=0, description="per encoder replica")
+    num_cpus: float = Field(1.0, ge=0, description="per predictor replica and per encoder replica")
+
+    max_upload_bytes: int = Field(32 * 2**20, ge=1, description="of one medium")
+    max_pixels: int = Field(50_000_000, ge=1, description="of one picture or video frame")
+    max_duration_s: float = Field(600.0, gt=0, description="of one sound or video")
+    max_instruction_chars: int = Field(4000, ge=1)
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> ServeArgs:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}, below min_replicas {self.min_replicas}")
+        return self
+
+    @classmethod
+    def parse(cls, values: ServeArgs | Mapping[str, Any]) -> ServeArgs:
+        """Check the arguments; `InputError` names every faulty one and, for an unknown one, the valid names."""
+        if isinstance(values, ServeArgs):
+            return values
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            faults = "; ".join(_describe_fault(fault) for fault in error.errors())
+            raise InputError(f"serving arguments: {faults}. Valid arguments: {', '.join(cls.model_fields)}.") from error
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest request body: base64 makes 4 bytes of 3, and words and field names need some room."""
+        return self.max_upload_bytes * 4 // 3 + self.max_instruction_chars * 12 + 64 * 1024
+
+    def resolve_device(self) -> str:
+        """The device of a replica; call it inside the replica, where Ray has set the visible GPUs."""
+        if self.device != "auto":
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _describe_fault(fault: Any) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"{name!r} is unknown"
+    if fault["type"] == "missing":
+        return f"{name!r} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{name!r} is {fault['input']!r}: {message}" if name else message

@@ -1,0 +1,109 @@
+"""The deployment that turns a medium's bytes into one vector: decodes in threads, encodes in batches, remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from ray import serve as ray_serve
+
+from data_pipeline.media import MediaLimits, load_media
+from data_pipeline.schema import Modality
+from model.bundle import check_encoder, load_bundle
+from model.encoders import load_encoder
+from serve.config import ServeArgs
+from serve.schemas import EncodedMedium
+from serve.uploads import sniff_modality
+
+_DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@ray_serve.deployment
+class MediaEncoder:
+    """The frozen encoder; media of one modality that arrive together go through it together."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        bundle = load_bundle(args.bundle)
+        self._device = args.resolve_device()
+        self._encoder = load_encoder(
+            args.encoder or bundle.encoder_name, device=self._device, dtype=_DTYPES[args.dtype]
+        )
+        check_encoder(bundle, self._encoder.encoder_id)
+        self._limits = MediaLimits(
+            max_bytes=args.max_upload_bytes, max_pixels=args.max_pixels, max_duration_s=args.max_duration_s
+        )
+        self._threads = ThreadPoolExecutor(args.encoder_threads, thread_name_prefix="decode")
+        self._vectors: OrderedDict[tuple[str, Modality], np.ndarray] = OrderedDict()
+        self._max_vectors = args.media_cache_entries
+        self._largest_batch = 0
+        for batched in (self._encode_image, self._encode_audio, self._encode_video):
+            batched.set_max_batch_size(args.encoder_max_batch_size)
+            batched.set_batch_wait_timeout_s(args.batch_wait_timeout_s)
+
+    async def encode(self, data: bytes, claimed_modality: str | None) -> EncodedMedium:
+        """Encode one medium.
+
+        Args:
+            data: the whole file.
+            claimed_modality: what the request calls it, or None.
+
+        Raises:
+            RequestError: the bytes are of no accepted kind, or not of the claimed modality.
+            MediaError: they cannot be decoded, or exceed a limit.
+        """
+        loop = asyncio.get_running_loop()
+        modality = await loop.run_in_executor(self._threads, sniff_modality, data, claimed_modality)
+        key = (hashlib.sha256(data).hexdigest(), modality)
+        if key in self._vectors:
+            self._vectors.move_to_end(key)
+            return EncodedMedium(modality.value, self._vectors[key], cached=True)
+        array = await loop.run_in_executor(self._threads, self._decode, modality, data)
+        batched = {
+            Modality.IMAGE: self._encode_image,
+            Modality.AUDIO: self._encode_audio,
+            Modality.VIDEO: self._encode_video,
+        }
+        vector = await batched[modality](array)  # [E] float32
+        if self._max_vectors:
+            self._vectors[key] = vector
+            while len(self._vectors) > self._max_vectors:
+                self._vectors.popitem(last=False)
+        return EncodedMedium(modality.value, vector, cached=False)
+
+    async def describe(self) -> dict[str, object]:
+        """What this replica runs; answered only when it can answer requests too."""
+        return {
+            "encoder_id": self._encoder.encoder_id,
+            "device": self._device,
+            "vectors": len(self._vectors),
+            "largest_batch": self._largest_batch,
+        }
+
+    def _decode(self, modality: Modality, data: bytes) -> np.ndarray:
+        return load_media(modality, data, recipe=self._encoder.recipe, limits=self._limits)
+
+    @ray_serve.batch
+    async def _encode_image(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return await self._forward("image", arrays)
+
+    @ray_serve.batch
+    async def _encode_audio(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return await self._forward("audio", arrays)
+
+    @ray_serve.batch
+    async def _encode_video(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return await self._forward("video", arrays)
+
+    async def _forward(self, modality: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        self._largest_batch = max(self._largest_batch, len(arrays))
+        return await asyncio.to_thread(self._forward_blocking, modality, arrays)
+
+    def _forward_blocking(self, modality: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.stack(arrays)).to(self._device)  # [B, ...] as DESIGN 4.5 says per modality
+            vectors = self._encoder.encode(modality, batch).float().cpu().numpy()  # [B, E]
+        return [vector.copy() for vector in vectors]  # copies: a cached row must not keep its whole batch alive

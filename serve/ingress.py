@@ -1,0 +1,235 @@
+"""The deployment that speaks HTTP: checks requests, asks encoder and predictor, words every error in one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.exceptions import HTTPException
+
+from data_pipeline.catalog import UNKNOWN_TOOL_ID, ToolCatalog
+from data_pipeline.errors import InputError, MediaError
+from serve.body import BodyLimit, SelectInput, read_select_input
+from serve.config import ServeArgs
+from serve.schemas import (
+    EncodedMedium,
+    ErrorAnswer,
+    ErrorBody,
+    Health,
+    RankedToolEntry,
+    RequestError,
+    SelectAnswer,
+    SelectQuery,
+    SelectRequest,
+    Timing,
+    ToolEntry,
+    ToolList,
+    check_instruction,
+    check_k,
+)
+
+logger = logging.getLogger("ray.serve")
+
+HEALTH_TIMEOUT_S = 5.0
+
+
+class SelectionService:
+    """What the routes do, apart from HTTP. `predictor` and `encoder` are deployment handles."""
+
+    def __init__(
+        self, args: ServeArgs, catalog: ToolCatalog, bundle_revision: str, predictor: Any, encoder: Any
+    ) -> None:
+        self.args = args
+        self._catalog = catalog
+        self._bundle_revision = bundle_revision
+        self._predictor = predictor
+        self._encoder = encoder
+
+    async def select(self, question: SelectInput) -> SelectAnswer:
+        """Rank the tools for one question.
+
+        Raises:
+            RequestError, MediaError: the request is at fault.
+        """
+        start = time.perf_counter()
+        instruction = check_instruction(question.instruction, self.args.max_instruction_chars)
+        k = check_k(question.k, self.args.top_k, len(self._catalog))
+        medium: EncodedMedium | None = None
+        if question.data is not None:
+            medium = await _ask(self._encoder.encode.remote(question.data, question.modality))
+        elif question.modality is not None:
+            raise RequestError("A modality is given, but no medium; attach one.", code="bad_field", param="modality")
+        encoded = time.perf_counter()
+        vector = None if medium is None else medium.vector
+        ranking = await _ask(self._predictor.select.remote(SelectQuery(instruction, vector, k)))
+        end = time.perf_counter()
+        p_unknown = next((tool.probability for tool in ranking if tool.tool_id == UNKNOWN_TOOL_ID), None)
+        return SelectAnswer(
+            tools=[
+                RankedToolEntry(probability=tool.probability, **asdict(self._catalog[tool.tool_id]))
+                for tool in ranking[:k]
+            ],
+            abstained=ranking[0].tool_id == UNKNOWN_TOOL_ID,
+            p_unknown=p_unknown,
+            modality="text" if medium is None else medium.modality,  # pyright: ignore[reportArgumentType]
+            media_cached=medium is not None and medium.cached,
+            bundle_revision=self._bundle_revision,
+            timing=Timing(
+                media_ms=0.0 if medium is None else (encoded - start) * 1e3,
+                predict_ms=(end - encoded) * 1e3,
+                total_ms=(end - start) * 1e3,
+            ),
+        )
+
+    def tools(self) -> ToolList:
+        return ToolList(
+            tools=[ToolEntry(**asdict(tool)) for tool in self._catalog],
+            catalog_sha256=self._catalog.content_hash,
+            bundle_revision=self._bundle_revision,
+        )
+
+    async def health(self) -> Health:
+        """Ask a replica of each deployment; "ok" only when both answer within a few seconds."""
+        predictor, encoder = await asyncio.gather(_state(self._predictor), _state(self._encoder))
+        return Health(
+            status="ok" if predictor == encoder == "ok" else "unavailable",
+            predictor=predictor,
+            encoder=encoder,
+            bundle_revision=self._bundle_revision,
+        )
+
+
+async def _ask(response: Awaitable[Any]) -> Any:
+    """Await a deployment's answer; an input error raised there arrives wrapped with its stack trace: unwrap it."""
+    try:
+        return await response
+    except Exception as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise
+
+
+async def _state(handle: Any) -> str:
+    try:
+        await asyncio.wait_for(_ask(handle.describe.remote()), HEALTH_TIMEOUT_S)
+    except TimeoutError:
+        return f"no answer within {HEALTH_TIMEOUT_S:g} s"
+    except Exception as error:  # whatever is wrong with a replica, this is the place that tells
+        logger.warning("health: a deployment failed", exc_info=error)
+        return "failed"
+    return "ok"
+
+
+def build_api(service: SelectionService) -> FastAPI:
+    """The HTTP routes over a service."""
+    # no /docs and /redoc: those pages load scripts from elsewhere; /openapi.json describes the routes
+    api = FastAPI(title="toolmm", docs_url=None, redoc_url=None)
+    api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes)
+    api.add_exception_handler(HTTPException, _answer_error)
+    for error_type in (InputError, BackPressureError, DeploymentUnavailableError, RayActorError, TimeoutError):
+        api.add_exception_handler(error_type, _answer_error)
+    api.add_exception_handler(Exception, _answer_error)
+
+    @api.post(
+        "/v1/tools/select",
+        response_model=SelectAnswer,
+        responses={status: {"model": ErrorAnswer} for status in (400, 413, 415, 422, 500, 503, 504)},
+        openapi_extra={"requestBody": {"required": True, "content": _request_content()}},
+    )
+    async def select(request: Request) -> SelectAnswer:
+        async with asyncio.timeout(service.args.request_timeout_s):
+            return await service.select(await read_select_input(request, service.args))
+
+    @api.get("/v1/tools")
+    async def tools() -> ToolList:
+        return service.tools()
+
+    @api.get("/healthz", response_model=Health)
+    async def healthz() -> JSONResponse:
+        health = await service.health()
+        return JSONResponse(health.model_dump(), status_code=200 if health.status == "ok" else 503)
+
+    return api
+
+
+def _request_content() -> dict[str, Any]:
+    form = {
+        "type": "object",
+        "required": ["instruction"],
+        "properties": {
+            "instruction": {"type": "string"},
+            "k": {"type": "integer"},
+            "modality": {"type": "string", "enum": ["image", "audio", "video"]},
+            "file": {"type": "string", "format": "binary"},
+        },
+    }
+    schema = SelectRequest.model_json_schema()
+    media = schema.pop("$defs")["MediaPart"]  # inlined: references would point outside of this schema
+    schema["properties"]["media"]["anyOf"][0] = media
+    return {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    """Every error as `ErrorAnswer`: one sentence, no stack trace, nothing about this machine."""
+    status, code, param, message = _describe_error(request, error)
+    if status == 500:
+        logger.error("request failed: %s %s", request.method, request.url.path, exc_info=error)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    answer = ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))
+    headers = dict(getattr(error, "headers", None) or {})
+    if status == 503:
+        headers["Retry-After"] = "1"
+    return JSONResponse(answer.model_dump(), status_code=status, headers=headers)
+
+
+def _describe_error(request: Request, error: Exception) -> tuple[int, str, str | None, str]:
+    """Status, code, param and message."""
+    match error:
+        case RequestError():
+            return error.status, error.code, error.param, error.message
+        case MediaError():
+            return 422, "bad_media", "media", str(error)
+        case InputError():
+            return 400, "bad_request", None, str(error)
+        case HTTPException(status_code=404):
+            return 404, "not_found", None, f"There is no {request.url.path[:200]} here; see /openapi.json."
+        case HTTPException(status_code=405):
+            return (
+                405,
+                "bad_method",
+                None,
+                f"{request.url.path[:200]} does not take {request.method}; see /openapi.json.",
+            )
+        case HTTPException():
+            return error.status_code, "bad_request", None, str(error.detail)
+        case BackPressureError():
+            return 503, "overloaded", None, "Too many requests are waiting; try again in a moment."
+        case DeploymentUnavailableError() | RayActorError():
+            return 503, "unavailable", None, "The model is not available right now; try again in a moment."
+        case TimeoutError():
+            return 504, "timeout", None, "The request took too long; try again, or send a smaller medium."
+    return 500, "internal_error", None, "The service failed on this request; the reason is in its log."
+
+
+@ray_serve.deployment
+@ray_serve.ingress()
+class Ingress:
+    """HTTP in front of the two model deployments."""
+
+    def __init__(
+        self, args: ServeArgs, catalog: ToolCatalog, bundle_revision: str, predictor: Any, encoder: Any
+    ) -> None:
+        self._service = SelectionService(args, catalog, bundle_revision, predictor, encoder)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self._service)

@@ -1,0 +1,214 @@
+"""Requests, answers and errors of the HTTP service, and what passes between its deployments."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_pipeline.errors import InputError
+
+MediaModality = Literal["image", "audio", "video"]
+
+_DATA_URL = re.compile(r"data:(?P<type>[-\w.+/]*)(?:;[-\w.+]+=[-\w.+\"]*)*;base64,", re.ASCII)
+
+
+class MediaPart(BaseModel):
+    """A medium inside a JSON request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: str = Field(description="the file's bytes in base64, bare or as a data URL (data:image/png;base64,...)")
+    modality: MediaModality | None = Field(None, description="only needed for a video file whose sound is meant")
+
+
+class SelectRequest(BaseModel):
+    """Body of `POST /v1/tools/select`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instruction: str
+    k: int | None = Field(None, strict=True, description="how many tools to name; default: the service's")
+    media: MediaPart | None = None
+
+
+class RankedToolEntry(BaseModel):
+    tool_id: str
+    probability: float = Field(description="under the catalogue: sums to 1 over all of its tools")
+    description: str
+    input_modality: str
+    output_modality: str
+    backend: str
+
+
+class Timing(BaseModel):
+    media_ms: float = Field(description="decoding and encoding of the medium, waiting included; 0 without one")
+    predict_ms: float = Field(description="ranking of the tools, waiting included")
+    total_ms: float
+
+
+class SelectAnswer(BaseModel):
+    tools: list[RankedToolEntry]
+    abstained: bool = Field(description="true where the first entry is `unknown`: none of the tools fits")
+    p_unknown: float | None = Field(description="probability that none fits; null where the catalogue lacks `unknown`")
+    modality: Literal["text", "image", "audio", "video"] = Field(description="of the medium that was seen")
+    media_cached: bool = Field(description="true where the medium had been encoded before")
+    bundle_revision: str
+    timing: Timing
+
+
+class ToolEntry(BaseModel):
+    tool_id: str
+    description: str
+    input_modality: str
+    output_modality: str
+    backend: str
+
+
+class ToolList(BaseModel):
+    tools: list[ToolEntry]
+    catalog_sha256: str
+    bundle_revision: str
+
+
+class Health(BaseModel):
+    status: Literal["ok", "unavailable"]
+    predictor: str
+    encoder: str
+    bundle_revision: str
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorBody
+
+
+@dataclass(frozen=True)
+class EncodedMedium:
+    """What the encoder deployment answers.
+
+    Attributes:
+        modality: "image", "audio" or "video".
+        vector: [E] float32.
+        cached: whether the vector came from the replica's memory.
+    """
+
+    modality: str
+    vector: np.ndarray
+    cached: bool
+
+
+@dataclass(frozen=True)
+class SelectQuery:
+    """What the predictor deployment is asked; `vector` is [E] float32 or None without a medium."""
+
+    instruction: str
+    vector: np.ndarray | None
+    k: int
+
+
+class RequestError(InputError):
+    """A request that cannot be answered.
+
+    Attributes:
+        status: HTTP status, 4xx.
+        code: stable word for programs.
+        param: the field at fault, or None.
+    """
+
+    def __init__(self, message: str, status: int = 400, code: str = "bad_request", param: str | None = None) -> None:
+        super().__init__(message, status, code, param)  # all of them, so that the error survives pickling
+        self.message = message
+        self.status = status
+        self.code = code
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def check_instruction(instruction: str, max_chars: int) -> str:
+    """The user's words, unchanged (nothing is stripped), or `RequestError`."""
+    if not instruction.strip():
+        raise RequestError(
+            "The instruction is empty; say in words what is wanted.", code="empty_instruction", param="instruction"
+        )
+    if len(instruction) > max_chars:
+        raise RequestError(
+            f"The instruction has {len(instruction)} characters; at most {max_chars} are allowed.",
+            status=413,
+            code="instruction_too_long",
+            param="instruction",
+        )
+    try:
+        instruction.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RequestError(
+            "The instruction holds half of a surrogate pair, which is no character; send valid Unicode.",
+            code="bad_unicode",
+            param="instruction",
+        ) from None
+    return instruction
+
+
+def check_k(k: int | None, default_k: int, n_tools: int) -> int:
+    """How many tools to name; `RequestError` unless 1 <= k <= n_tools."""
+    if k is None:
+        return min(default_k, n_tools)
+    if not 1 <= k <= n_tools:
+        raise RequestError(
+            f"k is {k}; give a whole number from 1 to {n_tools}, the size of the catalogue.", code="bad_k", param="k"
+        )
+    return k
+
+
+def parse_media_data(text: str, max_bytes: int) -> bytes:
+    """Decode base64 or a base64 data URL; URLs are never fetched."""
+    head = text[:64].lower()
+    if re.match(r"[a-z][a-z0-9+.-]*://", head):
+        raise RequestError(
+            "URLs are not fetched; send the file's bytes as base64 or as a data URL, or use multipart.",
+            code="url_not_allowed",
+            param="media.data",
+        )
+    if head.startswith("data:"):
+        match = _DATA_URL.match(text)
+        if match is None:
+            raise RequestError(
+                "The data URL is malformed; its form is data:<type>;base64,<data>.",
+                code="bad_base64",
+                param="media.data",
+            )
+        text = text[match.end() :]
+    check_upload_size(len(text) * 3 // 4 - 2, max_bytes, "media.data")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(
+            "The medium is not valid base64 (standard alphabet, padded, no line breaks).",
+            code="bad_base64",
+            param="media.data",
+        ) from None
+    check_upload_size(len(data), max_bytes, "media.data")
+    return data
+
+
+def check_upload_size(n_bytes: int, max_bytes: int, param: str) -> None:
+    if n_bytes > max_bytes:
+        raise RequestError(
+            f"The medium has {n_bytes} bytes; at most {max_bytes} are allowed.",
+            status=413,
+            code="media_too_large",
+            param=param,
+        )
