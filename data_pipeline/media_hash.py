@@ -1,0 +1,49 @@
+"""Content hashes of media files, computed on Ray Data."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+READ_CHUNK_BYTES = 1 << 20
+URIS_PER_BLOCK = 256  # small enough to spread over workers, large enough that a task is worth its start
+
+
+def hash_media(media_root: Path, media_uris: Sequence[str]) -> dict[str, str]:
+    """sha256 (hex) of each file's bytes; "" for a file that is missing or cannot be read.
+
+    Args:
+        media_root: folder that every Ray node can read.
+        media_uris: distinct paths relative to it.
+    """
+    import ray  # lazily: reading a corpus needs no Ray
+
+    if not media_uris:
+        return {}
+    table = pa.table({"media_uri": list(media_uris)})
+    blocks = [table.slice(start, URIS_PER_BLOCK) for start in range(0, len(table), URIS_PER_BLOCK)]
+    hashed = ray.data.from_arrow(blocks).map_batches(
+        functools.partial(_hash_block, media_root=str(media_root)), batch_format="pyarrow", batch_size=None
+    )
+    return {row["media_uri"]: row["sha256"] for row in hashed.iter_rows()}
+
+
+def _hash_block(block: pa.Table, media_root: str) -> pa.Table:
+    hashes = [hash_file(Path(media_root) / uri) for uri in block["media_uri"].to_pylist()]
+    return pa.table({"media_uri": block["media_uri"], "sha256": pa.array(hashes, pa.string())})
+
+
+def hash_file(path: Path) -> str:
+    """sha256 (hex) of a file's bytes, or "" where there is no readable file."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(READ_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError:  # missing, a folder, or not readable: all count as missing and are reported by the corpus
+        return ""
+    return digest.hexdigest()
