@@ -1,0 +1,164 @@
+"""Two baselines that a trained model has to beat: the most frequent tools, and the nearest training question.
+
+Both return raw answers, so the scorer treats them like a model's; their rules see the training split alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import sparse
+
+from data_pipeline.errors import InputError
+from data_pipeline.prompts import ANSWER_END, render_target
+from data_pipeline.schema import Modality, ToolRecord
+
+N_BUCKETS = 1 << 18  # hashed words and word pairs; collisions are rare with the some 10^4 terms of these corpora
+_TEST_BATCH = 256  # test questions whose similarities to all training questions are held at once
+_WORD = re.compile(r"\w+")
+
+
+def majority_baseline(
+    train_records: Sequence[ToolRecord], test_records: Sequence[ToolRecord], k: int = 1
+) -> list[list[str]]:
+    """Answer with the `k` tools that are right for most training questions of the same modality.
+
+    A modality with fewer than `k` tools (or none) is filled up with the most frequent tools over all; ties go by name.
+
+    Returns:
+        one list of up to `k` raw answers per test record.
+    """
+    _check_train(train_records)
+    ranking = _rank_tools(train_records)
+    overall = _order(Counter(tool_id for record in train_records for tool_id in record.valid_tool_ids))
+    answers = {}
+    for modality in Modality:
+        tools = list(dict.fromkeys([*ranking.get(modality, []), *overall]))[:k]
+        answers[modality] = [_render_answer(tool_id) for tool_id in tools]
+    return [list(answers[record.modality]) for record in test_records]
+
+
+def knn_baseline(
+    train_records: Sequence[ToolRecord],
+    test_records: Sequence[ToolRecord],
+    media_vectors: Mapping[str, np.ndarray] | None = None,
+    k: int = 1,
+) -> list[list[str]]:
+    """Answer with the tools of the most similar training questions of the same modality.
+
+    Similarity = cosine of tf-idf vectors over words and word pairs, plus the cosine of the media vectors where both
+    questions have one. Of a neighbour's right tools, the more frequent in training come first; ties between neighbours
+    go by training order. A modality that training does not have falls back on all training questions.
+
+    Args:
+        train_records, test_records: the questions.
+        media_vectors: media_sha256 -> vector [E]; None leaves media out.
+        k: different tools to name.
+
+    Returns:
+        one list of up to `k` raw answers per test record, the nearest neighbour's first.
+    """
+    _check_train(train_records)
+    ranking = _rank_tools(train_records)
+    rank = {modality: {tool_id: i for i, tool_id in enumerate(tools)} for modality, tools in ranking.items()}
+    train_tools = [sorted(record.valid_tool_ids, key=rank[record.modality].__getitem__) for record in train_records]
+    train_terms, test_terms = _compute_tfidf(train_records, test_records)  # [N, N_BUCKETS], [M, N_BUCKETS]
+    train_media = _stack_media(train_records, media_vectors)  # [N, E] or None
+    test_media = _stack_media(test_records, media_vectors)  # [M, E] or None
+
+    answers: list[list[str]] = [[] for _ in test_records]
+    for modality in Modality:
+        test_rows = np.array([i for i, record in enumerate(test_records) if record.modality is modality], dtype=int)
+        train_rows = np.array([i for i, record in enumerate(train_records) if record.modality is modality], dtype=int)
+        if len(train_rows) == 0:
+            train_rows = np.arange(len(train_records))
+        for start in range(0, len(test_rows), _TEST_BATCH):
+            batch = test_rows[start : start + _TEST_BATCH]
+            similarity = (test_terms[batch] @ train_terms[train_rows].T).toarray()  # [B, N_modality]
+            if train_media is not None and test_media is not None:
+                similarity += test_media[batch] @ train_media[train_rows].T
+            for row, scores in zip(batch, similarity, strict=True):
+                answers[row] = _name_tools(scores, train_rows, train_tools, k)
+    return answers
+
+
+def _name_tools(scores: np.ndarray, train_rows: np.ndarray, train_tools: Sequence[list[str]], k: int) -> list[str]:
+    """Raw answers with the first `k` different tools of the neighbours, by falling score [N]."""
+    order = [int(np.argmax(scores))] if k == 1 else np.argsort(-scores, kind="stable")
+    tools: dict[str, None] = {}
+    for neighbour in order:
+        tools.update(dict.fromkeys(train_tools[train_rows[neighbour]]))
+        if len(tools) >= k:
+            break
+    return [_render_answer(tool_id) for tool_id in list(tools)[:k]]
+
+
+def _render_answer(tool_id: str) -> str:
+    """What a model's decoded answer looks like: the training target without its end marker ``###``."""
+    return render_target(tool_id).removesuffix(ANSWER_END) + "}"
+
+
+def _check_train(train_records: Sequence[ToolRecord]) -> None:
+    if not train_records:
+        raise InputError("a baseline needs training records and there are none; give the train split.")
+
+
+def _rank_tools(records: Sequence[ToolRecord]) -> dict[Modality, list[str]]:
+    counts: defaultdict[Modality, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        counts[record.modality].update(record.valid_tool_ids)
+    return {modality: _order(counter) for modality, counter in counts.items()}
+
+
+def _order(counts: Counter[str]) -> list[str]:
+    return sorted(counts, key=lambda tool_id: (-counts[tool_id], tool_id))
+
+
+def _compute_tfidf(
+    train_records: Sequence[ToolRecord], test_records: Sequence[ToolRecord]
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Unit-length tf-idf rows [N, N_BUCKETS] and [M, N_BUCKETS]; document frequencies are those of training."""
+    train, test = (
+        _count_terms([record.instruction for record in records]) for records in (train_records, test_records)
+    )
+    frequency = np.bincount(train.indices, minlength=N_BUCKETS)  # [N_BUCKETS], training questions with the term
+    idf = sparse.diags(np.log((1 + len(train_records)) / (1 + frequency)) + 1)
+    return _unit_rows(train @ idf), _unit_rows(test @ idf)
+
+
+def _count_terms(instructions: Sequence[str]) -> sparse.csr_matrix:
+    """1 + ln(count) of every hashed word and word pair, float64 [N, N_BUCKETS]."""
+    indptr, indices, data = [0], [], []
+    for instruction in instructions:
+        words = _WORD.findall(instruction.lower())
+        pairs = [f"{left} {right}" for left, right in itertools.pairwise(words)]
+        # crc32, because Python's own string hash differs from process to process
+        counts = Counter(zlib.crc32(term.encode()) % N_BUCKETS for term in (*words, *pairs))
+        indices.extend(counts.keys())
+        data.extend(1 + np.log(list(counts.values())))
+        indptr.append(len(indices))
+    return sparse.csr_matrix((data, indices, indptr), shape=(len(instructions), N_BUCKETS), dtype=np.float64)
+
+
+def _unit_rows(rows: sparse.csr_matrix) -> sparse.csr_matrix:
+    norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())  # [N]
+    return sparse.csr_matrix(sparse.diags(1 / np.where(norms > 0, norms, 1.0)) @ rows)
+
+
+def _stack_media(records: Sequence[ToolRecord], media_vectors: Mapping[str, np.ndarray] | None) -> np.ndarray | None:
+    """Unit-length media vectors, float32 [N, E]; a zero row where a record has none; None without any vector at all."""
+    if not media_vectors:
+        return None
+    dim = len(next(iter(media_vectors.values())))
+    rows = np.zeros((len(records), dim), dtype=np.float32)
+    for row, record in enumerate(records):
+        vector = media_vectors.get(record.media_sha256)
+        if vector is not None:
+            norm = float(np.linalg.norm(vector))
+            rows[row] = vector / norm if norm > 0 else 0.0
+    return rows
