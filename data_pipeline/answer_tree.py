@@ -1,7 +1,7 @@
 """One question as a tree: a copy of the prompt, then the trie of its answers' tokens in depth-first order.
 
-Answers that begin alike share those tokens, and a token sees only its ancestors, so every answer sees the prompt and itself
-alone: exactly what it sees as a row of its own (DESIGN, idea 2).
+Answers that begin alike share those tokens, and a token sees only its ancestors, so every answer sees the prompt and
+itself alone: exactly what it sees as a row of its own (DESIGN, idea 2).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class AnswerTree:
     """The tokens of one question, T of them, and its L loss terms.
 
     Attributes:
-        input_ids: int32 [T]; the prompt (with MEDIA_SLOT_ID at the slot), then the trie in depth-first order. The last token
-            of an answer is left out unless another answer goes on from it: nothing is predicted from it.
+        input_ids: int32 [T]; the prompt (with MEDIA_SLOT_ID at the slot), then the trie in depth-first order. The
+            last token of an answer is left out unless another answer goes on from it: nothing is predicted from it.
         position_ids: int32 [T]; depth in the tree, the position that the token has in a row of its own.
         subtree_end: int32 [T]; index after the last token below t. Query q sees key k iff k <= q < subtree_end[k].
         loss_position: int32 [L]; index of the token whose hidden state predicts.
         loss_target: int32 [L]; the id to predict.
-        loss_weight: float32 [L]; how many answers pass through that target, so that the weighted sum over L equals the sum
-            over all tokens of all answers as separate rows.
+        loss_weight: float32 [L]; how many answers pass through that target, so that the weighted sum over L equals
+            the sum over all tokens of all answers as separate rows.
     """
 
     input_ids: np.ndarray
@@ -99,7 +99,7 @@ def build_answer_tree(prompt_ids: np.ndarray, answers: Sequence[np.ndarray]) -> 
 
 
 def build_answer_row(prompt_ids: np.ndarray, answer: np.ndarray) -> AnswerTree:
-    """Lay one answer out behind its prompt as the papers do: a chain that holds all tokens, the last of the answer too."""
+    """Lay one answer out behind its prompt as the papers do: a chain with all tokens, the last one too."""
     n_prompt = len(prompt_ids)
     n_tokens = n_prompt + len(answer)
     return AnswerTree(

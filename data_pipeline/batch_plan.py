@@ -1,7 +1,7 @@
 """Which questions make up each optimizer step of an epoch, and how a step is dealt to ranks and micro steps.
 
-The plan of an epoch depends on (seed, epoch) alone. How many ranks there are only changes how a step is dealt, never what is
-in it, so a run that resumes at another world size takes the very same steps (DESIGN, idea 5).
+The plan of an epoch depends on (seed, epoch) alone. How many ranks there are only changes how a step is dealt, never
+what is in it, so a run that resumes at another world size takes the very same steps (DESIGN, idea 5).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from data_pipeline.encoding import EncodedQuestion
+from data_pipeline.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +50,18 @@ class PlanIndex:
 
 
 def steps_per_epoch(index: PlanIndex, global_batch_size: int) -> int:
-    """Optimizer steps of an epoch, the same in every epoch: rows / global_batch_size, rounded; at least 1, at most N."""
+    """Optimizer steps of every epoch: rows / global_batch_size, rounded; at least 1, at most N."""
     if global_batch_size < 1:
-        raise ValueError(f"global_batch_size is {global_batch_size}; it must be at least 1 question-answer row.")
+        raise InputError(f"global_batch_size is {global_batch_size}; it must be at least 1 question-answer row.")
     return min(len(index), max(1, round(index.total_rows / global_batch_size)))
 
 
 def plan_epoch(index: PlanIndex, seed: int, epoch: int, global_batch_size: int) -> list[np.ndarray]:
     """Cut an epoch's shuffled questions into optimizer steps of about `global_batch_size` question-answer rows.
 
-    Every question is in exactly one step, with all its answers. The rows are shared out evenly: with S = `steps_per_epoch`
-    steps, step s ends at the question at which the running count of rows comes nearest to (s + 1) / S of all rows. So there
-    is no small rest at the end, and the loss of a step is divided by that step's own weight.
+    Every question is in exactly one step, with all its answers. The rows are shared out evenly: with S =
+    `steps_per_epoch` steps, step s ends at the question at which the running count of rows comes nearest to (s + 1) /
+    S of all rows. So there is no small rest at the end, and the loss of a step is divided by that step's own weight.
 
     Args:
         index: sizes of all questions.
@@ -88,8 +89,8 @@ def plan_epoch(index: PlanIndex, seed: int, epoch: int, global_batch_size: int) 
 def split_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: int) -> list[list[np.ndarray]]:
     """Deal a step's questions to ranks and micro steps for the layout "packed", with balanced token counts.
 
-    Takes the fewest micro steps with which no pack exceeds `pack_tokens`; a question longer than that is a pack of its own.
-    Packs of one micro step are of like size on all ranks, because ranks wait for each other there.
+    Takes the fewest micro steps with which no pack exceeds `pack_tokens`; a question longer than that is a pack of
+    its own. Packs of one micro step are of like size on all ranks, because ranks wait for each other there.
 
     Args:
         step: question indices.
@@ -98,8 +99,8 @@ def split_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens:
         pack_tokens: budget of one pack.
 
     Returns:
-        [rank][micro_step] -> question indices int64 [Q]. All ranks have equally many micro steps. A pack is empty only where
-        the step has fewer questions than packs.
+        [rank][micro_step] -> question indices int64 [Q]. All ranks have equally many micro steps. A pack is empty
+        only where the step has fewer questions than packs.
     """
     sizes = index.n_tokens[step]
     budget = max(pack_tokens, int(sizes.max(initial=1)))
@@ -139,8 +140,8 @@ def split_step_rows(
     Answers of one question go to different micro batches, as in the papers, where rows are shuffled one by one.
 
     Returns:
-        [rank][micro_step] -> pairs int64 [R, 2] of question index and answer number, R <= micro_batch_size. All ranks have
-        equally many micro steps; one is empty only where the step has fewer rows than micro batches.
+        [rank][micro_step] -> pairs int64 [R, 2] of question index and answer number, R <= micro_batch_size. All ranks
+        have equally many micro steps; one is empty only where the step has fewer rows than micro batches.
     """
     counts = index.n_rows[step]
     first = np.cumsum(counts) - counts

@@ -1,8 +1,9 @@
 """Questions and answers as token ids, in the pieces in which MLLM-Tool's training code tokenises them.
 
-Reference: MLLM-Tool/MLLM-Tool, `code/model/anyToImageVideoAudio.py`: the bos token once, every piece of the prompt and the
-answer tokenised on its own without special tokens, loss on the answer alone. One deviation: where question and answer are too
-long together, the reference cuts the end of the sequence and so the answer; here the question is cut and the answer is whole.
+Reference: MLLM-Tool/MLLM-Tool, `code/model/anyToImageVideoAudio.py`: the bos token once, every piece of the prompt
+and the answer tokenised on its own without special tokens, loss on the answer alone. One deviation: where question and
+answer are too long together, the reference cuts the end of the sequence and so the answer; here the question is cut
+and the answer is whole.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from data_pipeline.answer_tree import AnswerTree, build_answer_tree
 from data_pipeline.errors import InputError
-from data_pipeline.prompts import MEDIA, render_prompt, render_target
+from data_pipeline.prompts import render_prompt, render_target
 
 MEDIA_SLOT_ID = -200  # marks the one position that the projected media vector takes; no vocabulary has it
 MAX_TARGET_TOKENS = 512  # MLLM-Tool's `max_tgt_len`
@@ -29,7 +30,8 @@ class EncodedQuestion:
     """One question and all its right answers as token ids.
 
     Attributes:
-        prompt_ids: int32 [P]: bos (where the tokenizer has one), prefix, MEDIA_SLOT_ID where a medium goes, the question.
+        prompt_ids: int32 [P]: bos (where the tokenizer has one), prefix, MEDIA_SLOT_ID where a medium goes, the
+            question.
         answers: one int32 [A_i] per right tool, end marker included; all of it bears loss.
     """
 
@@ -57,14 +59,14 @@ def encode_question(
     """Tokenise a question and its answers.
 
     Args:
-        tokenizer: a Hugging Face tokenizer, or any callable `tokenizer(text, add_special_tokens=False).input_ids` with a
-            `bos_token_id`; one without a bos token gives sequences without it.
+        tokenizer: a Hugging Face tokenizer, or any callable `tokenizer(text, add_special_tokens=False).input_ids`
+            with a `bos_token_id`; one without a bos token gives sequences without it.
         instruction: the user's words, unstripped.
         has_media: whether a media slot is spliced in.
         tool_ids: every right tool; () when serving.
         max_target_tokens: bound on what follows the prefix and the media slot: question and longest answer together.
-        reserve_tokens: room for an answer that the question must leave even if its own answers are shorter. Training and
-            serving cut alike if both give the longest answer of the catalogue here (`longest_answer`).
+        reserve_tokens: room for an answer that the question must leave even if its own answers are shorter. Training
+            and serving cut alike if both give the longest answer of the catalogue here (`longest_answer`).
 
     Raises:
         InputError: if not even an empty question fits beside the answer.
@@ -85,10 +87,9 @@ def longest_answer(tokenizer: Any, tool_ids: Iterable[str]) -> int:
 
 def _encode_prompt(tokenizer: Any, instruction: str, has_media: bool) -> tuple[list[np.ndarray], np.ndarray]:
     """The prompt after bos, as (pieces before the question, question): only the last piece holds the user's words."""
-    *prefix, question = [
-        np.array([MEDIA_SLOT_ID], dtype=np.int32) if piece is MEDIA else _token_ids(tokenizer, piece)
-        for piece in render_prompt(instruction, has_media)
-    ]
+    slot = np.array([MEDIA_SLOT_ID], dtype=np.int32)
+    pieces = render_prompt(instruction, has_media)
+    *prefix, question = [slot if piece is None else _token_ids(tokenizer, piece) for piece in pieces]
     return prefix, question
 
 
@@ -101,8 +102,8 @@ def _cut_question(tokenizer: Any, instruction: str, has_media: bool, room: int) 
     kept = room - len(closing_ids)
     if kept <= len(_token_ids(tokenizer, opening)):
         raise InputError(
-            f"max_target_tokens leaves {room} tokens for a question beside its longest answer, which is not enough for any "
-            "word of it; raise max_target_tokens or shorten the tool's name."
+            f"max_target_tokens leaves {room} tokens for a question beside its longest answer, too few for any word "
+            "of it; raise max_target_tokens or shorten the tool's name."
         )
     return np.concatenate([_token_ids(tokenizer, opening + instruction)[:kept], closing_ids])
 

@@ -1,7 +1,8 @@
 """Token sequences for training: packs of answer trees, or the papers' padded rows, and their batch form (numpy only).
 
-In the layout "packed" one sequence holds many questions, each a tree (see `answer_tree`) that sees nothing of the others. In
-the layout "rows" every (question, answer) pair is a chain of its own, padded on the right to the longest of its micro batch.
+In the layout "packed" one sequence holds many questions, each a tree (see `answer_tree`) that sees nothing of the
+others. In the layout "rows" every (question, answer) pair is a chain of its own, padded on the right to the longest
+of its micro batch.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Layout = Literal["packed", "rows"]
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """One sequence of T tokens with Q questions, L loss terms and M media slots; positions are indices into the sequence.
+    """One sequence of T tokens with Q questions, L loss terms and M media slots; positions index the sequence.
 
     Attributes:
         input_ids: int32 [T], MEDIA_SLOT_ID at the slots.
@@ -77,9 +78,9 @@ class Pack:
 class PackedBatch:
     """B sequences padded to T tokens; `loss_position` and `media_position` index the flattened [B*T] tokens.
 
-    A padding token bears no loss and sees itself alone. `lengths` (int32 [B]) counts the real tokens of each sequence; they
-    come first. The other fields are those of `Pack`. In the layout "rows" every sequence is a chain, for which plain causal
-    attention is enough.
+    A padding token bears no loss and sees itself alone. `lengths` (int32 [B]) counts the real tokens of each
+    sequence; they come first. The other fields are those of `Pack`. In the layout "rows" every sequence is a chain,
+    for which plain causal attention is enough.
     """
 
     layout: Layout
@@ -101,7 +102,7 @@ def pack_questions(
     question_index: Sequence[int] | np.ndarray,
     media_row: Sequence[int] | np.ndarray,
 ) -> Pack:
-    """Lay questions behind one another in one sequence; none gives a single blind token, so that a rank without work can step.
+    """Lay questions behind one another in one sequence; without any, one blind token, so that an idle rank can step.
 
     Args:
         questions: those of this pack, Q of them.
@@ -195,8 +196,8 @@ def build_micro_batch(
 
     Args:
         questions: all questions of the split, N of them.
-        selection: what `split_step` returned for this rank and micro step: question indices [Q] (layout "packed") or pairs
-            of question index and answer number [R, 2] (layout "rows").
+        selection: what `split_step` returned for this rank and micro step: question indices [Q] (layout "packed") or
+            pairs of question index and answer number [R, 2] (layout "rows").
         media_row: int [N], the row of each question in the media matrix; -1 for text.
         pad_id: id of padding tokens.
         pad_to_multiple: see `collate`.

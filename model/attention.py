@@ -18,8 +18,9 @@ def build_mask(subtree_end: Tensor, backend: AttentionBackend, dtype: torch.dtyp
 
     Args:
         subtree_end: integer [B, T].
-        backend: "sdpa" gives an additive mask [B, 1, T, T], 0 where seen and the lowest number elsewhere; "flex_attention" a
-            BlockMask, which costs no T*T memory in the attention kernel and skips blocks that nobody sees.
+        backend: "sdpa" gives an additive mask [B, 1, T, T], 0 where seen and the lowest number elsewhere;
+            "flex_attention" a BlockMask, which costs no T*T memory in the attention kernel and skips blocks that
+            nobody sees.
         dtype: of the additive mask.
     """
     batch_size, n_tokens = subtree_end.shape

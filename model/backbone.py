@@ -52,7 +52,7 @@ def load_backbone(config: ModelConfig) -> tuple[PreTrainedModel, AttentionBacken
             config.backbone, dtype=getattr(torch, config.dtype), attn_implementation=backend
         )
         if backend == "flex_attention" and getattr(llm.config, "attention_dropout", 0.0):
-            # FlexAttention has no dropout (OPT asks for it): take what computes the model as it is, unless told otherwise.
+            # FlexAttention has no dropout (OPT asks for it); SDPA computes the model as it is.
             if config.attention == "flex_attention":
                 raise InputError(
                     f"backbone {config.backbone!r} has attention dropout, which flex_attention cannot do; "
@@ -80,8 +80,8 @@ def attach_adapter(llm: PreTrainedModel, config: ModelConfig) -> PeftModel:
     missing = [name for name in saved if name not in names]
     if missing:
         raise InputError(
-            f"model.modules_to_save names {missing}, which backbone {config.backbone!r} does not have; its input embedding "
-            f"and head are {_embedding_and_head_names(llm)}."
+            f"model.modules_to_save names {missing}, which backbone {config.backbone!r} does not have; its "
+            f"input embedding and head are {_embedding_and_head_names(llm)}."
         )
     if getattr(llm.config, "tie_word_embeddings", False) and set(saved) & set(_embedding_and_head_names(llm)):
         raise InputError(
@@ -96,7 +96,7 @@ def attach_adapter(llm: PreTrainedModel, config: ModelConfig) -> PeftModel:
         target_modules="all-linear" if config.lora_target == "all-linear" else _attention_linears(llm, config.backbone),
         modules_to_save=saved or None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         peft_model = get_peft_model(llm, lora)
     assert isinstance(peft_model, PeftModel)
@@ -122,8 +122,8 @@ def _attention_linears(llm: nn.Module, backbone: str) -> list[str]:
         if linears.issuperset(names):
             return list(names)
     raise InputError(
-        f"the attention projections of backbone {backbone!r} have unknown names (its linear layers are {sorted(linears)}); "
-        "set model.lora_target to all-linear."
+        f"the attention projections of backbone {backbone!r} have unknown names (its linear layers are "
+        f"{sorted(linears)}); set model.lora_target to all-linear."
     )
 
 
@@ -142,19 +142,19 @@ def _check_location(backbone: str) -> None:
     path = Path(backbone)
     if looks_local and not path.is_dir():
         raise InputError(
-            f"there is no backbone folder {backbone!r}; give a folder with config.json, the weights and the tokenizer in "
-            "Hugging Face form, or a hub id such as lmsys/vicuna-7b-v1.5."
+            f"there is no backbone folder {backbone!r}; give a folder with config.json, the weights and the "
+            "tokenizer in Hugging Face form, or a hub id such as lmsys/vicuna-7b-v1.5."
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(
-            f"backbone folder {backbone!r} has no config.json; give a folder in Hugging Face form (config.json, weights, "
-            "tokenizer)."
+            f"backbone folder {backbone!r} has no config.json; give a folder in Hugging Face form (config.json, "
+            "weights, tokenizer)."
         )
 
 
 def _unloadable(what: str, backbone: str, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InputError(
-        f"the {what} of backbone {backbone!r} cannot be loaded ({reason}); give a local folder in Hugging Face form or the id "
-        "of a hub model that is in the local cache or can be downloaded (HF_HUB_OFFLINE forbids downloads)."
+        f"the {what} of backbone {backbone!r} cannot be loaded ({reason}); give a local folder in Hugging Face form "
+        "or the id of a hub model that is in the local cache or can be downloaded (HF_HUB_OFFLINE forbids downloads)."
     )

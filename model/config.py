@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ModelConfig(BaseModel):
-    """What `ToolLLM.build` needs. The defaults are those of MLLM-Tool (section 4.1: rank and alpha 32, dropout 0.1, q k v o)."""
+    """What `ToolLLM.build` needs; the adapter's defaults are those of MLLM-Tool (section 4.1)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

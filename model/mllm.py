@@ -1,7 +1,7 @@
-"""The multimodal tool LLM: a frozen LLM with LoRA, and a linear projector that puts a media vector into its embedding space.
+"""The multimodal tool LLM: a frozen LLM with LoRA, and a projector from media vectors into its embedding space.
 
-MLLM-Tool, section 3.3; reference `code/model/anyToImageVideoAudio.py`. The loss is the weighted cross entropy of the answer
-tokens; hidden states are gathered at those positions before the vocabulary head (DESIGN, idea 3).
+MLLM-Tool, section 3.3; reference `code/model/anyToImageVideoAudio.py`. The loss is the weighted cross entropy of the
+answer tokens; hidden states are gathered at those positions before the vocabulary head (DESIGN, idea 3).
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ class ToolLLM(nn.Module):
         causal_lm, backend = load_backbone(config)
         if config.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        width = int(getattr(causal_lm.get_input_embeddings(), "embedding_dim"))  # noqa: B009  (typed as any Module)
         llm = attach_adapter(causal_lm, config)
-        width = causal_lm.get_input_embeddings().embedding_dim
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             projector = nn.Linear(config.encoder_dim, width, dtype=torch.float32)
         return cls(llm, projector, tokenizer, config, backend)
@@ -109,8 +109,9 @@ class ToolLLM(nn.Module):
         Every rank runs every trainable module whatever is in its batch, so collective operations always match.
 
         Args:
-            batch: input_ids [B, T], loss_position [L], loss_target [L], loss_weight [L], media_position [M], media [M, E];
-                for packs also position_ids [B, T] and subtree_end [B, T]: without these, rows are plain causal chains.
+            batch: input_ids [B, T], loss_position [L], loss_target [L], loss_weight [L], media_position [M], media
+                [M, E]; for packs also position_ids [B, T] and subtree_end [B, T]: without these, rows are plain
+                causal chains.
 
         Raises:
             InputError: for packs on a backbone that takes no position_ids or no 4-D mask.
@@ -177,14 +178,14 @@ class ToolLLM(nn.Module):
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unexpected:
             raise InputError(
-                f"these weights belong to another model config: missing {missing[:3]} ({len(missing)} in all), unexpected "
-                f"{unexpected[:3]} ({len(unexpected)} in all); use the config that they were trained with."
+                f"these weights belong to another model config: missing {missing[:3]} ({len(missing)} in all), "
+                f"unexpected {unexpected[:3]} ({len(unexpected)} in all); use the config that they were trained with."
             )
         for name, parameter in own.items():
             if parameter.shape != state[name].shape:
                 raise InputError(
-                    f"{name} has shape {tuple(state[name].shape)} in these weights and {tuple(parameter.shape)} in the model; "
-                    "use the config that they were trained with."
+                    f"{name} has shape {tuple(state[name].shape)} in these weights and {tuple(parameter.shape)} in "
+                    "the model; use the config that they were trained with."
                 )
         with torch.no_grad():
             for name, parameter in own.items():

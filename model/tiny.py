@@ -1,7 +1,7 @@
 """A small Llama with random weights and a tokenizer trained on the corpus, in Hugging Face form.
 
-It lets the whole path run on two CPU cores without a download, through the very code that loads Vicuna. It knows nothing, so
-the demo trains its embedding and head beside the adapter.
+It lets the whole path run on two CPU cores without a download, through the very code that loads Vicuna. It knows
+nothing, so the demo trains its embedding and head beside the adapter.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
@@ -51,7 +52,7 @@ def build_tiny_backbone(
     """
     out_dir = Path(out_dir)
     texts = list(texts)
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": hidden_size,
         "num_hidden_layers": n_layers,
         "num_attention_heads": n_heads,
@@ -69,9 +70,9 @@ def build_tiny_backbone(
         tokenizer.save_pretrained(partial)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=SPECIAL_TOKENS.index("<s>"),
+            eos_token_id=SPECIAL_TOKENS.index("</s>"),
+            pad_token_id=SPECIAL_TOKENS.index("<pad>"),
             tie_word_embeddings=False,
             **shape,
         )
@@ -102,7 +103,7 @@ def _train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFa
     )
 
 
-def _compute_fingerprint(texts: list[str], arguments: dict[str, int]) -> str:
+def _compute_fingerprint(texts: list[str], arguments: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode())
     for text in texts:
         data = text.encode()
