@@ -11,7 +11,7 @@ from data_pipeline.errors import InputError
 
 
 class ServeArgs(BaseModel):
-    """Arguments of `serve.app:build_app`; flat, so that `serve run serve.app:build_app bundle=... top_k=3` can set any."""
+    """Arguments of `serve.app:build_app`; flat, so that `serve run serve.app:build_app bundle=... top_k=3` can."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

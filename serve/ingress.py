@@ -26,6 +26,7 @@ from serve.schemas import (
     ErrorBody,
     Health,
     RankedToolEntry,
+    Ranking,
     RequestError,
     SelectAnswer,
     SelectQuery,
@@ -70,16 +71,16 @@ class SelectionService:
             raise RequestError("A modality is given, but no medium; attach one.", code="bad_field", param="modality")
         encoded = time.perf_counter()
         vector = None if medium is None else medium.vector
-        ranking = await _ask(self._predictor.select.remote(SelectQuery(instruction, vector, k)))
+        ranking: Ranking = await _ask(self._predictor.select.remote(SelectQuery(instruction, vector, k)))
         end = time.perf_counter()
-        p_unknown = next((tool.probability for tool in ranking if tool.tool_id == UNKNOWN_TOOL_ID), None)
         return SelectAnswer(
             tools=[
-                RankedToolEntry(probability=tool.probability, **asdict(self._catalog[tool.tool_id]))
-                for tool in ranking[:k]
+                RankedToolEntry(probability=probability, **asdict(self._catalog[tool_id]))
+                for tool_id, probability in ranking.tools[:k]
             ],
-            abstained=ranking[0].tool_id == UNKNOWN_TOOL_ID,
-            p_unknown=p_unknown,
+            abstained=ranking.tools[0][0] == UNKNOWN_TOOL_ID,
+            p_unknown=dict(ranking.tools).get(UNKNOWN_TOOL_ID),
+            instruction_cut=ranking.is_instruction_cut,
             modality="text" if medium is None else medium.modality,  # pyright: ignore[reportArgumentType]
             media_cached=medium is not None and medium.cached,
             bundle_revision=self._bundle_revision,

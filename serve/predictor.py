@@ -12,7 +12,9 @@ from model.bundle import load_bundle
 from model.decode import Prompt, RankedTool, top_k_tools
 from model.trie import CatalogTrie
 from serve.config import ServeArgs
-from serve.schemas import SelectQuery
+from serve.schemas import Ranking, SelectQuery
+
+_NO_BOUND = 2**31
 
 
 @ray_serve.deployment
@@ -31,27 +33,33 @@ class Predictor:
         self._rank.set_max_batch_size(args.max_batch_size)
         self._rank.set_batch_wait_timeout_s(args.batch_wait_timeout_s)
         # the first pass allocates and compiles; better before the replica is called ready than in a user's request
-        self._rank_blocking([(self._prompt(SelectQuery("warm up", None, 1)), 1)])
+        self._rank_blocking([(self._prompt(SelectQuery("warm up", None, 1), self._max_target_tokens), 1)])
 
-    async def select(self, query: SelectQuery) -> list[RankedTool]:
-        """The `query.k` likeliest tools in descending order, then `unknown` where it is not among them.
+    async def select(self, query: SelectQuery) -> Ranking:
+        """Rank the catalogue's tools.
 
         Raises:
             InputError: the question cannot be turned into a prompt.
         """
-        return await self._rank((self._prompt(query), query.k))
+        prompt = self._prompt(query, self._max_target_tokens)
+        whole = self._prompt(query, _NO_BOUND)
+        tools = await self._rank((prompt, query.k))
+        return Ranking(
+            tools=[(tool.tool_id, tool.probability) for tool in tools],
+            is_instruction_cut=len(prompt.prompt_ids) < len(whole.prompt_ids),
+        )
 
     async def describe(self) -> dict[str, object]:
         """What this replica runs; answered only when it can answer requests too."""
         return {"device": self._device, "tools": len(self._trie), "largest_batch": self._largest_batch}
 
-    def _prompt(self, query: SelectQuery) -> Prompt:
+    def _prompt(self, query: SelectQuery, max_target_tokens: int) -> Prompt:
         encoded = encode_question(
             self._mllm.tokenizer,
             query.instruction,
             query.vector is not None,
             (),
-            max_target_tokens=self._max_target_tokens,
+            max_target_tokens=max_target_tokens,
             reserve_tokens=self._reserve_tokens,
         )
         return Prompt(encoded.prompt_ids, query.vector)

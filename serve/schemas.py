@@ -15,7 +15,7 @@ from data_pipeline.errors import InputError
 
 MediaModality = Literal["image", "audio", "video"]
 
-_DATA_URL = re.compile(r"data:(?P<type>[-\w.+/]*)(?:;[-\w.+]+=[-\w.+\"]*)*;base64,", re.ASCII)
+_DATA_URL = re.compile(r"data:(?P<type>[-\w.+/]*)(?:;[-\w.+]+=[-\w.+\"]*)*;base64,", re.ASCII | re.IGNORECASE)
 
 
 class MediaPart(BaseModel):
@@ -57,6 +57,9 @@ class SelectAnswer(BaseModel):
     abstained: bool = Field(description="true where the first entry is `unknown`: none of the tools fits")
     p_unknown: float | None = Field(description="probability that none fits; null where the catalogue lacks `unknown`")
     modality: Literal["text", "image", "audio", "video"] = Field(description="of the medium that was seen")
+    instruction_cut: bool = Field(
+        description="true where the words were too many and the model saw only their beginning"
+    )
     media_cached: bool = Field(description="true where the medium had been encoded before")
     bundle_revision: str
     timing: Timing
@@ -107,6 +110,19 @@ class EncodedMedium:
     modality: str
     vector: np.ndarray
     cached: bool
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What the predictor deployment answers.
+
+    Attributes:
+        tools: (tool id, probability), likeliest first: the k best, then `unknown` where it is not among them.
+        is_instruction_cut: whether the end of the words was left out because they exceed the model's prompt.
+    """
+
+    tools: list[tuple[str, float]]
+    is_instruction_cut: bool
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ def sniff_modality(data: bytes, claimed: str | None) -> Modality:
         return available[0]
     if claimed not in available:
         raise RequestError(
-            f"The medium is {' and '.join(available)}, but the request calls it {claimed[:20]}; correct or omit modality.",
+            f"The medium is {' and '.join(available)}, but the request calls it {claimed[:20]}; "
+            "correct the modality or leave it out.",
             code="modality_mismatch",
             param="modality",
         )

@@ -1,0 +1,34 @@
+"""Serving arguments: strings from a command line become numbers, and every fault is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_pipeline.errors import InputError
+from serve.config import ServeArgs
+
+
+def test_strings_of_a_command_line_are_converted() -> None:
+    args = ServeArgs.parse({"bundle": "b", "top_k": "3", "num_gpus": "0.5", "max_pixels": "100"})
+    assert (args.top_k, args.num_gpus, args.max_pixels) == (3, 0.5, 100)
+    assert ServeArgs.parse(args) is args
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        ServeArgs.parse({"top_k": "0", "buendel": "b"})
+    message = str(caught.value)
+    assert "'bundle' is missing" in message
+    assert "'top_k' is '0'" in message
+    assert "'buendel' is unknown" in message
+    assert "max_upload_bytes" in message, "the valid names are listed"
+
+
+def test_replica_bounds_must_be_in_order() -> None:
+    with pytest.raises(InputError, match="max_replicas is 1, below min_replicas 2"):
+        ServeArgs.parse({"bundle": "b", "min_replicas": 2})
+
+
+def test_a_body_may_hold_the_largest_medium_in_base64() -> None:
+    args = ServeArgs.parse({"bundle": "b", "max_upload_bytes": 3000})
+    assert args.max_body_bytes >= 4000 + args.max_instruction_chars
