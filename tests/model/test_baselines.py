@@ -80,6 +80,12 @@ def test_media_decide_where_the_words_do_not() -> None:
     assert parse(knn_baseline(TRAIN, test, vectors)) == [["dehaze"]]
 
 
+def test_long_questions_are_no_nearer_for_being_long() -> None:
+    rambling = "photo " * 30 + "of a cat and of a dog and of a horse and of a cow and of a sheep"
+    train = [build_record(rambling, "long"), build_record("photo of a cat", "short")]
+    assert parse(knn_baseline(train, [build_record("a photo of the cat", "?")])) == [["short"]]
+
+
 def test_words_never_seen_still_get_an_answer() -> None:
     assert parse(knn_baseline(TRAIN, [build_record("!!! 雪", "?")]))[0][0] is not None
 
