@@ -21,8 +21,8 @@ class LeakAudit:
     Attributes:
         exact_pairs: ids of held-out records whose (instruction, medium) was seen.
         shared_media: ids of held-out records whose medium was seen, exact pairs included; never of text.
-        by_modality: numbers by modality: "checked", "exact_pairs", "shared_media", and the same as "released_*", where a
-            record counts as often as the source repeats its question.
+        by_modality: numbers by modality: "checked", "exact_pairs", "shared_media", and the same as "released_*", where
+            a record counts as often as the source repeats its question.
     """
 
     exact_pairs: tuple[str, ...]

@@ -34,7 +34,7 @@ def assign_splits(records: Sequence[ToolRecord], test_frac: float, val_frac: flo
     n_prescribed = sum(record.split != "" for record in records)
     if n_prescribed not in (0, len(records)):
         raise InputError(
-            f"{n_prescribed} of {len(records)} records prescribe a split and the others do not; give it for all or none."
+            f"{n_prescribed} of {len(records)} records prescribe a split and the others do not; give all or none."
         )
     if n_prescribed:
         splits = [record.split for record in records]

@@ -1,0 +1,292 @@
+"""The feature lake: what the frozen encoder says about every distinct medium, computed once (DESIGN idea 1).
+
+    <lake>/<encoder_id>/lake.json                 encoder id, vector width, stored dtype, date
+    <lake>/<encoder_id>/features/*.parquet        media_sha256, modality, vector
+    <lake>/<encoder_id>/quarantine/*.parquet      media_sha256, modality, reason: media that cannot be encoded
+
+Files appear whole, by renaming, so a killed pass leaves only finished work. A vector may be in two files (a pass was
+killed while files were merged); all copies are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.errors import InputError
+
+FEATURES = "features"
+QUARANTINE = "quarantine"
+LAKE_FILE = "lake.json"
+DTYPES = ("float16", "float32")
+MERGED_ROWS = 50_000  # merging stops at this size; fp16 vectors of width 1,024 then make files of about 100 MB
+_LIST_ATTEMPTS = 3  # another pass may merge files away between listing and reading
+
+_T = TypeVar("_T")
+
+
+class FeatureLake:
+    """The vectors of one encoder.
+
+    Attributes:
+        path: the encoder's folder in the lake.
+        encoder_id: its name, which bears a hash of its weights.
+        embed_dim: E, width of a vector.
+        dtype: as stored, "float16" or "float32".
+    """
+
+    def __init__(self, path: str | Path, encoder_id: str) -> None:
+        """Open what `create` made.
+
+        Raises:
+            InputError: there are no features of this encoder.
+        """
+        self.path = _encoder_folder(Path(path), encoder_id)
+        self.encoder_id = encoder_id
+        header = _read_header(self.path / LAKE_FILE, encoder_id)
+        self.embed_dim: int = header["embed_dim"]
+        self.dtype: str = header["dtype"]
+
+    @classmethod
+    def create(cls, path: str | Path, encoder_id: str, embed_dim: int, dtype: str) -> FeatureLake:
+        """Open the encoder's folder, making it if there is none.
+
+        Args:
+            path: root of the lake.
+            encoder_id: the encoder.
+            embed_dim: E.
+            dtype: "float16" or "float32".
+
+        Raises:
+            InputError: the lake holds vectors of another width or dtype under this name.
+        """
+        if dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r} of the feature lake must be one of {', '.join(DTYPES)}.")
+        folder = _encoder_folder(Path(path), encoder_id)
+        header_file = folder / LAKE_FILE
+        if not header_file.is_file():
+            for name in (FEATURES, QUARANTINE):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            header = {"encoder_id": encoder_id, "embed_dim": embed_dim, "dtype": dtype, "created": created}
+            partial = header_file.with_suffix(".partial")
+            partial.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, header_file)
+        lake = cls(path, encoder_id)
+        if (lake.embed_dim, lake.dtype) != (embed_dim, dtype):
+            raise InputError(
+                f"feature lake {folder} holds {lake.dtype} vectors of width {lake.embed_dim}, but {dtype} vectors of "
+                f"width {embed_dim} are to be written; use the lake's dtype, or another lake folder."
+            )
+        return lake
+
+    def known(self) -> set[str]:
+        """sha256 of every medium that has a vector."""
+        return set(self.modalities())
+
+    def modalities(self) -> dict[str, str]:
+        """Modality under which each medium was encoded, by sha256."""
+        return dict(self._rows(FEATURES, ("media_sha256", "modality")))
+
+    def quarantined(self) -> dict[str, str]:
+        """Why a medium could not be encoded, by sha256."""
+        return dict(self._rows(QUARANTINE, ("media_sha256", "reason")))
+
+    def load(self, sha256s: Sequence[str]) -> tuple[dict[str, int], np.ndarray]:
+        """The vectors of the media asked for.
+
+        Args:
+            sha256s: media; repeats and media without a vector are allowed.
+
+        Returns:
+            index: row of each medium that has a vector, in the order asked for.
+            matrix: float32 (N, E).
+        """
+        wanted = {sha256: row for row, sha256 in enumerate(dict.fromkeys(sha256s))}
+        vectors = np.zeros((len(wanted), self.embed_dim), np.float32)  # (N wanted, E)
+        is_found = np.zeros(len(wanted), bool)
+
+        def collect(table: pa.Table) -> None:
+            rows = np.array([wanted.get(sha256, -1) for sha256 in table["media_sha256"].to_pylist()], np.int64)
+            used = rows >= 0
+            vectors[rows[used]] = _to_matrix(table["vector"], self.embed_dim)[used]
+            is_found[rows[used]] = True
+
+        if wanted:
+            self._read_all(FEATURES, collect)
+        index = {sha256: row for sha256, row in wanted.items() if is_found[row]}
+        renumbered = {sha256: number for number, sha256 in enumerate(index)}
+        return renumbered, vectors[is_found]
+
+    def write_features(self, sha256s: Sequence[str], modality: str, vectors: np.ndarray) -> None:
+        """Add vectors (N, E) of N media as one file."""
+        if vectors.shape != (len(sha256s), self.embed_dim):
+            raise InputError(
+                f"the encoder gave vectors of shape {vectors.shape} for {len(sha256s)} media, but feature lake "
+                f"{self.path} holds vectors of width {self.embed_dim}; use another lake folder for another encoder."
+            )
+        if len(sha256s):
+            flat = pa.array(np.ascontiguousarray(vectors, dtype=self.dtype).reshape(-1))
+            columns = [
+                list(sha256s),
+                [modality] * len(sha256s),
+                pa.FixedSizeListArray.from_arrays(flat, self.embed_dim),
+            ]
+            self._write(FEATURES, pa.Table.from_arrays([pa.array(c) for c in columns], schema=self._feature_schema))
+
+    def write_quarantine(self, sha256s: Sequence[str], modality: str, reasons: Sequence[str]) -> None:
+        """Add media that cannot be encoded as one file."""
+        if len(sha256s):
+            columns = {"media_sha256": sha256s, "modality": [modality] * len(sha256s), "reason": reasons}
+            self._write(
+                QUARANTINE, pa.table({name: list(values) for name, values in columns.items()}, _QUARANTINE_SCHEMA)
+            )
+
+    def merge_files(self) -> None:
+        """Join small files, so that a lake of many passes stays quick to open. Does nothing to large ones."""
+        for kind in (FEATURES, QUARANTINE):
+            small = [(file, rows) for file in self._files(kind) if (rows := self._count_rows(file)) < MERGED_ROWS // 2]
+            while len(small) > 1:
+                group, n_rows = [], 0
+                while small and (not group or n_rows + small[0][1] <= MERGED_ROWS):
+                    file, rows = small.pop(0)
+                    group.append(file)
+                    n_rows += rows
+                if len(group) > 1:
+                    self._merge(kind, group)
+
+    @property
+    def _feature_schema(self) -> pa.Schema:
+        value = pa.float16() if self.dtype == "float16" else pa.float32()
+        return pa.schema(
+            [("media_sha256", pa.string()), ("modality", pa.string()), ("vector", pa.list_(value, self.embed_dim))]
+        )
+
+    def _schema(self, kind: str) -> pa.Schema:
+        return self._feature_schema if kind == FEATURES else _QUARANTINE_SCHEMA
+
+    def _files(self, kind: str) -> list[Path]:
+        return sorted((self.path / kind).glob("*.parquet"))
+
+    def _merge(self, kind: str, files: Sequence[Path]) -> None:
+        try:
+            table = pa.concat_tables([self._read(file, kind) for file in files])
+        except FileNotFoundError:  # another pass on the same lake is merging them
+            return
+        merged = self._write(kind, table)
+        for file in files:
+            if file != merged:
+                file.unlink(missing_ok=True)
+
+    def _write(self, kind: str, table: pa.Table) -> Path:
+        """Write under a name made from the media, so that the same work done twice is one file."""
+        name = hashlib.sha256("".join(table["media_sha256"].to_pylist()).encode()).hexdigest()[:24]
+        path = self.path / kind / f"part-{name}.parquet"
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+        return path
+
+    def _rows(self, kind: str, columns: tuple[str, str]) -> Iterator[tuple[str, str]]:
+        pairs: list[tuple[str, str]] = []
+        self._read_all(
+            kind,
+            lambda table: pairs.extend(zip(*(table[column].to_pylist() for column in columns), strict=True)),
+            columns,
+        )
+        return iter(pairs)
+
+    def _read_all(self, kind: str, visit: Callable[[pa.Table], None], columns: Sequence[str] | None = None) -> None:
+        """Visit every file's table once; begin again where another pass merges files meanwhile (visits may repeat)."""
+        for attempt in range(_LIST_ATTEMPTS):
+            try:
+                for file in self._files(kind):
+                    visit(self._read(file, kind, columns))
+                return
+            except FileNotFoundError:
+                if attempt == _LIST_ATTEMPTS - 1:
+                    raise
+
+    def _read(self, path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
+        def read() -> pa.Table:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                if file.schema_arrow != self._schema(kind):
+                    raise _damaged(path, f"its columns are not those of encoder {self.encoder_id!r}")
+                return file.read(columns=None if columns is None else list(columns))
+
+        return _guard(path, read)
+
+    def _count_rows(self, path: Path) -> int:
+        try:
+            return _guard(path, lambda: pq.read_metadata(path).num_rows)
+        except FileNotFoundError:  # merged away by another pass
+            return MERGED_ROWS
+
+
+_QUARANTINE_SCHEMA = pa.schema([("media_sha256", pa.string()), ("modality", pa.string()), ("reason", pa.string())])
+
+
+def _guard(path: Path, read: Callable[[], _T]) -> _T:
+    try:
+        return read()
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(
+        f"feature lake file {path} is damaged ({why}); delete it and run `embed` again: only its media are encoded."
+    )
+
+
+def _to_matrix(column: pa.ChunkedArray, embed_dim: int) -> np.ndarray:
+    """fixed_size_list column to (N, E) in its stored dtype."""
+    array = column.combine_chunks()
+    chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    matrices = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, embed_dim) for chunk in chunks]
+    return matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
+
+
+def _encoder_folder(path: Path, encoder_id: str) -> Path:
+    if not encoder_id or encoder_id in (".", "..") or any(c in "/\\\0" for c in encoder_id):
+        raise InputError(f"encoder id {encoder_id!r} cannot name a folder; it must not hold '/' or '\\'.")
+    return path.absolute() / encoder_id
+
+
+def _read_header(path: Path, encoder_id: str) -> dict[str, Any]:
+    if not path.is_file():
+        others = sorted(file.parent.name for file in path.parent.parent.glob(f"*/{LAKE_FILE}"))
+        raise InputError(
+            f"feature lake {path.parent.parent} has no features of encoder {encoder_id!r} (it has "
+            f"{', '.join(others) or 'none'}); run `embed` first, or correct the lake folder or the encoder."
+        )
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        is_sound = header["embed_dim"] > 0 and header["dtype"] in DTYPES
+        found_id = header["encoder_id"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete the folder {path.parent} and run `embed` again."
+        ) from error
+    if not is_sound or found_id != encoder_id:
+        raise InputError(
+            f"{path} describes encoder {found_id!r}, not {encoder_id!r}; delete the folder {path.parent} and run `embed` "
+            "again."
+        )
+    return header

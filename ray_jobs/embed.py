@@ -1,0 +1,397 @@
+"""Encode every distinct medium of a corpus once, into the feature lake (DESIGN idea 1).
+
+Ray Data: batches of files are decoded by parallel tasks and encoded by actors, which write their vectors as they go. A
+row of the dataset is a whole batch, planned by the driver, so tensors travel as one buffer without being cut or joined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayTaskError
+
+from data_pipeline.corpus import Corpus
+from data_pipeline.errors import InputError, MediaError
+from data_pipeline.feature_lake import FeatureLake
+from data_pipeline.media import load_media
+from data_pipeline.schema import Modality
+from data_pipeline.splits import SPLITS
+
+logger = logging.getLogger(__name__)
+
+# Forward passes of the vision or audio trunk that one medium costs: clips of its tensor (DESIGN 4.5).
+CLIPS = {Modality.IMAGE: 1, Modality.AUDIO: 3, Modality.VIDEO: 15}
+PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class _Medium:
+    sha256: str
+    modality: Modality
+    path: Path
+
+
+@dataclass
+class _Progress:
+    """Running totals of a pass, and when its batches were done."""
+
+    n_planned: int
+    started_s: float = field(default_factory=time.monotonic)
+    printed_s: float = field(default_factory=time.monotonic)
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    batches: list[tuple[float, int]] = field(default_factory=list)  # (end of the batch on the actor's clock, media)
+
+    def add(self, row: dict[str, Any]) -> None:
+        for key in ("encoded", "quarantined", "changed"):
+            self.counts[key] += row[key]
+        for key in ("decode_s", "encode_s", "write_s"):
+            self.seconds[key] += row[key]
+        self.batches.append((row["end_s"], row["encoded"]))
+
+    @property
+    def n_done(self) -> int:
+        return self.counts.total()
+
+    def render(self) -> str:
+        elapsed_s = time.monotonic() - self.started_s
+        rate = self.n_done / max(elapsed_s, 1e-9)
+        eta = f"{(self.n_planned - self.n_done) / rate:.0f}s" if self.n_done else "unknown"
+        return (
+            f"embed media={self.n_done}/{self.n_planned} per_s={rate:.1f} eta={eta} "
+            f"quarantined={self.counts['quarantined']}"
+        )
+
+    def rate_after_first_batch(self) -> float | None:
+        """Media per second between the end of the first batch and the end of the last; None for a single batch."""
+        ordered = sorted(self.batches)
+        if len(ordered) < 2 or ordered[-1][0] <= ordered[0][0]:
+            return None
+        return sum(n for _, n in ordered[1:]) / (ordered[-1][0] - ordered[0][0])
+
+
+def embed_corpus(
+    corpus: Corpus,
+    lake_path: str | Path,
+    encoder_name: str,
+    *,
+    dtype: str = "float16",
+    batch_size: int = 16,
+    num_actors: int = 1,
+    num_gpus: float = 0,
+    threads_per_actor: int = 1,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Encode the media of all splits that the lake lacks.
+
+    Args:
+        corpus: its media root must be readable by every node.
+        lake_path: root of the lake, on a file system that all nodes share.
+        encoder_name: as `model.encoders.load_encoder` takes it.
+        dtype: of the stored vectors.
+        batch_size: clips of one forward: an image is one, a sound three, a video fifteen.
+        num_actors: encoder replicas.
+        num_gpus: per actor; 0 = CPU.
+        threads_per_actor: torch threads of a CPU actor.
+        report: takes progress lines.
+
+    Returns:
+        encoder_id, embed_dim, media (distinct, with a hash), known, encoded, quarantined (now), quarantined_before,
+        changed (file no longer has its hash), without_file (records), seconds and rates.
+
+    Raises:
+        InputError: unknown encoder, damaged lake, or a lake of another encoder.
+    """
+    media, n_without_file = _distinct_media(corpus)
+    with _unwrapped_input_errors():
+        identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name))
+    lake = FeatureLake.create(lake_path, identity["encoder_id"], identity["embed_dim"], dtype)
+    known, quarantined = lake.modalities(), lake.quarantined()
+    _check_modalities(media, known, lake)
+    todo = [medium for medium in media if medium.sha256 not in known and medium.sha256 not in quarantined]
+    progress = _Progress(len(todo))
+    if todo:
+        report(f"embed encoder={lake.encoder_id} media={len(media)} to_encode={len(todo)} known={len(known)}")
+        actor = _ActorResources(num_actors, num_gpus, threads_per_actor)
+        with _unwrapped_input_errors():
+            for row in _stream_batches(
+                _plan(todo, batch_size), lake, lake_path, encoder_name, identity["recipe"], actor
+            ):
+                progress.add(row)
+                if time.monotonic() - progress.printed_s >= PROGRESS_EVERY_S:
+                    progress.printed_s = time.monotonic()
+                    report(progress.render())
+        lake.merge_files()
+        report(progress.render())
+    else:
+        report(
+            f"embed encoder={lake.encoder_id}: all {len(media)} media are in the lake or quarantined; nothing to encode"
+        )
+    return {
+        "encoder_id": lake.encoder_id,
+        "embed_dim": lake.embed_dim,
+        "media": len(media),
+        "known": sum(medium.sha256 in known for medium in media),
+        "encoded": progress.counts["encoded"],
+        "quarantined": progress.counts["quarantined"],
+        "quarantined_before": sum(medium.sha256 in quarantined for medium in media),
+        "changed": progress.counts["changed"],
+        "records_without_file": n_without_file,
+        "seconds": round(time.monotonic() - progress.started_s, 3),
+        "media_per_s_after_first_batch": progress.rate_after_first_batch(),
+        **{key: round(progress.seconds[key], 3) for key in ("decode_s", "encode_s", "write_s")},
+    }
+
+
+@dataclass(frozen=True)
+class _ActorResources:
+    num_actors: int
+    num_gpus: float
+    threads: int
+
+
+def _distinct_media(corpus: Corpus) -> tuple[list[_Medium], int]:
+    """Media by content, ordered by modality and first appearance; and how many records have no file."""
+    media: dict[str, _Medium] = {}
+    n_without_file = 0
+    for split in SPLITS:
+        table = corpus.table(split).select(["modality", "media_uri", "media_sha256"])
+        for row in table.to_pylist():
+            if not row["media_uri"]:
+                continue
+            if not row["media_sha256"] or corpus.media_root is None:
+                n_without_file += 1
+            elif row["media_sha256"] not in media:
+                path = corpus.media_root / row["media_uri"]
+                media[row["media_sha256"]] = _Medium(row["media_sha256"], Modality(row["modality"]), path)
+    order = list(Modality)
+    return sorted(media.values(), key=lambda medium: order.index(medium.modality)), n_without_file
+
+
+def _check_modalities(media: list[_Medium], known: dict[str, str], lake: FeatureLake) -> None:
+    for medium in media:
+        if known.get(medium.sha256, medium.modality.value) != medium.modality.value:
+            raise InputError(
+                f"{medium.path} is used as {medium.modality.value}, but feature lake {lake.path} holds it as "
+                f"{known[medium.sha256]}; use another lake folder for this corpus."
+            )
+
+
+def _plan(media: list[_Medium], batch_size: int) -> list[pa.Table]:
+    """Batches of one modality each, as tables of one row."""
+    tables = []
+    for modality, clips in CLIPS.items():
+        group = [medium for medium in media if medium.modality is modality]
+        size = max(1, batch_size // clips)
+        for start in range(0, len(group), size):
+            batch = group[start : start + size]
+            tables.append(
+                pa.table(
+                    {
+                        "modality": [modality.value],
+                        "sha256": [[medium.sha256 for medium in batch]],
+                        "path": [[str(medium.path) for medium in batch]],
+                    }
+                )
+            )
+    return tables
+
+
+def _stream_batches(
+    plan: list[pa.Table],
+    lake: FeatureLake,
+    lake_path: str | Path,
+    encoder_name: str,
+    recipe: str,
+    resources: _ActorResources,
+) -> Iterator[dict[str, Any]]:
+    """Run the pipeline and yield the numbers of each batch as it is done."""
+    is_small = ray.cluster_resources().get("CPU", 1) < 2  # one logical CPU has to hold a task and an actor
+    actor_cpus = 0.5 if is_small or resources.num_gpus else 1
+    with _quiet_ray_data():
+        done = (
+            ray.data.from_arrow(plan)
+            .map_batches(_DecodeBatch(recipe), batch_format="pyarrow", batch_size=None, num_cpus=0.5 if is_small else 1)
+            .map_batches(
+                EncodeBatch,
+                fn_constructor_kwargs={
+                    "encoder_name": encoder_name,
+                    "lake_path": str(lake_path),
+                    "encoder_id": lake.encoder_id,
+                    "threads": resources.threads,
+                    "use_gpu": resources.num_gpus > 0,
+                },
+                batch_format="pyarrow",
+                batch_size=None,
+                compute=ray.data.ActorPoolStrategy(size=resources.num_actors),
+                num_cpus=actor_cpus,
+                num_gpus=resources.num_gpus or None,
+            )
+        )
+        yield from done.iter_rows()
+
+
+class _DecodeBatch:
+    """Read and decode the files of a batch. Picklable function object, so that Ray Data runs it as tasks."""
+
+    def __init__(self, recipe: str) -> None:
+        self._recipe = recipe
+        self.__name__ = "decode_media"  # Ray Data names the stage after it
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row of (modality, sha256, path) to one row with the decoded tensor and the faults."""
+        started_s = time.perf_counter()
+        row = batch.to_pylist()[0]
+        modality = Modality(row["modality"])
+        arrays, sha256s, faults, changed = [], [], {}, 0
+        for sha256, path in zip(row["sha256"], row["path"], strict=True):
+            try:
+                content = Path(path).read_bytes()
+            except OSError:
+                changed += 1
+                continue
+            if hashlib.sha256(content).hexdigest() != sha256:
+                changed += 1
+                continue
+            try:
+                arrays.append(load_media(modality, content, self._recipe))
+                sha256s.append(sha256)
+            except MediaError as error:
+                faults[sha256] = str(error)
+        tensor = np.stack(arrays) if arrays else np.zeros((0,), np.float32)  # (B, ...) float32
+        return pa.table(
+            {
+                "modality": [row["modality"]],
+                "sha256": [sha256s],
+                "faults": [json.dumps(faults)],
+                "changed": [changed],
+                "shape": [list(tensor.shape)],
+                "tensor": _to_binary(tensor),
+                "decode_s": [time.perf_counter() - started_s],
+            }
+        )
+
+
+class EncodeBatch:
+    """Ray Data actor: encodes decoded batches and writes vectors and faults to the lake."""
+
+    def __init__(self, encoder_name: str, lake_path: str, encoder_id: str, threads: int, use_gpu: bool) -> None:
+        import torch
+
+        from model.encoders import load_encoder
+
+        if not use_gpu:
+            torch.set_num_threads(threads)
+        self._device = "cuda" if use_gpu else "cpu"
+        self._encoder = load_encoder(encoder_name, device=self._device)
+        self._lake = FeatureLake(lake_path, encoder_id)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row from `_DecodeBatch` to one row of numbers."""
+        import torch
+
+        started_s = time.perf_counter()
+        meta = batch.drop_columns(["tensor"]).to_pylist()[0]
+        modality, sha256s, faults = meta["modality"], meta["sha256"], json.loads(meta["faults"])
+        n_encoded = 0
+        encode_s = 0.0
+        if sha256s:
+            array = _from_binary(batch["tensor"], meta["shape"])  # (B, ...) float32, a view of the object store
+            with torch.inference_mode():
+                vectors = self._encoder.encode(modality, torch.from_numpy(array).to(self._device))  # (B, E)
+            matrix = vectors.float().cpu().numpy()
+            encode_s = time.perf_counter() - started_s
+            is_finite = np.isfinite(matrix.astype(self._lake.dtype)).all(axis=1)
+            faults |= {sha256s[i]: "the encoder gave a vector that is not finite" for i in np.flatnonzero(~is_finite)}
+            kept = np.flatnonzero(is_finite)
+            self._lake.write_features([sha256s[i] for i in kept], modality, matrix[kept])
+            n_encoded = len(kept)
+        self._lake.write_quarantine(list(faults), modality, list(faults.values()))
+        return pa.table(
+            {
+                "encoded": [n_encoded],
+                "quarantined": [len(faults)],
+                "changed": [meta["changed"]],
+                "decode_s": [meta["decode_s"]],
+                "encode_s": [encode_s],
+                "write_s": [time.perf_counter() - started_s - encode_s],
+                "end_s": [time.time()],
+            }
+        )
+
+
+def _to_binary(tensor: np.ndarray) -> pa.Array:
+    """A column of one value: the bytes of a contiguous array, without a copy."""
+    data = pa.py_buffer(tensor)
+    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _from_binary(column: pa.ChunkedArray, shape: list[int]) -> np.ndarray:
+    return np.frombuffer(column.chunk(0)[0].as_buffer(), np.float32).reshape(shape)
+
+
+def _describe_encoder(encoder_name: str) -> dict[str, Any]:
+    """Runs as a task: the driver needs the encoder's identity, not the encoder."""
+    from model.encoders import load_encoder
+
+    encoder = load_encoder(encoder_name, device="cpu")
+    return {"encoder_id": encoder.encoder_id, "embed_dim": encoder.embed_dim, "recipe": encoder.recipe}
+
+
+@contextmanager
+def _unwrapped_input_errors() -> Iterator[None]:
+    """Raise the InputError of a worker as itself."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+
+
+@contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Our own progress line replaces Ray Data's bars and start-up log."""
+    context = ray.data.DataContext.get_current()
+    before = (context.enable_progress_bars, context.print_on_execution_start)
+    data_logger = logging.getLogger("ray.data")
+    level = data_logger.level
+    context.enable_progress_bars = context.print_on_execution_start = False
+    data_logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
+        data_logger.setLevel(level)
+
+
+def run(spec: Any) -> dict[str, Any]:
+    """The job `embed` of a run config."""
+    from ray_jobs.cluster import connect
+
+    connect(spec.ray)
+    options = spec.embed
+    return embed_corpus(
+        Corpus.open(spec.corpus_dir),
+        spec.lake_path,
+        options.encoder,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        num_actors=options.num_actors,
+        num_gpus=options.num_gpus,
+        threads_per_actor=options.threads_per_actor,
+    )
