@@ -66,7 +66,7 @@ def build_tiny_backbone(
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", suffix=".partial", dir=out_dir.parent))
     try:
-        tokenizer = _train_tokenizer(texts, vocab_size)
+        tokenizer = build_tokenizer(texts, vocab_size)
         tokenizer.save_pretrained(partial)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
@@ -87,7 +87,8 @@ def build_tiny_backbone(
     return out_dir
 
 
-def _train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer: nothing is out of its vocabulary, and decoding gives the text back."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         texts, vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
