@@ -117,6 +117,12 @@ def decode_audio(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> t
                 blocks.append(block.to_ndarray())  # [channels,samples]
                 count += block.samples
             check_duration(count / rate_hz, name, limits)
+            channels = frame.layout.nb_channels
+            if count * channels > limits.max_samples:
+                raise MediaError(
+                    f"{name} has more than {limits.max_samples:,} samples over its {channels} channels, which is the most "
+                    "allowed; cut it or mix it down first."
+                )
         blocks += [block.to_ndarray() for block in _flush(converter)] if blocks else []
     if count == 0:
         raise MediaError(f"{name} contains no sound: its track has zero samples.")

@@ -38,11 +38,13 @@ class MediaLimits:
         max_pixels: width times height of an image or a video frame, before and after resizing.
         max_duration_s: length of a sound or a video.
         max_bytes: size of the file.
+        max_samples: samples of a sound over all channels, which sit in memory at four bytes each.
     """
 
     max_pixels: int = 50_000_000
     max_duration_s: float = 600.0
     max_bytes: int = 256 * 2**20
+    max_samples: int = 200_000_000
 
 
 DEFAULT_LIMITS = MediaLimits()

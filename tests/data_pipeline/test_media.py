@@ -183,7 +183,7 @@ def test_the_right_frames_come_out_of_every_container(codec: str, container: str
     frames, clips = media_video.sample_frames(data)
     assert clips == [(0, 49), (10, 59), (20, 69), (30, 79), (40, 89)]
     assert sorted(frames) == [0, 10, 20, 30, 40, 49, 59, 69, 79, 89]
-    with av.open(io.BytesIO(data)) as reader:
+    with av.open(io.BytesIO(data), "r") as reader:
         every = [frame.to_ndarray(format="rgb24") for frame in reader.decode(video=0)]
     for number, frame in frames.items():
         assert np.array_equal(frame, every[number]), number
@@ -313,6 +313,12 @@ def test_samples_that_are_no_numbers_are_refused() -> None:
         (load_image, "dog_image.jpg", MediaLimits(max_pixels=500_000), "640 x 848 has 542,720 pixels"),
         (load_audio, "bird_audio.wav", MediaLimits(max_duration_s=4.9), r"lasts 5\.0 s"),
         (load_audio, "bird_audio.wav", MediaLimits(max_bytes=1000), "at most 1,000 are allowed"),
+        (
+            load_audio,
+            "bird_audio.wav",
+            MediaLimits(max_samples=400_000),
+            "more than 400,000 samples over its 2 channels",
+        ),
         (load_video, "dog_pan.mp4", MediaLimits(max_duration_s=3.9), r"lasts 4\.0 s"),
         (load_video, "dog_pan.mp4", MediaLimits(max_pixels=70_000), "320 x 240 has 76,800 pixels"),
         (load_video, "dog_pan.mp4", MediaLimits(max_bytes=1000), "at most 1,000 are allowed"),
