@@ -120,8 +120,8 @@ def decode_audio(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> t
             channels = frame.layout.nb_channels
             if count * channels > limits.max_samples:
                 raise MediaError(
-                    f"{name} has more than {limits.max_samples:,} samples over its {channels} channels, which is the most "
-                    "allowed; cut it or mix it down first."
+                    f"{name} has more than {limits.max_samples:,} samples over its {channels} channels, the most that "
+                    "is allowed; cut it or mix it down first."
                 )
         blocks += [block.to_ndarray() for block in _flush(converter)] if blocks else []
     if count == 0:
