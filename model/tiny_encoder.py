@@ -1,0 +1,252 @@
+"""Pre-training of the tiny ImageBind that ships with the code.
+
+    python -m model.tiny_encoder --out model/weights --seed 0
+
+The demo needs a frozen encoder that sees and hears, and no hub stands in the way. This job renders its own media with
+the renderers of ToolMM-mini, from another seed stream than any corpus, and trains our ImageBind at tiny size to tell
+the kinds of media apart. Each tower gets one softmax over all of its kinds on top of the unit-length embedding (cosine
+logits), so that kinds become linearly separable in exactly the vector that `ImageBind.encode` returns. The classifier
+is thrown away afterwards.
+
+Most steps see a random part of the patches only (as in masked auto-encoders, He et al. 2021), which is several times
+faster; the last ones see all, as inference does. Letters: B batch, N tokens, D tower width, E embedding width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data_pipeline.media import load_media
+from data_pipeline.schema import Modality
+from data_pipeline.toolmm_mini.media_files import MEDIA_KINDS, render_media, seeded_generator
+from model.imagebind import ImageBind, ImageBindConfig
+
+logger = logging.getLogger(__name__)
+
+TINY_CONFIG = ImageBindConfig(
+    out_embed_dim=128,
+    vision_embed_dim=128,
+    vision_num_blocks=4,
+    vision_num_heads=4,
+    audio_embed_dim=96,
+    audio_num_blocks=3,
+    audio_num_heads=4,
+    modalities=("vision", "audio"),
+)
+WEIGHTS_NAME = "tiny_imagebind.safetensors"
+CONFIG_NAME = "tiny_imagebind.json"
+
+LOGIT_SCALE = 16.0  # cosine logits need a factor; 16 separates some 40 classes without saturating
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 0.05
+LABEL_SMOOTHING = 0.05
+
+
+@dataclass(frozen=True)
+class PretrainBudget:
+    """How much is rendered and trained.
+
+    Attributes:
+        pictures, sounds, clips: media per kind.
+        vision_steps, audio_steps: optimizer steps of each tower.
+        batch_size: media per step.
+        kept_patches: patches that a step sees, out of some 250.
+        full_frac: share of the steps, at the end, that see all patches.
+    """
+
+    pictures: int = 70
+    sounds: int = 50
+    clips: int = 40
+    vision_steps: int = 900
+    audio_steps: int = 350
+    batch_size: int = 32
+    kept_patches: int = 64
+    full_frac: float = 0.08
+
+
+@dataclass(frozen=True)
+class MediaPool:
+    """Rendered media of one modality.
+
+    Attributes:
+        media: float16, (n, views, ...): the views of one medium differ in crop (video) or start (audio).
+        labels: int64 (n,), index into `kinds`.
+        kinds: names of the classes.
+    """
+
+    media: Tensor
+    labels: Tensor
+    kinds: tuple[str, ...]
+
+
+def render_pool(modality: Modality, per_kind: int, seed: int, stream: str = "pretraining") -> MediaPool:
+    """Render `per_kind` media of every kind and load them exactly as the product does.
+
+    Args:
+        modality: image, audio or video.
+        per_kind: media per kind.
+        seed: of the job.
+        stream: name of the seed stream; a corpus uses others, so no medium is ever shared with one.
+
+    Returns:
+        views: image (n, 1, 3, 224, 224), audio (n, 3, 1, 128, 204), video (n, 3, 3, 2, 224, 224).
+    """
+    media, labels = [], []
+    kinds = MEDIA_KINDS[modality]
+    for label, kind in enumerate(kinds):
+        for index in range(per_kind):
+            data = render_media(modality, kind, seeded_generator(stream, seed, kind, index))
+            loaded = load_media(modality, data)
+            # The views of a sound are its three clips, those of a video the three crops of its first clip.
+            views = loaded[None] if modality is Modality.IMAGE else loaded[:3]
+            media.append(torch.from_numpy(views.astype(np.float16)))
+            labels.append(label)
+        logger.info("rendered=%s count=%d", kind, per_kind)
+    return MediaPool(torch.stack(media), torch.tensor(labels), kinds)
+
+
+def embed_tokens(encoder: ImageBind, tower: str, x: Tensor, kept_patches: int | None, rng: torch.Generator) -> Tensor:
+    """Embed single clips, from a random subset of the patches if asked for.
+
+    Args:
+        encoder: the model under training.
+        tower: "vision" or "audio".
+        x: one clip each, (B,3,2,224,224) or (B,1,128,204).
+        kept_patches: number of patches that stay, the same ones in the whole batch; None keeps all.
+        rng: draws them.
+
+    Returns:
+        (B, E) unit vectors; with all patches what `encode` gives for one clip.
+    """
+    tokens = encoder.modality_preprocessors[tower](x)  # [B,1+N,D]
+    if kept_patches is not None and kept_patches < tokens.shape[1] - 1:
+        kept = 1 + torch.randperm(tokens.shape[1] - 1, generator=rng)[:kept_patches]
+        tokens = torch.cat([tokens[:, :1], tokens[:, kept]], dim=1)  # [B,1+kept,D]
+    pooled = encoder.modality_heads[tower](encoder.modality_trunks[tower](tokens))  # [B,E]
+    return F.normalize(pooled, dim=-1)
+
+
+def _draw_vision(pools: list[MediaPool], batch_size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A batch of pictures and clips (B,3,2,224,224) with labels over both; mirrored and reversed in time at random."""
+    pictures, clips = pools
+    n_clips = batch_size * 2 // 5
+    rows = torch.randint(len(pictures.labels), (batch_size - n_clips,), generator=rng)
+    clip_rows = torch.randint(len(clips.labels), (n_clips,), generator=rng)
+    views = torch.randint(clips.media.shape[1], (n_clips,), generator=rng)
+    still = pictures.media[rows, 0].unsqueeze(2).expand(-1, -1, 2, -1, -1)
+    x = torch.cat([still, clips.media[clip_rows, views]]).float()  # [B,3,2,224,224]
+    labels = torch.cat([pictures.labels[rows], clips.labels[clip_rows] + len(pictures.kinds)])
+    if torch.rand((), generator=rng) < 0.5:
+        x = x.flip(-1)
+    if torch.rand((), generator=rng) < 0.5:
+        x = x.flip(2)
+    return x, labels
+
+
+def _draw_audio(pools: list[MediaPool], batch_size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A batch of spectrograms (B,1,128,204) with labels."""
+    (sounds,) = pools
+    rows = torch.randint(len(sounds.labels), (batch_size,), generator=rng)
+    views = torch.randint(sounds.media.shape[1], (batch_size,), generator=rng)
+    return sounds.media[rows, views].float(), sounds.labels[rows]
+
+
+def train_tower(
+    encoder: ImageBind, tower: str, pools: list[MediaPool], steps: int, budget: PretrainBudget, seed: int
+) -> list[float]:
+    """Train one tower in place.
+
+    Args:
+        encoder: holds the tower.
+        tower: "vision" (pools: pictures, clips) or "audio" (pools: sounds).
+        pools: what it learns to tell apart.
+        steps: optimizer steps.
+        budget: batch size and patches.
+        seed: of draws and of the thrown-away classifier.
+
+    Returns:
+        the loss of every step.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    classes = sum(len(pool.kinds) for pool in pools)
+    classifier = nn.Parameter(torch.randn(classes, encoder.config.out_embed_dim, generator=rng))  # [classes,E]
+    modules = (encoder.modality_preprocessors[tower], encoder.modality_trunks[tower], encoder.modality_heads[tower])
+    parameters = [classifier, *(p for module in modules for p in module.parameters())]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
+    warmup = max(1, steps // 20)
+
+    def rate(step: int) -> float:
+        return min((step + 1) / warmup, 0.5 * (1 + np.cos(np.pi * step / steps)) + 0.01)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    losses, started = [], time.monotonic()
+    for step in range(steps):
+        x, labels = (_draw_vision if tower == "vision" else _draw_audio)(pools, budget.batch_size, rng)
+        kept = None if step >= steps * (1 - budget.full_frac) else budget.kept_patches
+        unit = embed_tokens(encoder, tower, x, kept, rng)
+        logits = LOGIT_SCALE * unit @ F.normalize(classifier, dim=-1).T  # [B,classes]
+        loss = F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if step % 50 == 49 or step == steps - 1:
+            hits = (logits.argmax(dim=-1) == labels).float().mean().item()
+            logger.info(
+                "tower=%s step=%d/%d loss=%.3f accuracy=%.2f elapsed_s=%.0f",
+                tower, step + 1, steps, float(np.mean(losses[-50:])), hits, time.monotonic() - started,
+            )  # fmt: skip
+    return losses
+
+
+def pretrain(seed: int, budget: PretrainBudget, config: ImageBindConfig = TINY_CONFIG) -> ImageBind:
+    """Render, build and train; the same arguments give the same weights on the same machine."""
+    torch.manual_seed(seed)
+    encoder = ImageBind(config)
+    sounds = render_pool(Modality.AUDIO, budget.sounds, seed)
+    train_tower(encoder, "audio", [sounds], budget.audio_steps, budget, seed)
+    pictures = render_pool(Modality.IMAGE, budget.pictures, seed)
+    clips = render_pool(Modality.VIDEO, budget.clips, seed)
+    train_tower(encoder, "vision", [pictures, clips], budget.vision_steps, budget, seed)
+    return encoder
+
+
+def save_encoder(encoder: ImageBind, out_dir: Path) -> None:
+    """Write `WEIGHTS_NAME` (float16) and `CONFIG_NAME` into `out_dir`; each appears only when complete."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().to(torch.float16).contiguous() for key, value in encoder.state_dict().items()}
+    partial = out_dir / (WEIGHTS_NAME + ".partial")
+    save_file(state, partial)
+    os.replace(partial, out_dir / WEIGHTS_NAME)
+    partial = out_dir / (CONFIG_NAME + ".partial")
+    partial.write_text(json.dumps(asdict(encoder.config), indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, out_dir / CONFIG_NAME)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pre-train the tiny ImageBind on rendered media.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the config")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    save_encoder(pretrain(arguments.seed, PretrainBudget()), arguments.out)
+
+
+if __name__ == "__main__":
+    main()
