@@ -55,6 +55,7 @@ class PrepareOptions(BaseModel):
     catalog: Path | None = None  # jsonl: catalog.jsonl or one tool id a line; None = beside the records
     size: str = "small"  # toolmm-mini: how much to generate
     test_frac: float = Field(0.2, gt=0, lt=1)  # of each modality's questions, where the source prescribes no test split
+    resplit: bool = False  # ignore the splits that the source prescribes: 8:2 so that no test tool is unseen in training
     val_frac: float = Field(0.05, ge=0, lt=1)  # of the training questions, where the source prescribes no val split
     leak: Literal["report", "drop"] = "report"  # drop = remove test questions whose pair or medium is in train or val
     missing_media: Literal["keep", "drop", "error"] = "keep"  # records whose file is absent: keep = without a hash
@@ -204,6 +205,8 @@ def _dedupe(cleaning: _Cleaning) -> None:
 
 
 def _split(records: Sequence[ToolRecord], options: PrepareOptions, seed: int) -> dict[str, list[ToolRecord]]:
+    if options.resplit:
+        records = [replace(record, split="") for record in records]
     splits = assign_splits(records, options.test_frac, options.val_frac, seed)
     by_split: dict[str, list[ToolRecord]] = {split: [] for split in SPLITS}
     for record, split in zip(records, splits, strict=True):

@@ -1,4 +1,4 @@
-"""`python -m ray_jobs VERB`: parse, validate, launch. Human-readable output first, then one JSON object as the last line."""
+"""`python -m ray_jobs VERB`: parse, validate, launch. A table for people first, then one JSON object as the last line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ VERBS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ray_jobs", description="Train and serve multimodal tool agents on Ray.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ray_jobs", description="Train and serve multimodal tool agents on Ray."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, help_text in VERBS.items():
         subparser = verbs.add_parser(verb, help=help_text, description=help_text)

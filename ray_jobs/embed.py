@@ -6,8 +6,7 @@ row of the dataset is a whole batch, planned by the driver, so tensors travel as
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 import logging
 import time
 from collections import Counter
@@ -17,18 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
 from data_pipeline.corpus import Corpus
-from data_pipeline.errors import InputError, MediaError
+from data_pipeline.errors import InputError
 from data_pipeline.feature_lake import FeatureLake
-from data_pipeline.media import load_media
 from data_pipeline.schema import Modality
 from data_pipeline.splits import SPLITS
+from ray_jobs.embed_stages import EncodeBatch, decode_batch
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +114,9 @@ def embed_corpus(
         InputError: unknown encoder, damaged lake, or a lake of another encoder.
     """
     media, n_without_file = _distinct_media(corpus)
+    if Path(encoder_name).is_dir():  # workers may have another working directory
+        encoder_name = str(Path(encoder_name).absolute())
+    lake_path = Path(lake_path).absolute()
     with _unwrapped_input_errors():
         identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name))
     lake = FeatureLake.create(lake_path, identity["encoder_id"], identity["embed_dim"], dtype)
@@ -218,13 +219,18 @@ def _stream_batches(
     recipe: str,
     resources: _ActorResources,
 ) -> Iterator[dict[str, Any]]:
-    """Run the pipeline and yield the numbers of each batch as it is done."""
-    is_small = ray.cluster_resources().get("CPU", 1) < 2  # one logical CPU has to hold a task and an actor
-    actor_cpus = 0.5 if is_small or resources.num_gpus else 1
+    """Run the pipeline and yield the numbers of each batch as it is done.
+
+    On CPUs both stages claim the same resources, so Ray Data fuses them into the actor: tensors never leave it, and its
+    extra concurrent calls decode the next batches while one encodes. With a GPU, all of the cluster's CPUs decode.
+    """
+    use_gpu = resources.num_gpus > 0
     with _quiet_ray_data():
         done = (
             ray.data.from_arrow(plan)
-            .map_batches(_DecodeBatch(recipe), batch_format="pyarrow", batch_size=None, num_cpus=0.5 if is_small else 1)
+            .map_batches(
+                functools.partial(decode_batch, recipe=recipe), batch_format="pyarrow", batch_size=None, num_cpus=1
+            )
             .map_batches(
                 EncodeBatch,
                 fn_constructor_kwargs={
@@ -232,116 +238,20 @@ def _stream_batches(
                     "lake_path": str(lake_path),
                     "encoder_id": lake.encoder_id,
                     "threads": resources.threads,
-                    "use_gpu": resources.num_gpus > 0,
+                    "use_gpu": use_gpu,
                 },
                 batch_format="pyarrow",
                 batch_size=None,
-                compute=ray.data.ActorPoolStrategy(size=resources.num_actors),
-                num_cpus=actor_cpus,
+                compute=ray.data.ActorPoolStrategy(
+                    size=resources.num_actors,
+                    max_concurrent_calls_per_actor=2 if use_gpu else 1 + resources.threads,
+                    enable_true_multi_threading=True,
+                ),
+                num_cpus=1,
                 num_gpus=resources.num_gpus or None,
             )
         )
         yield from done.iter_rows()
-
-
-class _DecodeBatch:
-    """Read and decode the files of a batch. Picklable function object, so that Ray Data runs it as tasks."""
-
-    def __init__(self, recipe: str) -> None:
-        self._recipe = recipe
-        self.__name__ = "decode_media"  # Ray Data names the stage after it
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row of (modality, sha256, path) to one row with the decoded tensor and the faults."""
-        started_s = time.perf_counter()
-        row = batch.to_pylist()[0]
-        modality = Modality(row["modality"])
-        arrays, sha256s, faults, changed = [], [], {}, 0
-        for sha256, path in zip(row["sha256"], row["path"], strict=True):
-            try:
-                content = Path(path).read_bytes()
-            except OSError:
-                changed += 1
-                continue
-            if hashlib.sha256(content).hexdigest() != sha256:
-                changed += 1
-                continue
-            try:
-                arrays.append(load_media(modality, content, self._recipe))
-                sha256s.append(sha256)
-            except MediaError as error:
-                faults[sha256] = str(error)
-        tensor = np.stack(arrays) if arrays else np.zeros((0,), np.float32)  # (B, ...) float32
-        return pa.table(
-            {
-                "modality": [row["modality"]],
-                "sha256": [sha256s],
-                "faults": [json.dumps(faults)],
-                "changed": [changed],
-                "shape": [list(tensor.shape)],
-                "tensor": _to_binary(tensor),
-                "decode_s": [time.perf_counter() - started_s],
-            }
-        )
-
-
-class EncodeBatch:
-    """Ray Data actor: encodes decoded batches and writes vectors and faults to the lake."""
-
-    def __init__(self, encoder_name: str, lake_path: str, encoder_id: str, threads: int, use_gpu: bool) -> None:
-        import torch
-
-        from model.encoders import load_encoder
-
-        if not use_gpu:
-            torch.set_num_threads(threads)
-        self._device = "cuda" if use_gpu else "cpu"
-        self._encoder = load_encoder(encoder_name, device=self._device)
-        self._lake = FeatureLake(lake_path, encoder_id)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row from `_DecodeBatch` to one row of numbers."""
-        import torch
-
-        started_s = time.perf_counter()
-        meta = batch.drop_columns(["tensor"]).to_pylist()[0]
-        modality, sha256s, faults = meta["modality"], meta["sha256"], json.loads(meta["faults"])
-        n_encoded = 0
-        encode_s = 0.0
-        if sha256s:
-            array = _from_binary(batch["tensor"], meta["shape"])  # (B, ...) float32, a view of the object store
-            with torch.inference_mode():
-                vectors = self._encoder.encode(modality, torch.from_numpy(array).to(self._device))  # (B, E)
-            matrix = vectors.float().cpu().numpy()
-            encode_s = time.perf_counter() - started_s
-            is_finite = np.isfinite(matrix.astype(self._lake.dtype)).all(axis=1)
-            faults |= {sha256s[i]: "the encoder gave a vector that is not finite" for i in np.flatnonzero(~is_finite)}
-            kept = np.flatnonzero(is_finite)
-            self._lake.write_features([sha256s[i] for i in kept], modality, matrix[kept])
-            n_encoded = len(kept)
-        self._lake.write_quarantine(list(faults), modality, list(faults.values()))
-        return pa.table(
-            {
-                "encoded": [n_encoded],
-                "quarantined": [len(faults)],
-                "changed": [meta["changed"]],
-                "decode_s": [meta["decode_s"]],
-                "encode_s": [encode_s],
-                "write_s": [time.perf_counter() - started_s - encode_s],
-                "end_s": [time.time()],
-            }
-        )
-
-
-def _to_binary(tensor: np.ndarray) -> pa.Array:
-    """A column of one value: the bytes of a contiguous array, without a copy."""
-    data = pa.py_buffer(tensor)
-    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
-
-
-def _from_binary(column: pa.ChunkedArray, shape: list[int]) -> np.ndarray:
-    return np.frombuffer(column.chunk(0)[0].as_buffer(), np.float32).reshape(shape)
 
 
 def _describe_encoder(encoder_name: str) -> dict[str, Any]:

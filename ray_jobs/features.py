@@ -1,0 +1,77 @@
+"""What training and evaluation read: questions whose medium, if any, has a vector in the feature lake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.corpus_files import Corpus
+from data_pipeline.errors import InputError
+from data_pipeline.feature_lake import FeatureLake
+from data_pipeline.schema import ToolRecord
+from ray_jobs.config import RunSpec
+
+EMBED_FILE = "embed.json"  # which encoder made the run's vectors; `embed` writes it
+
+
+@dataclass(frozen=True)
+class MediaVectors:
+    """The vectors of a corpus.
+
+    Attributes:
+        encoder_id: what made them; "" for a corpus without usable media.
+        rows: media_sha256 -> row of `matrix`.
+        matrix: float16 or float32 [N, E].
+    """
+
+    encoder_id: str
+    rows: dict[str, int]
+    matrix: np.ndarray
+
+    def has(self, record: ToolRecord) -> bool:
+        """Whether the record can be used: it is text, or its medium has a vector."""
+        return not record.has_media or record.media_sha256 in self.rows
+
+    def get(self, record: ToolRecord) -> np.ndarray | None:
+        """float32 [E], or None for text."""
+        if not record.has_media:
+            return None
+        return self.matrix[self.rows[record.media_sha256]].astype(np.float32)
+
+
+def save_embed_info(run_dir: Path, encoder_id: str, catalog_hash: str) -> None:
+    (run_dir / EMBED_FILE).write_text(json.dumps({"encoder_id": encoder_id, "catalog_hash": catalog_hash}) + "\n")
+
+
+def load_media_vectors(spec: RunSpec, corpus: Corpus, records: Iterable[ToolRecord]) -> MediaVectors:
+    """Load the vectors of the records' media. Media without one (absent file, quarantined) are simply not in it.
+
+    Raises:
+        InputError: the records have media files, but `embed` has not run on this corpus.
+    """
+    hashes = sorted({record.media_sha256 for record in records if record.media_sha256})
+    if not hashes:
+        return MediaVectors("", {}, np.zeros((0, spec.model.encoder_dim), dtype=np.float32))
+    info_path = spec.run_dir / EMBED_FILE
+    if not info_path.is_file():
+        raise InputError(f"the corpus has {len(hashes)} media but {info_path} is missing; run `embed` first.")
+    info = json.loads(info_path.read_text())
+    if info["catalog_hash"] != corpus.catalog.content_hash:
+        raise InputError(
+            f"the tool catalogue of {corpus.path} changed after `embed` ran (now {corpus.catalog.content_hash[:12]}, "
+            f"then {info['catalog_hash'][:12]}); run `embed` again, it only encodes what is new."
+        )
+    rows, matrix = FeatureLake(spec.lake_path, info["encoder_id"]).load(hashes)
+    return MediaVectors(info["encoder_id"], rows, matrix)
+
+
+def split_usable(records: Iterable[ToolRecord], vectors: MediaVectors) -> tuple[list[ToolRecord], list[ToolRecord]]:
+    """Records that can be used, and those whose medium has no vector."""
+    usable, unusable = [], []
+    for record in records:
+        (usable if vectors.has(record) else unusable).append(record)
+    return usable, unusable

@@ -1,0 +1,144 @@
+"""The DeepSpeed config, derived from the run config, and optimizer state that any ZeRO stage and world size can read.
+
+DeepSpeed's own checkpoints are cut by world size and stage. Here every trainable parameter's fp32 value and its two
+Adam moments are gathered whole, so a checkpoint restores on another number of workers and under another stage (DESIGN
+idea 5).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from ray_jobs.config import TrainOptions
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MAX_STEPS_PER_PRINT = 2**31
+
+
+def deepspeed_config(train: TrainOptions, dtype: str) -> dict[str, Any]:
+    """Derive DeepSpeed's JSON. Batch sizes and the learning rate have their home in the run config.
+
+    A step's micro steps vary with the packing, so the loop owns the accumulation boundary
+    (`managed_gradient_accumulation` off) and DeepSpeed's own batch arithmetic is a formality.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": train.max_grad_norm,
+        "steps_per_print": MAX_STEPS_PER_PRINT,
+        "zero_optimization": {"stage": train.zero_stage, "overlap_comm": train.use_gpu and train.zero_stage >= 2},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": train.lr,
+                "betas": list(train.betas),
+                "eps": 1e-8,
+                "weight_decay": train.weight_decay,
+                "torch_adam": True,  # needs no compiler at run time; the trainable part is small
+            },
+        },
+    }
+    if dtype == "bfloat16":
+        config["bf16"] = {"enabled": True}
+    return config
+
+
+def named_trainables(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def gather_training_state(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every trainable parameter in fp32 and its Adam moments, whole, on the CPU. All ranks must call it.
+
+    Returns:
+        parameters by name; moments by "<moment>/<name>".
+    """
+    parameters, moments = {}, {}
+    for name, parameter in named_trainables(engine.module):
+        sharded = _is_zero_managed(parameter)
+        value = safe_get_full_fp32_param(parameter) if sharded else parameter.detach()
+        parameters[name] = _to_cpu(value, parameter)
+        for moment in MOMENTS:
+            value = (
+                safe_get_full_optimizer_state(parameter, moment)
+                if sharded
+                else engine.optimizer.state[parameter][moment]
+            )
+            moments[f"{moment}/{name}"] = _to_cpu(value, parameter)
+    return parameters, moments
+
+
+def restore_training_state(
+    engine: Any, parameters: dict[str, Tensor], moments: dict[str, Tensor], steps_taken: int
+) -> None:
+    """Put a gathered state back, at whatever world size and stage the engine now has. All ranks must call it.
+
+    The module's own (possibly bf16) weights must have been loaded before `deepspeed.initialize`; this sets the fp32
+    masters and the optimizer.
+    """
+    _create_optimizer_state(engine, steps_taken)
+    for name, parameter in named_trainables(engine.module):
+        state = {"": parameters[name]} | {moment: moments[f"{moment}/{name}"] for moment in MOMENTS}
+        for key, value in state.items():
+            _set_state(engine, parameter, key, value)
+
+
+def _create_optimizer_state(engine: Any, steps_taken: int) -> None:
+    """Torch's AdamW makes its state at the first step only; make it now, to have something to fill."""
+    zero_stage = engine.zero_optimization_stage()
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    if zero_stage == 3:
+        owned = engine.optimizer.fp32_partitioned_groups_flat  # param_groups are empty between steps under ZeRO-3
+    else:
+        owned = [parameter for group in inner.param_groups for parameter in group["params"]]
+    for parameter in owned:
+        inner.state[parameter] = {"step": torch.tensor(float(steps_taken))} | {
+            moment: torch.zeros_like(parameter) for moment in MOMENTS
+        }
+    link_states = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link_states is not None:  # ZeRO 1 and 2 look their partitions up through links made at the first step
+        link_states()
+
+
+def _set_state(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+    value = value.to(device=engine.device, dtype=torch.float32)
+    if engine.zero_optimization_stage() == 3:
+        # The whole-value setter of ZeRO-3 fails where the size is not a multiple of the world size: set our part.
+        partition_size = parameter.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]
+        padded = nn.functional.pad(value.flatten(), (0, partition_size * engine.dp_world_size - value.numel()))
+        part = padded.narrow(0, engine.global_rank * partition_size, partition_size)
+        if key:
+            safe_set_local_optimizer_state(parameter, part, key)
+        else:
+            safe_set_local_fp32_param(parameter, part)
+    elif _is_zero_managed(parameter):
+        if key:
+            safe_set_full_optimizer_state(parameter, value, key)
+        else:
+            safe_set_full_fp32_param(parameter, value)
+    elif key:
+        engine.optimizer.state[parameter][key].copy_(value)
+    else:
+        parameter.data.copy_(value)
+
+
+def _is_zero_managed(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _to_cpu(value: Tensor | None, parameter: nn.Parameter) -> Tensor:
+    assert value is not None, "a trainable parameter without optimizer state: save after the first step"
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return value.detach().to("cpu", torch.float32).reshape(shape).clone()
