@@ -286,7 +286,6 @@ def _read_header(path: Path, encoder_id: str) -> dict[str, Any]:
         ) from error
     if not is_sound or found_id != encoder_id:
         raise InputError(
-            f"{path} describes encoder {found_id!r}, not {encoder_id!r}; delete the folder {path.parent} and run `embed` "
-            "again."
+            f"{path} describes encoder {found_id!r}, not {encoder_id!r}; delete its folder and run `embed` again."
         )
     return header

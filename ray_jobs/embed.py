@@ -26,7 +26,10 @@ from data_pipeline.errors import InputError
 from data_pipeline.feature_lake import FeatureLake
 from data_pipeline.schema import Modality
 from data_pipeline.splits import SPLITS
+from ray_jobs.cluster import connect
+from ray_jobs.config import RunSpec
 from ray_jobs.embed_stages import EncodeBatch, decode_batch
+from ray_jobs.features import save_embed_info
 
 logger = logging.getLogger(__name__)
 
@@ -280,6 +283,7 @@ def _quiet_ray_data() -> Iterator[None]:
     before = (context.enable_progress_bars, context.print_on_execution_start)
     data_logger = logging.getLogger("ray.data")
     level = data_logger.level
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that there are no bars
     context.enable_progress_bars = context.print_on_execution_start = False
     data_logger.setLevel(logging.WARNING)
     try:
@@ -289,19 +293,19 @@ def _quiet_ray_data() -> Iterator[None]:
         data_logger.setLevel(level)
 
 
-def run(spec: Any) -> dict[str, Any]:
-    """The job `embed` of a run config."""
-    from ray_jobs.cluster import connect
-
+def run(spec: RunSpec) -> dict[str, Any]:
+    """Encode the media of the run's corpus, and note in the run's folder which encoder did it."""
     connect(spec.ray)
-    options = spec.embed
-    return embed_corpus(
-        Corpus.open(spec.corpus_dir),
+    corpus = Corpus.open(spec.corpus_dir)
+    result = embed_corpus(
+        corpus,
         spec.lake_path,
-        options.encoder,
-        dtype=options.dtype,
-        batch_size=options.batch_size,
-        num_actors=options.num_actors,
-        num_gpus=options.num_gpus,
-        threads_per_actor=options.threads_per_actor,
+        spec.embed.encoder,
+        dtype=spec.embed.dtype,
+        batch_size=spec.embed.batch_size,
+        num_actors=spec.embed.num_actors,
+        num_gpus=spec.embed.num_gpus,
+        threads_per_actor=spec.embed.threads_per_actor,
     )
+    save_embed_info(spec.run_dir, result["encoder_id"], corpus.catalog.content_hash)
+    return result
