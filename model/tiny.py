@@ -18,6 +18,8 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from data_pipeline.errors import InputError
+
 FINGERPRINT_FILE = "tiny_backbone.json"
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
 _RECIPE = 1  # raise it when the same arguments would give another backbone
@@ -49,6 +51,9 @@ def build_tiny_backbone(
 
     Returns:
         `out_dir`.
+
+    Raises:
+        InputError: if `out_dir` holds anything but a tiny backbone.
     """
     out_dir = Path(out_dir)
     texts = list(texts)
@@ -60,8 +65,11 @@ def build_tiny_backbone(
         "max_position_embeddings": max_positions,
     }
     fingerprint = _compute_fingerprint(texts, {"recipe": _RECIPE, "seed": seed, "vocab_size": vocab_size, **shape})
-    if _read_fingerprint(out_dir) == fingerprint:
+    found = _read_fingerprint(out_dir)
+    if found == fingerprint:
         return out_dir
+    if found is None and out_dir.exists() and any(out_dir.iterdir()):
+        raise InputError(f"{out_dir} holds something else than a tiny backbone; give an empty or a new folder.")
 
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", suffix=".partial", dir=out_dir.parent))

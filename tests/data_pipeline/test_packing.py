@@ -35,7 +35,8 @@ def random_questions(n_questions: int, seed: int = 0, max_answers: int = 6) -> l
         if rng.random() < 0.5:
             prompt[1] = MEDIA_SLOT_ID
         answers = [
-            rng.integers(1, 4, size=rng.integers(1, 8)).astype(np.int32) for _ in range(rng.integers(1, max_answers + 1))
+            rng.integers(1, 4, size=rng.integers(1, 8)).astype(np.int32)
+            for _ in range(rng.integers(1, max_answers + 1))
         ]
         questions.append(EncodedQuestion(prompt, answers))
     return questions
@@ -204,13 +205,11 @@ def bench_questions(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
             names.extend(tool for tool in ([gpt] if isinstance(gpt, str) else gpt) if tool not in names)
     texts = [text for (_, _, human), names in answers.items() for text in (human, *map(render_target, names))]
     tokenizer = build_tokenizer(texts, vocab_size=2048)
-    return [
-        encode_question(tokenizer, human, bool(medium), names) for (_, medium, human), names in answers.items()
-    ]
+    return [encode_question(tokenizer, human, bool(medium), names) for (_, medium, human), names in answers.items()]
 
 
 def test_packing_the_real_benchmark_saves_more_than_half(bench_questions: list[EncodedQuestion]) -> None:
-    """The bar: at most 45 % of the rows' tokens per step and at least 95 % of them used, at the papers' 64 rows a step."""
+    """The bar: at most 45 % of the rows' tokens per step, at least 95 % of them used, at the papers' 64 rows a step."""
     index = PlanIndex.from_questions(bench_questions)
     steps = plan_epoch(index, 0, 0, 64)
     for world_size, pack_tokens, pad_to_multiple in ((1, 512, 1), (1, 2048, 1), (2, 512, 1), (4, 1024, 1)):
