@@ -160,7 +160,7 @@ def save_bundle(
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    backbone = backbone or mllm.llm.get_base_model().name_or_path
+    backbone = backbone or str(mllm.llm.get_base_model().name_or_path)
     has_backbone = _copy_small_backbone(Path(backbone), temporary / _BACKBONE)
     if has_backbone:
         backbone = _BACKBONE

@@ -44,7 +44,7 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
     return Ingress.options(
         num_replicas=args.ingress_replicas,
         max_ongoing_requests=args.max_queued_requests,
-        ray_actor_options={"num_cpus": 0.1},  # waits, mostly
+        ray_actor_options={"num_cpus": 0},  # it mostly waits, and must find room on a machine of two cores
     ).bind(args, bundle.catalog, bundle.revision, predictor, encoder)
 
 

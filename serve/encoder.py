@@ -15,6 +15,7 @@ from data_pipeline.media import MediaLimits, load_media
 from data_pipeline.schema import Modality
 from model.bundle import check_encoder, load_bundle
 from model.encoders import load_encoder
+from serve.batching import set_batching
 from serve.config import ServeArgs
 from serve.schemas import EncodedMedium
 from serve.uploads import sniff_modality
@@ -41,8 +42,7 @@ class MediaEncoder:
         self._max_vectors = args.media_cache_entries
         self._largest_batch = 0
         for batched in (self._encode_image, self._encode_audio, self._encode_video):
-            batched.set_max_batch_size(args.encoder_max_batch_size)
-            batched.set_batch_wait_timeout_s(args.batch_wait_timeout_s)
+            set_batching(batched, args.encoder_max_batch_size, args.batch_wait_timeout_s)
 
     async def encode(self, data: bytes, claimed_modality: str | None) -> EncodedMedium:
         """Encode one medium.

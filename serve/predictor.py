@@ -11,6 +11,7 @@ from data_pipeline.encoding import encode_question, longest_answer
 from model.bundle import load_bundle
 from model.decode import Prompt, RankedTool, top_k_tools
 from model.trie import CatalogTrie
+from serve.batching import set_batching
 from serve.config import ServeArgs
 from serve.schemas import Ranking, SelectQuery
 
@@ -30,8 +31,7 @@ class Predictor:
         self._reserve_tokens = longest_answer(self._mllm.tokenizer, bundle.catalog.tool_ids)
         self._also = (UNKNOWN_TOOL_ID,) if UNKNOWN_TOOL_ID in bundle.catalog else ()
         self._largest_batch = 0
-        self._rank.set_max_batch_size(args.max_batch_size)
-        self._rank.set_batch_wait_timeout_s(args.batch_wait_timeout_s)
+        set_batching(self._rank, args.max_batch_size, args.batch_wait_timeout_s)
         # the first pass allocates and compiles; better before the replica is called ready than in a user's request
         self._rank_blocking([(self._prompt(SelectQuery("warm up", None, 1), self._max_target_tokens), 1)])
 

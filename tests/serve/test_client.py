@@ -75,7 +75,7 @@ def test_answers_of_others_are_reported(url: str) -> None:
 
 
 def test_no_service_and_no_address() -> None:
-    with pytest.raises(ServiceError, match="no answer from http://127.0.0.1:9 "):
+    with pytest.raises(ServiceError, match=r"no answer from http://127\.0\.0\.1:9 "):
         health("http://127.0.0.1:9")
     with pytest.raises(ServiceError, match="is no HTTP address"):
         health("file:///etc/passwd")

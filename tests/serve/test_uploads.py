@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -24,21 +25,18 @@ def _clip(kind: str, *, video: str | None = None, audio: str | None = None) -> b
     """A tenth of a second of black and silence."""
     file = io.BytesIO()
     with av.open(file, "w", format=kind) as container:
-        if video:
-            pictures = container.add_stream(video, rate=10, width=32, height=32, pix_fmt="yuv420p")
-        if audio:
-            sound = container.add_stream(audio, rate=48_000, layout="mono")
-        if video:
+        pictures: Any = container.add_stream(video, rate=10, width=32, height=32, pix_fmt="yuv420p") if video else None
+        sound: Any = container.add_stream(audio, rate=48_000, layout="mono") if audio else None
+        if pictures:
             for _ in range(2):
                 frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
                 container.mux(pictures.encode(frame))
             container.mux(pictures.encode(None))
-        if audio:
+        if sound:
             wave = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.int16), format="s16", layout="mono")
             wave.sample_rate = 48_000
-            for block in av.AudioResampler(
-                format=sound.format, layout="mono", rate=48_000, frame_size=sound.frame_size or None
-            ).resample(wave):
+            converter = av.AudioResampler(sound.format, "mono", 48_000, frame_size=sound.frame_size or None)
+            for block in converter.resample(wave):
                 container.mux(sound.encode(block))
             container.mux(sound.encode(None))
     return file.getvalue()
