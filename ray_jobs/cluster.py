@@ -6,6 +6,7 @@ import logging
 import os
 
 import ray
+import ray.data  # sets its own log level when imported: before we set ours
 
 from ray_jobs.config import RayOptions
 

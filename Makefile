@@ -1,0 +1,41 @@
+# `make demo` and `make test` do everything on a fresh clone, installation included.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install demo test lint bench clean lock
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --editable .
+	touch $@
+
+demo: install
+	$(RUN) -m ray_jobs demo --config demo $(if $(KEEP),--keep)
+
+test: install
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+
+bench: install
+	$(RUN) -m ray_jobs bench
+
+# Write requirements.lock from what the extras resolve to in a new environment. torch's local build tag (+cpu) is dropped:
+# the same file installs the CPU build or the CUDA build, whichever the machine's index offers.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet torch==2.13.0 && .venv-lock/bin/pip install --quiet '.[train,serve,dev]'
+	{ grep '^#' requirements.lock; .venv-lock/bin/pip freeze --exclude toolmm | sed 's/+cpu$$//'; } > requirements.lock.partial
+	mv requirements.lock.partial requirements.lock && rm -rf .venv-lock
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache build *.egg-info
