@@ -44,7 +44,9 @@ __all__ = [
 ]
 
 ANSWER_STOP = "###"
-DEFAULT_WIDTH = 8  # frontier nodes per prompt and pass; beyond it passes hardly get fewer (ray_jobs/bench_decode.py)
+MAX_DEFAULT_WIDTH = (
+    16  # frontier nodes per prompt and pass; beyond it passes hardly get fewer (ray_jobs/bench_decode.py)
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def top_k_tools(
     trie: CatalogTrie,
     *,
     also: Sequence[str] = (),
-    width: int = DEFAULT_WIDTH,
+    width: int | None = None,
     stats: DecodeStats | None = None,
 ) -> list[list[RankedTool]]:
     """The exact k likeliest tools of every prompt, with their probabilities.
@@ -135,7 +137,7 @@ def top_k_tools(
         k: how many tools; a catalogue that holds fewer is ranked whole.
         trie: the catalogue.
         also: tool ids whose probability is wanted even outside the k best; they come behind the k best.
-        width: frontier nodes per prompt and pass.
+        width: frontier nodes per prompt and pass; by default k + 3, at most 16: fewer are rarely enough for k tools.
         stats: filled with what it cost.
 
     Returns:
@@ -144,6 +146,7 @@ def top_k_tools(
     Raises:
         InputError: k or width below 1, or a tool of `also` is not in the catalogue.
     """
+    width = min(k + 3, MAX_DEFAULT_WIDTH) if width is None else width
     if k < 1 or width < 1:
         raise InputError(f"k is {k} and width {width}; both must be at least 1.")
     searches = [_Search(trie, min(k, len(trie)), also) for _ in prompts]

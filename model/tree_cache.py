@@ -98,7 +98,8 @@ def decoding(mllm: Any) -> Iterator[None]:
     if reason := takes_packs(causal_lm):
         name = type(causal_lm).__name__
         raise InputError(f"a {name} cannot decode here: {reason}; take a backbone such as Llama, Vicuna or OPT.")
-    was_training, attention = mllm.training, causal_lm.config._attn_implementation
+    attention = causal_lm.config._attn_implementation
+    in_training = [module for module in mllm.modules() if module.training]
     mllm.eval()
     if attention != "sdpa":
         causal_lm.set_attn_implementation("sdpa")
@@ -108,7 +109,8 @@ def decoding(mllm: Any) -> Iterator[None]:
     finally:
         if attention != "sdpa":
             causal_lm.set_attn_implementation(attention)
-        mllm.train(was_training)
+        for module in in_training:
+            module.training = True
 
 
 def token_logits(mllm: Any, hidden: Tensor, token_ids: np.ndarray | None = None) -> Tensor:
@@ -129,7 +131,7 @@ def token_logits(mllm: Any, hidden: Tensor, token_ids: np.ndarray | None = None)
     # An adapter on the head or a quantised head cannot be cut into rows. PEFT's wrapper of a fully trained head can:
     # its `weight` is the trained one.
     if isinstance(head, BaseTunerLayer) or not head.weight.is_floating_point():
-        return head(hidden)[:, ids].float()
+        return token_logits(mllm, hidden)[:, ids]
     logits = hidden.float() @ head.weight[ids].float().T  # [N, D] x [D, U]
     bias = getattr(head, "bias", None)
     return logits if bias is None else logits + bias[ids].float()
@@ -170,20 +172,17 @@ class TreeCache:
 
         Leaves `paths` (one per row: prompt and forced tokens) and `hidden` [B, D] (at the last of these tokens).
         """
-        self._mllm = mllm
         self._base = causal_lm_of(mllm).base_model
         self._cache = DynamicCache()
         self._stats = stats
         ids, lengths = pad_prompts(prompts, forced)  # [B, T]
         self.n_columns = ids.shape[1]
         self.paths = [CachedPath(((0, int(length)),)) for length in lengths]
-        column = np.arange(self.n_columns)
-        visible = (column <= column[:, None])[None] & (column < lengths[:, None])[:, None, :]  # [B, T, T]
         embeds = mllm.embed_prompt(
             torch.from_numpy(ids).to(self._device), stack_media(prompts, self._device)
         )  # [B, T, D]
-        positions = np.tile(column, (len(ids), 1))
-        hidden = self._run(visible, positions, inputs_embeds=embeds)
+        positions = np.tile(np.arange(self.n_columns), (len(ids), 1))
+        hidden = self._run(None, positions, inputs_embeds=embeds)  # padding stands on the right: causal is enough
         self.hidden = hidden[torch.arange(len(ids)), torch.from_numpy(lengths - 1)]  # [B, T, D] -> [B, D]
         stats.prompt_tokens += int(lengths.sum())
 
@@ -228,16 +227,17 @@ class TreeCache:
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be taken several times. Paths stay valid."""
-        self._cache.reorder_cache(torch.tensor(rows, dtype=torch.long, device=self._device))
+        self._cache.batch_select_indices(torch.tensor(rows, dtype=torch.long, device=self._device))
 
     @property
     def _device(self) -> torch.device:
         return self._base.device
 
-    def _run(self, visible: np.ndarray, positions: np.ndarray, **inputs: Tensor) -> Tensor:
-        """One pass of the base model without its head: hidden states [B, Q, D]."""
+    def _run(self, visible: np.ndarray | None, positions: np.ndarray, **inputs: Tensor) -> Tensor:
+        """One pass of the base model without its head: hidden states [B, Q, D]; plain causal attention for None."""
+        mask = None if visible is None else torch.from_numpy(visible).to(self._device)[:, None]  # [B, 1, Q, columns]
         output = self._base(
-            attention_mask=torch.from_numpy(visible).to(self._device)[:, None],  # [B, 1, Q, columns]
+            attention_mask=mask,
             position_ids=torch.from_numpy(positions).to(self._device),
             past_key_values=self._cache,
             use_cache=True,
