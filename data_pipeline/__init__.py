@@ -1,1 +1,1 @@
-"""Records, the tool catalogue, sources, prompts, media, the corpus and the feature lake. Imports no other package here."""
+"""Records, the catalogue, sources, prompts, media, the corpus and the feature lake. Imports no other package here."""

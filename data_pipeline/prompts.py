@@ -1,8 +1,9 @@
 """Every prompt string. Training and serving render with the same functions (MLLM-Tool's training form).
 
-Reference: MLLM-Tool/MLLM-Tool, `code/model/anyToImageVideoAudio.py` at commit 0114f7c: the pieces are tokenised separately, without
-special tokens; `<Img>` stands for audio and video too; the tool's name is not quoted; nothing is stripped; `###` ends an
-answer. The reference tokenises its inference prompt in other pieces than its training prompt; this project does not.
+Reference: MLLM-Tool/MLLM-Tool, `code/model/anyToImageVideoAudio.py` at commit 0114f7c: the pieces are tokenised
+separately, without special tokens; `<Img>` stands for audio and video too; the tool's name is not quoted; nothing is
+stripped; `###` ends an answer. The reference tokenises its inference prompt in other pieces than its training prompt;
+this project does not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m ray_jobs VERB`: parse, validate, launch. A table for people first, then one JSON object as the last line."""
+"""`python -m ray_jobs VERB`: parse, validate, launch. A table for people first, one JSON object as the last line."""
 
 from __future__ import annotations
 
