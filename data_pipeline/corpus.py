@@ -55,7 +55,9 @@ class PrepareOptions(BaseModel):
     catalog: Path | None = None  # jsonl: catalog.jsonl or one tool id a line; None = beside the records
     size: str = "small"  # toolmm-mini: how much to generate
     test_frac: float = Field(0.2, gt=0, lt=1)  # of each modality's questions, where the source prescribes no test split
-    resplit: bool = False  # ignore the splits that the source prescribes: 8:2 so that no test tool is unseen in training
+    resplit: bool = (
+        False  # ignore the splits that the source prescribes: 8:2 so that no test tool is unseen in training
+    )
     val_frac: float = Field(0.05, ge=0, lt=1)  # of the training questions, where the source prescribes no val split
     leak: Literal["report", "drop"] = "report"  # drop = remove test questions whose pair or medium is in train or val
     missing_media: Literal["keep", "drop", "error"] = "keep"  # records whose file is absent: keep = without a hash
@@ -105,6 +107,8 @@ def build_corpus(options: PrepareOptions, out_dir: Path, seed: int = 0) -> Corpu
         )
         cleaning = _read_all(reading)
         _attach_media_hashes(cleaning, reading.media_root, options.missing_media)
+        if options.resplit:  # before questions are joined: one may stand in both prescribed splits
+            cleaning.records = [replace(record, split="") for record in cleaning.records]
         _dedupe(cleaning)
         if not cleaning.records:
             raise InputError(f"source {options.source!r} gave no usable record ({_reasons(cleaning.rejected)}).")
@@ -205,8 +209,6 @@ def _dedupe(cleaning: _Cleaning) -> None:
 
 
 def _split(records: Sequence[ToolRecord], options: PrepareOptions, seed: int) -> dict[str, list[ToolRecord]]:
-    if options.resplit:
-        records = [replace(record, split="") for record in records]
     splits = assign_splits(records, options.test_frac, options.val_frac, seed)
     by_split: dict[str, list[ToolRecord]] = {split: [] for split in SPLITS}
     for record, split in zip(records, splits, strict=True):
