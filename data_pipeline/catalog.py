@@ -87,8 +87,13 @@ class ToolCatalog:
         """Read `catalog.jsonl`; a malformed line is an error that names its number."""
         if not path.is_file():
             raise InputError(f"no tool catalogue at {path}; run `prepare` first or correct the path.")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8.") from error
         tools = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        # not splitlines(): JSON may hold U+2028 or U+0085 unescaped, and they end no line
+        for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             try:
@@ -98,4 +103,6 @@ class ToolCatalog:
                     f"{path}, line {number}: not a tool entry ({error}); each line is a JSON object with the keys "
                     f"{', '.join(Tool.__dataclass_fields__)}."
                 ) from error
+            except InputError as error:
+                raise InputError(f"{path}, line {number}: {error}") from error
         return cls(tools)
