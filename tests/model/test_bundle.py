@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from data_pipeline.catalog import Tool, ToolCatalog
@@ -243,6 +244,18 @@ def test_another_backbone_is_refused(bundle_dir: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="does not fit the backbone"):
         Bundle(bundle.folder, info, bundle.catalog, bundle.revision).build_mllm()
+
+
+def test_an_incomplete_adapter_is_refused(bundle_dir: Path) -> None:
+    path = bundle_dir / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "lora_A" in name)
+    del tensors[name]
+    save_file(tensors, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _edit_info(bundle_dir, lambda info: info["files"].update({"adapter/adapter_model.safetensors": digest}))
+    with pytest.raises(InputError, match=r"the adapter lacks .*lora_A"):
+        load_bundle(bundle_dir).build_mllm()
 
 
 def test_another_encoder_is_refused(saved: Path) -> None:

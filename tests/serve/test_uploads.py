@@ -69,6 +69,10 @@ def test_videos(kind: str) -> None:
     assert sniff_modality(data, "audio") == "audio", "the sound of a video may be meant"
 
 
+def test_the_motion_of_a_gif_may_be_meant() -> None:
+    assert sniff_modality(_picture("GIF"), "video") == "video"
+
+
 def test_claims_that_the_bytes_contradict_are_refused() -> None:
     with pytest.raises(RequestError, match="The medium is image, but the request calls it audio"):
         sniff_modality(_picture("PNG"), "audio")
