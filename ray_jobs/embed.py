@@ -31,8 +31,6 @@ from ray_jobs.config import RunSpec
 from ray_jobs.embed_stages import EncodeBatch, decode_batch
 from ray_jobs.features import save_embed_info
 
-logger = logging.getLogger(__name__)
-
 # Forward passes of the vision or audio trunk that one medium costs: clips of its tensor (DESIGN 4.5).
 CLIPS = {Modality.IMAGE: 1, Modality.AUDIO: 3, Modality.VIDEO: 15}
 PROGRESS_EVERY_S = 5.0
