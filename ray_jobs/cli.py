@@ -24,6 +24,8 @@ VERBS = {
     "bench": "measure embedding, packing and decoding against a peer in the same run",
     "doctor": "show what this machine and installation can do",
 }
+# where Ray's exceptions keep the exception that they are about, besides Python's own chain
+CARRIED_AS = ("cause", "__cause__", "__context__", "controller_failure", "_base_exc")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,9 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         result = run_verb(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
@@ -78,16 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_input_error(error: BaseException) -> InputError | None:
-    """The InputError at the root of an exception that Ray carried over from a worker, if there is one."""
+    """The InputError that an exception is, or that is at the root of one that Ray carried over from a worker."""
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
-        current = queue.pop()
+        current = queue.pop(0)
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, InputError):
+        # Ray raises a worker's error as an instance of its class too, but with a traceback as text: `cause` is ours
+        if isinstance(current, InputError) and not isinstance(getattr(current, "cause", None), InputError):
             return current
-        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        queue += [getattr(current, name, None) for name in CARRIED_AS]
         queue += list(getattr(current, "worker_failures", {}).values())
     return None

@@ -1,0 +1,149 @@
+"""The command line: what is printed where, exit codes, and input errors that Ray carried over from workers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+
+import ray_jobs.doctor
+from data_pipeline.errors import InputError, MediaError
+from ray_jobs.cli import VERBS, find_input_error, main
+from ray_jobs.config import RunSpec
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def in_worker(cause: Exception) -> RayTaskError:
+    """What `ray.get` raises where a task raised `cause`."""
+    traceback_text = f'Traceback (most recent call last):\n  File "x.py", line 1\nInputError: {cause}'
+    return RayTaskError("task", traceback_text, cause, proctitle="ray::task", pid=1, ip="127.0.0.1")
+
+
+def replace_job(monkeypatch: pytest.MonkeyPatch, outcome: dict[str, Any] | BaseException) -> list[RunSpec]:
+    """Let `doctor` return or raise `outcome`; the specs that it was run with."""
+    specs: list[RunSpec] = []
+
+    def run(spec: RunSpec) -> dict[str, Any]:
+        specs.append(spec)
+        print("a table")
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(ray_jobs.doctor, "run", run)
+    return specs
+
+
+def test_the_result_is_the_last_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    specs = replace_job(monkeypatch, {"accuracy": 0.5, "name": "ü"})
+    assert main(["doctor", "--config", "demo", "train.epochs=2", "name=mine"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == 'a table\n{"accuracy": 0.5, "name": "ü"}\n'
+    assert captured.err == ""
+    assert (specs[0].name, specs[0].train.epochs, specs[0].model.backbone) == ("mine", 2, "tiny")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("the file x is empty; give another."),
+        in_worker(InputError("the file x is empty; give another.")).as_instanceof_cause(),
+        in_worker(in_worker(InputError("the file x is empty; give another."))),
+        WorkerGroupError("all", {0: RuntimeError("peer gone"), 1: InputError("the file x is empty; give another.")}),
+    ],
+    ids=["plain", "dual", "nested", "train worker"],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_job(monkeypatch, error)
+    assert main(["doctor"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: the file x is empty; give another.\n"
+    assert captured.out == "a table\n", "no JSON line where there is no result"
+
+
+def test_a_failure_is_shown_whole_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_job(monkeypatch, ZeroDivisionError("a bug"))
+    assert main(["doctor"]) == 1
+    assert "Traceback" in (shown := capsys.readouterr().err)
+    assert "ZeroDivisionError: a bug" in shown
+    replace_job(monkeypatch, KeyboardInterrupt())
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["trane"], ["train", "--colour"], ["score"]])
+def test_bad_arguments_are_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: python -m ray_jobs" in capsys.readouterr().err
+
+
+def test_a_bad_config_stops_before_the_job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    specs = replace_job(monkeypatch, {})
+    assert main(["doctor", "train.epoch=3"]) == 2
+    assert main(["doctor", "--config", "nowhere"]) == 2
+    assert specs == []
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "did you mean 'epochs'?" in lines[0]
+    assert "no run config 'nowhere'" in lines[1]
+
+
+def test_the_module_exits_with_the_code_of_main() -> None:
+    command = [sys.executable, "-m", "ray_jobs", "doctor", "train.epoch=3"]
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: the run config has 1 fault(s): unknown key 'train.epoch'")
+    assert "Traceback" not in result.stderr
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"    {verb} " in shown for verb in VERBS)
+
+
+def test_input_errors_are_found_wherever_ray_puts_them() -> None:
+    cause = MediaError("bad medium")
+    chained = RuntimeError("outer")
+    chained.__cause__ = in_worker(cause).as_instanceof_cause()
+    carriers: list[BaseException] = [
+        cause,
+        in_worker(cause),
+        in_worker(cause).as_instanceof_cause(),
+        in_worker(in_worker(cause)).as_instanceof_cause(),
+        chained,
+        WorkerGroupError("m", {0: in_worker(cause)}),
+        ControllerError(in_worker(cause)),
+        in_worker(WorkerGroupError("m", {0: ValueError("x"), 1: cause})),
+    ]
+    for carrier in carriers:
+        assert find_input_error(carrier) is cause, repr(carrier)
+    others: list[BaseException] = [
+        ValueError("x"),
+        in_worker(ValueError("x")),
+        TrainingFailedError("x"),
+        WorkerGroupError("m", {0: ValueError("x")}),
+    ]
+    for other in others:
+        assert find_input_error(other) is None
+
+
+def test_a_circle_of_causes_ends() -> None:
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert find_input_error(first) is None

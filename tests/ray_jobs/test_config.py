@@ -1,0 +1,133 @@
+"""Run configs: strict keys, typed overrides, every fault at once, and the files that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipeline.errors import InputError
+from ray_jobs.config import CONFIGS, RunSpec, TrainOptions, config_names, load_run_spec
+
+
+def test_defaults_hold_without_a_file() -> None:
+    spec = load_run_spec(None, [])
+    assert spec == RunSpec()
+    assert (spec.train.lr, spec.train.warmup_steps, spec.model.lora_r) == (5e-4, 10, 32), "MLLM-Tool Table 4"
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_shipped_config_loads_and_holds_only_differences(name: str) -> None:
+    spec = load_run_spec(name, [])
+    assert spec == load_run_spec(str(CONFIGS / f"{name}.yaml"), [])
+    tree = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert isinstance(tree, dict)
+    assert spec.name == name, "a config's runs lie in a folder of its name"
+    assert spec != RunSpec(name=name), "a config that changes nothing is none"
+
+
+def test_a_resolved_config_gives_itself_again(tmp_path: Path) -> None:
+    spec = load_run_spec("demo", ["train.lr=1e-3", "prepare.path=/data/x", "train.max_steps=7"])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(spec.to_yaml(), encoding="utf-8")
+    assert load_run_spec(str(path), []) == spec
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("train.lr=5e-4", "train", "lr", 5e-4),
+        ("train.lr=1.5E-3", "train", "lr", 1.5e-3),
+        ("train.epochs=3", "train", "epochs", 3),
+        ("train.use_gpu=true", "train", "use_gpu", True),
+        ("train.max_steps=null", "train", "max_steps", None),
+        ("train.betas=[0.8, 0.9]", "train", "betas", (0.8, 0.9)),
+        ("model.modules_to_save=[lm_head]", "model", "modules_to_save", ["lm_head"]),
+        ("tracking.uri=http://host:5000/a=b", "tracking", "uri", "http://host:5000/a=b"),
+        ("prepare.path=/data/my corpus", "prepare", "path", Path("/data/my corpus")),
+    ],
+)
+def test_overrides_are_typed(override: str, section: str, key: str, value: object) -> None:
+    found = getattr(getattr(load_run_spec("demo", [override]), section), key)
+    assert found == value
+    assert type(found) is type(value) or isinstance(value, Path)
+
+
+def test_an_override_wins_over_the_file_and_the_last_over_the_first() -> None:
+    spec = load_run_spec("demo", ["train.epochs=2", "name=mine", "train.epochs=9"])
+    assert (spec.train.epochs, spec.name) == (9, "mine")
+    assert spec.train.workers == load_run_spec("demo", []).train.workers
+
+
+def test_an_unknown_key_lists_the_valid_ones_and_a_close_match() -> None:
+    with pytest.raises(InputError) as error:
+        load_run_spec("demo", ["train.epoch=3"])
+    text = str(error.value)
+    assert "unknown key 'train.epoch' (did you mean 'epochs'?)" in text
+    assert f"valid keys there are {', '.join(sorted(TrainOptions.model_fields))}" in text
+    with pytest.raises(InputError, match=r"unknown key 'zzz'; valid keys there are embed, evaluate, lake_dir"):
+        load_run_spec(None, ["zzz=1"])
+
+
+def test_all_faults_come_in_one_message() -> None:
+    overrides = ["train.epochs=0", "train.learning=1", "model.lora_dropout=2", "evaluate.top_k=many", "name=a/b"]
+    with pytest.raises(InputError) as error:
+        load_run_spec("demo", overrides)
+    text = str(error.value)
+    assert "5 fault(s)" in text
+    for part in ("train.epochs = 0", "'train.learning'", "model.lora_dropout = 2", "evaluate.top_k = 'many'", "name ="):
+        assert part in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epochs"], "'epochs' is not of the form key.path=value"),
+        (["=3"], "not of the form"),
+        (["name.x=3"], "'name' is a value, not a section"),
+        (["train=5"], r"train = 5: input should be a valid dictionary"),
+        (["train.epochs=3", "train=fast"], "train = 'fast'"),
+        (["train.lr=-1.5E-3"], r"train\.lr = -0\.0015: input should be greater than 0"),
+        (["train.betas=[1, 2"], "not valid YAML"),
+    ],
+)
+def test_a_malformed_override_is_an_input_error(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_run_spec("demo", overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"train: [", "not valid YAML"),
+        (b"- a\n- b\n", "must hold a mapping of config keys, not a list"),
+        (b"just words", "not a str"),
+        (b"1: 2\n", "keys should be strings"),
+        (b"name: \xff\n", "not UTF-8"),
+        (b"train:\n", "train = None"),
+        (b"train: {lr: 1e-3, lr2: 1}\n", "'train.lr2'"),
+    ],
+)
+def test_a_bad_file_is_an_input_error(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_run_spec(str(path), [])
+
+
+def test_an_unknown_config_names_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"no run config 'demmo': give the path of a YAML file or one of .*demo"):
+        load_run_spec("demmo", [])
+
+
+def test_paths_of_a_run_follow_from_its_name(tmp_path: Path) -> None:
+    spec = RunSpec(name="a", runs_dir=tmp_path)
+    assert spec.corpus_dir == tmp_path / "a" / "corpus"
+    assert spec.lake_path == tmp_path / "a" / "lake"
+    assert spec.tracking_uri == f"sqlite:///{tmp_path}/a/mlflow.db"
+    shared = RunSpec.model_validate(
+        {"runs_dir": tmp_path, "lake_dir": tmp_path / "lake", "tracking": {"uri": "http://x"}}
+    )
+    assert (shared.lake_path, shared.tracking_uri) == (tmp_path / "lake", "http://x")
