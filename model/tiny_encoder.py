@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +67,13 @@ class PretrainBudget:
     """
 
     pictures: int = 70
-    sounds: int = 50
+    sounds: int = 60
     clips: int = 40
     vision_steps: int = 900
     audio_steps: int = 350
     batch_size: int = 32
-    kept_patches: int = 64
-    full_frac: float = 0.08
+    kept_patches: int = 48
+    full_frac: float = 0.06
 
 
 @dataclass(frozen=True)
@@ -117,45 +117,78 @@ def render_pool(modality: Modality, per_kind: int, seed: int, stream: str = "pre
     return MediaPool(torch.stack(media), torch.tensor(labels), kinds)
 
 
-def embed_tokens(encoder: ImageBind, tower: str, x: Tensor, kept_patches: int | None, rng: torch.Generator) -> Tensor:
-    """Embed single clips, from a random subset of the patches if asked for.
+def cut_patches(media: Tensor) -> Tensor:
+    """Cut pictures into the patches of the vision stem.
+
+    Args:
+        media: (n, views, 3, 224, 224) pictures or (n, views, 3, 2, 224, 224) clips.
+
+    Returns:
+        (n, views, N, 3, 1 or 2, kh, kw) contiguous, patches in row, column order.
+    """
+    if media.ndim == 5:
+        media = media.unsqueeze(3)
+    height, width = TINY_CONFIG.kernel_size[1:]
+    cut = media.unflatten(-1, (-1, width)).unflatten(-3, (-1, height))  # [n,views,3,T,rows,kh,columns,kw]
+    return cut.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(2, 3).contiguous()
+
+
+def embed_vision(encoder: ImageBind, patches: Tensor, places: Tensor) -> Tensor:
+    """Embed single pictures or clips of which only some patches are given.
 
     Args:
         encoder: the model under training.
-        tower: "vision" or "audio".
-        x: one clip each, (B,3,2,224,224) or (B,1,128,204).
-        kept_patches: number of patches that stay, the same ones in the whole batch; None keeps all.
-        rng: draws them.
+        patches: (B, K, 3, 2, kh, kw).
+        places: (K,) int64, index of each patch among all.
 
     Returns:
         (B, E) unit vectors; with all patches what `encode` gives for one clip.
     """
-    tokens = encoder.modality_preprocessors[tower](x)  # [B,1+N,D]
-    if kept_patches is not None and kept_patches < tokens.shape[1] - 1:
-        kept = 1 + torch.randperm(tokens.shape[1] - 1, generator=rng)[:kept_patches]
-        tokens = torch.cat([tokens[:, :1], tokens[:, kept]], dim=1)  # [B,1+kept,D]
-    pooled = encoder.modality_heads[tower](encoder.modality_trunks[tower](tokens))  # [B,E]
-    return F.normalize(pooled, dim=-1)
+    preprocessor = encoder.modality_preprocessors["vision"]
+    positions = preprocessor.pos_embedding_helper.pos_embed
+    tokens = F.linear(patches.flatten(2), preprocessor.rgbt_stem.proj[1].weight.flatten(1))  # [B,K,D]
+    first = (preprocessor.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
+    tokens = torch.cat([first, tokens + positions[:, 1 + places]], dim=1)  # [B,1+K,D]
+    return F.normalize(encoder.modality_heads["vision"](encoder.modality_trunks["vision"](tokens)), dim=-1)
 
 
-def _draw_vision(pools: list[MediaPool], batch_size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A batch of pictures and clips (B,3,2,224,224) with labels over both; mirrored and reversed in time at random."""
+def embed_audio(encoder: ImageBind, mel: Tensor, places: Tensor) -> Tensor:
+    """The same for spectrograms: mel (B, 1, 128, 204) whole, of which the patches at `places` (K,) are used."""
+    tokens = encoder.modality_preprocessors["audio"](mel)  # [B,1+N,D]
+    tokens = torch.cat([tokens[:, :1], tokens[:, 1 + places]], dim=1)  # [B,1+K,D]
+    return F.normalize(encoder.modality_heads["audio"](encoder.modality_trunks["audio"](tokens)), dim=-1)
+
+
+def draw_vision(pools: list[MediaPool], batch_size: int, places: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A batch of pictures and clips, mirrored and reversed in time at random.
+
+    Args:
+        pools: pictures and clips; their `media` are patches.
+        batch_size: of which two fifths are clips.
+        places: (K,) the patches to draw.
+        rng: draws.
+
+    Returns:
+        (B, K, 3, 2, kh, kw) float32 and labels (B,), the clips' kinds after the pictures'.
+    """
     pictures, clips = pools
     n_clips = batch_size * 2 // 5
     rows = torch.randint(len(pictures.labels), (batch_size - n_clips,), generator=rng)
     clip_rows = torch.randint(len(clips.labels), (n_clips,), generator=rng)
     views = torch.randint(clips.media.shape[1], (n_clips,), generator=rng)
-    still = pictures.media[rows, 0].unsqueeze(2).expand(-1, -1, 2, -1, -1)
-    x = torch.cat([still, clips.media[clip_rows, views]]).float()  # [B,3,2,224,224]
-    labels = torch.cat([pictures.labels[rows], clips.labels[clip_rows] + len(pictures.kinds)])
-    if torch.rand((), generator=rng) < 0.5:
-        x = x.flip(-1)
-    if torch.rand((), generator=rng) < 0.5:
-        x = x.flip(2)
-    return x, labels
+    is_mirrored, is_reversed = torch.rand(2, generator=rng) < 0.5
+    side = round(pictures.media.shape[2] ** 0.5)
+    taken = places + side - 1 - 2 * (places % side) if is_mirrored else places  # column c becomes side - 1 - c
+    still = pictures.media[rows[:, None], 0, taken].expand(-1, -1, -1, 2, -1, -1)
+    patches = torch.cat([still, clips.media[clip_rows[:, None], views[:, None], taken]]).float()
+    if is_mirrored:
+        patches = patches.flip(-1)
+    if is_reversed:
+        patches = patches.flip(3)
+    return patches, torch.cat([pictures.labels[rows], clips.labels[clip_rows] + len(pictures.kinds)])
 
 
-def _draw_audio(pools: list[MediaPool], batch_size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_audio(pools: list[MediaPool], batch_size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """A batch of spectrograms (B,1,128,204) with labels."""
     (sounds,) = pools
     rows = torch.randint(len(sounds.labels), (batch_size,), generator=rng)
@@ -170,7 +203,7 @@ def train_tower(
 
     Args:
         encoder: holds the tower.
-        tower: "vision" (pools: pictures, clips) or "audio" (pools: sounds).
+        tower: "vision" (pools: pictures and clips, cut into patches) or "audio" (pools: sounds).
         pools: what it learns to tell apart.
         steps: optimizer steps.
         budget: batch size and patches.
@@ -191,11 +224,17 @@ def train_tower(
         return min((step + 1) / warmup, 0.5 * (1 + np.cos(np.pi * step / steps)) + 0.01)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    patches = encoder.config.vision_patches if tower == "vision" else encoder.config.audio_patches
     losses, started = [], time.monotonic()
     for step in range(steps):
-        x, labels = (_draw_vision if tower == "vision" else _draw_audio)(pools, budget.batch_size, rng)
-        kept = None if step >= steps * (1 - budget.full_frac) else budget.kept_patches
-        unit = embed_tokens(encoder, tower, x, kept, rng)
+        is_whole = step >= steps * (1 - budget.full_frac)
+        places = torch.randperm(patches, generator=rng)[: None if is_whole else budget.kept_patches]
+        if tower == "vision":
+            media, labels = draw_vision(pools, budget.batch_size, places, rng)
+            unit = embed_vision(encoder, media, places)
+        else:
+            media, labels = draw_audio(pools, budget.batch_size, rng)
+            unit = embed_audio(encoder, media, places)
         logits = LOGIT_SCALE * unit @ F.normalize(classifier, dim=-1).T  # [B,classes]
         loss = F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
@@ -219,9 +258,9 @@ def pretrain(seed: int, budget: PretrainBudget, config: ImageBindConfig = TINY_C
     encoder = ImageBind(config)
     sounds = render_pool(Modality.AUDIO, budget.sounds, seed)
     train_tower(encoder, "audio", [sounds], budget.audio_steps, budget, seed)
-    pictures = render_pool(Modality.IMAGE, budget.pictures, seed)
-    clips = render_pool(Modality.VIDEO, budget.clips, seed)
-    train_tower(encoder, "vision", [pictures, clips], budget.vision_steps, budget, seed)
+    pools = [render_pool(Modality.IMAGE, budget.pictures, seed), render_pool(Modality.VIDEO, budget.clips, seed)]
+    pools = [replace(pool, media=cut_patches(pool.media)) for pool in pools]
+    train_tower(encoder, "vision", pools, budget.vision_steps, budget, seed)
     return encoder
 
 
