@@ -53,15 +53,19 @@ class PrepareOptions(BaseModel):
     path: Path | None = None  # the source's folder or file; not for toolmm-mini
     media_root: Path | None = None  # folder that media paths are relative to, readable by every node
     catalog: Path | None = None  # jsonl: catalog.jsonl or one tool id a line; None = beside the records
-    size: str = "small"  # toolmm-mini: how much to generate
-    test_frac: float = Field(0.2, gt=0, lt=1)  # of each modality's questions, where the source prescribes no test split
+    size: str = "demo"  # toolmm-mini: how much to generate
+    test_frac: float = Field(
+        default=0.2, gt=0, lt=1
+    )  # of each modality's questions, where the source prescribes no test split
     resplit: bool = (
         False  # ignore the splits that the source prescribes: 8:2 so that no test tool is unseen in training
     )
-    val_frac: float = Field(0.05, ge=0, lt=1)  # of the training questions, where the source prescribes no val split
+    val_frac: float = Field(
+        default=0.05, ge=0, lt=1
+    )  # of the training questions, where the source prescribes no val split
     leak: Literal["report", "drop"] = "report"  # drop = remove test questions whose pair or medium is in train or val
     missing_media: Literal["keep", "drop", "error"] = "keep"  # records whose file is absent: keep = without a hash
-    shard_rows: int = Field(10_000, ge=1)  # rows of one Parquet file
+    shard_rows: int = Field(default=10_000, ge=1)  # rows of one Parquet file
 
 
 @dataclass(frozen=True)

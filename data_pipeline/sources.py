@@ -22,7 +22,7 @@ def read_source(
     *,
     catalog: Path | None = None,
     out_dir: Path | None = None,
-    size: str = "small",
+    size: str = "demo",
     seed: int = 0,
 ) -> SourceReading:
     """Open a source by name; iterating the result yields `ToolRecord` or `Rejected`.
