@@ -91,8 +91,7 @@ def choose_questions(records: Sequence[ToolRecord], media_root: Path | None) -> 
             assert media_root is not None
             note = f"the words fit {len(first.candidate_tool_ids)} tools; the {medium.modality.value} decides"
             questions.append(Question(first.instruction, media_root / medium.media_uri, medium.valid_tool_ids, note))
-    text = next(r for r in records if not r.has_media and UNKNOWN_TOOL_ID not in r.valid_tool_ids)
-    unanswerable = next(r for r in records if not r.has_media and UNKNOWN_TOOL_ID in r.valid_tool_ids)
+    text, unanswerable = (_find_text(records, is_unknown) for is_unknown in (False, True))
     questions.append(Question(text.instruction, None, text.valid_tool_ids, "the words decide"))
     questions.append(Question(unanswerable.instruction, None, unanswerable.valid_tool_ids, "no tool solves it"))
     return questions
@@ -107,6 +106,15 @@ def _find_pair(records: Sequence[ToolRecord]) -> tuple[ToolRecord, ToolRecord]:
             if same_words and not set(first.valid_tool_ids) & set(second.valid_tool_ids):
                 return first, second
     raise InputError("the test split holds no two ambiguous questions with the same candidates and different answers.")
+
+
+def _find_text(records: Sequence[ToolRecord], is_unknown: bool) -> ToolRecord:
+    for record in records:
+        if not record.has_media and (UNKNOWN_TOOL_ID in record.valid_tool_ids) == is_unknown:
+            return record
+    raise InputError(
+        f"the test split holds no text question {'without' if is_unknown else 'with'} a tool that solves it."
+    )
 
 
 @contextmanager
