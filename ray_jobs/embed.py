@@ -72,7 +72,17 @@ class _Progress:
         return (
             f"embed media={self.n_done}/{self.n_planned} per_s={rate:.1f} eta={eta} "
             f"quarantined={self.counts['quarantined']}"
-        )
+        ) + (f" gone_or_changed={self.counts['changed']}: run prepare again" if self.counts["changed"] else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "encoded": self.counts["encoded"],
+            "quarantined": self.counts["quarantined"],
+            "changed": self.counts["changed"],
+            "seconds": round(time.monotonic() - self.started_s, 3),
+            "media_per_s_after_first_batch": self.rate_after_first_batch(),
+            **{key: round(self.seconds[key], 3) for key in ("decode_s", "encode_s", "write_s")},
+        }
 
     def rate_after_first_batch(self) -> float | None:
         """Media per second between the end of the first batch and the end of the last; None for a single batch."""
@@ -109,7 +119,7 @@ def embed_corpus(
 
     Returns:
         encoder_id, embed_dim, media (distinct, with a hash), known, encoded, quarantined (now), quarantined_before,
-        changed (file no longer has its hash), without_file (records), seconds and rates.
+        changed (file is gone or no longer has its hash), records_without_file, seconds and rates.
 
     Raises:
         InputError: unknown encoder, damaged lake, or a lake of another encoder.
@@ -147,14 +157,9 @@ def embed_corpus(
         "embed_dim": lake.embed_dim,
         "media": len(media),
         "known": sum(medium.sha256 in known for medium in media),
-        "encoded": progress.counts["encoded"],
-        "quarantined": progress.counts["quarantined"],
         "quarantined_before": sum(medium.sha256 in quarantined for medium in media),
-        "changed": progress.counts["changed"],
         "records_without_file": n_without_file,
-        "seconds": round(time.monotonic() - progress.started_s, 3),
-        "media_per_s_after_first_batch": progress.rate_after_first_batch(),
-        **{key: round(progress.seconds[key], 3) for key in ("decode_s", "encode_s", "write_s")},
+        **progress.to_json(),
     }
 
 
