@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from pathlib import Path
+from typing import Any
 
 import ray
 import ray.data  # sets its own log level when imported: before we set ours
 
+from data_pipeline.errors import InputError
 from ray_jobs.config import RayOptions
 
 MIN_LOGICAL_CPUS = 8
+JOB_CONFIG_ENV = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # how `ray job submit` hands its runtime environment to the driver
+PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "DS_ACCELERATOR", "TOOLMM_IMAGEBIND_CHECKPOINT", "MLFLOW_TRACKING_TOKEN")
 
 
 def worker_env() -> dict[str, str]:
@@ -20,8 +26,7 @@ def worker_env() -> dict[str, str]:
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",  # of libraries about themselves
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    passed_on = ("HF_HUB_OFFLINE", "HF_HOME", "DS_ACCELERATOR", "TOOLMM_IMAGEBIND_CHECKPOINT", "MLFLOW_TRACKING_TOKEN")
-    return {"OMP_NUM_THREADS": "1"} | quiet | {name: os.environ[name] for name in passed_on if name in os.environ}
+    return {"OMP_NUM_THREADS": "1"} | quiet | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
 
 
 def connect(options: RayOptions) -> None:
@@ -35,7 +40,10 @@ def connect(options: RayOptions) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR)
+        # Ray refuses a variable that the submission sets as well: the submission's value stands.
+        submitted = job_runtime_env().get("env_vars", {})
+        env_vars = {name: value for name, value in worker_env().items() if name not in submitted}
+        ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": env_vars})
         return
     num_cpus = options.num_cpus or max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
     # The dashboard stays on: Train asks its state API, and floods the log without it.
@@ -45,3 +53,21 @@ def connect(options: RayOptions) -> None:
         logging_level=logging.ERROR,
         runtime_env={"env_vars": worker_env()},
     )
+
+
+def job_runtime_env() -> dict[str, Any]:
+    """The runtime environment that `ray job submit` gave this process; empty outside a submitted job."""
+    return json.loads(os.environ.get(JOB_CONFIG_ENV, "{}")).get("runtime_env") or {}
+
+
+def check_outlives_job(folder: Path) -> None:
+    """Refuse a folder inside a submitted job's unpacked working directory, which Ray deletes after the job.
+
+    Raises:
+        InputError: `folder` is in there.
+    """
+    if "working_dir" in job_runtime_env() and folder.absolute().is_relative_to(Path.cwd()):
+        raise InputError(
+            f"{folder} lies in the working directory of this Ray job, which Ray deletes after the job; set runs_dir to "
+            "an absolute path on storage that all nodes share, for example runs_dir=/mnt/toolmm/runs."
+        )
