@@ -128,6 +128,8 @@ def tokenize_split(
     row_tokens: list[np.ndarray] = []
     loss_weight: list[int] = []
     for table in ray.get(tables):
+        if table.num_rows == 0:  # of an empty dataset: it has no columns either
+            continue
         for row in table.select(["prompt_tokens", "answer_tokens", "tree_tokens", "media_sha256"]).to_pylist():
             answer_counts.append(len(row["answer_tokens"]))
             sizes.append(row["tree_tokens"])
