@@ -22,7 +22,6 @@ from data_pipeline.errors import InputError
 from data_pipeline.packing import Layout, PackedBatch, build_micro_batch
 
 STEPS_PER_BLOCK = 8  # steps that one Ray Data block carries; a few blocks are on their way at any time
-PACK_MULTIPLE = 1
 ARRAY_TYPES = {
     "input_ids": pa.int32(),
     "position_ids": pa.int32(),
@@ -71,6 +70,7 @@ class StepPlan:
     pack_tokens: int
     micro_batch_size: int
     pad_id: int
+    pad_to_multiple: int
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,14 @@ def tokenize_split(
         InputError: if the split is empty.
     """
     keep_order()
+    tokenize: Any = _tokenize_batch
     tokenized = dataset.map_batches(
-        _tokenize_batch,
+        tokenize,
         fn_args=(tokenizer, max_target_tokens, reserve_tokens),
         batch_format="pyarrow",
         batch_size=512,
     ).materialize()
-    tables = tokenized.to_arrow_refs()
+    tables: Any = tokenized.to_arrow_refs()
     answer_counts, sizes = [], []
     media_row: list[int] = []
     row_tokens: list[np.ndarray] = []
@@ -174,7 +175,8 @@ def stream_micro_steps(
         num_cpus=1,
         max_restarts=0,  # its arguments live as long as the job: if it dies, Train restarts the workers
     )
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+    blocks: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    for block in blocks:
         for row in range(block.num_rows):
             yield _read_micro_step(block, row)
 
@@ -190,7 +192,7 @@ class MicroStepBuilder:
         self._index, self._media_row, self._media_matrix, self._loss_weight = ray.get(
             [split.plan_index, split.media_row, split.media_matrix, split.loss_weight]
         )
-        self._questions = _QuestionTable(pa.concat_tables(ray.get(split.tables)))
+        self._questions: Any = _QuestionTable(pa.concat_tables(ray.get(split.tables)))
         self._epoch = -1
         self._epoch_steps: list[np.ndarray] = []
 
@@ -221,7 +223,7 @@ class MicroStepBuilder:
         step_weight = float(self._loss_weight[questions].sum())
         rows = []
         for number_in_step, selection in enumerate(parts):
-            micro = build_micro_batch(self._questions, selection, self._media_row, plan.pad_id, PACK_MULTIPLE)
+            micro = build_micro_batch(self._questions, selection, self._media_row, plan.pad_id, plan.pad_to_multiple)
             row: dict[str, Any] = {name: getattr(micro, name).ravel() for name in ARRAY_TYPES if name != "media"}
             row["media"] = self._media_matrix[micro.media_row].astype(np.float32).ravel()
             row |= {"step": step, "is_last": number_in_step == len(parts) - 1, "step_weight": step_weight}

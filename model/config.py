@@ -12,18 +12,24 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backbone: str = Field("tiny", description="Hugging Face id or local folder of a causal LLM with its tokenizer")
-    encoder_dim: int = Field(1024, gt=0, description="E, width of the media vectors; 1024 for imagebind_huge")
-    lora_r: int = Field(32, gt=0, description="rank of the adapter")
-    lora_alpha: int = Field(32, gt=0, description="the adapter's output is scaled by lora_alpha / lora_r")
-    lora_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before the adapter, in training")
-    lora_target: Literal["attention", "all-linear"] = Field("attention", description="which linear layers are adapted")
+    backbone: str = Field(
+        default="tiny", description="Hugging Face id or local folder of a causal LLM with its tokenizer"
+    )
+    encoder_dim: int = Field(default=1024, gt=0, description="E, width of the media vectors; 1024 for imagebind_huge")
+    lora_r: int = Field(default=32, gt=0, description="rank of the adapter")
+    lora_alpha: int = Field(default=32, gt=0, description="the adapter's output is scaled by lora_alpha / lora_r")
+    lora_dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout before the adapter, in training")
+    lora_target: Literal["attention", "all-linear"] = Field(
+        default="attention", description="which linear layers are adapted"
+    )
     modules_to_save: list[str] = Field(
         default_factory=list, description="modules trained whole beside the adapter, e.g. embed_tokens and lm_head"
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen backbone")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the frozen backbone")
     attention: Literal["auto", "sdpa", "flex_attention"] = Field(
-        "auto", description="auto: flex_attention on CUDA where the backbone allows it, else sdpa"
+        default="auto", description="auto: flex_attention on CUDA where the backbone allows it, else sdpa"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
-    seed: int = Field(0, description="of the adapter's and the projector's first weights")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass to save memory"
+    )
+    seed: int = Field(default=0, description="of the adapter's and the projector's first weights")

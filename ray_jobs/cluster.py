@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data  # sets its own log level when imported: before we set ours
 
-from data_pipeline.errors import InputError
 from ray_jobs.config import RayOptions
 
 MIN_LOGICAL_CPUS = 8
@@ -58,16 +56,3 @@ def connect(options: RayOptions) -> None:
 def job_runtime_env() -> dict[str, Any]:
     """The runtime environment that `ray job submit` gave this process; empty outside a submitted job."""
     return json.loads(os.environ.get(JOB_CONFIG_ENV, "{}")).get("runtime_env") or {}
-
-
-def check_outlives_job(folder: Path) -> None:
-    """Refuse a folder inside a submitted job's unpacked working directory, which Ray deletes after the job.
-
-    Raises:
-        InputError: `folder` is in there.
-    """
-    if "working_dir" in job_runtime_env() and folder.absolute().is_relative_to(Path.cwd()):
-        raise InputError(
-            f"{folder} lies in the working directory of this Ray job, which Ray deletes after the job; set runs_dir to "
-            "an absolute path on storage that all nodes share, for example runs_dir=/mnt/toolmm/runs."
-        )

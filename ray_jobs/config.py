@@ -33,45 +33,47 @@ class EmbedOptions(Section):
 
     encoder: str = "imagebind_huge"  # a name that model.encoders.load_encoder knows, or a folder
     dtype: Literal["float16", "float32"] = "float16"  # of the stored vectors
-    batch_size: int = Field(16, ge=1)  # media per encoder forward
-    num_actors: int = Field(1, ge=1)  # encoder replicas
-    num_gpus: float = Field(0, ge=0)  # per actor
-    threads_per_actor: int = Field(1, ge=1)  # torch threads of a CPU actor
+    batch_size: int = Field(default=16, ge=1)  # media per encoder forward
+    num_actors: int = Field(default=1, ge=1)  # encoder replicas
+    num_gpus: float = Field(default=0, ge=0)  # per actor
+    threads_per_actor: int = Field(default=1, ge=1)  # torch threads of a CPU actor
 
 
 class TrainOptions(Section):
     """Ray Train and DeepSpeed. Defaults are MLLM-Tool's Table 4 for 7B models, but for the packed layout."""
 
-    epochs: int = Field(5, ge=1)
-    global_batch_size: int = Field(64, ge=1)  # question-answer rows per optimizer step, over all workers
+    epochs: int = Field(default=5, ge=1)
+    global_batch_size: int = Field(default=64, ge=1)  # question-answer rows per optimizer step, over all workers
     layout: Literal["packed", "rows"] = "packed"  # rows = the papers' way: one sequence for every answer
-    pack_tokens: int = Field(2048, ge=16)  # token budget of one micro step of one worker
-    micro_batch_size: int = Field(4, ge=1)  # rows per micro step of one worker; layout=rows only
-    max_target_tokens: int = Field(512, ge=16)  # question + answer after the media slot; the question is cut
-    lr: float = Field(5e-4, gt=0)  # peak
+    pack_tokens: int = Field(default=2048, ge=16)  # token budget of one micro step of one worker
+    micro_batch_size: int = Field(default=4, ge=1)  # rows per micro step of one worker; layout=rows only
+    max_target_tokens: int = Field(default=512, ge=16)  # question + answer after the media slot; the question is cut
+    lr: float = Field(default=5e-4, gt=0)  # peak
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.001, ge=0)
-    warmup_steps: int = Field(10, ge=0)  # linear warm-up, then linear decay to 0
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.001, ge=0)
+    warmup_steps: int = Field(default=10, ge=0)  # linear warm-up, then linear decay to 0
+    max_grad_norm: float = Field(default=1.0, gt=0)
     zero_stage: Literal[0, 1, 2, 3] = 2
-    workers: int = Field(1, ge=1)  # Ray Train workers, one GPU each where use_gpu
+    workers: int = Field(default=1, ge=1)  # Ray Train workers, one GPU each where use_gpu
     use_gpu: bool = False
-    cpus_per_worker: float = Field(1, gt=0)
-    max_failures: int = Field(3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
-    validation_questions: int = Field(512, ge=0)  # at most so many questions are decoded after each epoch
-    max_steps: int | None = Field(None, ge=1)  # stop early: for trials and smoke runs; the schedule keeps its length
+    cpus_per_worker: float = Field(default=1, gt=0)
+    max_failures: int = Field(default=3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
+    validation_questions: int = Field(default=512, ge=0)  # at most so many questions are decoded after each epoch
+    max_steps: int | None = Field(
+        default=None, ge=1
+    )  # stop early: for trials and smoke runs; the schedule keeps its length
 
 
 class EvaluateOptions(Section):
     """Decoding and scoring of the test split."""
 
-    top_k: int = Field(10, ge=1)
-    batch_size: int = Field(32, ge=1)  # questions per forward
-    num_actors: int = Field(1, ge=1)
-    num_gpus: float = Field(0, ge=0)  # per actor
-    free_max_new_tokens: int = Field(64, ge=8)
+    top_k: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=32, ge=1)  # questions per forward
+    num_actors: int = Field(default=1, ge=1)
+    num_gpus: float = Field(default=0, ge=0)  # per actor
+    free_max_new_tokens: int = Field(default=64, ge=8)
     shuffle_seed: int = 0  # of the shuffled-media ablation
-    max_questions: int | None = Field(None, ge=1)  # the first so many; None = all
+    max_questions: int | None = Field(default=None, ge=1)  # the first so many; None = all
 
 
 class TrackingOptions(Section):
@@ -85,13 +87,13 @@ class TrackingOptions(Section):
 class RayOptions(Section):
     """How a local Ray is started; ignored where RAY_ADDRESS names a cluster, as inside `ray job submit`."""
 
-    num_cpus: int | None = Field(None, ge=2)  # logical CPUs; None = at least 8, so that no job starves another
+    num_cpus: int | None = Field(default=None, ge=2)  # logical CPUs; None = at least 8, so that no job starves another
 
 
 class RunSpec(Section):
     """Everything that one run is made of; saved beside each checkpoint and in the bundle."""
 
-    name: str = Field("toolmm", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(default="toolmm", pattern=r"^[A-Za-z0-9._-]+$")
     runs_dir: Path = Path("runs")  # a shared folder on a cluster
     lake_dir: Path | None = None  # the feature lake may be shared by runs; None = inside the run's folder
     seed: int = 0

@@ -188,7 +188,8 @@ def _decode(
     )
     rows: list[dict[str, Any]] = []
     start = last = time.perf_counter()
-    for block in decoded.iter_batches(batch_size=None, batch_format="pyarrow"):
+    blocks: Any = decoded.iter_batches(batch_size=None, batch_format="pyarrow")
+    for block in blocks:
         rows += block.to_pylist()
         now = time.perf_counter()
         if now - last > 5 or len(rows) == len(records):

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
@@ -98,7 +98,7 @@ class RunLogger:
             source=f'{{"uri": "{source.as_uri()}"}}',
             profile=profile,
         )
-        tag = mlflow.entities.InputTag("mlflow.data.context", context)
+        tag = InputTag("mlflow.data.context", context)
         self._client.log_inputs(self._run_id, [DatasetInput(dataset, [tag])])
 
     def log_artifacts(self, folder: Path, artifact_path: str) -> None:

@@ -129,6 +129,8 @@ def launch(spec: RunSpec) -> TrainSummary:
             pack_tokens=spec.train.pack_tokens,
             micro_batch_size=spec.train.micro_batch_size,
             pad_id=tokenizer.pad_token_id or 0,
+            # FlexAttention works on blocks of 128 tokens, and compiles anew for every other length
+            pad_to_multiple=128 if spec.train.use_gpu else 1,
         ),
         validation=validation,
         tracking_uri=spec.tracking_uri,

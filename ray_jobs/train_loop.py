@@ -97,11 +97,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             cursor = load_cursor(Path(folder))
             parameters, moments = load_parameters(Path(folder)), load_moments(Path(folder))
         mllm.load_trainable_state_dict(parameters)
-    engine, *_ = deepspeed.initialize(
-        model=mllm,
-        model_parameters=[parameter for _, parameter in named_trainables(mllm)],
-        config=deepspeed_config(spec.train, model_config.dtype),
-    )
+    trainables: Any = [parameter for _, parameter in named_trainables(mllm)]
+    config_json = deepspeed_config(spec.train, model_config.dtype)
+    engine: Any = deepspeed.initialize(model=mllm, model_parameters=trainables, config=config_json)[0]
     if moments is not None:
         restore_training_state(engine, parameters, moments, cursor.step)
     tracker = RunLogger(job.tracking_uri, job.mlflow_run_id, system_metrics=True) if rank == 0 else None
@@ -207,7 +205,8 @@ def _gathered_head(mllm: ToolLLM) -> Any:
     """Decoding reads rows of the head's weight directly; under ZeRO-3 it is there only while gathered."""
     import deepspeed
 
-    head = mllm.llm.get_base_model().get_output_embeddings()
+    causal_lm: Any = mllm.llm.get_base_model()
+    head = causal_lm.get_output_embeddings()
     return deepspeed.zero.GatheredParameters(list(head.parameters()))
 
 

@@ -16,32 +16,40 @@ class ServeArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: str = Field(min_length=1, description="bundle folder, readable at this path on every serving node")
-    encoder: str | None = Field(None, description="encoder name or folder; default: the one that the bundle names")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the replica has a GPU")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of language model and encoder; auto: as trained for the first, float32 for the second"
+    encoder: str | None = Field(
+        default=None, description="encoder name or folder; default: the one that the bundle names"
     )
-    top_k: int = Field(5, ge=1, description="tools named where a request does not say k")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where the replica has a GPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of language model and encoder; auto: as trained for the first, float32 for the second"
+    )
+    top_k: int = Field(default=5, ge=1, description="tools named where a request does not say k")
 
-    max_batch_size: int = Field(16, ge=1, description="questions that the language model answers in one batch")
-    batch_wait_timeout_s: float = Field(0.005, ge=0, description="how long a question waits for company")
-    encoder_max_batch_size: int = Field(8, ge=1, description="media of one modality that are encoded in one batch")
-    encoder_threads: int = Field(4, ge=1, description="media decoded at the same time in one encoder replica")
-    media_cache_entries: int = Field(2048, ge=0, description="media vectors that an encoder replica remembers")
-    max_queued_requests: int = Field(256, ge=1, description="requests that may wait per deployment; more: HTTP 503")
-    request_timeout_s: float = Field(60.0, gt=0, description="a request that takes longer is answered with HTTP 504")
+    max_batch_size: int = Field(default=16, ge=1, description="questions that the language model answers in one batch")
+    batch_wait_timeout_s: float = Field(default=0.005, ge=0, description="how long a question waits for company")
+    encoder_max_batch_size: int = Field(
+        default=8, ge=1, description="media of one modality that are encoded in one batch"
+    )
+    encoder_threads: int = Field(default=4, ge=1, description="media decoded at the same time in one encoder replica")
+    media_cache_entries: int = Field(default=2048, ge=0, description="media vectors that an encoder replica remembers")
+    max_queued_requests: int = Field(
+        default=256, ge=1, description="requests that may wait per deployment; more: HTTP 503"
+    )
+    request_timeout_s: float = Field(
+        default=60.0, gt=0, description="a request that takes longer is answered with HTTP 504"
+    )
 
-    min_replicas: int = Field(1, ge=1, description="of predictor and encoder")
-    max_replicas: int = Field(1, ge=1, description="above min_replicas: Ray Serve scales with the load")
-    ingress_replicas: int = Field(1, ge=1)
-    num_gpus: float = Field(0.0, ge=0, description="per predictor replica")
-    encoder_num_gpus: float = Field(0.0, ge=0, description="per encoder replica")
-    num_cpus: float = Field(1.0, ge=0, description="per predictor replica and per encoder replica")
+    min_replicas: int = Field(default=1, ge=1, description="of predictor and encoder")
+    max_replicas: int = Field(default=1, ge=1, description="above min_replicas: Ray Serve scales with the load")
+    ingress_replicas: int = Field(default=1, ge=1)
+    num_gpus: float = Field(default=0.0, ge=0, description="per predictor replica")
+    encoder_num_gpus: float = Field(default=0.0, ge=0, description="per encoder replica")
+    num_cpus: float = Field(default=1.0, ge=0, description="per predictor replica and per encoder replica")
 
-    max_upload_bytes: int = Field(32 * 2**20, ge=1, description="of one medium")
-    max_pixels: int = Field(50_000_000, ge=1, description="of one picture or video frame")
-    max_duration_s: float = Field(600.0, gt=0, description="of one sound or video")
-    max_instruction_chars: int = Field(4000, ge=1)
+    max_upload_bytes: int = Field(default=32 * 2**20, ge=1, description="of one medium")
+    max_pixels: int = Field(default=50_000_000, ge=1, description="of one picture or video frame")
+    max_duration_s: float = Field(default=600.0, gt=0, description="of one sound or video")
+    max_instruction_chars: int = Field(default=4000, ge=1)
 
     @model_validator(mode="after")
     def _check_replicas(self) -> ServeArgs:
