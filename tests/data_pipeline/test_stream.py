@@ -86,7 +86,7 @@ def stream(split: TokenizedSplit, plan: StepPlan, rank: int, world_size: int, fi
 
 
 def read_rows(micro: MicroStep) -> Counter[tuple[int, str]]:
-    """The (question, answer) rows of a micro step, found by walking its trees: each loss term ends where an answer does.
+    """The (question, answer) rows of a micro step, found by walking its trees: an answer ends where a loss term does.
 
     In a tree, the path to a token runs through every earlier token whose subtree holds it.
     """
