@@ -80,8 +80,16 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     for name in ("ray.train", "ray.data", "mlflow.system_metrics", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.WARNING)  # our own progress lines say it
-    from ray_jobs.zero import deepspeed_config, gather_training_state, named_trainables, restore_training_state
+    from ray_jobs.zero import (
+        deepspeed_config,
+        disable_compiled_collectives,
+        gather_training_state,
+        named_trainables,
+        restore_training_state,
+    )
 
+    if not spec.train.use_gpu:
+        disable_compiled_collectives()
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     total_steps = job.split.steps * spec.train.epochs

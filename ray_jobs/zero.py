@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -53,6 +54,14 @@ def deepspeed_config(train: TrainOptions, dtype: str) -> dict[str, Any]:
     if dtype == "bfloat16":
         config["bf16"] = {"enabled": True}
     return config
+
+
+def disable_compiled_collectives() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives for CPU ranks at first use.
+
+    That takes a C++ compiler and a minute; gloo's collectives do.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def named_trainables(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
