@@ -24,7 +24,7 @@ MAX_PARAM_CHARS = 6000
 MAX_DIGEST_CHARS = 36
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
 def open_run(uri: str, experiment: str, run_name: str, fingerprint: str, params: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def launch(spec: RunSpec) -> TrainSummary:
     Raises:
         InputError: no corpus, no vectors, or a backbone that cannot be loaded.
     """
+    if not spec.train.use_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed, once imported here, warns that it found none
     corpus = Corpus.open(spec.corpus_dir)
     records = {split: list(corpus.records(split)) for split in ("train", "val")}
     vectors = load_media_vectors(spec, corpus, records["train"] + records["val"])

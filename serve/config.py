@@ -21,7 +21,8 @@ class ServeArgs(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where the replica has a GPU")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of language model and encoder; auto: as trained for the first, float32 for the second"
+        default="auto",
+        description="of language model and encoder; auto: as trained for the first, float32 for the second",
     )
     top_k: int = Field(default=5, ge=1, description="tools named where a request does not say k")
 
