@@ -26,12 +26,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from scipy.fft import idctn
 from torch import Tensor, nn
 
 from data_pipeline.media import load_media
 from data_pipeline.schema import Modality
 from data_pipeline.toolmm_mini.media_files import MEDIA_KINDS, render_media, seeded_generator
 from model.imagebind import ImageBind, ImageBindConfig
+from model.imagebind_layers import FrameConv, VisionPreprocessor
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +68,10 @@ class PretrainBudget:
         full_frac: share of the steps, at the end, that see all patches.
     """
 
-    pictures: int = 70
+    pictures: int = 100
     sounds: int = 60
-    clips: int = 40
-    vision_steps: int = 900
+    clips: int = 60
+    vision_steps: int = 1300
     audio_steps: int = 350
     batch_size: int = 32
     kept_patches: int = 48
@@ -133,6 +135,36 @@ def cut_patches(media: Tensor) -> Tensor:
     return cut.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(2, 3).contiguous()
 
 
+def _vision_preprocessor(encoder: ImageBind) -> VisionPreprocessor:
+    preprocessor = encoder.modality_preprocessors["vision"]
+    assert isinstance(preprocessor, VisionPreprocessor)
+    return preprocessor
+
+
+def _stem_weight(encoder: ImageBind) -> Tensor:
+    conv = _vision_preprocessor(encoder).rgbt_stem.proj[1]
+    assert isinstance(conv, FrameConv)
+    return conv.weight
+
+
+def whiten_stem(encoder: ImageBind, rng: np.random.Generator) -> None:
+    """Re-draw the vision stem in place: random filters whose gain grows with frequency.
+
+    Pictures have an amplitude spectrum of about 1 / frequency (Field 1987), so plain random filters see brightness and
+    little else, and fine structure (noise, blur, block edges) is learned late. Half of the filters add the two frames
+    of a clip, the other half subtract them, so that change over time is seen from the start too.
+    """
+    weight = _stem_weight(encoder)  # [D,3,2,kh,kw]
+    width, channels, _, height, columns = weight.shape
+    frequency = np.hypot(*np.meshgrid(np.arange(height), np.arange(columns), indexing="ij"))
+    spectrum = rng.standard_normal((width, channels, height, columns)) * (1 + frequency)
+    filters = np.asarray(idctn(spectrum, axes=(-2, -1), norm="ortho"))
+    filters /= np.linalg.norm(filters.reshape(width, -1), axis=1)[:, None, None, None]
+    second = np.where(np.arange(width) % 2 == 0, 1.0, -1.0)[:, None, None, None] * filters
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(np.stack([filters, second], axis=2)))
+
+
 def embed_vision(encoder: ImageBind, patches: Tensor, places: Tensor) -> Tensor:
     """Embed single pictures or clips of which only some patches are given.
 
@@ -144,9 +176,9 @@ def embed_vision(encoder: ImageBind, patches: Tensor, places: Tensor) -> Tensor:
     Returns:
         (B, E) unit vectors; with all patches what `encode` gives for one clip.
     """
-    preprocessor = encoder.modality_preprocessors["vision"]
+    preprocessor = _vision_preprocessor(encoder)
     positions = preprocessor.pos_embedding_helper.pos_embed
-    tokens = F.linear(patches.flatten(2), preprocessor.rgbt_stem.proj[1].weight.flatten(1))  # [B,K,D]
+    tokens = F.linear(patches.flatten(2), _stem_weight(encoder).flatten(1))  # [B,K,D]
     first = (preprocessor.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
     tokens = torch.cat([first, tokens + positions[:, 1 + places]], dim=1)  # [B,1+K,D]
     return F.normalize(encoder.modality_heads["vision"](encoder.modality_trunks["vision"](tokens)), dim=-1)
@@ -256,6 +288,7 @@ def pretrain(seed: int, budget: PretrainBudget, config: ImageBindConfig = TINY_C
     """Render, build and train; the same arguments give the same weights on the same machine."""
     torch.manual_seed(seed)
     encoder = ImageBind(config)
+    whiten_stem(encoder, seeded_generator("stem", seed))
     sounds = render_pool(Modality.AUDIO, budget.sounds, seed)
     train_tower(encoder, "audio", [sounds], budget.audio_steps, budget, seed)
     pools = [render_pool(Modality.IMAGE, budget.pictures, seed), render_pool(Modality.VIDEO, budget.clips, seed)]

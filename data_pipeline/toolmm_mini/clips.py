@@ -43,7 +43,7 @@ def render_pan(rng: np.random.Generator) -> np.ndarray:
     """The camera sweeps sideways and back, faster than the shutter."""
     picture = render_photo(rng)
     y, reach = rng.uniform(10, 120), rng.uniform(50, 90)
-    smear = np.zeros((1, 2 * int(rng.integers(7, 11)) + 1), np.float32)
+    smear = np.zeros((1, 2 * int(rng.integers(9, 14)) + 1), np.float32)
     smear[:] = 1 / smear.shape[1]
     sweeps = 1.5 * np.pi * np.linspace(0, 1, FRAMES) + rng.uniform(-0.5, 0.3)
     return np.stack([cv2.filter2D(_window(picture, 48 + reach * 0.5 * np.sin(s), y), -1, smear) for s in sweeps])
@@ -58,7 +58,7 @@ def render_zoom(rng: np.random.Generator) -> np.ndarray:
     x, y = rng.uniform(112, 144), rng.uniform(105, 150)
     frames = []
     for width in widths:
-        exposures = [_window(picture, x - w / 2, y - w * 0.375, w) for w in width * np.linspace(0.86, 1.14, 7)]
+        exposures = [_window(picture, x - w / 2, y - w * 0.375, w) for w in width * np.linspace(0.78, 1.22, 9)]
         frames.append(np.mean(exposures, axis=0).astype(np.uint8))
     return np.stack(frames)
 

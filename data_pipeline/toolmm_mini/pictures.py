@@ -125,7 +125,7 @@ def _streak_kernel(length: int, angle: float) -> np.ndarray:
 
 def add_blur(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Motion blur of a shaken camera."""
-    return cv2.filter2D(picture, -1, _streak_kernel(int(rng.integers(10, 17)) * 2 + 1, rng.uniform(0, np.pi)))
+    return cv2.filter2D(picture, -1, _streak_kernel(int(rng.integers(13, 21)) * 2 + 1, rng.uniform(0, np.pi)))
 
 
 def add_haze(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -148,7 +148,7 @@ def add_rain(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def add_noise(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Strong sensor noise."""
-    noise = rng.standard_normal(picture.shape, np.float32) * rng.uniform(32, 55)
+    noise = rng.standard_normal(picture.shape, np.float32) * rng.uniform(42, 65)
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
 
 
@@ -161,7 +161,7 @@ def add_darkness(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def add_pixelation(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Far too few pixels, blown up."""
     height, width = picture.shape[:2]
-    block = rng.uniform(7, 10)
+    block = rng.uniform(9, 13)
     small = cv2.resize(picture, (round(width / block), round(height / block)), interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST)
 

@@ -239,7 +239,7 @@ def render_chords(rng: np.random.Generator) -> np.ndarray:
         length, root = rng.uniform(0.8, 1.1), rng.integers(-7, 6)
         t = _time(length)
         for step in (0, int(rng.choice([3, 4])), 7, 12):
-            pitch = _note_hz(root + step)
+            pitch = _note_hz(int(root) + step)
             tone = sum(np.sin(2 * np.pi * pitch * k * t + rng.uniform(0, 6)) / k**1.2 for k in range(1, 9))
             _place(track, start, tone * np.minimum(1, np.minimum(t, length - t) * 12))
         start += length
@@ -267,7 +267,7 @@ def render_singing(rng: np.random.Generator) -> np.ndarray:
     while start < DURATION_S:
         length = rng.uniform(0.5, 0.9)
         t = _time(length)
-        pitch = _note_hz(rng.integers(6, 22)) * (1 + 0.04 * np.sin(2 * np.pi * rng.uniform(5, 6.5) * t))
+        pitch = _note_hz(int(rng.integers(6, 22))) * (1 + 0.04 * np.sin(2 * np.pi * rng.uniform(5, 6.5) * t))
         _place(track, start, _voice(pitch, vowel, rng) * np.minimum(1, np.minimum(t, length - t) * 15))
         start += length
     return _peak(track)
