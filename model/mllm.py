@@ -207,7 +207,7 @@ def to_tensors(batch: PackedBatch, media_matrix: np.ndarray | None, device: torc
         "input_ids": batch.input_ids.astype(np.int64),
         "loss_position": batch.loss_position.astype(np.int64),
         "loss_target": batch.loss_target.astype(np.int64),
-        "loss_weight": batch.loss_weight,
+        "loss_weight": batch.loss_weight.astype(np.float32),  # a copy: what comes out of Arrow is read-only
         "media_position": batch.media_position.astype(np.int64),
         "media": media,
     }

@@ -78,8 +78,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported, which is below
     import deepspeed
 
-    for name in ("ray.train", "ray.data", "mlflow.system_metrics", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # our own progress lines say it
+    # Our own progress lines say it; warnings still come through.
+    logging.disable(logging.INFO)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     from ray_jobs.zero import (
         deepspeed_config,
         disable_compiled_collectives,
@@ -219,13 +220,13 @@ def _gathered_head(mllm: ToolLLM) -> Any:
 
 
 def _timed(stream: Iterator[MicroStep]) -> Iterator[tuple[MicroStep, float]]:
-    """Each micro step with the seconds that the loop waited for it."""
-    while True:
+    """Each micro step with the seconds that the loop waited for it; the stream's own start, once a run, is left out."""
+    wait_s, start = 0.0, 0.0
+    while (micro := next(stream, None)) is not None:
+        if start:
+            wait_s = time.perf_counter() - start
+        yield micro, wait_s
         start = time.perf_counter()
-        micro = next(stream, None)
-        if micro is None:
-            return
-        yield micro, time.perf_counter() - start
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
