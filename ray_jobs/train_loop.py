@@ -291,7 +291,10 @@ class Progress:
 
     def show_epoch(self, report: dict[str, Any]) -> None:
         groups = ("", "/with_ambiguity", "/modality_text", "/modality_image", "/modality_audio", "/modality_video")
-        shown = {f"val_acc{group.replace('/modality', '').replace('/', '_')}": report.get(SCORE_KEY + group) for group in groups}
+        shown = {
+            f"val_acc{group.replace('/modality', '').replace('/', '_')}": report.get(SCORE_KEY + group)
+            for group in groups
+        }
         scores = " ".join(f"{name}={value:.3f}" for name, value in shown.items() if value is not None)
         _say(f"epoch={report['epoch']} mean_loss={report['train/epoch_loss']:.4f} {scores}")
         self._last_step_time = time.perf_counter()
