@@ -1,0 +1,241 @@
+"""Prepare, train, break off and go on elsewhere, evaluate, export: on a small corpus of texts and a very small LLM."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from data_pipeline.corpus_files import Corpus
+from data_pipeline.prompts import render_prompt, render_target
+from model.bundle import load_bundle
+from model.config import ModelConfig
+from model.mllm import ToolLLM
+from model.tiny import build_tiny_backbone
+from ray_jobs import evaluate, export, prepare, train
+from ray_jobs.checkpoint import load_cursor, load_moments, load_parameters
+from ray_jobs.config import RunSpec, load_run_spec
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+VERBS = {
+    "translate": "lab/translator",
+    "summarise": "lab/summary",
+    "classify": "lab/classifier",
+    "rhyme": "poetry/rhymes",
+    "shorten": "lab/summary-short",
+    "correct": "lab/grammar",
+    "pronounce": "sound/speech",
+    "tag": "lab/tagger",
+}
+NOUNS = ("letter", "poem", "report", "email", "essay", "speech", "review", "recipe")
+EPOCHS = 10
+EPOCHS_COMPARED = 4  # of the run that is broken off twice
+
+
+def write_records(folder: Path) -> Path:
+    """64 questions whose verb determines the tool."""
+    rows = [
+        {"instruction": f"please {verb} this {noun}", "tools": [tool_id]}
+        for noun in NOUNS
+        for verb, tool_id in VERBS.items()
+    ]
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "catalog.txt").write_text("\n".join(VERBS.values()) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that all runs share."""
+    folder = tmp_path_factory.mktemp("train")
+    records = write_records(folder)
+    texts = [
+        "".join(filter(None, render_prompt(f"please {verb} this {noun}", False))) for verb in VERBS for noun in NOUNS
+    ]
+    backbone = build_tiny_backbone(
+        folder / "backbone",
+        texts + [render_target(tool_id) for tool_id in VERBS.values()],
+        vocab_size=400,
+        hidden_size=48,
+        n_layers=2,
+        n_heads=4,
+        intermediate_size=96,
+        max_positions=256,
+    )
+    return [
+        f"runs_dir={folder / 'runs'}",
+        "prepare.source=jsonl",
+        f"prepare.path={records}",
+        "prepare.val_frac=0.15",
+        f"model.backbone={backbone}",
+        "model.lora_r=8",
+        "model.lora_alpha=16",
+        "model.lora_dropout=0",
+        "model.lora_target=all-linear",
+        "model.modules_to_save=[embed_tokens, lm_head]",
+        f"train.epochs={EPOCHS}",
+        "train.global_batch_size=4",
+        "train.pack_tokens=128",
+        "train.lr=1e-2",
+        "train.warmup_steps=2",
+        "train.max_failures=0",
+        "evaluate.batch_size=8",
+        "evaluate.top_k=3",
+        "evaluate.free_max_new_tokens=16",
+    ]
+
+
+def build_spec(base: list[str], name: str, *overrides: str) -> RunSpec:
+    return load_run_spec(None, [*base, f"name={name}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def whole(base: list[str], ray_session: None) -> tuple[RunSpec, train.TrainSummary]:
+    """Trained to the end on two workers under ZeRO-2."""
+    spec = build_spec(base, "whole", "train.workers=2", "train.zero_stage=2")
+    prepare.run(spec)
+    result = train.run(spec)
+    summary = train.TrainSummary.load(spec.run_dir)
+    assert result["best_checkpoint"] == summary.best_checkpoint
+    json.dumps(result, allow_nan=False)
+    return spec, summary
+
+
+def history(spec: RunSpec, run_id: str, key: str) -> dict[int, float]:
+    """step -> value; a step that was logged twice is a failure."""
+    metrics = MlflowClient(spec.tracking_uri).get_metric_history(run_id, key)
+    steps = [metric.step for metric in metrics]
+    assert len(set(steps)) == len(steps), f"{key} was logged twice at a step"
+    return {metric.step: metric.value for metric in metrics}
+
+
+def test_training_learns_and_logs_each_step_once(whole: tuple[RunSpec, train.TrainSummary]) -> None:
+    spec, summary = whole
+    losses = history(spec, summary.mlflow_run_id, "train/loss")
+    assert len(losses) % EPOCHS == 0
+    assert list(losses) == list(range(len(losses)))
+    assert losses[len(losses) - 1] < 0.1 * losses[0]
+    steps_per_epoch = len(losses) // EPOCHS
+    accuracy = history(spec, summary.mlflow_run_id, "val/tool_accuracy")
+    assert list(accuracy) == [steps_per_epoch * epoch - 1 for epoch in range(1, EPOCHS + 1)]
+    assert max(accuracy.values()) == summary.metrics["val/tool_accuracy"] > 0.7
+    run = MlflowClient(spec.tracking_uri).get_run(summary.mlflow_run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.workers"] == "2"
+    assert {"train/lr", "train/grad_norm", "train/samples_per_s", "train/data_wait_frac"} < run.data.metrics.keys()
+    (dataset,) = run.inputs.dataset_inputs
+    assert Corpus.open(spec.corpus_dir).data_hash.startswith(dataset.dataset.digest)
+
+
+def test_checkpoint_holds_what_was_trained_and_nothing_else(whole: tuple[RunSpec, train.TrainSummary]) -> None:
+    spec, summary = whole
+    folder = Path(summary.last_checkpoint)
+    mllm = ToolLLM.build(ModelConfig.model_validate(summary.model_config))
+    parameters, moments = load_parameters(folder), load_moments(folder)
+    assert set(parameters) == set(mllm.trainable_names())
+    assert len(moments) == 2 * len(parameters)
+    fp32_bytes = 4 * sum(value.numel() for value in parameters.values())
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert 3 * fp32_bytes < size < 3.2 * fp32_bytes
+    assert summary.metrics["checkpoint_bytes"] == pytest.approx(size, rel=0.01)
+    cursor = load_cursor(folder)
+    assert (cursor.epoch, cursor.mlflow_run_id) == (EPOCHS, summary.mlflow_run_id)
+    assert cursor.step == len(history(spec, summary.mlflow_run_id, "train/loss"))
+    fresh = mllm.trainable_state_dict()
+    assert all(not torch.equal(parameters[name], fresh[name]) for name in fresh if "projector" not in name)
+
+
+def test_a_broken_run_goes_on_elsewhere_as_if_nothing_had_happened(
+    base: list[str], whole: tuple[RunSpec, train.TrainSummary]
+) -> None:
+    """One epoch on two workers under ZeRO-2, the next on one under ZeRO-3, then two again."""
+    whole_spec, whole_summary = whole
+    expected = history(whole_spec, whole_summary.mlflow_run_id, "train/loss")
+    steps_per_epoch = len(expected) // EPOCHS
+    spec = build_spec(base, "broken")
+    shutil.copytree(whole_spec.corpus_dir, spec.corpus_dir)
+    run_ids = set()
+    for end_epoch, workers, zero_stage in ((1, 2, 2), (2, 1, 3), (EPOCHS_COMPARED, 2, 3)):
+        shape = (f"train.workers={workers}", f"train.zero_stage={zero_stage}")
+        summary = train.launch(build_spec(base, "broken", *shape, f"train.max_steps={end_epoch * steps_per_epoch}"))
+        run_ids.add(summary.mlflow_run_id)
+        cursor = load_cursor(Path(summary.last_checkpoint))
+        assert (cursor.step, cursor.epoch) == (end_epoch * steps_per_epoch, end_epoch)
+    (run_id,) = run_ids
+
+    losses = history(spec, run_id, "train/loss")
+    assert list(losses) == list(range(EPOCHS_COMPARED * steps_per_epoch))
+    assert losses == pytest.approx({step: expected[step] for step in losses}, rel=1e-5)
+    for key in ("train/lr", "val/tool_accuracy"):
+        found = history(spec, run_id, key)
+        wanted = history(whole_spec, whole_summary.mlflow_run_id, key)
+        assert found == pytest.approx({step: wanted[step] for step in found}, rel=1e-6), key
+
+
+@pytest.fixture(scope="module")
+def exported(whole: tuple[RunSpec, train.TrainSummary]) -> tuple[RunSpec, dict[str, Any], dict[str, Any]]:
+    spec, _ = whole
+    return spec, evaluate.run(spec), export.run(spec)
+
+
+def test_evaluation_scores_every_way_of_answering(
+    exported: tuple[RunSpec, dict[str, Any], dict[str, Any]], whole: tuple[RunSpec, train.TrainSummary]
+) -> None:
+    spec, result, _ = exported
+    json.dumps(result, allow_nan=False)
+    n_questions = Corpus.open(spec.corpus_dir).table("test").num_rows
+    assert result["n_questions"] == result["constrained"]["n"] == n_questions > 5
+    assert result["constrained"]["hallu"] == 0
+    assert result["constrained"]["format_acc"] == 1
+    assert result["shuffled_media"]["acc"] == result["constrained"]["acc"], "there are no media to shuffle"
+    assert result["constrained"]["recall@3"] >= result["constrained"]["acc"] > 0.7
+    folder = spec.run_dir / "evaluation"
+    predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == n_questions
+    assert all(len(row["responses"]) == 3 and sum(row["probabilities"]) <= 1 + 1e-5 for row in predictions)
+    metrics = MlflowClient(spec.tracking_uri).get_run(whole[1].mlflow_run_id).data.metrics
+    assert metrics["eval/constrained/acc"] == pytest.approx(result["constrained"]["acc"])
+
+
+def test_bundle_is_registered_as_champion_and_loads_without_unpickling(
+    exported: tuple[RunSpec, dict[str, Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, evaluation, result = exported
+    bundle = load_bundle(result["bundle"])
+    assert bundle.revision == result["revision"]
+    assert bundle.info.metrics["evaluation"]["constrained"] == evaluation["constrained"]
+    assert bundle.info.data_hash == Corpus.open(spec.corpus_dir).data_hash
+    client = MlflowClient(spec.tracking_uri)
+    champion = client.get_model_version_by_alias("toolmm", "champion")
+    assert str(champion.version) == result["model_version"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was unpickled")
+
+    mlflow.set_tracking_uri(spec.tracking_uri)
+    monkeypatch.setattr(pickle, "load", refuse)
+    monkeypatch.setattr("cloudpickle.load", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    model = mlflow.pyfunc.load_model("models:/toolmm@champion")
+    frame = pd.DataFrame(
+        {"instruction": [f"please {verb} this poem" for verb in VERBS], "modality": "text", "media": None}
+    )
+    answers = model.predict(frame)
+    assert list(answers.columns) == ["tool_id", "probability"]
+    assert set(answers["tool_id"]) <= set(bundle.catalog.tool_ids)
+    hits = sum(answers["tool_id"] == list(VERBS.values()))
+    assert hits >= 6
+    assert answers["probability"].between(0, 1).all()
+    (stored,) = {path.parent for path in (spec.run_dir / "mlartifacts").rglob("MLmodel")}
+    assert list(stored.rglob("bundle.json")), "the bundle travels with the registered model"
+    assert not [path for path in stored.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
