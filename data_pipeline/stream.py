@@ -115,7 +115,7 @@ def tokenize_split(
     Raises:
         InputError: if the split is empty.
     """
-    keep_order()
+    keep_order(dataset.context)
     tokenize: Any = _tokenize_batch
     tokenized = dataset.map_batches(
         tokenize,
@@ -165,7 +165,7 @@ def stream_micro_steps(
     n_steps = end_step - first_step
     if n_steps <= 0:
         return
-    keep_order()
+    keep_order(ray.data.DataContext.get_current())
     dataset = ray.data.range(n_steps, override_num_blocks=-(-n_steps // STEPS_PER_BLOCK)).map_batches(
         MicroStepBuilder,
         fn_constructor_args=(split, plan, rank, world_size, first_step),
@@ -249,10 +249,16 @@ class _QuestionTable:
         )
 
 
-def keep_order() -> None:
-    """Ray Data gives blocks in the order in which they were asked for, not in which they became ready."""
-    context = ray.data.DataContext.get_current()
+def keep_order(context: ray.data.DataContext) -> None:
+    """Let Ray Data give blocks in the order in which they were asked for, not in which they became ready.
+
+    Errors arrive as they were raised: its own wrapper loses the InputError inside on the way to the driver.
+
+    Args:
+        context: of a dataset; or the current one, which datasets copy when they are made.
+    """
     context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
     context.enable_progress_bars = False
 
 

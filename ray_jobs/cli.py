@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last stop: a bug or a failing machine, shown whole
         input_error = find_input_error(error)
         if input_error is not None:
-            print(f"error: {input_error}", file=sys.stderr)
+            # the first line is ours: Ray Data appends advice on retries to the text of errors in its tasks
+            print(f"error: {str(input_error).partition(chr(10))[0]}", file=sys.stderr)
             return 2
         traceback.print_exc()
         return 1

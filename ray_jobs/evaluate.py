@@ -27,6 +27,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.prompts import render_target
 from data_pipeline.schema import ToolRecord
 from data_pipeline.stream import keep_order
+from model.backbone import load_tokenizer
 from model.baselines import knn_baseline, majority_baseline
 from model.config import ModelConfig
 from model.decode import Prompt, generate_free, top_k_tools
@@ -65,8 +66,7 @@ class Decoder:
         self._mllm.to(self._device).eval()
         tokenizer = self._mllm.tokenizer
         self._trie = CatalogTrie(job["tool_ids"], tokenizer)
-        self._max_target_tokens = job["max_target_tokens"]
-        self._reserve_tokens = longest_answer(tokenizer, job["tool_ids"])
+        self._max_target_tokens, self._reserve_tokens = job["max_target_tokens"], job["reserve_tokens"]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
@@ -120,6 +120,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
         InputError: no corpus, no trained model, or nothing to evaluate.
     """
     summary = TrainSummary.load(spec.run_dir)
+    checkpoint = summary.find_best_checkpoint()
     corpus = Corpus.open(spec.corpus_dir)
     if corpus.data_hash != summary.data_hash:
         raise InputError(
@@ -134,7 +135,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
     if not records:
         raise InputError(f"no question of the test split can be used: {len(unusable)} have no media vector.")
     start = time.perf_counter()
-    decoded = _decode(spec, summary, corpus, records, vectors)
+    decoded = _decode(spec, summary, checkpoint, corpus, records, vectors)
     seconds = time.perf_counter() - start
     scores = _score(corpus, train_records, records, vectors, decoded)
     folder = _replace_folder(spec.run_dir / "evaluation")
@@ -151,9 +152,15 @@ def evaluate(spec: RunSpec) -> Evaluation:
 
 
 def _decode(
-    spec: RunSpec, summary: TrainSummary, corpus: Corpus, records: Sequence[ToolRecord], vectors: MediaVectors
+    spec: RunSpec,
+    summary: TrainSummary,
+    checkpoint: Path,
+    corpus: Corpus,
+    records: Sequence[ToolRecord],
+    vectors: MediaVectors,
 ) -> list[dict[str, Any]]:
     """One row per record, in order."""
+    tokenizer = load_tokenizer(summary.model_config["backbone"])  # here, where a backbone that is gone can be told
     media = [vectors.get(record) for record in records]
     permuted = permute_media(records, media, spec.evaluate.shuffle_seed)
     vector_type = pa.list_(pa.float32())
@@ -170,11 +177,12 @@ def _decode(
     job = {
         "options": spec.evaluate,
         "model_config": summary.model_config,
-        "checkpoint": summary.best_checkpoint,
+        "checkpoint": str(checkpoint),
         "tool_ids": list(corpus.catalog.tool_ids),
         "max_target_tokens": summary.max_target_tokens,
+        "reserve_tokens": longest_answer(tokenizer, corpus.catalog.tool_ids),
     }
-    keep_order()
+    keep_order(ray.data.DataContext.get_current())
     options = spec.evaluate
     dataset = ray.data.from_arrow(table).repartition(max(1, -(-len(records) // options.batch_size)))
     decoded = dataset.map_batches(

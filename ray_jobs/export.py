@@ -26,9 +26,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
         InputError: no trained model, or its checkpoint is gone.
     """
     summary = TrainSummary.load(spec.run_dir)
-    checkpoint = Path(summary.best_checkpoint)
-    if not checkpoint.is_dir():
-        raise InputError(f"the checkpoint {checkpoint} is gone; run `train` again.")
+    checkpoint = summary.find_best_checkpoint()
     corpus = Corpus.open(spec.corpus_dir)
     if corpus.data_hash != summary.data_hash:
         raise InputError(

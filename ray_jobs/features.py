@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,10 @@ class MediaVectors:
 
 
 def save_embed_info(run_dir: Path, encoder_id: str, catalog_hash: str) -> None:
-    (run_dir / EMBED_FILE).write_text(json.dumps({"encoder_id": encoder_id, "catalog_hash": catalog_hash}) + "\n")
+    """Note which encoder made the vectors of the run's corpus, and with which catalogue."""
+    partial = run_dir / (EMBED_FILE + ".partial")
+    partial.write_text(json.dumps({"encoder_id": encoder_id, "catalog_hash": catalog_hash}) + "\n", encoding="utf-8")
+    os.replace(partial, run_dir / EMBED_FILE)
 
 
 def load_media_vectors(spec: RunSpec, corpus: Corpus, records: Iterable[ToolRecord]) -> MediaVectors:
@@ -59,14 +63,20 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, records: Iterable[ToolReco
     info_path = spec.run_dir / EMBED_FILE
     if not info_path.is_file():
         raise InputError(f"the corpus has {len(hashes)} media but {info_path} is missing; run `embed` first.")
-    info = json.loads(info_path.read_text())
-    if info["catalog_hash"] != corpus.catalog.content_hash:
+    try:
+        info = json.loads(info_path.read_text(encoding="utf-8"))
+        encoder_id, catalog_hash = str(info["encoder_id"]), str(info["catalog_hash"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{info_path} is damaged ({error}); run `embed` again, it only encodes what is new."
+        ) from error
+    if catalog_hash != corpus.catalog.content_hash:
         raise InputError(
             f"the tool catalogue of {corpus.path} changed after `embed` ran (now {corpus.catalog.content_hash[:12]}, "
-            f"then {info['catalog_hash'][:12]}); run `embed` again, it only encodes what is new."
+            f"then {catalog_hash[:12]}); run `embed` again, it only encodes what is new."
         )
-    rows, matrix = FeatureLake(spec.lake_path, info["encoder_id"]).load(hashes)
-    return MediaVectors(info["encoder_id"], rows, matrix)
+    rows, matrix = FeatureLake(spec.lake_path, encoder_id).load(hashes)
+    return MediaVectors(encoder_id, rows, matrix)
 
 
 def split_usable(records: Iterable[ToolRecord], vectors: MediaVectors) -> tuple[list[ToolRecord], list[ToolRecord]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -29,6 +29,7 @@ from data_pipeline.stream import StepPlan, TokenizedSplit, tokenize_split
 from model.backbone import load_tokenizer
 from model.config import ModelConfig
 from model.tiny import build_tiny_backbone
+from ray_jobs.checkpoint import PARAMETERS_FILE
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.features import MediaVectors, load_media_vectors, split_usable
@@ -67,14 +68,26 @@ class TrainSummary:
     max_target_tokens: int
 
     def save(self, run_dir: Path) -> None:
-        (run_dir / TRAIN_FILE).write_text(json.dumps(self.__dict__, indent=2) + "\n", encoding="utf-8")
+        partial = run_dir / (TRAIN_FILE + ".partial")
+        partial.write_text(json.dumps(self.__dict__, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, run_dir / TRAIN_FILE)
 
     @classmethod
     def load(cls, run_dir: Path) -> TrainSummary:
         path = run_dir / TRAIN_FILE
         if not path.is_file():
             raise InputError(f"{path} is missing; run `train` first.")
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error}); run `train` again, it goes on where it was.") from error
+
+    def find_best_checkpoint(self) -> Path:
+        """The folder of `best_checkpoint`; InputError where it is gone."""
+        folder = Path(self.best_checkpoint)
+        if not (folder / PARAMETERS_FILE).is_file():
+            raise InputError(f"the checkpoint {folder} is gone or incomplete; run `train` again.")
+        return folder
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
@@ -107,6 +120,9 @@ def launch(spec: RunSpec) -> TrainSummary:
     model_config = resolve_model(spec, corpus, vectors)
     tokenizer = load_tokenizer(model_config.backbone)
     reserve_tokens = longest_answer(tokenizer, corpus.catalog.tool_ids)
+    for has_media in (True, False):  # that a long question can be cut to fit is checked here, before any task needs it
+        long_question = "? " * spec.train.max_target_tokens
+        encode_question(tokenizer, long_question, has_media, (), spec.train.max_target_tokens, reserve_tokens)
     split = _tokenize(spec, train_records, tokenizer, vectors, reserve_tokens)
     validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus)
 
@@ -235,6 +251,7 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger) -> Any:
         run_config=RayRunConfig(
             name=name,
             storage_path=str(spec.run_dir / "checkpoints"),
+            logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=spec.train.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1,  # the best; Train keeps the last as well

@@ -72,7 +72,9 @@ EXPECTED_ROWS = Counter((number, tool_id) for number, record in enumerate(RECORD
 
 
 def to_dataset(records: list[ToolRecord]) -> ray.data.Dataset:
-    return ray.data.from_arrow(pa.Table.from_pylist([record.to_row() for record in records], schema=CORPUS_SCHEMA))
+    """Several blocks, which Ray Data may finish in any order."""
+    table = pa.Table.from_pylist([record.to_row() for record in records], schema=CORPUS_SCHEMA)
+    return ray.data.from_arrow([table[start : start + 13] for start in range(0, len(table), 13)])
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +216,11 @@ def test_steps_hold_the_same_at_any_world_size_and_in_both_layouts(
             assert (batch.position_ids[row, :length] == np.arange(length)).all()
     weights = {micro.step: micro.step_weight for micro in alone}
     assert weights == {micro.step: micro.step_weight for micro in as_rows}
+
+
+def test_an_input_error_in_a_task_arrives_as_one() -> None:
+    with pytest.raises(InputError, match="max_target_tokens leaves 10 tokens for a question"):
+        tokenize_split(to_dataset(RECORDS[:3]), CharacterTokenizer(), {}, MEDIA, 40, 30, GLOBAL_BATCH_SIZE)
 
 
 def test_nothing_to_do_and_nothing_to_train_on(split: TokenizedSplit) -> None:

@@ -56,8 +56,9 @@ def test_the_result_is_the_last_line(monkeypatch: pytest.MonkeyPatch, capsys: py
         in_worker(InputError("the file x is empty; give another.")).as_instanceof_cause(),
         in_worker(in_worker(InputError("the file x is empty; give another."))),
         WorkerGroupError("all", {0: RuntimeError("peer gone"), 1: InputError("the file x is empty; give another.")}),
+        in_worker(InputError("the file x is empty; give another.\nFailed after 1/1 attempts. To change retries ...")),
     ],
-    ids=["plain", "dual", "nested", "train worker"],
+    ids=["plain", "dual", "nested", "train worker", "Ray Data's advice"],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
