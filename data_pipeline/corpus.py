@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -139,11 +139,15 @@ def _replacing_folder(out_dir: Path) -> Iterator[Path]:
         raise InputError(f"{out_dir} exists and is not a corpus; name another folder or remove it.")
     partial = out_dir.with_name(out_dir.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+    is_parent_new = not out_dir.parent.exists()
     partial.mkdir(parents=True)
     try:
         yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if is_parent_new:
+            with suppress(OSError):  # somebody else put something there meanwhile
+                out_dir.parent.rmdir()
         raise
     old = out_dir.with_name(out_dir.name + ".old")
     shutil.rmtree(old, ignore_errors=True)

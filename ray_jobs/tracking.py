@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -126,6 +127,7 @@ def register_bundle(uri: str, run_id: str, name: str, bundle: Path) -> str:
     from mlflow.types.schema import ColSpec, DataType, Schema
 
     mlflow.set_tracking_uri(uri)
+    warnings.filterwarnings("ignore", message=".*input example was not provided.*")  # the signature is written out here
     signature = ModelSignature(
         inputs=Schema(
             [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -141,6 +142,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         metrics = _reduce(sums, micro, world_size, engine.device)
         metrics |= {"train/lr": lr, "train/grad_norm": float(engine.get_global_grad_norm() or 0.0)}
         sums = StepSums()
+        if not math.isfinite(metrics["train/loss"]):
+            raise FloatingPointError(f"the loss of step {step} is {metrics['train/loss']}: lower train.lr.")
         epoch_loss.append(metrics["train/loss"])
         metrics |= progress.update(step, metrics)
         if tracker:
