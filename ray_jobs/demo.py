@@ -194,8 +194,8 @@ def _free_port() -> int:
 
 def _show_answers(questions: Sequence[Question], answers: Sequence[dict[str, Any]]) -> None:
     for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
-        medium = f"  + {question.media.name}" if question.media else ""
-        print(f"\n{number}. “{question.instruction.strip()}”{medium}   ({question.note})")
+        medium = f"with {question.media.name}: " if question.media else ""
+        print(f"\n{number}. “{question.instruction.strip()}”\n     {medium}{question.note}")
         for tool in answer["tools"][:TOP_K]:
             mark = "right" if tool["tool_id"] in question.valid_tool_ids else ""
             bar = "█" * round(20 * tool["probability"])
