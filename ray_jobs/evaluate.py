@@ -144,7 +144,8 @@ def evaluate(spec: RunSpec) -> Evaluation:
         "n_unusable": len(unusable),
         "decode_s": round(seconds, 2),
     }
-    _write(folder, records, decoded, scores, result)
+    merged = corpus.manifest.get("merged_source_indexes", {})
+    _write(folder, records, decoded, scores, result, merged)
     tracker = RunLogger(spec.tracking_uri, summary.mlflow_run_id)
     tracker.log_metrics(_metric_names(result))
     tracker.log_artifacts(folder, "evaluation")
@@ -300,12 +301,13 @@ def _write(
     decoded: Sequence[dict[str, Any]],
     scores: dict[str, SelectionScores],
     result: dict[str, Any],
+    merged: dict[str, list[int]],
 ) -> None:
+    """Predictions, tables and plots. `merged`: other positions of the released test file with a record's question."""
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
         for position, (record, row) in enumerate(zip(records, decoded, strict=True)):
             index = position if record.source_index is None else record.source_index
             line = {
-                "index": index,
                 "record_id": record.record_id,
                 "responses": [render_target(tool_id) for tool_id in row["tool_ids"]],
                 "probabilities": [round(p, 6) for p in row["probabilities"]],
@@ -313,7 +315,8 @@ def _write(
                 "free_response": row["free"],
                 "shuffled_media_response": render_target(row["shuffled_media"]),
             }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for number in (index, *merged.get(str(index), ())):
+                file.write(json.dumps({"index": number} | line, ensure_ascii=False) + "\n")
     for mode in (*MODES, "majority", "knn"):
         (folder / f"{mode}.md").write_text(scores[mode].to_markdown(), encoding="utf-8")
         (folder / f"{mode}.csv").write_text(scores[mode].to_csv(), encoding="utf-8")
