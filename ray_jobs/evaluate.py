@@ -121,12 +121,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
     """
     summary = TrainSummary.load(spec.run_dir)
     checkpoint = summary.find_best_checkpoint()
-    corpus = Corpus.open(spec.corpus_dir)
-    if corpus.data_hash != summary.data_hash:
-        raise InputError(
-            f"the corpus at {corpus.path} is not the one that the model was trained on; run `train` on it, or "
-            "prepare the former one again."
-        )
+    corpus = summary.open_corpus(spec.corpus_dir)
     test_records = list(corpus.records("test"))
     train_records = list(corpus.records("train"))
     vectors = load_media_vectors(spec, corpus, train_records + test_records)

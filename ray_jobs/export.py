@@ -7,8 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.corpus_files import Corpus
-from data_pipeline.errors import InputError
 from model.bundle import load_bundle, save_bundle
 from model.config import ModelConfig
 from model.mllm import ToolLLM
@@ -27,11 +25,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     """
     summary = TrainSummary.load(spec.run_dir)
     checkpoint = summary.find_best_checkpoint()
-    corpus = Corpus.open(spec.corpus_dir)
-    if corpus.data_hash != summary.data_hash:
-        raise InputError(
-            f"the corpus at {corpus.path} is not the one that the model was trained on; run `train` on it."
-        )
+    corpus = summary.open_corpus(spec.corpus_dir)
     model_config = ModelConfig.model_validate(summary.model_config)
     mllm = ToolLLM.build(model_config)
     mllm.load_trainable_state_dict(load_parameters(checkpoint))

@@ -89,6 +89,16 @@ class TrainSummary:
             raise InputError(f"the checkpoint {folder} is gone or incomplete; run `train` again.")
         return folder
 
+    def open_corpus(self, folder: Path) -> Corpus:
+        """The corpus at `folder`; InputError unless it is the one that was trained on."""
+        corpus = Corpus.open(folder)
+        if corpus.data_hash != self.data_hash:
+            raise InputError(
+                f"the corpus at {corpus.path} is not the one that the model was trained on; run `train` on it, or "
+                "prepare the former one again."
+            )
+        return corpus
+
 
 def run(spec: RunSpec) -> dict[str, Any]:
     """The CLI's job: train and show where everything is."""
