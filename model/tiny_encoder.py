@@ -70,8 +70,8 @@ class PretrainBudget:
 
     pictures: int = 100
     sounds: int = 60
-    clips: int = 60
-    vision_steps: int = 1300
+    clips: int = 120
+    vision_steps: int = 2600
     audio_steps: int = 350
     batch_size: int = 32
     kept_patches: int = 48
