@@ -31,13 +31,11 @@ class Cursor:
     Attributes:
         step: optimizer steps taken; the next step to take has this number.
         epoch: epochs completed.
-        best_accuracy: best validation accuracy so far; -1 before the first validation.
         mlflow_run_id: the one run that the whole training logs to.
     """
 
     step: int
     epoch: int
-    best_accuracy: float
     mlflow_run_id: str
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +38,6 @@ from ray_jobs.train_loop import SCORE_KEY, TrainJob, ValidationSet, train_loop_p
 TRAIN_FILE = "train.json"
 # what may differ between a job and the job that continues it
 NOT_IN_FINGERPRINT = {"workers", "use_gpu", "cpus_per_worker", "zero_stage", "max_failures", "max_steps"}
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ def launch(spec: RunSpec) -> TrainSummary:
     val_records, _ = split_usable(records["val"], vectors)
     if unusable:
         print(f"train: {len(unusable)} of {len(records['train'])} training questions are left out: no media vector")
-    model_config = resolve_model(spec, corpus, vectors)
+    model_config = resolve_model(spec, corpus, records["train"], vectors)
     tokenizer = load_tokenizer(model_config.backbone)
     reserve_tokens = longest_answer(tokenizer, corpus.catalog.tool_ids)
     for has_media in (True, False):  # that a long question can be cut to fit is checked here, before any task needs it
@@ -182,13 +179,13 @@ def launch(spec: RunSpec) -> TrainSummary:
     return summary
 
 
-def resolve_model(spec: RunSpec, corpus: Corpus, vectors: MediaVectors) -> ModelConfig:
+def resolve_model(spec: RunSpec, corpus: Corpus, train_records: list[ToolRecord], vectors: MediaVectors) -> ModelConfig:
     """Fill in what the corpus and the lake decide: the encoder's width, and the tiny backbone's folder."""
     changes: dict[str, Any] = {"encoder_dim": vectors.matrix.shape[1], "seed": spec.seed}
     if spec.model.backbone == "tiny":
         texts = [
             "".join(piece for piece in render_prompt(record.instruction, record.has_media) if piece)
-            for record in corpus.records("train")
+            for record in train_records
         ]
         texts += [render_target(tool_id) for tool_id in corpus.catalog.tool_ids]
         changes["backbone"] = str(build_tiny_backbone(spec.run_dir / "backbone", texts, seed=spec.seed))

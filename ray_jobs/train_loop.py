@@ -100,7 +100,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     # --- model, optimizer, and where we stand
     model_config = ModelConfig.model_validate(job.model_config)
     mllm = ToolLLM.build(model_config)
-    cursor, moments = Cursor(0, 0, -1.0, job.mlflow_run_id), None
+    cursor, moments = Cursor(0, 0, job.mlflow_run_id), None
     parameters: dict[str, torch.Tensor] = {}
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
@@ -156,8 +156,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         scores = validate(engine, mllm, job.validation, rank, world_size, lockstep=spec.train.zero_stage == 3)
         report = {"epoch": epoch, "step": step + 1, "train/epoch_loss": float(np.mean(epoch_loss))} | scores
         epoch_loss = []
-        best = max(cursor.best_accuracy, report.get(SCORE_KEY, -1.0))
-        cursor = Cursor(step + 1, epoch, best, job.mlflow_run_id)
+        cursor = Cursor(step + 1, epoch, job.mlflow_run_id)
         state = gather_training_state(engine)
         with tempfile.TemporaryDirectory() as folder:
             saved = None

@@ -21,7 +21,7 @@ from ray_jobs.checkpoint import (
     save_checkpoint,
 )
 
-CURSOR = Cursor(step=17, epoch=2, best_accuracy=0.625, mlflow_run_id="abc")
+CURSOR = Cursor(step=17, epoch=2, mlflow_run_id="abc")
 
 
 def make_state() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
