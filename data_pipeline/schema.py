@@ -35,7 +35,7 @@ class AmbiguityType(StrEnum):
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a dialogue; role is "human", "assistant" or "observation"."""
+    """One turn of a dialogue; role is "assistant" or "observation". The texts joined are the whole response."""
 
     role: str
     text: str
@@ -55,7 +55,8 @@ class ToolRecord:
         valid_tool_ids: every right answer, distinct, in source order; not empty.
         ambiguity_type: why the words alone do not decide.
         candidate_tool_ids: every tool that the words alone allow; () where the source does not say.
-        turns: earlier turns of a dialogue; () for tool selection.
+        turns: of a dialogue, what follows the prompt that `instruction` holds whole: "assistant" turns, which bear
+            loss, and "observation" turns between them, which do not; () for tool selection.
         source_index: 0-based position in the released test file, or None.
         split: the split that the source prescribes, or "" if it leaves it to us.
     """
@@ -94,6 +95,10 @@ class ToolRecord:
     @property
     def has_media(self) -> bool:
         return self.modality is not Modality.TEXT
+
+    @property
+    def is_dialogue(self) -> bool:
+        return bool(self.turns)
 
     def to_row(self) -> dict[str, Any]:
         """The record as a row of `CORPUS_SCHEMA`."""

@@ -16,6 +16,12 @@ class ModelConfig(BaseModel):
         default="tiny", description="Hugging Face id or local folder of a causal LLM with its tokenizer"
     )
     encoder_dim: int = Field(default=1024, gt=0, description="E, width of the media vectors; 1024 for imagebind_huge")
+    adapter: Literal["lora", "rslora", "dora"] = Field(
+        default="lora", description="rslora: scaled by lora_alpha / sqrt(lora_r); dora: direction and size apart"
+    )
+    quantize: Literal["none", "nf4"] = Field(
+        default="none", description="nf4: QLoRA, the frozen backbone in 4 bits; needs CUDA and bitsandbytes"
+    )
     lora_r: int = Field(default=32, gt=0, description="rank of the adapter")
     lora_alpha: int = Field(default=32, gt=0, description="the adapter's output is scaled by lora_alpha / lora_r")
     lora_dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout before the adapter, in training")

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,8 @@ from data_pipeline.errors import InputError
 from model.config import ModelConfig
 
 CONFIGS = Path(__file__).parent / "configs"
+
+WorkerCount = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
@@ -51,17 +53,34 @@ class TrainOptions(Section):
     lr: float = Field(default=5e-4, gt=0)  # peak
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.001, ge=0)
-    warmup_steps: int = Field(default=10, ge=0)  # linear warm-up, then linear decay to 0
+    warmup_steps: int = Field(default=10, ge=0)  # schedule=linear only; the reference derives its own
+    schedule: Literal["linear", "reference"] = "linear"  # linear = the paper's; reference = the released code's
+    sampler: Literal["uniform", "paper"] = "uniform"  # paper = MLLM-Tool's rotation of modalities; layout=rows only
+    mixture: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict
+    )  # source -> times that each of its records is seen in an epoch; 1 where not named
+    lora_plus_ratio: float = Field(default=1.0, ge=1)  # LoRA+: learning rate of the B matrices over that of the others
+    projector_epochs: int = Field(default=0, ge=0)  # two-stage schedule: so many first epochs train the projector alone
     max_grad_norm: float = Field(default=1.0, gt=0)
     zero_stage: Literal[0, 1, 2, 3] = 2
-    workers: int = Field(default=1, ge=1)  # Ray Train workers, one GPU each where use_gpu
+    offload_optimizer: bool = False  # optimizer state in CPU memory; zero_stage 1 to 3
+    workers: WorkerCount | tuple[WorkerCount, WorkerCount] = 1  # one GPU each where use_gpu; [min, max] = elastic
     use_gpu: bool = False
     cpus_per_worker: float = Field(default=1, gt=0)
     max_failures: int = Field(default=3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)  # besides the checkpoint at the end of every epoch
+    max_dialogue_tokens: int = Field(default=2048, ge=64)  # longer dialogues are left out and counted
     validation_questions: int = Field(default=512, ge=0)  # at most so many questions are decoded after each epoch
+    validation_dialogues: int = Field(default=64, ge=0)  # likewise
     max_steps: int | None = Field(
         default=None, ge=1
     )  # stop early: for trials and smoke runs; the schedule keeps its length
+
+
+    @property
+    def max_workers(self) -> int:
+        """Workers of a run that has all the machines it may use."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class EvaluateOptions(Section):
@@ -72,6 +91,7 @@ class EvaluateOptions(Section):
     num_actors: int = Field(default=1, ge=1)
     num_gpus: float = Field(default=0, ge=0)  # per actor
     free_max_new_tokens: int = Field(default=64, ge=8)
+    turn_max_new_tokens: int = Field(default=128, ge=8)  # of one turn of a dialogue
     shuffle_seed: int = 0  # of the shuffled-media ablation
     max_questions: int | None = Field(default=None, ge=1)  # the first so many; None = all
 
