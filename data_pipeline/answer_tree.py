@@ -23,8 +23,9 @@ class AnswerTree:
         subtree_end: int32 [T]; index after the last token below t. Query q sees key k iff k <= q < subtree_end[k].
         loss_position: int32 [L]; index of the token whose hidden state predicts.
         loss_target: int32 [L]; the id to predict.
-        loss_weight: float32 [L]; how many answers pass through that target, so that the weighted sum over L equals
-            the sum over all tokens of all answers as separate rows.
+        loss_weight: float32 [L]; how many answers bear loss on that target, so that the weighted sum over L equals
+            the sum over all loss-bearing tokens of all answers as separate rows. Never 0: a target without loss is no
+            term.
     """
 
     input_ids: np.ndarray
@@ -44,13 +45,17 @@ class _Node:
     index: int = -1
 
 
-def build_answer_tree(prompt_ids: np.ndarray, answers: Sequence[np.ndarray]) -> AnswerTree:
+def build_answer_tree(
+    prompt_ids: np.ndarray, answers: Sequence[np.ndarray], bears_loss: Sequence[np.ndarray] | None = None
+) -> AnswerTree:
     """Lay a question and its answers out as a tree.
 
     Args:
         prompt_ids: int32 [P], P >= 1.
         answers: token sequences, each of at least one token; equal ones simply weigh more.
+        bears_loss: bool [A_i] per answer, which of its tokens are to be predicted; None = all of them.
     """
+    masks = [np.ones(len(answer), dtype=bool) for answer in answers] if bears_loss is None else bears_loss
     n_prompt = len(prompt_ids)
     tokens: list[int] = prompt_ids.tolist()
     positions = list(range(n_prompt))
@@ -60,10 +65,10 @@ def build_answer_tree(prompt_ids: np.ndarray, answers: Sequence[np.ndarray]) -> 
     weights: list[int] = []
     path: list[_Node] = []
 
-    for answer in sorted(answer.tolist() for answer in answers):
+    for answer, bears in sorted((ids.tolist(), mask.tolist()) for ids, mask in zip(answers, masks, strict=True)):
         shared = 0
         while shared < min(len(path), len(answer)) and path[shared].token == answer[shared]:
-            weights[path[shared].loss_term] += 1
+            weights[path[shared].loss_term] += bears[shared]
             shared += 1
         for node in path[shared:]:
             if node.index >= 0:
@@ -82,31 +87,37 @@ def build_answer_tree(prompt_ids: np.ndarray, answers: Sequence[np.ndarray]) -> 
             path.append(_Node(answer[depth], len(targets)))
             sources.append(parent_index)
             targets.append(answer[depth])
-            weights.append(1)
+            weights.append(int(bears[depth]))
     for node in path:
         if node.index >= 0:
             subtree_end[node.index] = len(tokens)
     subtree_end[:n_prompt] = [len(tokens)] * n_prompt
 
+    loss_weight = np.array(weights, dtype=np.float32)
+    is_term = loss_weight > 0
     return AnswerTree(
         input_ids=np.array(tokens, dtype=np.int32),
         position_ids=np.array(positions, dtype=np.int32),
         subtree_end=np.array(subtree_end, dtype=np.int32),
-        loss_position=np.array(sources, dtype=np.int32),
-        loss_target=np.array(targets, dtype=np.int32),
-        loss_weight=np.array(weights, dtype=np.float32),
+        loss_position=np.array(sources, dtype=np.int32)[is_term],
+        loss_target=np.array(targets, dtype=np.int32)[is_term],
+        loss_weight=loss_weight[is_term],
     )
 
 
-def build_answer_row(prompt_ids: np.ndarray, answer: np.ndarray) -> AnswerTree:
-    """Lay one answer out behind its prompt as the papers do: a chain with all tokens, the last one too."""
+def build_answer_row(prompt_ids: np.ndarray, answer: np.ndarray, bears_loss: np.ndarray | None = None) -> AnswerTree:
+    """Lay one answer (int32 [A]) out behind its prompt as the papers do: a chain with all tokens, the last one too.
+
+    `bears_loss` (bool [A]) says which of the answer's tokens are to be predicted; None = all of them.
+    """
     n_prompt = len(prompt_ids)
     n_tokens = n_prompt + len(answer)
+    is_term = np.ones(len(answer), dtype=bool) if bears_loss is None else bears_loss
     return AnswerTree(
         input_ids=np.concatenate([prompt_ids, answer]).astype(np.int32),
         position_ids=np.arange(n_tokens, dtype=np.int32),
         subtree_end=np.full(n_tokens, n_tokens, dtype=np.int32),
-        loss_position=np.arange(n_prompt - 1, n_tokens - 1, dtype=np.int32),
-        loss_target=answer.astype(np.int32),
-        loss_weight=np.ones(len(answer), dtype=np.float32),
+        loss_position=np.arange(n_prompt - 1, n_tokens - 1, dtype=np.int32)[is_term],
+        loss_target=answer.astype(np.int32)[is_term],
+        loss_weight=np.ones(int(is_term.sum()), dtype=np.float32),
     )

@@ -3,7 +3,8 @@
 Reference: MLLM-Tool/MLLM-Tool, `code/model/anyToImageVideoAudio.py`: the bos token once, every piece of the prompt
 and the answer tokenised on its own without special tokens, loss on the answer alone. One deviation: where question and
 answer are too long together, the reference cuts the end of the sequence and so the answer; here the question is cut
-and the answer is whole.
+and the answer is whole. Dialogues (GPT4Tools' form) are tokenised turn by turn, so that what the model reads while it
+answers turn by turn is what it read in training.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from data_pipeline.answer_tree import AnswerTree, build_answer_tree
 from data_pipeline.errors import InputError
 from data_pipeline.prompts import render_prompt, render_target
+from data_pipeline.schema import Turn
 
 MEDIA_SLOT_ID = -200  # marks the one position that the projected media vector takes; no vocabulary has it
 MAX_TARGET_TOKENS = 512  # MLLM-Tool's `max_tgt_len`
@@ -32,20 +34,33 @@ class EncodedQuestion:
     Attributes:
         prompt_ids: int32 [P]: bos (where the tokenizer has one), prefix, MEDIA_SLOT_ID where a medium goes, the
             question.
-        answers: one int32 [A_i] per right tool, end marker included; all of it bears loss.
+        answers: one int32 [A_i] per right tool, end marker included; of a dialogue, all its turns as one.
+        bears_loss: one bool [A_i] per answer: which of its tokens are to be predicted; None = all of them.
     """
 
     prompt_ids: np.ndarray
     answers: list[np.ndarray]
+    bears_loss: list[np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        masks = self.answers if self.bears_loss is None else self.bears_loss
+        assert [len(mask) for mask in masks] == [len(answer) for answer in self.answers]
 
     @property
     def has_media(self) -> bool:
         return bool((self.prompt_ids == MEDIA_SLOT_ID).any())
 
+    @property
+    def n_loss_tokens(self) -> list[int]:
+        """Loss-bearing tokens of each answer."""
+        if self.bears_loss is None:
+            return [len(answer) for answer in self.answers]
+        return [int(mask.sum()) for mask in self.bears_loss]
+
     @cached_property
     def tree(self) -> AnswerTree:
         """All answers behind one copy of the prompt."""
-        return build_answer_tree(self.prompt_ids, self.answers)
+        return build_answer_tree(self.prompt_ids, self.answers, self.bears_loss)
 
 
 def encode_question(
@@ -78,6 +93,43 @@ def encode_question(
         question_ids = _cut_question(tokenizer, instruction, has_media, room)
     bos = [] if tokenizer.bos_token_id is None else [np.array([tokenizer.bos_token_id], dtype=np.int32)]
     return EncodedQuestion(np.concatenate([*bos, *prefix, question_ids]), answers)
+
+
+def encode_dialogue(tokenizer: Any, record_prompt: str, turns: Sequence[Turn]) -> EncodedQuestion:
+    """Tokenise a dialogue: the assistant's words and the end token bear loss, the prompt and the observations do not.
+
+    Args:
+        tokenizer: as in `encode_question`, with an `eos_token_id`.
+        record_prompt: everything that the model reads before its first turn.
+        turns: assistant and observation in turn, from assistant to assistant; () when serving.
+
+    Returns:
+        one answer: all turns, each tokenised on its own, and the end token; no answer without turns.
+
+    Raises:
+        InputError: the turns do not alternate, or the tokenizer has no end token.
+    """
+    bos = [] if tokenizer.bos_token_id is None else [np.array([tokenizer.bos_token_id], dtype=np.int32)]
+    prompt_ids = np.concatenate([*bos, encode_turn(tokenizer, record_prompt)])
+    if not turns:
+        return EncodedQuestion(prompt_ids, [])
+    roles = [turn.role for turn in turns]
+    if len(turns) % 2 == 0 or roles != (["assistant", "observation"] * len(turns))[: len(turns)]:
+        raise InputError(
+            f"the turns of a dialogue are {', '.join(roles)}; they must be assistant and observation in turn, from "
+            "assistant to assistant."
+        )
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end token (eos), which ends a dialogue; take a backbone that has one.")
+    pieces = [encode_turn(tokenizer, turn.text) for turn in turns]
+    pieces[-1] = np.append(pieces[-1], np.int32(tokenizer.eos_token_id))
+    bears_loss = [np.full(len(piece), turn.role == "assistant") for turn, piece in zip(turns, pieces, strict=True)]
+    return EncodedQuestion(prompt_ids, [np.concatenate(pieces)], [np.concatenate(bears_loss)])
+
+
+def encode_turn(tokenizer: Any, text: str) -> np.ndarray:
+    """One turn of a dialogue on its own, without special tokens: int32 [A]."""
+    return _token_ids(tokenizer, text)
 
 
 def longest_answer(tokenizer: Any, tool_ids: Iterable[str]) -> int:

@@ -55,7 +55,7 @@ class Pack:
         subtree_end: int32 [T]; query q sees key k iff k <= q < subtree_end[k].
         loss_position: int32 [L].
         loss_target: int32 [L].
-        loss_weight: float32 [L]; sums to the number of answer tokens as separate rows.
+        loss_weight: float32 [L]; sums to the number of loss-bearing answer tokens as separate rows.
         media_position: int32 [M].
         media_row: int32 [M]; which row of the caller's media matrix goes there.
         n_rows: number of question-answer pairs.
@@ -115,7 +115,8 @@ def pack_questions(
 
 def pack_row(question: EncodedQuestion, answer: int, question_index: int, media_row: int) -> Pack:
     """One (question, answer) pair as a chain of its own."""
-    row = build_answer_row(question.prompt_ids, question.answers[answer])
+    bears_loss = None if question.bears_loss is None else question.bears_loss[answer]
+    row = build_answer_row(question.prompt_ids, question.answers[answer], bears_loss)
     return _concatenate([row], [question_index], [media_row], 1)
 
 

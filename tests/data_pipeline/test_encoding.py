@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.encoding import MEDIA_SLOT_ID, EncodedQuestion, encode_question, longest_answer
+from data_pipeline.encoding import MEDIA_SLOT_ID, EncodedQuestion, encode_dialogue, encode_question, longest_answer
 from data_pipeline.errors import InputError
-from data_pipeline.packing import collate, pack_row
+from data_pipeline.packing import collate, pack_questions, pack_row
 from data_pipeline.prompts import render_target
+from data_pipeline.schema import Turn
 
 NO_LABEL = -100
 
@@ -22,6 +23,7 @@ class CharacterTokenizer:
     """The oracle's stub: bos 1, eos = pad = 2, character c -> ord(c) + 3."""
 
     bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
 
     def __call__(self, text: str, add_special_tokens: bool) -> Any:
         assert not add_special_tokens
@@ -29,7 +31,7 @@ class CharacterTokenizer:
 
 
 def decode(ids: np.ndarray) -> str:
-    names = {1: "<bos>", MEDIA_SLOT_ID: "<media>"}
+    names = {1: "<bos>", 2: "<eos>", MEDIA_SLOT_ID: "<media>"}
     return "".join(names.get(i) or chr(i - 3) for i in ids.tolist())
 
 
@@ -157,3 +159,63 @@ def test_training_and_serving_cut_alike_with_the_same_reserve() -> None:
 def test_no_room_for_the_question_is_an_error() -> None:
     with pytest.raises(InputError, match="raise max_target_tokens"):
         encode_question(CharacterTokenizer(), "a question", True, ["a/b"], max_target_tokens=44)
+
+
+CALL = "Thought: Do I need to use a tool? Yes\nAction: Find It\nAction Input: image/a.png\nObservation:"
+DIALOGUE = (
+    Turn("assistant", CALL),
+    Turn("observation", " image/b.png\n"),
+    Turn("assistant", CALL.replace("a.png", "b.png")),
+    Turn("observation", " Action: 7\n"),
+    Turn("assistant", "Thought: Do I need to use a tool? No\nAI: Seven."),
+)
+
+
+def test_dialogues_bear_loss_on_the_assistants_words_token_by_token() -> None:
+    """The call and its "Observation:" are to be written, what is observed is not; the end token is, the prompt not."""
+    prompt = "Tools:\n> Find It: it finds.\nNew input: where?\n"
+    question = encode_dialogue(CharacterTokenizer(), prompt, DIALOGUE)
+    sequence, targets = labels_of(question)
+    assert decode(sequence) == "<bos>" + prompt + "".join(turn.text for turn in DIALOGUE) + "<eos>"
+    expected = [False] * (1 + len(prompt))
+    for turn in DIALOGUE:
+        expected += [turn.role == "assistant"] * len(turn.text)
+    expected.append(True)
+    assert (targets != NO_LABEL).tolist() == expected
+    assert (targets[expected] == sequence[expected]).all()
+    assert question.n_loss_tokens == [sum(expected)]
+
+    pack = pack_questions([question], [0], [-1])
+    assert pack.input_ids.tolist() == sequence[:-1].tolist()
+    assert (pack.loss_position + 1).tolist() == np.flatnonzero(expected).tolist()
+    assert pack.loss_weight.tolist() == [1.0] * sum(expected)
+
+
+def test_dialogue_turns_are_tokenised_one_by_one() -> None:
+    class WordTokenizer(CharacterTokenizer):
+        """Joins ":" with a blank behind it, so that a turn's border shows."""
+
+        def __call__(self, text: str, add_special_tokens: bool) -> Any:
+            return SimpleNamespace(input_ids=[ord(c) + 3 for c in text.replace(": ", "\u00a6")])
+
+    question = encode_dialogue(WordTokenizer(), "x", DIALOGUE[:3])
+    assert "Observation: image/b.png" in decode(question.answers[0])
+    assert "Action Input\u00a6image/a.png" in decode(question.answers[0])
+
+
+def test_a_dialogue_to_be_answered_is_its_prompt() -> None:
+    question = encode_dialogue(CharacterTokenizer(), "x", ())
+    assert (decode(question.prompt_ids), question.answers) == ("<bos>x", [])
+
+
+@pytest.mark.parametrize("turns", [DIALOGUE[:2], DIALOGUE[1:2], (DIALOGUE[0],) * 3, (Turn("user", "x"),)])
+def test_turns_that_do_not_alternate_are_refused(turns: tuple[Turn, ...]) -> None:
+    with pytest.raises(InputError, match="from assistant to assistant"):
+        encode_dialogue(CharacterTokenizer(), "x", turns)
+
+
+def test_a_dialogue_needs_an_end_token() -> None:
+    tokenizer = CharacterTokenizer()
+    tokenizer.eos_token_id = None
+    with pytest.raises(InputError, match="no end token"):
+        encode_dialogue(tokenizer, "x", DIALOGUE[:1])

@@ -27,7 +27,10 @@ from data_pipeline.prompts import render_target
 
 
 def random_questions(n_questions: int, seed: int = 0, max_answers: int = 6) -> list[EncodedQuestion]:
-    """Questions over few ids, so that answers often begin alike, are prefixes of each other, or are equal."""
+    """Questions over few ids, so that answers often begin alike, are prefixes of each other, or are equal.
+
+    In half of them some answer tokens bear no loss, and answers that begin alike do not agree on which.
+    """
     rng = np.random.default_rng(seed)
     questions = []
     for _ in range(n_questions):
@@ -38,7 +41,8 @@ def random_questions(n_questions: int, seed: int = 0, max_answers: int = 6) -> l
             rng.integers(1, 4, size=rng.integers(1, 8)).astype(np.int32)
             for _ in range(rng.integers(1, max_answers + 1))
         ]
-        questions.append(EncodedQuestion(prompt, answers))
+        bears_loss = [rng.random(len(answer)) < 0.7 for answer in answers] if rng.random() < 0.5 else None
+        questions.append(EncodedQuestion(prompt, answers, bears_loss))
     return questions
 
 
@@ -81,10 +85,13 @@ def test_loss_terms_equal_those_of_the_rows(seed: int) -> None:
         packed[key] += int(weight)
     rows: Counter[tuple] = Counter()
     for number, question in enumerate(questions):
-        for answer in question.answers:
+        masks = question.bears_loss or [np.ones(len(answer), dtype=bool) for answer in question.answers]
+        for answer, bears in zip(question.answers, masks, strict=True):
             row = question.prompt_ids.tolist() + answer.tolist()
-            for length in range(len(question.prompt_ids), len(row)):
+            for position in np.flatnonzero(bears):
+                length = len(question.prompt_ids) + int(position)
                 rows[number, tuple(row[:length]), row[length]] += 1
+        assert sum(question.n_loss_tokens) == sum(count for key, count in rows.items() if key[0] == number)
     assert packed == rows
     assert pack.n_rows == sum(len(question.answers) for question in questions)
 
