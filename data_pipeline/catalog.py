@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.errors import InputError
 
@@ -24,6 +25,9 @@ class Tool:
         input_modality: "text", "image", "audio" or "video"; "" where the source does not say.
         output_modality: likewise.
         backend: "local" (a function of ours), "huggingface" (a hub model by its id) or "" (not callable from here).
+        name: what a dialogue calls it; may hold spaces; "" where the tool_id is the name.
+        usage: the line about it in a dialogue's prompt: when to use it and what to give it; "" = the description.
+        arguments: what one call takes, in order, such as ("image_path", "text"); () where the source does not say.
     """
 
     tool_id: str
@@ -31,12 +35,38 @@ class Tool:
     input_modality: str = ""
     output_modality: str = ""
     backend: str = ""
+    name: str = ""
+    usage: str = ""
+    arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tool_id or any(c.isspace() or c in "{}[],'\"" for c in self.tool_id):
             raise InputError(
                 f"tool id {self.tool_id!r} is empty or holds white space or one of {{ }} [ ] , ' \"; rename the tool."
             )
+        if self.name != self.name.strip() or any(c in "\n\r:,[]" for c in self.name):
+            raise InputError(
+                f"name {self.name!r} of tool {self.tool_id!r} begins or ends with white space or holds a line break or "
+                "one of : , [ ]; a dialogue could not tell where it ends: rename the tool."
+            )
+        if len(self.usage.splitlines()) > 1:
+            raise InputError(f"the usage of tool {self.tool_id!r} holds a line break; write it on one line.")
+        if isinstance(self.arguments, str) or not all(isinstance(argument, str) for argument in self.arguments):
+            raise InputError(f"arguments of tool {self.tool_id!r} is {self.arguments!r}; give a list of names.")
+        object.__setattr__(self, "arguments", tuple(self.arguments))  # JSON has lists only
+
+    @property
+    def call_name(self) -> str:
+        """What a dialogue calls the tool."""
+        return self.name or self.tool_id
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as a JSON object; what only dialogues need is left out where it is empty."""
+        entry = asdict(self)
+        return {key: value for key, value in entry.items() if value or key not in _DIALOGUE_FIELDS}
+
+
+_DIALOGUE_FIELDS = ("name", "usage", "arguments")
 
 
 class ToolCatalog:
@@ -72,14 +102,14 @@ class ToolCatalog:
     @property
     def content_hash(self) -> str:
         """sha256 over the canonical JSON of all tools sorted by id: order does not matter, any other change does."""
-        lines = sorted(json.dumps(asdict(tool), sort_keys=True, ensure_ascii=False) for tool in self)
+        lines = sorted(json.dumps(tool.to_json(), sort_keys=True, ensure_ascii=False) for tool in self)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def save_jsonl(self, path: Path) -> None:
         temporary = path.with_name(path.name + ".partial")
         with temporary.open("w", encoding="utf-8") as file:
             for tool in self:
-                file.write(json.dumps(asdict(tool), ensure_ascii=False) + "\n")
+                file.write(json.dumps(tool.to_json(), ensure_ascii=False) + "\n")
         os.replace(temporary, path)
 
     @classmethod
