@@ -74,7 +74,7 @@ def load_backbone(config: ModelConfig) -> tuple[PreTrainedModel, AttentionBacken
 
 
 def attach_adapter(llm: PreTrainedModel, config: ModelConfig) -> PeftModel:
-    """Wrap the LLM with LoRA; its first weights come from `config.seed` on every rank alike."""
+    """Wrap the LLM with LoRA, rsLoRA or DoRA; its first weights come from `config.seed` on every rank alike."""
     saved = list(dict.fromkeys(config.modules_to_save))
     names = {name.rsplit(".", 1)[-1] for name, _ in llm.named_modules()}
     missing = [name for name in saved if name not in names]
@@ -95,6 +95,8 @@ def attach_adapter(llm: PreTrainedModel, config: ModelConfig) -> PeftModel:
         lora_dropout=config.lora_dropout,
         target_modules="all-linear" if config.lora_target == "all-linear" else _attention_linears(llm, config.backbone),
         modules_to_save=saved or None,
+        use_rslora=config.adapter == "rslora",  # Kalajdzievski 2023, arXiv 2312.03732
+        use_dora=config.adapter == "dora",  # Liu et al. 2024, arXiv 2402.09353
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

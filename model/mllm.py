@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from data_pipeline.errors import InputError
 from data_pipeline.packing import PackedBatch
@@ -75,6 +76,7 @@ class ToolLLM(nn.Module):
         causal_lm = self._causal_lm
         self.max_positions: int = getattr(causal_lm.config, "max_position_embeddings", 1 << 30)
         self._no_packs_because = takes_packs(causal_lm)
+        self._holds: list[RemovableHandle] = []  # hooks of `hold_adapter`
 
     @classmethod
     def build(cls, config: ModelConfig, tokenizer: Any = None) -> ToolLLM:
@@ -159,6 +161,23 @@ class ToolLLM(nn.Module):
         projected = self.projector(media.to(self.projector.weight.dtype)).to(embeds.dtype)  # [M, D]
         flat = embeds.flatten(0, 1).index_copy(0, media_position, projected)  # [B*T, D]
         return flat.view_as(embeds)
+
+    def hold_adapter(self, is_held: bool) -> None:
+        """Train the projector alone from now on, or everything again.
+
+        While held, the gradients of all other trained parameters are zero rather than absent: every rank still reduces
+        the same tensors, and the optimizer's moments stay zero.
+        """
+        if is_held == bool(self._holds):
+            return
+        for handle in self._holds:
+            handle.remove()
+        self._holds.clear()
+        if is_held:
+            projector = set(map(id, self.projector.parameters()))
+            for parameter in self.parameters():
+                if parameter.requires_grad and id(parameter) not in projector:
+                    self._holds.append(parameter.register_hook(torch.zeros_like))
 
     def trainable_names(self) -> list[str]:
         """Names of the trained parameters (adapter, projector, modules trained whole), in a fixed order."""

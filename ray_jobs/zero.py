@@ -21,6 +21,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from model.mllm import ToolLLM
 from ray_jobs.config import TrainOptions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -68,12 +69,47 @@ def named_trainables(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
+def parameter_groups(mllm: ToolLLM, train: TrainOptions) -> list[dict[str, Any]]:
+    """The optimizer's groups, for `deepspeed.initialize` and `set_learning_rates`.
+
+    LoRA+ (Hayou et al. 2024, arXiv 2402.12354) lets the adapter's B matrices learn `lora_plus_ratio` times as fast as
+    all else. The two-stage schedule needs the projector apart. Where neither is asked for there is one group.
+
+    Returns:
+        groups with "params", "lr_factor" (of the step's learning rate) and "is_projector".
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in named_trainables(mllm):
+        lr_factor = train.lora_plus_ratio if ".lora_B." in name else 1.0
+        is_projector = bool(train.projector_epochs) and name.startswith("projector.")
+        groups.setdefault((lr_factor, is_projector), []).append(parameter)
+    return [
+        {"params": parameters, "lr_factor": lr_factor, "is_projector": is_projector}
+        for (lr_factor, is_projector), parameters in groups.items()
+    ]
+
+
+def set_learning_rates(engine: Any, lr: float, adapter_open: bool = True) -> None:
+    """Set the rates of the step that is about to be computed; call it before the step's first backward pass.
+
+    Args:
+        engine: DeepSpeed's over a `ToolLLM`, built with `parameter_groups`.
+        lr: of the schedule at this step.
+        adapter_open: False in the first stage of the two-stage schedule: only the projector moves, and neither weight
+            decay nor the optimizer's moments touch anything else.
+    """
+    engine.module.hold_adapter(not adapter_open)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"] if adapter_open or group["is_projector"] else 0.0
+
+
 def gather_training_state(engine: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every trainable parameter in fp32 and its Adam moments, whole, on the CPU. All ranks must call it.
 
     Returns:
         parameters by name; moments by "<moment>/<name>".
     """
+    _link_states(engine)
     parameters, moments = {}, {}
     for name, parameter in named_trainables(engine.module):
         sharded = _is_zero_managed(parameter)
@@ -116,9 +152,18 @@ def _create_optimizer_state(engine: Any, steps_taken: int) -> None:
         inner.state[parameter] = {"step": torch.tensor(float(steps_taken))} | {
             moment: torch.zeros_like(parameter) for moment in MOMENTS
         }
-    link_states = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-    if link_states is not None:  # ZeRO 1 and 2 look their partitions up through links made at the first step
-        link_states()
+    _link_states(engine)
+
+
+def _link_states(engine: Any) -> None:
+    """Let ZeRO 1 and 2 find their partitions of the optimizer's state.
+
+    They look them up through links that they make once, when the first group has taken its first step: the other
+    groups, which have no state at that time, are left out. So make the links anew.
+    """
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _set_state(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:
