@@ -15,6 +15,8 @@ import numpy as np
 from data_pipeline.encoding import EncodedQuestion
 from data_pipeline.errors import InputError
 
+_SUBSET_STREAM = 1  # keeps the draw of the mixture's subsets apart from the epochs' permutations
+
 
 @dataclass(frozen=True, eq=False)
 class PlanIndex:
@@ -49,41 +51,78 @@ class PlanIndex:
         return int(self.n_rows.sum())
 
 
-def steps_per_epoch(index: PlanIndex, global_batch_size: int) -> int:
-    """Optimizer steps of every epoch: rows / global_batch_size, rounded; at least 1, at most N."""
-    if global_batch_size < 1:
-        raise InputError(f"global_batch_size is {global_batch_size}; it must be at least 1 question-answer row.")
-    return min(len(index), max(1, round(index.total_rows / global_batch_size)))
-
-
-def plan_epoch(index: PlanIndex, seed: int, epoch: int, global_batch_size: int) -> list[np.ndarray]:
-    """Cut an epoch's shuffled questions into optimizer steps of about `global_batch_size` question-answer rows.
-
-    Every question is in exactly one step, with all its answers. The rows are shared out evenly: with S =
-    `steps_per_epoch` steps, step s ends at the question at which the running count of rows comes nearest to (s + 1) /
-    S of all rows. So there is no small rest at the end, and the loss of a step is divided by that step's own weight.
+def steps_per_epoch(index: PlanIndex, global_batch_size: int, repeats: np.ndarray | None = None) -> int:
+    """Optimizer steps of every epoch: its rows / global_batch_size, rounded; at least 1, at most its questions.
 
     Args:
-        index: sizes of all questions.
+        index: sizes of all N questions.
+        global_batch_size: in question-answer rows.
+        repeats: see `plan_epoch`; the rows are those expected, so that all epochs have equally many steps.
+    """
+    if global_batch_size < 1:
+        raise InputError(f"global_batch_size is {global_batch_size}; it must be at least 1 question-answer row.")
+    if repeats is None:
+        return min(len(index), max(1, round(index.total_rows / global_batch_size)))
+    n_questions = int(count_appearances(len(index), repeats, 0, 0).sum())
+    if n_questions == 0:
+        raise InputError(
+            "train.mixture gives every question so small a weight that none is left; raise the weight of a source."
+        )
+    return min(n_questions, max(1, round(float(repeats @ index.n_rows) / global_batch_size)))
+
+
+def plan_epoch(
+    index: PlanIndex, seed: int, epoch: int, global_batch_size: int, repeats: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Cut an epoch's shuffled questions into optimizer steps of about `global_batch_size` question-answer rows.
+
+    Without repeats every question is in exactly one step, with all its answers. The rows are shared out evenly: with
+    S = `steps_per_epoch` steps, step s ends at the question at which the running count of rows comes nearest to
+    (s + 1) / S of all rows. So there is no small rest at the end, and the loss of a step is divided by that step's own
+    weight.
+
+    Args:
+        index: sizes of all N questions.
         seed: of the run.
         epoch: 0-based.
         global_batch_size: in question-answer rows, over all ranks and micro steps.
+        repeats: float [N], times that each question is in an epoch on average. One of weight w is there floor(w) times,
+            and once more in a share w - floor(w) of the epochs; all questions of one weight together are there
+            round(w * how many they are) times in every epoch. None: each once.
 
     Returns:
         one int64 array of question indices per step; a function of the arguments alone.
     """
     if len(index) == 0:
         return []
-    n_steps = steps_per_epoch(index, global_batch_size)
-    order = np.random.default_rng([seed, epoch]).permutation(len(index))
-    rows_after = np.cumsum(index.n_rows[order])  # [N]
+    n_steps = steps_per_epoch(index, global_batch_size, repeats)
+    drawn = np.repeat(np.arange(len(index)), count_appearances(len(index), repeats, seed, epoch))
+    order = drawn[np.random.default_rng([seed, epoch]).permutation(len(drawn))]
+    rows_after = np.cumsum(index.n_rows[order])  # [questions drawn]
     middles = rows_after - index.n_rows[order] / 2
     ends = np.searchsorted(middles, rows_after[-1] * np.arange(1, n_steps) / n_steps, side="left")
     # A question with very many answers may span several ends: move them apart, so that no step is empty.
     steps = np.arange(n_steps - 1)
     ends = np.maximum.accumulate(np.maximum(ends - steps, 1)) + steps
-    ends = np.minimum(ends, len(index) - (n_steps - 1) + steps)
+    ends = np.minimum(ends, len(order) - (n_steps - 1) + steps)
     return np.split(order, ends)
+
+
+def count_appearances(n_questions: int, repeats: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+    """int64 [N]: how often each of N questions is in this epoch; see `plan_epoch` for the arguments.
+
+    The questions of one weight that come once more are a window that moves over their shuffled circle from epoch to
+    epoch: over many epochs no question is ahead of another of its weight by more than one.
+    """
+    if repeats is None:
+        return np.ones(n_questions, dtype=np.int64)
+    times = np.floor(repeats).astype(np.int64)
+    for number, weight in enumerate(np.unique(repeats)):
+        members = np.flatnonzero(repeats == weight)
+        n_extra = round(weight * len(members)) - int(times[members].sum())
+        circle = np.random.default_rng([seed, number, _SUBSET_STREAM]).permutation(members)
+        times[circle[(epoch * n_extra + np.arange(n_extra)) % len(members)]] += 1
+    return times
 
 
 def split_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: int) -> list[list[np.ndarray]]:

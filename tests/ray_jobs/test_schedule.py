@@ -1,11 +1,15 @@
-"""The learning rate as a function of the step (MLLM-Tool Table 4: linear warm-up, linear decay)."""
+"""The learning rate as a function of the step: the paper's, and that of the released code."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ray_jobs.schedule import linear_lr
+from ray_jobs.config import TrainOptions
+from ray_jobs.schedule import learning_rate, linear_lr, reference_lr, reference_warmup
 
 PEAK = 5e-4
 
@@ -31,3 +35,18 @@ def test_a_short_training_trains_at_every_step(total_steps: int) -> None:
     assert min(rates) > 0
     assert max(rates) == PEAK
     assert rates.index(PEAK) <= total_steps // 10
+
+
+def test_the_reference_rate_is_that_of_the_released_code(shared_dir: Path) -> None:
+    for case in json.loads((shared_dir / "oracle/schedule/lr_cases.json").read_text())["cases"]:
+        total_steps = case["total_num_steps"]
+        assert reference_warmup(total_steps) == case["warmup_num_steps"]
+        for step, expected in case["lr_used_by_update"].items():
+            found = reference_lr(int(step), total_steps, case["warmup_max_lr"])
+            assert found == pytest.approx(expected, rel=0, abs=1e-12), f"update {step} of {total_steps}"
+
+
+def test_the_schedule_is_chosen_by_the_config() -> None:
+    train = TrainOptions(lr=1e-3, warmup_steps=3)
+    assert learning_rate(train, 1, 100) == linear_lr(1, 100, 1e-3, 3) > 0
+    assert learning_rate(train.model_copy(update={"schedule": "reference"}), 1, 100) == 0
