@@ -87,6 +87,11 @@ class ToolCatalog:
     def tool_ids(self) -> tuple[str, ...]:
         return tuple(self._tools)
 
+    @property
+    def selection_tool_ids(self) -> tuple[str, ...]:
+        """What a question may be answered with: tools with a name of their own are for dialogues only."""
+        return tuple(tool_id for tool_id, tool in self._tools.items() if not tool.name)
+
     def __len__(self) -> int:
         return len(self._tools)
 

@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 
-from data_pipeline.batch_plan import PlanIndex, plan_epoch, split_step, split_step_rows, steps_per_epoch
-from data_pipeline.encoding import EncodedQuestion, encode_question
+from data_pipeline.batch_plan import PlanIndex
+from data_pipeline.encoding import EncodedQuestion, encode_dialogue, encode_question
 from data_pipeline.errors import InputError
 from data_pipeline.packing import Layout, PackedBatch, build_micro_batch
+from data_pipeline.schema import ToolRecord
+from data_pipeline.training_plan import TrainingPlan
 
 STEPS_PER_BLOCK = 8  # steps that one Ray Data block carries; a few blocks are on their way at any time
 ARRAY_TYPES = {
@@ -34,6 +37,7 @@ ARRAY_TYPES = {
     "question_index": pa.int32(),
     "media": pa.float32(),
 }
+FACTS = ["media_sha256", "modality", "source", "n_rows", "prompt_tokens", "answer_tokens", "tree_tokens", "loss_tokens"]
 TOKEN_GRIDS = ("input_ids", "position_ids", "subtree_end")  # [B, T]
 
 
@@ -42,35 +46,34 @@ class TokenizedSplit:
     """A split as token ids in the object store, and what planning needs to know of it.
 
     Attributes:
-        tables: Arrow tables with prompt_ids list<int32> and answers list<list<int32>>, questions in corpus order.
+        tables: refs to Arrow tables with prompt_ids list<int32>, answers list<list<int32>> and bears_loss
+            list<list<bool>> (null but for dialogues); questions in corpus order.
         media_row: ref to int64 [N]; each question's row of the media matrix, -1 for text.
         media_matrix: ref to float [M, E].
-        plan_index: ref to the PlanIndex of N questions.
-        loss_weight: ref to float64 [N]; answer tokens of each question as separate rows.
-        n_questions: N.
-        steps: optimizer steps of one epoch.
+        index: sizes of the N questions.
+        loss_weight: float64 [N]; loss-bearing tokens of each question, its answers counted as separate rows.
+        modalities: of each question.
+        sources: of each question.
+        n_too_long: dialogues that were left out.
     """
 
     tables: list[Any]
     media_row: Any
     media_matrix: Any
-    plan_index: Any
-    loss_weight: Any
-    n_questions: int
-    steps: int
+    index: PlanIndex
+    loss_weight: np.ndarray
+    modalities: list[str]
+    sources: list[str]
+    n_too_long: int
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """How the split becomes steps. All ranks share it."""
+class BatchForm:
+    """How a micro step becomes arrays; see `data_pipeline.packing.collate`."""
 
-    seed: int
-    global_batch_size: int
     layout: Layout
-    pack_tokens: int
-    micro_batch_size: int
-    pad_id: int
-    pad_to_multiple: int
+    pad_id: int = 0
+    pad_to_multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def tokenize_split(
     media_matrix: np.ndarray,
     max_target_tokens: int,
     reserve_tokens: int,
-    global_batch_size: int,
+    max_dialogue_tokens: int,
 ) -> TokenizedSplit:
     """Tokenise a split with Ray Data and keep it in the object store.
 
@@ -110,57 +113,56 @@ def tokenize_split(
         media_matrix: float [M, E].
         max_target_tokens: see `encode_question`.
         reserve_tokens: see `encode_question`.
-        global_batch_size: rows per optimizer step.
+        max_dialogue_tokens: longer dialogues are left out.
 
     Raises:
-        InputError: if the split is empty.
+        InputError: if nothing is left.
     """
     keep_order(dataset.context)
     tokenize: Any = _tokenize_batch
     tokenized = dataset.map_batches(
         tokenize,
-        fn_args=(tokenizer, max_target_tokens, reserve_tokens),
+        fn_args=(tokenizer, max_target_tokens, reserve_tokens, max_dialogue_tokens),
         batch_format="pyarrow",
         batch_size=512,
     ).materialize()
     tables: Any = tokenized.to_arrow_refs()
-    answer_counts, sizes = [], []
-    media_row: list[int] = []
-    row_tokens: list[np.ndarray] = []
-    loss_weight: list[int] = []
-    for table in ray.get(tables):
-        if table.num_rows == 0:  # of an empty dataset: it has no columns either
-            continue
-        for row in table.select(["prompt_tokens", "answer_tokens", "tree_tokens", "media_sha256"]).to_pylist():
-            answer_counts.append(len(row["answer_tokens"]))
-            sizes.append(row["tree_tokens"])
-            row_tokens.append(np.array(row["answer_tokens"], dtype=np.int64) + row["prompt_tokens"])
-            loss_weight.append(sum(row["answer_tokens"]))
-            media_row.append(media_rows[row["media_sha256"]] if row["media_sha256"] else -1)
-    if not sizes:
+    # an empty dataset gives tables without columns
+    rows = [row for table in ray.get(tables) if table.num_rows for row in table.select(FACTS).to_pylist()]
+    kept = [row for row in rows if row["n_rows"]]
+    if not kept:
         raise InputError("the training split holds no usable question; see the corpus report for what was left out.")
-    index = PlanIndex(
-        n_rows=np.array(answer_counts, dtype=np.int64),
-        n_tokens=np.array(sizes, dtype=np.int64),
-        row_tokens=np.concatenate(row_tokens),
-    )
+    row_tokens = [np.array(row["answer_tokens"], dtype=np.int64) + row["prompt_tokens"] for row in kept]
     return TokenizedSplit(
-        tables=tables,
-        media_row=ray.put(np.array(media_row, dtype=np.int64)),
+        tables=[_drop_empty.remote(table) for table in tables] if len(kept) < len(rows) else tables,
+        media_row=ray.put(
+            np.array([media_rows[row["media_sha256"]] if row["media_sha256"] else -1 for row in kept], dtype=np.int64)
+        ),
         media_matrix=ray.put(media_matrix),
-        plan_index=ray.put(index),
-        loss_weight=ray.put(np.array(loss_weight, dtype=np.float64)),
-        n_questions=len(sizes),
-        steps=steps_per_epoch(index, global_batch_size),
+        index=PlanIndex(
+            n_rows=np.array([row["n_rows"] for row in kept], dtype=np.int64),
+            n_tokens=np.array([row["tree_tokens"] for row in kept], dtype=np.int64),
+            row_tokens=np.concatenate(row_tokens),
+        ),
+        loss_weight=np.array([row["loss_tokens"] for row in kept], dtype=np.float64),
+        modalities=[row["modality"] for row in kept],
+        sources=[row["source"] for row in kept],
+        n_too_long=len(rows) - len(kept),
     )
 
 
 def stream_micro_steps(
-    split: TokenizedSplit, plan: StepPlan, rank: int, world_size: int, first_step: int, end_step: int
+    split: TokenizedSplit,
+    plan: ray.ObjectRef[TrainingPlan],
+    form: BatchForm,
+    rank: int,
+    world_size: int,
+    first_step: int,
+    end_step: int,
 ) -> Iterator[MicroStep]:
     """This rank's micro steps of the optimizer steps first_step .. end_step - 1, in order, made ahead by Ray Data.
 
-    One stream runs through all epochs, so there is no gap between them.
+    One stream runs through all epochs, so there is no gap between them. The plan is a reference: all ranks share it.
     """
     n_steps = end_step - first_step
     if n_steps <= 0:
@@ -168,7 +170,7 @@ def stream_micro_steps(
     keep_order(ray.data.DataContext.get_current())
     dataset = ray.data.range(n_steps, override_num_blocks=-(-n_steps // STEPS_PER_BLOCK)).map_batches(
         MicroStepBuilder,
-        fn_constructor_args=(split, plan, rank, world_size, first_step),
+        fn_constructor_args=(split, [plan], form, rank, world_size, first_step),
         batch_format="numpy",
         batch_size=STEPS_PER_BLOCK,
         compute=ray.data.ActorPoolStrategy(size=1),
@@ -184,17 +186,21 @@ def stream_micro_steps(
 class MicroStepBuilder:
     """Actor of a rank's stream: lays out the micro steps of given optimizer steps."""
 
-    def __init__(self, split: TokenizedSplit, plan: StepPlan, rank: int, world_size: int, first_step: int) -> None:
-        self._plan = plan
+    def __init__(
+        self,
+        split: TokenizedSplit,
+        plan: list[ray.ObjectRef[TrainingPlan]],
+        form: BatchForm,
+        rank: int,
+        world_size: int,
+        first_step: int,
+    ) -> None:
+        self._form = form
         self._rank, self._world_size = rank, world_size
         self._first_step = first_step
-        self._steps_per_epoch = split.steps
-        self._index, self._media_row, self._media_matrix, self._loss_weight = ray.get(
-            [split.plan_index, split.media_row, split.media_matrix, split.loss_weight]
-        )
+        self._plan: TrainingPlan
+        self._media_row, self._media_matrix, self._plan = ray.get([split.media_row, split.media_matrix, *plan])
         self._questions: Any = _QuestionTable(pa.concat_tables(ray.get(split.tables)))
-        self._epoch = -1
-        self._epoch_steps: list[np.ndarray] = []
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         rows = [row for number in batch["id"] for row in self._build_step(self._first_step + int(number))]
@@ -207,24 +213,20 @@ class MicroStepBuilder:
         for name, item_type in ARRAY_TYPES.items():
             columns[name] = _list_array([row[name] for row in rows], item_type)
         return pa.table(columns).replace_schema_metadata(
-            {"layout": self._plan.layout, "embed_dim": str(self._media_matrix.shape[1])}
+            {"layout": self._form.layout, "embed_dim": str(self._media_matrix.shape[1])}
         )
 
     def _build_step(self, step: int) -> list[dict[str, Any]]:
-        epoch, number = divmod(step, self._steps_per_epoch)
-        plan = self._plan
-        if epoch != self._epoch:
-            self._epoch, self._epoch_steps = epoch, plan_epoch(self._index, plan.seed, epoch, plan.global_batch_size)
-        questions = self._epoch_steps[number]
-        if plan.layout == "packed":
-            parts = split_step(questions, self._index, self._world_size, plan.pack_tokens)[self._rank]
-        else:
-            parts = split_step_rows(questions, self._index, self._world_size, plan.micro_batch_size)[self._rank]
-        step_weight = float(self._loss_weight[questions].sum())
+        parts = self._plan.micro_batches(step, self._rank, self._world_size)
+        step_weight = self._plan.step_weight(step)
         rows = []
         for number_in_step, selection in enumerate(parts):
-            micro = build_micro_batch(self._questions, selection, self._media_row, plan.pad_id, plan.pad_to_multiple)
+            micro = build_micro_batch(
+                self._questions, selection, self._media_row, self._form.pad_id, self._form.pad_to_multiple
+            )
             row: dict[str, Any] = {name: getattr(micro, name).ravel() for name in ARRAY_TYPES if name != "media"}
+            if self._plan.averages_micro_batches:
+                row["loss_weight"] = row["loss_weight"] / max(row["loss_weight"].sum(), 1.0)
             row["media"] = self._media_matrix[micro.media_row].astype(np.float32).ravel()
             row |= {"step": step, "is_last": number_in_step == len(parts) - 1, "step_weight": step_weight}
             row["n_rows"] = micro.n_rows
@@ -238,15 +240,23 @@ class _QuestionTable:
     def __init__(self, table: pa.Table) -> None:
         self._prompts = table["prompt_ids"].combine_chunks()
         self._answers = table["answers"].combine_chunks()
+        self._bears_loss = table["bears_loss"].combine_chunks()
 
     def __len__(self) -> int:
         return len(self._prompts)
 
     def __getitem__(self, index: int) -> EncodedQuestion:
-        answers = self._answers[index].values
+        bears_loss = self._bears_loss[index]
         return EncodedQuestion(
-            np.asarray(self._prompts[index].values), [np.asarray(answers[n].values) for n in range(len(answers))]
+            np.asarray(self._prompts[index].values),
+            _inner_arrays(self._answers[index]),
+            _inner_arrays(bears_loss) if bears_loss.is_valid else None,
         )
+
+
+def _inner_arrays(lists: Any) -> list[np.ndarray]:
+    values = lists.values
+    return [values[n].values.to_numpy(zero_copy_only=False) for n in range(len(values))]
 
 
 def keep_order(context: ray.data.DataContext) -> None:
@@ -262,30 +272,50 @@ def keep_order(context: ray.data.DataContext) -> None:
     context.enable_progress_bars = False
 
 
-def _tokenize_batch(batch: pa.Table, tokenizer: Any, max_target_tokens: int, reserve_tokens: int) -> pa.Table:
-    questions = [
-        encode_question(
-            tokenizer,
-            row["instruction"],
-            row["modality"] != "text",
-            row["valid_tool_ids"],
-            max_target_tokens,
-            reserve_tokens,
-        )
-        for row in batch.select(["instruction", "modality", "valid_tool_ids"]).to_pylist()
-    ]
+def _tokenize_batch(
+    batch: pa.Table, tokenizer: Any, max_target_tokens: int, reserve_tokens: int, max_dialogue_tokens: int
+) -> pa.Table:
+    """The batch as token ids; a dialogue that is too long stays as a row without answers."""
+    questions = []
+    for row in batch.to_pylist():
+        record = ToolRecord.from_row(row)
+        if record.is_dialogue:
+            question = encode_dialogue(tokenizer, record.instruction, record.turns)
+            if len(question.prompt_ids) + len(question.answers[0]) > max_dialogue_tokens:
+                question = EncodedQuestion(question.prompt_ids, [])
+        else:
+            question = encode_question(
+                tokenizer,
+                record.instruction,
+                record.has_media,
+                record.valid_tool_ids,
+                max_target_tokens,
+                reserve_tokens,
+            )
+        questions.append(question)
+    masks = [question.bears_loss for question in questions]
     return pa.table(
         {
             "media_sha256": batch["media_sha256"],
+            "modality": batch["modality"],
+            "source": batch["source"],
             "prompt_ids": _list_array([question.prompt_ids for question in questions], pa.int32()),
             "answers": pa.array([question.answers for question in questions], pa.list_(pa.list_(pa.int32()))),
+            "bears_loss": pa.array(masks, pa.list_(pa.list_(pa.bool_()))),
+            "n_rows": pa.array([len(question.answers) for question in questions], pa.int64()),
             "prompt_tokens": pa.array([len(question.prompt_ids) for question in questions], pa.int64()),
             "answer_tokens": pa.array(
                 [[len(answer) for answer in question.answers] for question in questions], pa.list_(pa.int64())
             ),
             "tree_tokens": pa.array([len(question.tree.input_ids) for question in questions], pa.int64()),
+            "loss_tokens": pa.array([sum(question.n_loss_tokens) for question in questions], pa.int64()),
         }
     )
+
+
+@ray.remote
+def _drop_empty(table: pa.Table) -> pa.Table:
+    return table.filter(pc.greater(table["n_rows"], 0))
 
 
 def _list_array(arrays: list[np.ndarray], item_type: pa.DataType) -> pa.Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +11,14 @@ import pyarrow as pa
 import pytest
 import ray.data
 
+from data_pipeline.batch_plan import PlanIndex
 from data_pipeline.encoding import MEDIA_SLOT_ID, encode_question
 from data_pipeline.errors import InputError
-from data_pipeline.packing import PlanIndex
+from data_pipeline.packing import Layout
 from data_pipeline.prompts import render_target
-from data_pipeline.schema import CORPUS_SCHEMA, Modality, ToolRecord
-from data_pipeline.stream import MicroStep, StepPlan, TokenizedSplit, stream_micro_steps, tokenize_split
+from data_pipeline.schema import CORPUS_SCHEMA, Modality, ToolRecord, Turn
+from data_pipeline.stream import BatchForm, MicroStep, TokenizedSplit, stream_micro_steps, tokenize_split
+from data_pipeline.training_plan import UniformPlan
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -25,15 +26,8 @@ N_QUESTIONS = 60
 TOOLS = ("lab/dehaze", "lab/deblur", "sound/pitch", "t5", "t5-base")
 GLOBAL_BATCH_SIZE = 16
 PAD_ID = 2
-PLAN = StepPlan(
-    seed=3,
-    global_batch_size=GLOBAL_BATCH_SIZE,
-    layout="packed",
-    pack_tokens=300,
-    micro_batch_size=3,
-    pad_id=PAD_ID,
-    pad_to_multiple=1,
-)
+MICRO_BATCH_SIZE = 3
+PACKED = BatchForm("packed", PAD_ID)
 MEDIA = np.arange(20 * 4, dtype=np.float16).reshape(20, 4)  # M = 20 vectors of width E = 4
 
 
@@ -41,6 +35,7 @@ class CharacterTokenizer:
     """One id per character."""
 
     bos_token_id = 1
+    eos_token_id = 0
 
     def __call__(self, text: str, add_special_tokens: bool) -> Any:
         return SimpleNamespace(input_ids=[ord(character) + 3 for character in text])
@@ -80,11 +75,24 @@ def to_dataset(records: list[ToolRecord]) -> ray.data.Dataset:
 @pytest.fixture(scope="module")
 def split(ray_session: None) -> TokenizedSplit:
     media_rows = {f"sha{number}": number for number in range(20)}
-    return tokenize_split(to_dataset(RECORDS), CharacterTokenizer(), media_rows, MEDIA, 512, 0, GLOBAL_BATCH_SIZE)
+    return tokenize_split(to_dataset(RECORDS), CharacterTokenizer(), media_rows, MEDIA, 512, 0, 2048)
 
 
-def stream(split: TokenizedSplit, plan: StepPlan, rank: int, world_size: int, first: int, end: int) -> list[MicroStep]:
-    return list(stream_micro_steps(split, plan, rank, world_size, first, end))
+@pytest.fixture(scope="module")
+def steps(split: TokenizedSplit) -> int:
+    """Of an epoch."""
+    return build_plan(split).total_steps(1)
+
+
+def build_plan(split: TokenizedSplit, layout: Layout = "packed") -> UniformPlan:
+    return UniformPlan(split.index, split.loss_weight, 3, GLOBAL_BATCH_SIZE, layout, 300, MICRO_BATCH_SIZE)
+
+
+def stream(
+    split: TokenizedSplit, rank: int, world_size: int, first: int, end: int, form: BatchForm = PACKED
+) -> list[MicroStep]:
+    plan = ray.put(build_plan(split, form.layout))
+    return list(stream_micro_steps(split, plan, form, rank, world_size, first, end))
 
 
 def read_rows(micro: MicroStep) -> Counter[tuple[int, str]]:
@@ -109,34 +117,34 @@ def read_rows(micro: MicroStep) -> Counter[tuple[int, str]]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(split: TokenizedSplit) -> list[list[MicroStep]]:
+def two_ranks(split: TokenizedSplit, steps: int) -> list[list[MicroStep]]:
     """Both ranks' streams of two epochs."""
-    return [stream(split, PLAN, rank, 2, 0, 2 * split.steps) for rank in range(2)]
+    return [stream(split, rank, 2, 0, 2 * steps) for rank in range(2)]
 
 
-def test_the_split_knows_its_size(split: TokenizedSplit) -> None:
-    assert split.n_questions == N_QUESTIONS
-    assert split.steps == round(sum(EXPECTED_ROWS.values()) / GLOBAL_BATCH_SIZE) > 5
+def test_the_split_knows_its_size(split: TokenizedSplit, steps: int) -> None:
+    assert len(split.index) == len(split.modalities) == len(split.sources) == N_QUESTIONS
+    assert split.modalities == [record.modality.value for record in RECORDS]
+    assert split.n_too_long == 0
+    assert steps == round(sum(EXPECTED_ROWS.values()) / GLOBAL_BATCH_SIZE) > 5
     questions = [
         encode_question(CharacterTokenizer(), record.instruction, record.has_media, record.valid_tool_ids)
         for record in RECORDS
     ]
-    index, expected = ray.get(split.plan_index), PlanIndex.from_questions(questions)
+    index, expected = split.index, PlanIndex.from_questions(questions)
     assert np.array_equal(index.n_rows, expected.n_rows)
     assert np.array_equal(index.n_tokens, expected.n_tokens)
     assert np.array_equal(index.row_tokens, expected.row_tokens)
 
 
-def test_two_ranks_together_see_every_row_of_an_epoch_once(
-    split: TokenizedSplit, two_ranks: list[list[MicroStep]]
-) -> None:
+def test_two_ranks_together_see_every_row_of_an_epoch_once(steps: int, two_ranks: list[list[MicroStep]]) -> None:
     for epoch in range(2):
-        steps = range(epoch * split.steps, (epoch + 1) * split.steps)
-        micros = [micro for rank in two_ranks for micro in rank if micro.step in steps]
+        of_epoch = range(epoch * steps, (epoch + 1) * steps)
+        micros = [micro for rank in two_ranks for micro in rank if micro.step in of_epoch]
         assert sum((read_rows(micro) for micro in micros), Counter()) == EXPECTED_ROWS
         assert sum(micro.batch.n_rows for micro in micros) == sum(EXPECTED_ROWS.values())
     by_step = rows_by_step([micro for rank in two_ranks for micro in rank])
-    assert by_step[0] != by_step[split.steps], "each epoch has its own order"
+    assert by_step[0] != by_step[steps], "each epoch has its own order"
 
 
 def test_ranks_keep_step_and_end_each_step_together(two_ranks: list[list[MicroStep]]) -> None:
@@ -173,12 +181,12 @@ def test_every_slot_gets_the_vector_of_its_question(two_ranks: list[list[MicroSt
 
 @pytest.mark.parametrize("first_step", [1, 9])
 def test_a_stream_that_starts_later_is_the_tail_of_the_whole(
-    split: TokenizedSplit, two_ranks: list[list[MicroStep]], first_step: int
+    split: TokenizedSplit, steps: int, two_ranks: list[list[MicroStep]], first_step: int
 ) -> None:
     """Also where the start is in the middle of an epoch or in the second one."""
-    end = 2 * split.steps
+    end = 2 * steps
     expected = [micro for micro in two_ranks[1] if micro.step >= first_step]
-    found = stream(split, PLAN, 1, 2, first_step, end)
+    found = stream(split, 1, 2, first_step, end)
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
         assert (one.step, one.is_last, one.step_weight) == (other.step, other.is_last, other.step_weight)
@@ -195,21 +203,21 @@ def rows_by_step(micros: list[MicroStep]) -> dict[int, Counter[tuple[int, str]]]
 
 
 def test_steps_hold_the_same_at_any_world_size_and_in_both_layouts(
-    split: TokenizedSplit, two_ranks: list[list[MicroStep]]
+    split: TokenizedSplit, steps: int, two_ranks: list[list[MicroStep]]
 ) -> None:
-    expected = rows_by_step([micro for rank in two_ranks for micro in rank if micro.step < split.steps])
-    alone = stream(split, PLAN, 0, 1, 0, split.steps)
+    expected = rows_by_step([micro for rank in two_ranks for micro in rank if micro.step < steps])
+    alone = stream(split, 0, 1, 0, steps)
     assert rows_by_step(alone) == expected
     as_rows = [
         micro
         for rank in range(2)
-        for micro in stream(split, replace(PLAN, layout="rows", pad_to_multiple=8), rank, 2, 0, split.steps)
+        for micro in stream(split, rank, 2, 0, steps, BatchForm("rows", PAD_ID, pad_to_multiple=8))
     ]
     assert rows_by_step(as_rows) == expected
     for micro in as_rows:
         batch = micro.batch
         assert batch.layout == "rows"
-        assert len(batch.lengths) == max(1, batch.n_rows) <= PLAN.micro_batch_size
+        assert len(batch.lengths) == max(1, batch.n_rows) <= MICRO_BATCH_SIZE
         assert batch.input_ids.shape[1] % 8 == 0
         for row, length in enumerate(batch.lengths):
             assert (batch.input_ids[row, length:] == PAD_ID).all()
@@ -220,11 +228,30 @@ def test_steps_hold_the_same_at_any_world_size_and_in_both_layouts(
 
 def test_an_input_error_in_a_task_arrives_as_one() -> None:
     with pytest.raises(InputError, match="max_target_tokens leaves 10 tokens for a question"):
-        tokenize_split(to_dataset(RECORDS[:3]), CharacterTokenizer(), {}, MEDIA, 40, 30, GLOBAL_BATCH_SIZE)
+        tokenize_split(to_dataset(RECORDS[:3]), CharacterTokenizer(), {}, MEDIA, 40, 30, 2048)
 
 
 def test_nothing_to_do_and_nothing_to_train_on(split: TokenizedSplit) -> None:
-    assert stream(split, PLAN, 0, 1, 4, 4) == []
+    assert stream(split, 0, 1, 4, 4) == []
     empty = ray.data.from_arrow(CORPUS_SCHEMA.empty_table())
     with pytest.raises(InputError, match="holds no usable question"):
-        tokenize_split(empty, CharacterTokenizer(), {}, MEDIA, 512, 0, GLOBAL_BATCH_SIZE)
+        tokenize_split(empty, CharacterTokenizer(), {}, MEDIA, 512, 0, 2048)
+
+
+def test_dialogues_come_with_their_loss_mask_and_too_long_ones_are_left_out() -> None:
+    def build(number: int, words: str) -> ToolRecord:
+        turns = (Turn("assistant", "call:"), Turn("observation", " seen "), Turn("assistant", "done"))
+        return ToolRecord(f"d{number}", "talk", Modality.TEXT, words, ("t5",), turns=turns)
+
+    records = [RECORDS[0], build(1, "short"), build(2, "x" * 100), RECORDS[3]]
+    split = tokenize_split(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, max_dialogue_tokens=60)
+    assert split.n_too_long == 1
+    assert split.sources == ["test", "talk", "test"]
+    n_words = len("call:") + len("done") + 1  # the end token too, the observation not
+    assert split.loss_weight[1] == n_words
+    (micro,) = stream(split, 0, 1, 0, 1)
+    assert sorted(micro.batch.question_index.tolist()) == [0, 1, 2]
+    assert micro.step_weight == micro.batch.loss_weight.sum() == split.loss_weight.sum()
+    targets = "".join(chr(i - 3) if i else "$" for i in micro.batch.loss_target.tolist())
+    assert "call:done$" in targets
+    assert "seen" not in targets
