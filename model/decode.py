@@ -304,7 +304,9 @@ def generate_free(
             stats.decisions += len(tokens)
             for sample, token in zip(active, tokens, strict=True):
                 produced[sample].append(token)
-            kept = [i for i, sample in enumerate(active) if not _is_finished(mllm.tokenizer, produced[sample])]
+            kept = [
+                i for i, sample in enumerate(active) if not is_finished(mllm.tokenizer, produced[sample], ANSWER_STOP)
+            ]
             if not kept or step == max_new_tokens - 1:
                 break
             if len(kept) < len(active):
@@ -313,7 +315,7 @@ def generate_free(
             blocks = [[(path, np.array(produced[sample][-1:]))] for path, sample in zip(paths, active, strict=True)]
             extended, hidden = cache.extend(blocks)
             paths = [row[0] for row in extended]
-    texts = [_decode(mllm.tokenizer, ids).split(ANSWER_STOP)[0] for ids in produced]
+    texts = [decode_text(mllm.tokenizer, ids).split(ANSWER_STOP)[0] for ids in produced]
     return [texts[i : i + n_samples] for i in range(0, len(texts), n_samples)]
 
 
@@ -353,10 +355,15 @@ def _pick_tokens(logits: Tensor, temperature: float, top_p: float, uniform: np.n
     return order.gather(1, index)[:, 0]
 
 
-def _is_finished(tokenizer: Any, ids: list[int]) -> bool:
-    """Whether an answer just ended; its end marker has three characters, so a short tail shows it."""
-    return ids[-1] == tokenizer.eos_token_id or ANSWER_STOP in _decode(tokenizer, ids[-8:])
+def is_finished(tokenizer: Any, ids: list[int], stop: str) -> bool:
+    """Whether a text just ended: with the eos token, or with the ASCII string `stop` in the last tokens.
+
+    A token holds at least one byte, so as many tokens as `stop` has characters hold it; some more, since it may end
+    inside a token.
+    """
+    return ids[-1] == tokenizer.eos_token_id or stop in decode_text(tokenizer, ids[-(len(stop) + 5) :])
 
 
-def _decode(tokenizer: Any, ids: list[int]) -> str:
+def decode_text(tokenizer: Any, ids: list[int]) -> str:
+    """The text of generated tokens, special ones left out, white space as it was generated."""
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -109,10 +109,15 @@ def score_gpt4tools(gold: Mapping[str | int, str], responses: Mapping[str | int,
             items[item_id] = score_item(output, responses[item_id])
         except InputError as error:
             raise InputError(f"gold item {item_id!r}: {error}") from error
-    columns = np.array([astuple(item) for item in items.values()]).T  # [5, N]
+    return Gpt4ToolsScores(items, estimate_means(list(items.values())))
+
+
+def estimate_means(items: Sequence[ItemScore]) -> dict[str, Estimate]:
+    """Metric name -> mean over the items (at least one) with its 95 % interval."""
+    columns = np.array([astuple(item) for item in items]).T  # [5, N]
     means = {name: estimate_mean(column) for name, column in zip(METRIC_NAMES, columns, strict=True)}
     means["acc"] = estimate_proportion(columns[METRIC_NAMES.index("acc")])
-    return Gpt4ToolsScores(items, means)
+    return means
 
 
 def _find(pattern: re.Pattern[str], text: str) -> list[str]:

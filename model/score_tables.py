@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from model.intervals import Estimate
 
 if TYPE_CHECKING:
+    from model.dialogue_scores import DialogueScores
     from model.gpt4tools_metrics import Gpt4ToolsScores
     from model.metrics import SelectionScores
 
@@ -32,6 +33,14 @@ SELECTION_ROWS = {
     "modality:text": ("Text", "8"),
     "one_to_one": ("One-to-one", "9"),
     "one_to_many": ("One-to-many", "9"),
+}
+DIALOGUE_ROWS = {
+    "all": "All dialogues",
+    "seen": "Seen tools only",
+    "unseen": "With an unseen tool",
+    "single": "One call",
+    "chain": "Two calls or more",
+    "no_tool": "No tool",
 }
 INTERVAL_NOTE = "In brackets: 95 % confidence interval (Wilson for shares, seeded percentile bootstrap for means)."
 
@@ -89,6 +98,29 @@ def render_gpt4tools_markdown(scores: Gpt4ToolsScores, rule: str) -> str:
     }
     rows = [(label, str(len(scores.items)), render_estimate(scores.means[name])) for name, label in labels.items()]
     return "\n\n".join((render_table(("Metric", "n", "Value %"), rows), INTERVAL_NOTE, f"Rule: {rule}"))
+
+
+def render_dialogue_markdown(scores: DialogueScores, rule: str) -> str:
+    """GPT4Tools' metrics and the faulty turns of every group that has dialogues, with the rule that was used."""
+    header = (
+        "Dialogues",
+        "n",
+        "turns",
+        "SR_t %",
+        "SR_act %",
+        "SR_args %",
+        "SR %",
+        "IoU %",
+        "malformed %",
+        "invented %",
+    )
+    rows = []
+    for name, label in DIALOGUE_ROWS.items():
+        group = scores.groups.get(name)
+        if group is not None:
+            estimates = (*group.means.values(), group.malformed, group.invented)
+            rows.append((label, str(group.n), str(group.n_turns), *map(render_estimate, estimates)))
+    return "\n\n".join((render_table(header, rows), INTERVAL_NOTE, f"Rule: {rule}"))
 
 
 def plot_scores(scores: SelectionScores, path: Path) -> None:
