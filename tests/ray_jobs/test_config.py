@@ -27,6 +27,34 @@ def test_every_shipped_config_loads_and_holds_only_differences(name: str) -> Non
     assert spec != RunSpec(name=name), "a config that changes nothing is none"
 
 
+MLLM_TOOL_BACKBONES = {
+    "vicuna_7b": "lmsys/vicuna-7b-v1.5",
+    "vicuna_13b": "lmsys/vicuna-13b-v1.5",
+    "llama_7b": "huggyllama/llama-7b",
+    "llama_13b": "huggyllama/llama-13b",
+    "llama2_7b": "meta-llama/Llama-2-7b-hf",
+    "llama2_13b": "meta-llama/Llama-2-13b-hf",
+    "llama2_chat_7b": "meta-llama/Llama-2-7b-chat-hf",
+    "llama2_chat_13b": "meta-llama/Llama-2-13b-chat-hf",
+}
+
+
+@pytest.mark.parametrize("name", MLLM_TOOL_BACKBONES)
+def test_mllm_tool_s_table_4(name: str) -> None:
+    """Its values, and its 4 GPUs with 4 and 8 accumulated micro batches."""
+    spec = load_run_spec(name, [])
+    train, model = spec.train, spec.model
+    is_13b = name.endswith("13b")
+    assert (train.epochs, train.global_batch_size, train.micro_batch_size) == ((10, 32, 1) if is_13b else (5, 64, 4))
+    assert train.global_batch_size // (train.micro_batch_size * train.max_workers) == (8 if is_13b else 4)
+    assert (train.lr, train.betas, train.weight_decay, train.warmup_steps) == (5e-4, (0.9, 0.95), 0.001, 10)
+    assert (train.schedule, train.max_target_tokens, train.max_workers) == ("linear", 512, 4)
+    assert (model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target) == (32, 32, 0.1, "attention")
+    assert (model.adapter, model.dtype, model.quantize, model.modules_to_save) == ("lora", "bfloat16", "none", [])
+    assert model.backbone == MLLM_TOOL_BACKBONES[name]
+    assert (spec.prepare.source, spec.embed.encoder, train.use_gpu) == ("toolmmbench", "imagebind_huge", True)
+
+
 def test_a_resolved_config_gives_itself_again(tmp_path: Path) -> None:
     spec = load_run_spec("demo", ["train.lr=1e-3", "prepare.path=/data/x", "train.max_steps=7"])
     path = tmp_path / "resolved.yaml"
