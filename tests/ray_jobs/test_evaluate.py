@@ -1,172 +1,122 @@
-"""Evaluation without Ray: the media permutation, the chance level, the summary and its report."""
+"""`evaluate` without Ray: which records go where, what is written, and the metrics' names."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from data_pipeline.prompts import render_target
-from data_pipeline.schema import AmbiguityType, Modality, ToolRecord
-from model.metrics import SelectionScores, score_records
-from ray_jobs.evaluate import (
-    _metric_names,
-    _replace_folder,
-    _summarise,
-    compute_candidate_chance,
-    permute_media,
-    render_report,
-)
-
-TOOLS = ("a", "b", "c", "unknown")
+from data_pipeline.catalog import Tool, ToolCatalog
+from data_pipeline.errors import InputError
+from data_pipeline.schema import Modality, ToolRecord, Turn
+from ray_jobs import evaluate as job
+from ray_jobs.config import load_run_spec
 
 
-def build_record(number: int, modality: Modality, tool_ids: tuple[str, ...] = ("a",), **changes: Any) -> ToolRecord:
-    uri = "" if modality is Modality.TEXT else f"{modality.value}/{number}"
+def build_record(number: int, is_dialogue: bool, has_media: bool = False) -> ToolRecord:
     return ToolRecord(
         record_id=f"r{number}",
         source="test",
-        modality=modality,
-        instruction=f"question {number}",
-        valid_tool_ids=tool_ids,
-        media_uri=uri,
-        **changes,
+        modality=Modality.IMAGE if has_media else Modality.TEXT,
+        instruction="do it",
+        valid_tool_ids=("lab/dialogue-tool" if is_dialogue else "lab/tool",),
+        media_uri="image/gone.png" if has_media else "",
+        turns=(Turn("assistant", "x"),) if is_dialogue else (),
     )
 
 
-def build_mixed() -> tuple[list[ToolRecord], list[np.ndarray | None]]:
-    """Forty questions of all modalities in turn; a medium's vector is its question's number."""
-    order = list(Modality)
-    records = [build_record(number, order[number % 4]) for number in range(40)]
-    media = [np.full(3, number, np.float32) if record.has_media else None for number, record in enumerate(records)]
-    return records, media
+class Part:
+    """Stands for what one kind of evaluation gives."""
+
+    def __init__(self, name: str) -> None:
+        self.result = {"constrained": {"acc": 0.5}, "n_questions": 3}
+        self._name = name
+
+    def to_json(self) -> dict[str, Any]:
+        return {"seen": {"sr": 0.25}, "n_too_long": 0}
+
+    def to_markdown(self) -> str:
+        return f"## {self._name}\n"
+
+    def write(self, folder: Path, *arguments: Any) -> None:
+        (folder / self._name).write_text(repr(arguments))
 
 
-def test_permuted_media_stay_in_their_modality_and_are_all_used_once() -> None:
-    records, media = build_mixed()
-    permuted = permute_media(records, media, seed=0)
-    origin = [None if vector is None else int(vector[0]) for vector in permuted]
-    for number, record in enumerate(records):
-        if not record.has_media:
-            assert origin[number] is None
-    with_media = [number for number, record in enumerate(records) if record.has_media]
-    assert sorted(number for number in origin if number is not None) == with_media
-    assert all(records[origin[number]].modality is records[number].modality for number in with_media)  # type: ignore[index]
-    moved = sum(origin[number] != number for number in with_media)
-    assert moved > len(with_media) / 2, "a permutation that moves little would hide what the media do"
-    assert [vector is media[i] for i, vector in enumerate(media)] == [True] * 40, "the input is left alone"
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Evaluate a test split; gives (evaluation, logged metrics, what the parts were asked)."""
+
+    def evaluate(test_records: list[ToolRecord]) -> tuple[job.Evaluation, dict[str, float], dict[str, Any]]:
+        asked: dict[str, Any] = {}
+        logged: dict[str, float] = {}
+        train_records = [build_record(100, False), build_record(101, True)]
+        corpus = SimpleNamespace(
+            records={"train": train_records, "test": test_records}.__getitem__,
+            catalog=ToolCatalog([Tool("lab/tool"), Tool("lab/dialogue-tool", name="Dialogue Tool")]),
+            manifest={},
+        )
+        summary = SimpleNamespace(
+            model_config={},
+            find_best_checkpoint=lambda: tmp_path,
+            open_corpus=lambda folder: corpus,
+            max_target_tokens=64,
+            mlflow_run_id="1",
+        )
+
+        def ask(name: str, *arguments: Any) -> Part:
+            asked[name] = arguments[1:]
+            return Part(name)
+
+        tracker = SimpleNamespace(log_metrics=logged.update, log_artifacts=lambda *_: None)
+        monkeypatch.setattr(job.TrainSummary, "load", lambda folder: summary)
+        monkeypatch.setattr(job, "RunLogger", lambda *_: tracker)
+        monkeypatch.setattr(job, "evaluate_questions", lambda *a: ask("questions", *a))
+        monkeypatch.setattr(job, "evaluate_dialogues", lambda *a: ask("dialogues", *a))
+        spec = load_run_spec(None, [f"runs_dir={tmp_path}", "name=x", "evaluate.max_questions=2"])
+        return job.evaluate(spec), logged, asked
+
+    return evaluate
 
 
-def test_the_permutation_depends_on_the_seed_alone() -> None:
-    records, media = build_mixed()
+def test_questions_and_dialogues_go_their_own_ways(run: Any, tmp_path: Path) -> None:
+    records = [build_record(number, number % 2 == 1) for number in range(6)]
+    records.insert(0, build_record(9, False, has_media=True))
+    evaluation, logged, asked = run(records)
+    tool_ids, _, train_records, questions, _, n_unusable = asked["questions"]
+    assert tool_ids == ("lab/tool",), "a question may not be answered with a tool that only dialogues know"
+    assert [record.record_id for record in train_records] == ["r100"]
+    assert [record.record_id for record in questions] == ["r0", "r2"]
+    assert n_unusable == 1
+    dialogues, max_tokens, seen_tool_ids = asked["dialogues"]
+    assert [record.record_id for record in dialogues] == ["r1", "r3"]
+    assert (max_tokens, seen_tool_ids) == (2048, {"lab/dialogue-tool"})
 
-    def origins(seed: int) -> list[int | None]:
-        return [None if vector is None else int(vector[0]) for vector in permute_media(records, media, seed)]
-
-    assert origins(1) == origins(1)
-    assert origins(1) != origins(2)
-
-
-def test_chance_is_the_mean_share_of_right_candidates() -> None:
-    records = [
-        build_record(0, Modality.IMAGE, ("a",), candidate_tool_ids=("a", "b", "c")),
-        build_record(1, Modality.IMAGE, ("a", "b"), candidate_tool_ids=("a", "b", "c", "d")),
-        build_record(2, Modality.IMAGE, ("a",)),
-    ]
-    assert compute_candidate_chance(records) == pytest.approx((1 / 3 + 1 / 2) / 2)
-    assert compute_candidate_chance(records[2:]) is None
-    assert compute_candidate_chance([]) is None
-
-
-def build_evaluation() -> tuple[list[ToolRecord], list[dict[str, Any]], dict[str, SelectionScores]]:
-    """Two ambiguous pictures (one answered rightly), two plain texts (both right), one text that no tool solves."""
-    ambiguous = {"ambiguity_type": AmbiguityType.QUALITY, "candidate_tool_ids": ("a", "b", "c")}
-    records = [
-        build_record(0, Modality.IMAGE, ("a",), **ambiguous),
-        build_record(1, Modality.IMAGE, ("b",), **ambiguous),
-        build_record(2, Modality.TEXT, ("c",)),
-        build_record(3, Modality.TEXT, ("a", "c")),
-        build_record(4, Modality.TEXT, ("unknown",)),
-    ]
-    constrained = ["a", "c", "c", "a", "unknown"]
-    answers = {
-        "constrained": constrained,
-        "free": ["a", "nonsense", "c", "a", "unknown"],
-        "shuffled_media": ["b", "a", "c", "a", "unknown"],
-        "majority": ["a"] * 5,
-        "knn": ["a", "a", "c", "a", "a"],
+    folder = tmp_path / "x" / "evaluation"
+    assert (folder / "report.md").read_text() == "# Evaluation\n\n## questions\n\n## dialogues\n"
+    assert json.loads((folder / job.EVALUATION_FILE).read_text()) == evaluation.summary
+    assert logged == {
+        "eval/constrained/acc": 0.5,
+        "eval/dialogues/seen/sr": 0.25,
+        "eval/dialogues/n_too_long": 0.0,
     }
-    scores = {
-        mode: score_records(records, [[render_target(tool)] for tool in tools], TOOLS)
-        for mode, tools in answers.items()
-    }
-    return records, [{"tool_ids": [tool]} for tool in constrained], scores
+    positions = {"r9": 0, "r0": 1, "r2": 2, "r4": 3}
+    assert (folder / "questions").read_text() == repr((positions, {})), "places count what cannot be used as well"
+
+    evaluation, _, asked = run(records[2:3])
+    assert asked.keys() == {"dialogues"}
+    assert evaluation.questions is None
+    assert not (folder / "questions").exists(), "an earlier evaluation is replaced"
+    assert run(records[1:2])[2].keys() == {"questions"}
 
 
-def test_summary_holds_what_the_report_and_the_demo_show() -> None:
-    summary = _summarise(*build_evaluation())
-    assert summary["constrained"]["acc"] == pytest.approx(4 / 5)
-    assert summary["free"]["hallu"] == pytest.approx(1 / 5)
-    assert summary["ambiguous_media"] == {
-        "n": 2,
-        "constrained": 0.5,
-        "free": 0.5,
-        "shuffled_media": 0.0,
-        "majority": 0.5,
-        "knn": 0.5,
-        "candidate_chance": pytest.approx(1 / 3),
-    }
-    assert summary["unambiguous_text"]["constrained"] == 1.0
-    assert summary["unambiguous_text"]["majority"] == pytest.approx(1 / 3)
-    assert summary["abstention"] == {"n_unknown": 1, "n_abstained": 1, "precision": 1.0, "recall": 1.0}
-    names = _metric_names(summary | {"n_questions": 5})
-    assert names["eval/constrained/acc"] == pytest.approx(4 / 5)
-    assert names["eval/constrained/recall_at_1"] == pytest.approx(3.5 / 5), "one of the two tools of a question"
-    assert not any("@" in name for name in names), "MLflow refuses it"
+def test_nothing_to_evaluate_is_an_error(run: Any) -> None:
+    with pytest.raises(InputError, match="1 questions have no media vector, 0 dialogues"):
+        run([build_record(0, False, has_media=True)])
 
 
-def test_nobody_abstained_is_no_number() -> None:
-    records, decoded, scores = build_evaluation()
-    keep = [0, 1, 2, 3]
-    parts = {
-        mode: score_records([records[i] for i in keep], [[render_target(score.parsed[i] or "")] for i in keep], TOOLS)
-        for mode, score in scores.items()
-    }
-    summary = _summarise([records[i] for i in keep], [decoded[i] for i in keep], parts)
-    assert summary["abstention"] == {"n_unknown": 0, "n_abstained": 0, "precision": None, "recall": None}
-    assert "eval/abstention/precision" not in _metric_names(summary)
-
-
-def test_report_compares_every_way_of_answering() -> None:
-    records, decoded, scores = build_evaluation()
-    report = render_report(_summarise(records, decoded, scores) | {"n_questions": 5, "n_unusable": 2}, scores)
-    rows = {line.split("|")[1].strip(): line for line in report.splitlines() if line.startswith("| ")}
-    for mode in scores:
-        assert mode in rows
-    cells = [cell.strip() for cell in rows["constrained"].split("|")[2:-1]]
-    assert cells == ["80.0", "0.0", "100.0", "50.0", "100.0"]
-    assert "5 test questions, 2 more left out" in report
-    assert "allow: 33.3 %" in report
-    assert "`unknown` ranked first): 1 of 5, where 1 should be; precision 100.0 %, recall 100.0 %" in report
-    assert scores["free"].to_markdown() in report
-
-
-def test_report_of_text_alone_has_no_numbers_for_media() -> None:
-    records, decoded, scores = build_evaluation()
-    keep = [2, 3]
-    parts = {
-        mode: score_records([records[i] for i in keep], [[render_target("c")] for _ in keep], TOOLS) for mode in scores
-    }
-    summary = _summarise([records[i] for i in keep], [decoded[i] for i in keep], parts)
-    assert "ambiguous_media" not in summary
-    report = render_report(summary | {"n_questions": 2, "n_unusable": 0}, parts)
-    assert "allow: – %" in report
-
-
-def test_an_earlier_evaluation_is_replaced(tmp_path: Path) -> None:
-    folder = _replace_folder(tmp_path / "evaluation")
-    (folder / "old.md").write_text("x")
-    assert list(_replace_folder(folder).iterdir()) == []
-    assert [path.name for path in tmp_path.iterdir()] == ["evaluation"]
+def test_metric_names_say_which_group() -> None:
+    result = {"free": {"recall@1": 1, "note": "x", "none": None}, "dialogues": {"all": {"sr": 0.5}}, "n_questions": 2}
+    assert job.name_metrics(result) == {"eval/free/recall_at_1": 1.0, "eval/dialogues/all/sr": 0.5}
