@@ -13,7 +13,8 @@ from model.mllm import ToolLLM
 from ray_jobs.checkpoint import load_parameters
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate import EVALUATION_FILE
-from ray_jobs.tracking import RunLogger, register_bundle
+from ray_jobs.model_versions import register_bundle
+from ray_jobs.tracking import RunLogger
 from ray_jobs.train import TrainSummary
 
 
