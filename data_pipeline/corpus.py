@@ -27,13 +27,13 @@ from data_pipeline.corpus_files import (
     hash_rows,
     write_shards,
 )
-from data_pipeline.corpus_stats import count_split, count_tools
+from data_pipeline.corpus_stats import count_dialogues, count_split, count_tools
 from data_pipeline.errors import InputError
 from data_pipeline.leak_audit import LeakAudit, audit_leaks
 from data_pipeline.media_hash import hash_media
 from data_pipeline.schema import SCHEMA_VERSION, ToolRecord
 from data_pipeline.source_reading import Rejected, SourceReading, merge_records
-from data_pipeline.sources import SourceName, read_source
+from data_pipeline.sources import SourceName, SourceOptions, unite_sources
 from data_pipeline.splits import SPLITS, assign_splits
 
 __all__ = ["Corpus", "CorpusSummary", "PrepareOptions", "build_corpus"]
@@ -50,10 +50,11 @@ class PrepareOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: SourceName = "toolmm-mini"
-    path: Path | None = None  # the source's folder or file; not for toolmm-mini
+    path: Path | None = None  # the source's folder or file; not for what is generated
     media_root: Path | None = None  # folder that media paths are relative to, readable by every node
     catalog: Path | None = None  # jsonl: catalog.jsonl or one tool id a line; None = beside the records
-    size: str = "demo"  # toolmm-mini: how much to generate
+    size: str = "demo"  # of what is generated
+    also: list[SourceOptions] = Field(default_factory=list)  # further sources; at most one of all may have media
     test_frac: float = Field(
         default=0.2, gt=0, lt=1
     )  # of each modality's questions, where the source prescribes no test split
@@ -66,6 +67,12 @@ class PrepareOptions(BaseModel):
     leak: Literal["report", "drop"] = "report"  # drop = remove test questions whose pair or medium is in train or val
     missing_media: Literal["keep", "drop", "error"] = "keep"  # records whose file is absent: keep = without a hash
     shard_rows: int = Field(default=10_000, ge=1)  # rows of one Parquet file
+
+    @property
+    def sources(self) -> list[SourceOptions]:
+        """All sources, the first one first."""
+        first = self.model_dump(include=set(SourceOptions.model_fields))
+        return [SourceOptions.model_validate(first), *self.also]
 
 
 @dataclass(frozen=True)
@@ -94,28 +101,20 @@ def build_corpus(options: PrepareOptions, out_dir: Path, seed: int = 0) -> Corpu
     Args:
         options: what to build.
         out_dir: the corpus folder; it must be on a file system that every Ray node shares.
-        seed: of the split and of toolmm-mini.
+        seed: of the split and of what is generated.
 
     Raises:
         InputError: bad source, or no usable record; `out_dir` exists and is no corpus.
     """
     with _replacing_folder(out_dir.absolute()) as partial:
-        reading = read_source(
-            options.source,
-            options.path,
-            options.media_root,
-            catalog=options.catalog,
-            out_dir=partial,
-            size=options.size,
-            seed=seed,
-        )
+        reading = unite_sources(options.sources, partial, seed)
         cleaning = _read_all(reading)
         _attach_media_hashes(cleaning, reading.media_root, options.missing_media)
         if options.resplit:  # before questions are joined: one may stand in both prescribed splits
             cleaning.records = [replace(record, split="") for record in cleaning.records]
         _dedupe(cleaning)
         if not cleaning.records:
-            raise InputError(f"source {options.source!r} gave no usable record ({_reasons(cleaning.rejected)}).")
+            raise InputError(f"source {reading.name!r} gave no usable record ({_reasons(cleaning.rejected)}).")
         missing_tools = find_missing_tools(cleaning.records, reading.catalog)
         if missing_tools:
             raise InputError(
@@ -203,11 +202,15 @@ def _attach_media_hashes(
 
 
 def _dedupe(cleaning: _Cleaning) -> None:
-    """Join records of one question within one split; media are compared by content where it is known."""
+    """Join records of one question within one split; media are compared by content where it is known.
+
+    A prompt of a dialogue and a question in the same words are two things.
+    """
     records: dict[tuple[str, ...], ToolRecord] = {}
     for record in cleaning.records:
         medium = record.media_sha256 or record.media_uri
-        key = (record.split, record.modality.value, medium, record.instruction)
+        kind = "dialogue" if record.is_dialogue else record.modality.value
+        key = (record.split, kind, medium, record.instruction)
         if key in records:
             cleaning.n_duplicates += 1
             records[key] = merge_records(records[key], record)
@@ -217,10 +220,15 @@ def _dedupe(cleaning: _Cleaning) -> None:
 
 
 def _split(records: Sequence[ToolRecord], options: PrepareOptions, seed: int) -> dict[str, list[ToolRecord]]:
-    splits = assign_splits(records, options.test_frac, options.val_frac, seed)
+    """Each source on its own: one may prescribe its splits and another leave them to us."""
+    by_source: dict[str, list[ToolRecord]] = {}
+    for record in records:
+        by_source.setdefault(record.source, []).append(record)
     by_split: dict[str, list[ToolRecord]] = {split: [] for split in SPLITS}
-    for record, split in zip(records, splits, strict=True):
-        by_split[split].append(replace(record, split=split))
+    for members in by_source.values():
+        splits = assign_splits(members, options.test_frac, options.val_frac, seed)
+        for record, split in zip(members, splits, strict=True):
+            by_split[split].append(replace(record, split=split))
     return by_split
 
 
@@ -257,13 +265,14 @@ def _build_manifest(
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
         "source": reading.name,
-        "licences": {reading.name: reading.licence},
+        "licences": reading.licences,
         "options": options.model_dump(mode="json") | {"seed": seed},
         "data_hash": hash_rows((record for split in SPLITS for record in by_split[split]), reading.catalog),
         "catalog_hash": reading.catalog.content_hash,
         "media_root": media_root,
         "counts": {split: count_split(by_split[split]) for split in SPLITS},
         "tools": count_tools(by_split, reading.catalog),
+        "dialogues": count_dialogues(by_split),
         "leaks": {
             "test_vs_train_and_val": audit.by_modality,
             "val_vs_train": val_audit.by_modality,

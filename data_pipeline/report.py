@@ -41,6 +41,7 @@ def render_report(manifest: Mapping[str, Any]) -> str:
         f"![right answers per question]({FIGURES}/answers.png) ![questions per tool]({FIGURES}/tools.png)",
         "## Tools",
         _table(["", "tools"], [[key.replace("_", " "), value] for key, value in manifest["tools"].items()]),
+        *_dialogue_sections(manifest["dialogues"]),
         "## Leaks",
         "Held-out questions that training has seen: the same words with the same medium, or just the same medium.",
         "In brackets: as the source counts, which may repeat a question.",
@@ -65,6 +66,20 @@ def _count_rows(counts: Mapping[str, Any]) -> list[list[Any]]:
     for key in ("one_to_one", "one_to_many", "unknown", "distinct_media"):
         rows.append([key.replace("_", " "), *(counts[split][key] for split in SPLITS)])
     return rows
+
+
+def _dialogue_sections(dialogues: Mapping[str, Any]) -> list[str]:
+    """The section on dialogues; none for a corpus without them."""
+    if not dialogues:
+        return []
+    rows = [[key.replace("_", " "), *(dialogues[split][key] for split in SPLITS)] for key in dialogues[SPLITS[0]]]
+    return [
+        "## Dialogues",
+        "By the number of tools called, with earlier turns in the prompt, and by whether a dialogue of the training "
+        "split calls every tool that is called. The tables above count dialogues among the text questions, and those "
+        "that call no tool under `unknown`.",
+        _table(["", *SPLITS], rows),
+    ]
 
 
 def _leak_rows(leaks: Mapping[str, Any]) -> list[list[Any]]:

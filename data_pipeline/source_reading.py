@@ -39,6 +39,7 @@ class SourceReading:
         repairs: what was mended, counted by kind; complete once `items` is exhausted.
         merged_source_indexes: test positions folded into an earlier record with the same question, by that
             record's `source_index`; complete once `items` is exhausted.
+        parts: the readings that this one unites; () for a single source.
     """
 
     name: str
@@ -48,16 +49,24 @@ class SourceReading:
     items: Iterable[ToolRecord | Rejected]
     repairs: Counter[str] = field(default_factory=Counter)
     merged_source_indexes: dict[int, list[int]] = field(default_factory=dict)
+    parts: tuple[SourceReading, ...] = ()
+
+    @property
+    def licences(self) -> dict[str, str]:
+        """Name of a source -> terms of its data."""
+        return {reading.name: reading.licence for reading in self.parts or (self,)}
 
     def __iter__(self) -> Iterator[ToolRecord | Rejected]:
         return iter(self.items)
 
 
 def merge_records(first: ToolRecord, other: ToolRecord) -> ToolRecord:
-    """Join two records of one question: every tool of both, in order.
+    """Join two records of one question: every tool of both, in order; of two dialogues the first stands.
 
     Where one says "unknown" and the other names tools, the tools stand: a question with an answer is answerable.
     """
+    if first.is_dialogue:  # its tools are those that its turns call
+        return first
     tool_ids = tuple(dict.fromkeys(first.valid_tool_ids + other.valid_tool_ids))
     if first.valid_tool_ids == (UNKNOWN_TOOL_ID,) or other.valid_tool_ids == (UNKNOWN_TOOL_ID,):
         tool_ids = tuple(tool_id for tool_id in tool_ids if tool_id != UNKNOWN_TOOL_ID) or (UNKNOWN_TOOL_ID,)
