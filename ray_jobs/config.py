@@ -134,6 +134,11 @@ class RunSpec(Section):
         return self.run_dir / "corpus"
 
     @property
+    def spool_dir(self) -> Path:
+        """Metrics on their way to the tracking server, until it has them."""
+        return self.run_dir / "spool"
+
+    @property
     def lake_path(self) -> Path:
         return (self.lake_dir or self.run_dir / "lake").absolute()
 

@@ -139,7 +139,7 @@ def launch(spec: RunSpec, parent_run_id: str | None = None, callbacks: Sequence[
         spec.model_dump(mode="json"),
         parent_run_id=parent_run_id,
     )
-    tracker = RunLogger(spec.tracking_uri, run_id)
+    tracker = RunLogger(spec.tracking_uri, run_id, spool_dir=spec.spool_dir)
     profile = json.dumps(corpus.manifest.get("counts", {}))
     tracker.log_dataset(spec.prepare.source, corpus.path, corpus.data_hash, "train", profile)
     _show_seen(inputs, spec, tracker)
@@ -190,7 +190,7 @@ def _show_seen(inputs: TrainInputs, spec: RunSpec, tracker: RunLogger) -> None:
     """How often each modality's rows are seen over the whole training: the samplers differ most in that."""
     seen = count_seen(inputs.plan, inputs.split.index, inputs.split.modalities, spec.train.epochs)
     print("rows are seen     " + ", ".join(f"{modality} {times:.1f} x" for modality, times in seen.items()))
-    tracker.log_metrics({f"data/times_seen/{modality}": times for modality, times in seen.items()})
+    tracker.log_train_step({f"data/times_seen/{modality}": times for modality, times in seen.items()}, 0)
 
 
 def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks: Sequence[UserCallback]) -> None:

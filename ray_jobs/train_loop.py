@@ -112,7 +112,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     if last:
         restore_training_state(engine, parameters, load_moments(last), cursor.step)
     del parameters
-    tracker = RunLogger(job.tracking_uri, job.mlflow_run_id, system_metrics=True) if rank == 0 else None
+    tracker = None
+    if rank == 0:
+        tracker = RunLogger(job.tracking_uri, job.mlflow_run_id, system_metrics=True, spool_dir=spec.spool_dir)
     progress = Progress(total_steps=total_steps, first_step=cursor.step, is_shown=rank == 0)
 
     # --- steps
@@ -161,7 +163,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             report |= validate(mllm, job.validation, rank, world_size, lockstep=spec.train.zero_stage == 3)
             engine.train()
             if tracker:
-                tracker.log_metrics({key: value for key, value in report.items() if "/" in key}, step)
+                tracker.log_train_step({key: value for key, value in report.items() if "/" in key}, step)
                 progress.show_epoch(report)
             ray.train.report(report)
         elif cursor.step % (spec.train.checkpoint_every_steps or end_step):

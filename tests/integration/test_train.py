@@ -13,90 +13,25 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from small_training import VERBS, build_base, build_spec, history
 
 from data_pipeline.corpus_files import Corpus
-from data_pipeline.prompts import render_prompt, render_target
 from model.bundle import load_bundle
 from model.config import ModelConfig
 from model.mllm import ToolLLM
-from model.tiny import build_tiny_backbone
 from ray_jobs import evaluate, export, prepare, train
 from ray_jobs.checkpoint import load_cursor, load_moments, load_parameters
-from ray_jobs.config import RunSpec, load_run_spec
+from ray_jobs.config import RunSpec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
-VERBS = {
-    "translate": "lab/translator",
-    "summarise": "lab/summary",
-    "classify": "lab/classifier",
-    "rhyme": "poetry/rhymes",
-    "shorten": "lab/summary-short",
-    "correct": "lab/grammar",
-    "pronounce": "sound/speech",
-    "tag": "lab/tagger",
-}
-NOUNS = ("letter", "poem", "report", "email", "essay", "speech", "review", "recipe")
 EPOCHS = 10
 EPOCHS_COMPARED = 4  # of the run that is broken off twice
 
 
-def write_records(folder: Path) -> Path:
-    """64 questions whose verb determines the tool."""
-    rows = [
-        {"instruction": f"please {verb} this {noun}", "tools": [tool_id]}
-        for noun in NOUNS
-        for verb, tool_id in VERBS.items()
-    ]
-    path = folder / "records.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / "catalog.txt").write_text("\n".join(VERBS.values()) + "\n", encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that all runs share."""
-    folder = tmp_path_factory.mktemp("train")
-    records = write_records(folder)
-    texts = [
-        "".join(filter(None, render_prompt(f"please {verb} this {noun}", False))) for verb in VERBS for noun in NOUNS
-    ]
-    backbone = build_tiny_backbone(
-        folder / "backbone",
-        texts + [render_target(tool_id) for tool_id in VERBS.values()],
-        vocab_size=400,
-        hidden_size=48,
-        n_layers=2,
-        n_heads=4,
-        intermediate_size=96,
-        max_positions=256,
-    )
-    return [
-        f"runs_dir={folder / 'runs'}",
-        "prepare.source=jsonl",
-        f"prepare.path={records}",
-        "prepare.val_frac=0.15",
-        f"model.backbone={backbone}",
-        "model.lora_r=8",
-        "model.lora_alpha=16",
-        "model.lora_dropout=0",
-        "model.lora_target=all-linear",
-        "model.modules_to_save=[embed_tokens, lm_head]",
-        f"train.epochs={EPOCHS}",
-        "train.global_batch_size=4",
-        "train.pack_tokens=128",
-        "train.lr=1e-2",
-        "train.warmup_steps=2",
-        "train.max_failures=0",
-        "evaluate.batch_size=8",
-        "evaluate.top_k=3",
-        "evaluate.free_max_new_tokens=16",
-    ]
-
-
-def build_spec(base: list[str], name: str, *overrides: str) -> RunSpec:
-    return load_run_spec(None, [*base, f"name={name}", *overrides])
+    return build_base(tmp_path_factory.mktemp("train"), EPOCHS)
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +46,6 @@ def whole(base: list[str], ray_session: None) -> tuple[RunSpec, train.TrainSumma
     return spec, summary
 
 
-def history(spec: RunSpec, run_id: str, key: str) -> dict[int, float]:
-    """step -> value; a step that was logged twice is a failure."""
-    metrics = MlflowClient(spec.tracking_uri).get_metric_history(run_id, key)
-    steps = [metric.step for metric in metrics]
-    assert len(set(steps)) == len(steps), f"{key} was logged twice at a step"
-    return {metric.step: metric.value for metric in metrics}
-
-
 def test_training_learns_and_logs_each_step_once(whole: tuple[RunSpec, train.TrainSummary]) -> None:
     spec, summary = whole
     losses = history(spec, summary.mlflow_run_id, "train/loss")
@@ -128,7 +55,7 @@ def test_training_learns_and_logs_each_step_once(whole: tuple[RunSpec, train.Tra
     steps_per_epoch = len(losses) // EPOCHS
     accuracy = history(spec, summary.mlflow_run_id, "val/tool_accuracy")
     assert list(accuracy) == [steps_per_epoch * epoch - 1 for epoch in range(1, EPOCHS + 1)]
-    assert max(accuracy.values()) == summary.metrics["val/tool_accuracy"] > 0.7
+    assert max(accuracy.values()) == summary.metrics["val/score"] > 0.7
     run = MlflowClient(spec.tracking_uri).get_run(summary.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["train.workers"] == "2"
@@ -147,7 +74,6 @@ def test_checkpoint_holds_what_was_trained_and_nothing_else(whole: tuple[RunSpec
     fp32_bytes = 4 * sum(value.numel() for value in parameters.values())
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert 3 * fp32_bytes < size < 3.2 * fp32_bytes
-    assert summary.metrics["checkpoint_bytes"] == pytest.approx(size, rel=0.01)
     cursor = load_cursor(folder)
     assert (cursor.epoch, cursor.mlflow_run_id) == (EPOCHS, summary.mlflow_run_id)
     assert cursor.step == len(history(spec, summary.mlflow_run_id, "train/loss"))

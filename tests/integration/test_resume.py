@@ -1,0 +1,141 @@
+"""Kills in the middle of a training: what comes out is what an undisturbed run gives, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from mlflow.tracking import MlflowClient
+from ray.util.state import list_actors
+from small_training import build_base, build_spec, history
+
+from ray_jobs import prepare, train
+from ray_jobs.checkpoint import CheckpointStore, load_cursor, load_moments, load_parameters
+from ray_jobs.config import RunSpec
+from ray_jobs.train import TrainSummary
+from ray_jobs.validation import SCORE_KEY
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+EPOCHS = 4
+SETTINGS = (
+    "train.workers=2",
+    "train.zero_stage=2",
+    "train.checkpoint_every_steps=5",  # 13 steps are an epoch: most checkpoints lie within one
+    "model.lora_dropout=0.1",
+    "train.lora_plus_ratio=2",
+)
+KILL_FROM_STEP = 18  # in the second epoch, some steps behind a checkpoint
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*build_base(tmp_path_factory.mktemp("resume"), EPOCHS), *SETTINGS]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: list[str], ray_session: None) -> tuple[RunSpec, TrainSummary]:
+    spec = build_spec(base, "undisturbed")
+    prepare.run(spec)
+    return spec, train.launch(spec)
+
+
+def copy_corpus(source: RunSpec, target: RunSpec) -> None:
+    shutil.copytree(source.corpus_dir, target.corpus_dir)
+
+
+def wait_for_step(spec: RunSpec, step: int, timeout_s: float = 120) -> None:
+    """Until the run, its steps logged on the way, has taken that many."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for folder in (spec.run_dir / "checkpoints").glob("*"):
+            last = CheckpointStore(folder, SCORE_KEY).find_last()
+            if last is not None and load_cursor(last).step >= step:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint of step {step} within {timeout_s} s")
+
+
+def kill_later(spec: RunSpec, kill: Callable[[], None]) -> threading.Thread:
+    def run() -> None:
+        wait_for_step(spec, KILL_FROM_STEP)
+        time.sleep(0.3)  # some steps on, so that there is work to lose
+        kill()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_a_worker() -> None:
+    workers = [actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "TrainWorker" in actor.class_name]
+    assert len(workers) == 2
+    os.kill(workers[-1].pid, signal.SIGKILL)
+
+
+def assert_equal_runs(undisturbed: tuple[RunSpec, TrainSummary], spec: RunSpec, summary: TrainSummary) -> None:
+    """Losses, validation metrics and final weights, bit for bit; one MLflow run without double steps."""
+    whole_spec, whole = undisturbed
+    for key in ("train/loss", "train/grad_norm", "train/lr", "train/epoch_loss", "val/tool_accuracy", SCORE_KEY):
+        expected = history(whole_spec, whole.mlflow_run_id, key)
+        assert expected, key
+        assert history(spec, summary.mlflow_run_id, key) == expected, key
+    for load in (load_parameters, load_moments):
+        found, expected_state = load(Path(summary.last_checkpoint)), load(Path(whole.last_checkpoint))
+        assert found.keys() == expected_state.keys()
+        assert all(torch.equal(found[name], expected_state[name]) for name in found)
+    assert summary.metrics == whole.metrics
+    client = MlflowClient(spec.tracking_uri)
+    experiment = client.get_experiment_by_name(spec.tracking.experiment)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (summary.mlflow_run_id, "FINISHED")
+
+
+def test_a_killed_worker_changes_nothing(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
+    spec = build_spec(base, "worker-killed", "train.max_failures=1")
+    copy_corpus(undisturbed[0], spec)
+    killer = kill_later(spec, kill_a_worker)
+    summary = train.launch(spec)
+    killer.join(1)
+    assert not killer.is_alive(), "the run ended before the kill"
+    assert_equal_runs(undisturbed, spec, summary)
+
+
+def test_a_killed_job_goes_on_when_submitted_again(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
+    spec = build_spec(base, "job-killed")
+    copy_corpus(undisturbed[0], spec)
+    command = [sys.executable, "-m", "ray_jobs", "train", *base, "name=job-killed"]
+    env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with (spec.run_dir / "job.log").open("w") as log:
+        job = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_for_step(spec, KILL_FROM_STEP)
+    except AssertionError as error:
+        raise AssertionError((spec.run_dir / "job.log").read_text()) from error
+    finally:
+        job.kill()
+        job.wait()
+    last = max((spec.run_dir / "checkpoints").glob("*/step-*"))
+    assert load_cursor(last).step < 13 * EPOCHS, "the job ended before the kill"
+    summary = train.launch(spec)
+    assert_equal_runs(undisturbed, spec, summary)
+
+
+def test_an_elastic_run_takes_what_there_is(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
+    """Of one to two workers only one fits; the plan of steps is that of two."""
+    spec = build_spec(base, "elastic", "train.workers=[1, 2]", "train.cpus_per_worker=7", "train.max_steps=3")
+    copy_corpus(undisturbed[0], spec)
+    summary = train.launch(spec)
+    expected = history(undisturbed[0], undisturbed[1].mlflow_run_id, "train/rows")
+    assert history(spec, summary.mlflow_run_id, "train/rows") == {step: expected[step] for step in range(3)}
