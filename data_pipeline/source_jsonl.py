@@ -5,7 +5,8 @@ Each line is an object::
     {"instruction": "What is in this picture?", "media": "photos/1.jpg", "tools": ["my/captioner"],
      "modality": "image", "ambiguity": "none", "candidates": [], "turns": [], "split": "train"}
 
-Only `instruction` and `tools` are required; `media` is needed unless the record is text only.
+Only `instruction` and `tools` are required; `media` is needed unless the record is text only. A record with `turns` is
+a dialogue: `instruction` is the whole prompt, turns are ["assistant", ...], ["observation", ...], ["assistant", ...].
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.catalog import Tool, ToolCatalog
+from data_pipeline.dialogue import read_turns
 from data_pipeline.errors import InputError
 from data_pipeline.schema import AmbiguityType, Modality, ToolRecord, Turn
 from data_pipeline.source_reading import (
@@ -121,6 +123,9 @@ def _parse_row(row: Any, record_id: str) -> ToolRecord:
     check_encodable(instruction)
     media = _text(row, "media")
     check_encodable(media)
+    turns = _turns(row.get("turns", []))
+    if turns and media:
+        raise InputError("a dialogue has a medium of its own; name its files in the prompt and leave media out.")
     return ToolRecord(
         record_id=record_id,
         source=SOURCE,
@@ -130,7 +135,7 @@ def _parse_row(row: Any, record_id: str) -> ToolRecord:
         media_uri=relative_media_uri(media) if media else "",
         ambiguity_type=_choice(row, "ambiguity", [a.value for a in AmbiguityType], _no_ambiguity, AmbiguityType),
         candidate_tool_ids=_names(row, "candidates"),
-        turns=_turns(row.get("turns", [])),
+        turns=turns,
         split=_choice(row, "split", list(SPLITS), lambda _: "", str),
     )
 
@@ -174,7 +179,7 @@ def _sniff_modality(row: dict[str, Any]) -> Modality:
 
 
 def _turns(value: Any) -> tuple[Turn, ...]:
-    """Earlier turns of a dialogue, given as [[role, text], ...]."""
+    """The turns of a dialogue, given as [[role, text], ...]."""
     is_pairs = isinstance(value, list) and all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(part, str) for part in turn) for turn in value
     )
@@ -182,4 +187,7 @@ def _turns(value: Any) -> tuple[Turn, ...]:
         raise InputError("turns must be a list of [role, text] pairs.")
     for _, text in value:
         check_encodable(text)
-    return tuple(Turn(role, text) for role, text in value)
+    turns = tuple(Turn(role, text) for role, text in value)
+    if turns:
+        read_turns(turns)
+    return turns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,28 @@ def test_it_is_a_closed_set() -> None:
     assert catalog["b"] == Tool("b")
     with pytest.raises(InputError, match="'a' is in the catalogue twice"):
         ToolCatalog.from_tool_ids(["a", "b", "a"])
+
+
+def test_what_only_dialogues_need_is_kept_and_changes_no_older_hash(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.jsonl"
+    tool = Tool("g/crop", name="Crop It", usage="to crop. Input: image_path, text", arguments=("image_path", "text"))
+    catalog = ToolCatalog([*TOOLS, tool])
+    catalog.save_jsonl(path)
+    again = ToolCatalog.load_jsonl(path)
+    assert again["g/crop"] == tool
+    assert (again["g/crop"].call_name, again["t5-base"].call_name) == ("Crop It", "t5-base")
+    assert again.content_hash == catalog.content_hash
+    assert '"name"' not in path.read_text(encoding="utf-8").split("\n")[0], "left out where it is empty"
+    older = "e2a626036bfc50083ede5070d6ce47233eaedbef57d18379a605b314f777b7ab"
+    assert ToolCatalog(TOOLS).content_hash == older, "of catalogues written before these fields were there"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"name": "a\nb"}, {"name": "a, b"}, {"name": " a"}, {"usage": "a\nb"}, {"arguments": "ab"}]
+)
+def test_what_a_prompt_could_not_hold_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="'t'"):
+        Tool("t", **fields)
 
 
 @pytest.mark.parametrize("tool_id", ["", "a b", "a\tb", "a}", "{a", "a,b", "it's", '"a"', "[a", "a\u2028b"])

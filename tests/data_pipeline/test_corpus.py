@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.corpus import Corpus, CorpusSummary, PrepareOptions, build_corpus
+from data_pipeline.dialogue import has_history, render_answer, render_call, render_dialogue_prompt
 from data_pipeline.errors import InputError
-from data_pipeline.schema import CORPUS_SCHEMA
+from data_pipeline.gpt4tools_catalog import GPT4TOOLS_TOOLS
+from data_pipeline.schema import CORPUS_SCHEMA, Turn
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -165,6 +167,49 @@ def test_resplitting_the_released_benchmark_joins_its_halves(shared_dir: Path, t
     assert manifest["duplicates_merged"] == 31, "the test questions that training holds too"
     assert manifest["tools"]["in_test_but_not_in_train"] == 0
     assert not any(n["shared_media"] for n in manifest["leaks"]["test_vs_train_and_val"].values())
+
+
+def test_several_sources_make_one_corpus(own: Path, tmp_path: Path) -> None:
+    options = _options(
+        source="jsonl", path=own, also=[{"source": "toolmm-mini-dialogues", "size": "test"}], shard_rows=10
+    )
+    built = build_corpus(options, tmp_path / "corpus", seed=1)
+    corpus = Corpus.open(built.path)
+    records = [record for split in ("train", "val", "test") for record in corpus.records(split)]
+    dialogues = [record for record in records if record.is_dialogue]
+    assert (len(records) - len(dialogues), len(dialogues)) == (40 - 2 + 20 + 1, 37 + 7 + 21)
+    assert corpus.media_root == own.parent
+    assert list(built.manifest["licences"]) == ["jsonl", "toolmm-mini-dialogues"]
+    assert built.manifest["dialogues"]["test"] == {
+        "dialogues": 21,
+        "single_call": 14,
+        "chain": 4,
+        "no_tool": 3,
+        "with_history": sum(has_history(r.instruction) for r in dialogues if r.split == "test"),
+        "seen_tools": 8,
+        "unseen_tools": 10,
+    }
+    report = (built.path / "report.md").read_text()
+    assert "## Dialogues" in report
+    assert "| unseen tools | 0 | 0 | 10 |" in report
+    alone = build_corpus(_options(source="jsonl", path=own), tmp_path / "alone", seed=1)
+    splits = {record.record_id: record.split for record in records}
+    for split in ("train", "val", "test"):
+        assert all(splits[record.record_id] == split for record in Corpus.open(alone.path).records(split))
+    assert "## Dialogues" not in (alone.path / "report.md").read_text()
+
+
+def test_two_dialogues_with_one_prompt_are_one_and_stay_as_they_are(tmp_path: Path) -> None:
+    prompt = render_dialogue_prompt(GPT4TOOLS_TOOLS[:3], "", "Hello.")
+    outputs = [render_answer("Hi."), render_call(GPT4TOOLS_TOOLS[0].name, "image/a.png")]
+    rows = [{"instruction": prompt, "input": "", "output": output} for output in outputs]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(rows))
+    built = build_corpus(_options(source="gpt4tools", path=tmp_path), tmp_path / "corpus")
+    assert built.manifest["duplicates_merged"] == 2
+    (record,) = Corpus.open(built.path).records("train")
+    assert (record.valid_tool_ids, record.turns) == (("unknown",), (Turn("assistant", outputs[0]),))
+    assert built.manifest["leaks"]["test_vs_train_and_val"]["text"]["exact_pairs"] == 1
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from data_pipeline.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.errors import InputError
 from data_pipeline.schema import AmbiguityType, Modality, ToolRecord
 from data_pipeline.source_reading import Rejected, merge_records, relative_media_uri
-from data_pipeline.sources import read_source
+from data_pipeline.sources import SourceOptions, read_source, unite_sources
+
+ANSWER = "Thought: Do I need to use a tool? No\nAI: Hello."
 
 
 def _row(query: str, answer: str | list[str], **fields: object) -> dict[str, object]:
@@ -162,19 +164,19 @@ def test_jsonl_reads_every_field_and_sniffs_the_modality(tmp_path: Path) -> None
                 "tools": ["look"],
                 "ambiguity": "quality",
                 "candidates": ["look", "listen"],
-                "turns": [["human", "hi"]],
                 "split": "test",
             }
         ),
         json.dumps({"instruction": "what?", "media": "clip.bin", "modality": "video", "tools": ["unknown"]}),
+        json.dumps({"instruction": "a prompt", "tools": ["unknown"], "turns": [["assistant", ANSWER]]}),
     )
     reading = read_source("jsonl", path)
-    text, image, video = (item for item in reading if isinstance(item, ToolRecord))
+    text, image, video, dialogue = (item for item in reading if isinstance(item, ToolRecord))
     assert (text.instruction, text.modality, text.valid_tool_ids) == (" hello ", Modality.TEXT, ("look",))
     assert (image.media_uri, image.modality, image.split) == ("x/1.JPG", Modality.IMAGE, "test")
     assert image.ambiguity_type is AmbiguityType.QUALITY
     assert image.candidate_tool_ids == ("look", "listen")
-    assert [(turn.role, turn.text) for turn in image.turns] == [("human", "hi")]
+    assert [(turn.role, turn.text) for turn in dialogue.turns] == [("assistant", ANSWER)]
     assert (video.modality, video.record_id) == (Modality.VIDEO, "jsonl/4")
     assert reading.media_root == tmp_path
     assert reading.catalog.tool_ids == ("look", "listen", "unknown")
@@ -196,6 +198,15 @@ def test_jsonl_reads_every_field_and_sniffs_the_modality(tmp_path: Path) -> None
         ('{"instruction": "a", "tools": ["look"], "modality": "image"}', "media_uri ''"),
         ('{"instruction": "\\ud800", "tools": ["look"]}', "lone surrogate"),
         ('{"instruction": "a", "tools": ["look"], "turns": ["hi"]}', "pairs"),
+        ('{"instruction": "a", "tools": ["look"], "turns": [["human", "hi"]]}', "do not go assistant, observation"),
+        (
+            '{"instruction": "a", "tools": ["look"], "turns": [["assistant", "hi"]]}',
+            "neither a tool call nor an answer",
+        ),
+        (
+            json.dumps({"instruction": "a", "tools": ["look"], "media": "x.png", "turns": [["assistant", ANSWER]]}),
+            "leave",
+        ),
     ],
 )
 def test_jsonl_faults_name_the_line(tmp_path: Path, line: str, message: str) -> None:
@@ -212,6 +223,41 @@ def test_jsonl_catalogue_faults(tmp_path: Path) -> None:
     (tmp_path / "catalog.txt").unlink()
     with pytest.raises(InputError, match=r"no catalog\.jsonl or catalog\.txt beside"):
         read_source("jsonl", path)
+
+
+def _own(folder: Path, name: str, *rows: dict[str, object], catalog: str = "look\nlisten\n") -> SourceOptions:
+    (folder / name).mkdir()
+    path = _jsonl(folder / name, *(json.dumps(row) for row in rows), catalog=catalog)
+    return SourceOptions(source="jsonl", path=path)
+
+
+def test_sources_unite_with_one_catalogue_and_ids_of_their_own(tmp_path: Path) -> None:
+    first = _own(tmp_path, "a", {"instruction": "what?", "media": "1.png", "tools": ["look"]})
+    second = _own(tmp_path, "b", {"instruction": "hear", "tools": ["smell"]}, catalog="smell\nlook\n")
+    dialogues = SourceOptions(source="toolmm-mini-dialogues", size="test")
+    united = unite_sources([dialogues, second, first], tmp_path, seed=0)
+    *_, heard, seen = (item for item in united if isinstance(item, ToolRecord))
+    assert (heard.source, heard.record_id, seen.source, seen.record_id) == ("jsonl", "jsonl/1", "jsonl-2", "jsonl-2/1")
+    assert united.name == "toolmm-mini-dialogues+jsonl+jsonl-2"
+    assert list(united.licences) == united.name.split("+")
+    assert united.media_root == tmp_path / "a", "that of the one source with media"
+    assert united.catalog.tool_ids[-3:] == ("smell", "look", "listen")
+    assert len(united.catalog) == 31 + 1 + 3, "'unknown' is one tool"
+
+
+def test_sources_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    pictures = _own(tmp_path, "a", {"instruction": "what?", "media": "1.png", "tools": ["look"]})
+    more_pictures = _own(tmp_path, "b", {"instruction": "what?", "media": "1.png", "tools": ["look"]})
+    with pytest.raises(InputError, match="'jsonl' and 'jsonl-2' both have media"):
+        list(unite_sources([pictures, more_pictures], tmp_path, seed=0))
+    generated = SourceOptions(source="toolmm-mini-dialogues", size="test")
+    with pytest.raises(InputError, match="'toolmm-mini-dialogues' is named twice"):
+        unite_sources([generated, generated], tmp_path, seed=0)
+    other = _own(tmp_path, "c", catalog="gpt4tools/detection\n")
+    with pytest.raises(
+        InputError, match=r"'gpt4tools/detection' is not the same .* 'toolmm-mini-dialogues' and 'jsonl'"
+    ):
+        unite_sources([generated, other], tmp_path, seed=0)
 
 
 def test_merging_prefers_tools_over_unknown() -> None:
