@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from data_pipeline.errors import InputError
 from model.attention import AttentionBackend
@@ -38,18 +39,19 @@ def load_backbone(config: ModelConfig) -> tuple[PreTrainedModel, AttentionBacken
     """Load the frozen LLM in the configured precision.
 
     Returns:
-        the causal LLM and the attention backend that it runs on.
+        the causal LLM and the attention backend that it runs on; a quantised LLM is on the current CUDA device already.
 
     Raises:
-        InputError: for a backbone that cannot be found or loaded.
+        InputError: for a backbone that cannot be found or loaded, and where it cannot be quantised.
     """
     _check_location(config.backbone)
+    quantization = _quantization(config) if config.quantize != "none" else {}
     backend: AttentionBackend = "sdpa" if config.attention == "auto" else config.attention
     if config.attention == "auto" and torch.cuda.is_available():
         backend = "flex_attention"
     try:
         llm = AutoModelForCausalLM.from_pretrained(
-            config.backbone, dtype=getattr(torch, config.dtype), attn_implementation=backend
+            config.backbone, dtype=getattr(torch, config.dtype), attn_implementation=backend, **quantization
         )
         if backend == "flex_attention" and getattr(llm.config, "attention_dropout", 0.0):
             # FlexAttention has no dropout (OPT asks for it); SDPA computes the model as it is.
@@ -116,6 +118,28 @@ def takes_packs(llm: PreTrainedModel) -> str | None:
     if not hasattr(sys.modules[base.__module__], "create_causal_mask"):
         return "it takes no ready-made 4-D attention mask"
     return None
+
+
+def _quantization(config: ModelConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for QLoRA (Dettmers et al. 2023, arXiv 2305.14314): NF4, scales quantised as well.
+
+    What is not a linear layer stays in `config.dtype`; the head does too. PEFT freezes all of it, and checkpointing
+    without re-entrance needs no gradient at the embeddings: there is nothing else to prepare for training.
+    """
+    needs = {"CUDA": torch.cuda.is_available(), "bitsandbytes": find_spec("bitsandbytes") is not None}
+    missing = [name for name, is_there in needs.items() if not is_there]
+    if missing:
+        raise InputError(
+            f"model.quantize={config.quantize} needs {' and '.join(needs)}, but this machine has no "
+            f"{' and no '.join(missing)}; set model.quantize=none, or run where both are."
+        )
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quantize,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": four_bits, "device_map": {"": torch.cuda.current_device()}}
 
 
 def _attention_linears(llm: nn.Module, backbone: str) -> list[str]:

@@ -99,16 +99,17 @@ class Bundle:
 
         Args:
             device: "cpu", "cuda", "cuda:1", ...
-            dtype: "float32" or "bfloat16"; None: as trained.
+            dtype: "float32" or "bfloat16", unquantised; None: as trained.
 
         Raises:
-            InputError: the adapter or the projector does not fit the backbone.
+            InputError: the adapter or the projector does not fit the backbone, or it was trained on a quantised one and
+                this machine cannot quantise.
         """
         changes: dict[str, Any] = {"gradient_checkpointing": False}
         if self.info.has_backbone:
             changes["backbone"] = str(self.folder / _BACKBONE)
         if dtype is not None:
-            changes["dtype"] = dtype
+            changes |= {"dtype": dtype, "quantize": "none"}
         mllm = ToolLLM.build(_parse_llm_config({**self.info.llm_config, **changes}, self.folder))
         adapter = _load_tensors(self.folder / _ADAPTER / "adapter_model.safetensors")
         _load_adapter(mllm, adapter, self.folder)

@@ -32,11 +32,10 @@ CATALOG = ToolCatalog(
 )
 
 
-def _trained_mllm(backbone: Path, modules_to_save: list[str]) -> ToolLLM:
+def _trained_mllm(backbone: Path, modules_to_save: list[str], **changes: Any) -> ToolLLM:
     """A built model whose every trained parameter differs from its first value."""
-    config = ModelConfig(
-        backbone=str(backbone), encoder_dim=ENCODER_DIM, lora_r=2, lora_alpha=4, modules_to_save=modules_to_save
-    )
+    fields = {"lora_r": 2, "lora_alpha": 4, "modules_to_save": modules_to_save} | changes
+    config = ModelConfig(backbone=str(backbone), encoder_dim=ENCODER_DIM, **fields)
     mllm = ToolLLM.build(config)
     generator = torch.Generator().manual_seed(3)
     state = mllm.trainable_state_dict()
@@ -128,13 +127,22 @@ def test_bundle_is_self_contained(bundle_dir: Path, backbone: Path, mllm: ToolLL
         assert str(backbone.parent) not in path.read_text(), f"{path.name} names a folder of the training machine"
 
 
-def test_plain_peft_loads_the_adapter_with_equal_logits(bundle_dir: Path, mllm: ToolLLM) -> None:
+@pytest.mark.parametrize("adapter", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize("target", ["attention", "all-linear"])
+def test_plain_peft_loads_the_adapter_with_equal_logits(
+    backbone: Path, tmp_path: Path, adapter: str, target: str
+) -> None:
+    mllm = _trained_mllm(backbone, ["embed_tokens", "lm_head"], adapter=adapter, lora_target=target)
+    bundle_dir = tmp_path / "b"
+    _save(bundle_dir, mllm)
+    ours = load_bundle(bundle_dir).build_mllm()
     base = AutoModelForCausalLM.from_pretrained(bundle_dir / "backbone")
     plain = PeftModel.from_pretrained(base, str(bundle_dir / "adapter")).eval()
     input_ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         adapted = plain(input_ids).logits
         assert torch.equal(adapted, mllm.llm(input_ids).logits)
+        assert torch.equal(adapted, ours.llm(input_ids).logits)
         with plain.disable_adapter():
             assert not torch.allclose(plain(input_ids).logits, adapted), "the adapter must do something"
 
