@@ -4,8 +4,9 @@
 - Activations: counted as in Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: the tensors that the backward pass
   reads. A frozen linear layer needs its weight for that, not its input, so it keeps nothing; an adapted one keeps the
   input of the adapter.
-- Operations: Kaplan et al. 2020 (arXiv 2001.08361), Table 1, and Hoffmann et al. 2022 (arXiv 2203.15556), appendix F: 2 per
-  weight and token forward and 4 backward, of which a frozen weight has only the 2 that carry the gradient to its input.
+- Operations: Kaplan et al. 2020 (arXiv 2001.08361), Table 1, and Hoffmann et al. 2022 (arXiv 2203.15556), appendix F: 2
+  per weight and token forward and 4 backward, of which a frozen weight has only the 2 that carry the gradient to its
+  input.
 
 Letters: T tokens, D width, F feed-forward width, V vocabulary, r rank, b bytes of one number.
 """

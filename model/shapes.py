@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.mllm import ToolLLM
 from model.tiny import build_tiny_backbone
 
-# Touvron et al. 2023a and b, Table 1 and 2.2; the two sizes are the same in both generations but for the context length.
+# Touvron et al. 2023a, Table 2, and 2023b, section 2.2: both generations differ in the length of the context alone.
 _LLAMA_7B: dict[str, Any] = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
