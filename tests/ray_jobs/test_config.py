@@ -55,6 +55,21 @@ def test_mllm_tool_s_table_4(name: str) -> None:
     assert (spec.prepare.source, spec.embed.encoder, train.use_gpu) == ("toolmmbench", "imagebind_huge", True)
 
 
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [("gpt4tools_vicuna_13b", "lmsys/vicuna-13b-v1.1"), ("gpt4tools_opt_13b", "facebook/opt-13b")],
+)
+def test_gpt4tools_values(name: str, backbone: str) -> None:
+    """Its supplement's Table 6; for OPT with the learning rate of Vicuna."""
+    spec = load_run_spec(name, [])
+    train, model = spec.train, spec.model
+    assert (train.epochs, train.global_batch_size, train.zero_stage, train.max_workers) == (3, 512, 2, 8)
+    assert (train.lr, train.betas, train.weight_decay, train.warmup_steps) == (3e-4, (0.9, 0.999), 0.0, 100)
+    assert train.max_dialogue_tokens == train.pack_tokens == 2048
+    assert (model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target) == (16, 16, 0.05, "attention")
+    assert (model.backbone, model.dtype, spec.prepare.source) == (backbone, "bfloat16", "gpt4tools")
+
+
 def test_a_resolved_config_gives_itself_again(tmp_path: Path) -> None:
     spec = load_run_spec("demo", ["train.lr=1e-3", "prepare.path=/data/x", "train.max_steps=7"])
     path = tmp_path / "resolved.yaml"
