@@ -7,6 +7,7 @@ Training never waits for the tracking server and never fails with it: what is lo
 from __future__ import annotations
 
 import atexit
+import fcntl
 import logging
 import os
 import threading
@@ -288,9 +289,15 @@ def build_client(uri: str) -> MlflowClient:
     """MLflow's client with short waits; settings of the environment win."""
     for key, value in HTTP_SETTINGS.items():
         os.environ.setdefault(key, value)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri)
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f"{database.name}.lock").open("a") as lock:
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # the client makes missing tables, and two at once would get in each other's way
+        return MlflowClient(tracking_uri=uri)
 
 
 def patiently(call: Callable[[], T], uri: str) -> T:

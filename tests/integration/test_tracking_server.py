@@ -116,7 +116,8 @@ def test_artifacts_and_champions_live_on_the_server(tracking_server: TrackingSer
     client = MlflowClient(uri)
     client.create_registered_model("tools")
     assert get_champion(uri, "tools") is None
-    version = client.create_model_version("tools", str(stored.parent), run_id).version
+    source = f"{client.get_run(run_id).info.artifact_uri}/evaluation"
+    version = client.create_model_version("tools", source, run_id).version
     promote(uri, "tools", str(version))
     champion = get_champion(uri, "tools")
     assert champion is not None

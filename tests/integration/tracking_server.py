@@ -1,4 +1,4 @@
-"""A tracking server as a team runs it: `mlflow server` over PostgreSQL, with a folder for artifacts, on loopback ports."""
+"""A tracking server as a team runs it: `mlflow server` over PostgreSQL, a folder for artifacts, on loopback ports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def find_postgres() -> Path | None:
 
 
 class Postgres:
-    """A database cluster of its own, in a temporary folder. PostgreSQL refuses to run as root: then it runs as nobody."""
+    """A database cluster of its own in a temporary folder; as nobody where we are root, which PostgreSQL refuses."""
 
     def __init__(self, binaries: Path) -> None:
         self._binaries = binaries
