@@ -64,10 +64,9 @@ def render_dialogue_prompt(tools: Sequence[Tool], history: str, new_input: str) 
     names = ", ".join(tool.call_name for tool in tools)
     earlier = f"{history}\n\n" if history else ""
     return (
-        "You help with text and images. You cannot see an image: a tool has to look at it for you. Give image files "
-        "only the names that the user or a tool gave them.\n"
+        "You help with text and images. Only tools see images. Keep to the file names that you are given.\n"
         f"\nTools:\n{lines}\n"
-        f"\nTo use a tool, write:\n{_THOUGHT} Yes\nAction: the tool, should be one of [{names}]\n"
+        f"\nTo use a tool, write:\n{_THOUGHT} Yes\nAction: its name, should be one of [{names}]\n"
         f"Action Input: its input\nObservation: its result\n"
         f"\nTo answer the user, write:\n{_THOUGHT} No\nAI: your answer\n"
         f"\nPrevious conversation:\n{earlier}New input: {new_input}\nBegin with a thought.\n"

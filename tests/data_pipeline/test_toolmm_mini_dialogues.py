@@ -17,7 +17,7 @@ from data_pipeline.toolmm_mini import generate_dialogues
 from data_pipeline.toolmm_mini.dialogue_wordings import load_wordings
 
 SPLITS = ("train", "val", "test")
-IMAGE_NAME = re.compile(r"image/[a-z]{8}\.png")
+IMAGE_NAME = re.compile(r"image/[a-z]{4}[0-9][a-z]{3}\.png")
 BY_NAME = {tool.name: tool for tool in GPT4TOOLS_TOOLS}
 UNSEEN_NAMES = [name for name, tool in BY_NAME.items() if tool.tool_id in UNSEEN_TOOL_IDS and name != "Detection"]
 
