@@ -1,7 +1,8 @@
-"""One rank of the ZeRO tests: `python zero_rank.py RANK WORLD_SIZE FOLDER`.
+"""One rank of the ZeRO tests: `python zero_rank.py RANK WORLD_SIZE FOLDER BACKBONE`.
 
-Two ranks train a toy module under every stage, without a break and with one, and save a state under stage 2. One rank
-goes on from that state under every stage. What each training came to is written to FOLDER.
+Two ranks train a toy module under every stage, without a break and with one, and save a state under stage 2; then they
+run the cases of `zero_mllm.py`. One rank goes on from that state under every stage. What each training came to is
+written to FOLDER.
 """
 
 from __future__ import annotations
@@ -93,14 +94,18 @@ def go_on(stage: int, state: dict[str, Tensor], path: Path, rank: int, world_siz
     finish(engine, take_steps(engine, BREAK_AFTER, N_STEPS, rank, world_size), path, rank)
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
+def main(rank: int, world_size: int, folder: Path, backbone: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     rendezvous = f"file://{folder}/rendezvous{world_size}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
-    from ray_jobs.zero import gather_training_state
+    from ray_jobs.zero import disable_compiled_collectives, gather_training_state
 
+    disable_compiled_collectives()
     if world_size > 1:
+        from zero_mllm import run_cases
+
+        run_cases(rank, folder, backbone)
         for stage in STAGES:
             engine = build_engine(stage)
             losses = take_steps(engine, 0, N_STEPS, rank, world_size)
@@ -121,4 +126,4 @@ def main(rank: int, world_size: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
