@@ -38,8 +38,7 @@ PATIENCE_S = 60.0  # of calls whose answer is needed
 SYSTEM_METRICS_INTERVAL_S = 10.0
 # MLflow's own retries would hold a call for minutes; patience is ours (`patiently`, the outbox)
 HTTP_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 TRANSIENT = (MlflowException, SQLAlchemyError, OSError)
