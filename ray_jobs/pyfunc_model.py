@@ -21,8 +21,8 @@ class ToolSelector(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         self._bundle = load_bundle(context.artifacts["bundle"])
         self._mllm = self._bundle.build_mllm()
-        self._trie = CatalogTrie(self._bundle.catalog.tool_ids, self._mllm.tokenizer)
-        self._reserve_tokens = longest_answer(self._mllm.tokenizer, self._bundle.catalog.tool_ids)
+        self._trie = CatalogTrie(self._bundle.catalog.selection_tool_ids, self._mllm.tokenizer)
+        self._reserve_tokens = longest_answer(self._mllm.tokenizer, self._bundle.catalog.selection_tool_ids)
         self._encoder: Any = None
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

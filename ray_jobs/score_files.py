@@ -86,6 +86,8 @@ def _read_corpus_gold(path: Path) -> SelectionGold:
         raise InputError(f"{path}: no Parquet shards here or in test/; give a corpus folder that `prepare` wrote.")
     items: dict[int, GoldItem] = {}
     for record in _read_corpus_records(shards):
+        if record.is_dialogue:  # `evaluate` writes those beside their predictions, for the other protocol
+            continue
         index = len(items) if record.source_index is None else record.source_index
         if index in items:
             raise InputError(
@@ -94,7 +96,7 @@ def _read_corpus_gold(path: Path) -> SelectionGold:
             )
         items[index] = GoldItem.from_record(record)
     if not items:
-        raise InputError(f"{path}: the shards hold no record; give a corpus with a test split.")
+        raise InputError(f"{path}: the shards hold no question; give a corpus with a test split.")
     catalog_path = path / "catalog.jsonl"
     if path.is_dir() and catalog_path.is_file():
         return SelectionGold(items, read_catalog_names(catalog_path), "the corpus's catalog.jsonl")
@@ -122,7 +124,7 @@ def _gold_names(items: dict[int, GoldItem]) -> frozenset[str]:
 def read_catalog_names(path: Path) -> frozenset[str]:
     """Read one name per line (white space around it is dropped), or a corpus's `catalog.jsonl`."""
     if path.suffix == ".jsonl":
-        return frozenset(ToolCatalog.load_jsonl(path).tool_ids)
+        return frozenset(ToolCatalog.load_jsonl(path).selection_tool_ids)
     names = frozenset(line.strip() for line in read_text(path).split("\n") if line.strip())
     if not names:
         raise InputError(f"{path}: the catalogue is empty; give one tool name per line.")
@@ -175,7 +177,8 @@ def read_gpt4tools_gold(path: Path) -> dict[str | int, str]:
     """Read the released form, a JSON list or JSON Lines of ``{"id", "output"}``; other keys are ignored."""
     if path.is_dir() or path.suffix == ".parquet":
         raise InputError(
-            f"{path}: a corpus has no GPT4Tools texts; give the released JSON file, or use --protocol mllm-tool."
+            f"{path}: a corpus has no GPT4Tools texts; give the released JSON file or the gold_dialogues.jsonl that "
+            "`evaluate` writes, or use --protocol mllm-tool."
         )
     if read_text(path).lstrip()[:1] == "[":
         entries = list(enumerate(_load_json(path, read_text(path))))

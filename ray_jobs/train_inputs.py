@@ -18,6 +18,7 @@ from data_pipeline.stream import BatchForm, TokenizedSplit, tokenize_split
 from data_pipeline.training_plan import TrainingPlan, UniformPlan, mixture_repeats
 from model.backbone import load_tokenizer
 from model.config import ModelConfig
+from model.dialogue_scores import called_tool_ids
 from model.tiny import build_tiny_backbone
 from ray_jobs.config import RunSpec
 from ray_jobs.features import MediaVectors, load_media_vectors, split_usable
@@ -73,9 +74,7 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
         # FlexAttention works on blocks of 128 tokens, and compiles anew for every other length
         pad_to_multiple=128 if spec.train.use_gpu else 1,
     )
-    seen_tool_ids = frozenset(
-        tool_id for record in train_records if record.is_dialogue for tool_id in record.valid_tool_ids
-    )
+    seen_tool_ids = called_tool_ids(train_records)
     validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus, seen_tool_ids)
     return TrainInputs(model_config, vectors, split, build_plan(spec, split), form, validation)
 

@@ -26,9 +26,9 @@ class Predictor:
         bundle = load_bundle(args.bundle)
         self._device = args.resolve_device()
         self._mllm = bundle.build_mllm(self._device, None if args.dtype == "auto" else args.dtype)
-        self._trie = CatalogTrie(bundle.catalog.tool_ids, self._mllm.tokenizer)
+        self._trie = CatalogTrie(bundle.catalog.selection_tool_ids, self._mllm.tokenizer)
         self._max_target_tokens = bundle.info.max_target_tokens
-        self._reserve_tokens = longest_answer(self._mllm.tokenizer, bundle.catalog.tool_ids)
+        self._reserve_tokens = longest_answer(self._mllm.tokenizer, bundle.catalog.selection_tool_ids)
         self._also = (UNKNOWN_TOOL_ID,) if UNKNOWN_TOOL_ID in bundle.catalog else ()
         self._largest_batch = 0
         set_batching(self._rank, args.max_batch_size, args.batch_wait_timeout_s)
