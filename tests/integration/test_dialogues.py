@@ -1,0 +1,79 @@
+"""GPT4Tools' task from generated dialogues to success rates, and a run that mixes it with questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_training import build_base, build_spec, history
+
+from data_pipeline.corpus_files import Corpus
+from model.tiny import build_tiny_backbone
+from ray_jobs import evaluate, prepare, train
+from ray_jobs.cli import main
+from ray_jobs.config import RunSpec, load_run_spec
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[RunSpec, dict[str, Any]]:
+    """The config for dialogues with a smaller backbone, and its evaluation."""
+    runs = tmp_path_factory.mktemp("dialogues")
+    base = [f"runs_dir={runs}", "train.workers=1", "train.epochs=3", "train.pack_tokens=2048"]
+    prepare.run(load_run_spec("dialogue_demo", base))
+    corpus = Corpus.open(load_run_spec("dialogue_demo", base).corpus_dir)
+    texts = [record.instruction + "".join(turn.text for turn in record.turns) for record in corpus.records("train")]
+    backbone = build_tiny_backbone(
+        runs / "backbone", texts, vocab_size=1200, hidden_size=128, n_layers=3, n_heads=4, intermediate_size=256
+    )
+    spec = load_run_spec("dialogue_demo", [*base, f"model.backbone={backbone}"])
+    train.run(spec)
+    return spec, evaluate.run(spec)
+
+
+def test_a_tiny_model_learns_when_to_call_a_tool(trained: tuple[RunSpec, dict[str, Any]]) -> None:
+    _, result = trained
+    seen, unseen = result["dialogues"]["seen"], result["dialogues"]["unseen"]
+    assert seen["n"] >= 60
+    assert unseen["n"] >= 30
+    assert seen["sr_t"] >= 0.9
+    assert seen["malformed_frac"] <= 0.05
+    assert seen["sr_act"] > unseen["sr_act"], "a tool that was never called in training is harder"
+
+
+def test_its_files_go_through_the_scorer(
+    trained: tuple[RunSpec, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, result = trained
+    folder = spec.run_dir / "evaluation"
+    gold, predictions = folder / "gold_dialogues.jsonl", folder / "predictions_dialogues.jsonl"
+    capsys.readouterr()
+    assert main(["score", "--protocol", "gpt4tools", "--gold", str(gold), "--predictions", str(predictions)]) == 0
+    scored = json.loads(capsys.readouterr().out.splitlines()[-1])
+    everything = result["dialogues"]["all"]
+    for ours, papers in (("thought", "sr_t"), ("action", "sr_act"), ("args", "sr_args"), ("acc", "sr")):
+        assert scored[ours] == pytest.approx(everything[papers], abs=1e-12)
+
+
+def test_questions_and_dialogues_mix_by_weight(tmp_path: Path) -> None:
+    """One run, one loop: every question once an epoch, every dialogue twice."""
+    base = build_base(tmp_path, epochs=1)
+    spec = build_spec(
+        base,
+        "mixed",
+        "prepare.also=[{source: toolmm-mini-dialogues, size: test}]",
+        "train.mixture={toolmm-mini-dialogues: 2}",
+        "train.pack_tokens=1024",
+        "train.validation_dialogues=2",
+        "evaluate.turn_max_new_tokens=8",
+    )
+    prepare.run(spec)
+    records = list(Corpus.open(spec.corpus_dir).records("train"))
+    n_dialogues = sum(record.is_dialogue for record in records)
+    summary = train.launch(spec)
+    rows = history(spec, summary.mlflow_run_id, "train/rows")
+    assert sum(rows.values()) == len(records) + n_dialogues > len(records)
+    assert {"val/tool_accuracy", "val/dialogues/sr_t", "val/score"} <= summary.metrics.keys()
