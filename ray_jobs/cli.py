@@ -17,6 +17,7 @@ VERBS = {
     "prepare": "build the corpus: validate, dedupe, split, audit for leaks, write Parquet shards",
     "embed": "pass every distinct medium through the frozen encoder into the feature lake",
     "train": "train projector and LoRA with Ray Train and DeepSpeed",
+    "tune": "sweep over training settings with Ray Tune; export the best trial, promote it if it beats the champion",
     "evaluate": "decode and score the test split: constrained, free, shuffled media, baselines",
     "score": "score a file of predictions (see `score --help`)",
     "export": "write the best checkpoint as a bundle and register it in MLflow as champion",

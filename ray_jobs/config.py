@@ -76,7 +76,6 @@ class TrainOptions(Section):
         default=None, ge=1
     )  # stop early: for trials and smoke runs; the schedule keeps its length
 
-
     @property
     def max_workers(self) -> int:
         """Workers of a run that has all the machines it may use."""
@@ -94,6 +93,18 @@ class EvaluateOptions(Section):
     turn_max_new_tokens: int = Field(default=128, ge=8)  # of one turn of a dialogue
     shuffle_seed: int = 0  # of the shuffled-media ablation
     max_questions: int | None = Field(default=None, ge=1)  # the first so many; None = all
+
+
+class TuneOptions(Section):
+    """A sweep: many trainings over one corpus. `ray_jobs.tune_space` checks `parameters` before anything starts."""
+
+    parameters: dict[str, Any] = Field(default_factory=dict)  # train.lr: a list of values, or {low, high, log}
+    search: Literal["grid", "random", "optuna"] = "grid"  # grid = every combination of the lists
+    num_trials: int = Field(default=16, ge=1)  # of search random and optuna
+    scheduler: Literal["none", "asha"] = "none"  # asha = stop a trial that is behind others after as many epochs
+    grace_epochs: int = Field(default=1, ge=1)  # asha: no trial is stopped before
+    reduction_factor: float = Field(default=3, gt=1)  # asha: one in so many goes on at each of its halts
+    max_concurrent: int | None = Field(default=None, ge=1)  # None = as many as fit; set: taken on trust (autoscaling)
 
 
 class TrackingOptions(Section):
@@ -122,6 +133,7 @@ class RunSpec(Section):
     model: ModelConfig = ModelConfig()
     train: TrainOptions = TrainOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
+    tune: TuneOptions = TuneOptions()
     tracking: TrackingOptions = TrackingOptions()
     ray: RayOptions = RayOptions()
 
