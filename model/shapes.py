@@ -50,7 +50,6 @@ SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "meta-llama/Llama-2-13b-chat-hf": (LlamaConfig, _LLAMA_13B | _LONGER),
     "lmsys/vicuna-7b-v1.5": (LlamaConfig, _LLAMA_7B | _LONGER),
     "lmsys/vicuna-13b-v1.5": (LlamaConfig, _LLAMA_13B | _LONGER),
-    "lmsys/vicuna-13b-v1.1": (LlamaConfig, _LLAMA_13B),
     "facebook/opt-13b": (OPTConfig, _OPT_13B),
 }
 

@@ -57,7 +57,7 @@ def test_mllm_tool_s_table_4(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "backbone"),
-    [("gpt4tools_vicuna_13b", "lmsys/vicuna-13b-v1.1"), ("gpt4tools_opt_13b", "facebook/opt-13b")],
+    [("gpt4tools_vicuna_13b", "lmsys/vicuna-13b-v1.5"), ("gpt4tools_opt_13b", "facebook/opt-13b")],
 )
 def test_gpt4tools_values(name: str, backbone: str) -> None:
     """Its supplement's Table 6; for OPT with the learning rate of Vicuna."""
