@@ -43,6 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
         subparser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example train.epochs=3")
         if verb == "demo":
             subparser.add_argument("--keep", action="store_true", help="keep serving after the questions")
+        if verb == "train":
+            subparser.add_argument(
+                "--dry-run", action="store_true", help="print what it will take: parameters, memory, steps, time"
+            )
     return parser
 
 
@@ -54,6 +58,8 @@ def run_verb(args: argparse.Namespace) -> dict[str, Any]:
     from ray_jobs.config import load_run_spec
 
     spec = load_run_spec(args.config, args.overrides)
+    if args.verb == "train" and args.dry_run:
+        return importlib.import_module("ray_jobs.dry_run").run_dry(spec)
     return job.run(spec, keep=args.keep) if args.verb == "demo" else job.run(spec)
 
 
