@@ -134,7 +134,13 @@ def _place(axes: Axes, position: int, name: str, values: Sequence[Any]) -> list[
         places = list((points - ends[0]) / (ends[1] - ends[0] or 1.0))
         ticks = {low: 0.0, high: 1.0} if high > low else {low: 0.0}
     for value, height in ticks.items():
-        axes.annotate(_shorten(value), (position, height), xytext=(4, 2), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            f"{value:.4g}" if isinstance(value, int | float) else value,
+            (position, height),
+            xytext=(4, 2),
+            textcoords="offset points",
+            fontsize=8,
+        )
     return [float(place) for place in places]
 
 
