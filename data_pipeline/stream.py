@@ -198,8 +198,9 @@ class MicroStepBuilder:
         self._form = form
         self._rank, self._world_size = rank, world_size
         self._first_step = first_step
-        self._plan: TrainingPlan
-        self._media_row, self._media_matrix, self._plan = ray.get([split.media_row, split.media_matrix, *plan])
+        found: list[Any] = ray.get([split.media_row, split.media_matrix, *plan])
+        self._media_row, self._media_matrix = found[:2]
+        self._plan: TrainingPlan = found[2]
         self._questions: Any = _QuestionTable(pa.concat_tables(ray.get(split.tables)))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
@@ -315,7 +316,7 @@ def _tokenize_batch(
 
 @ray.remote
 def _drop_empty(table: pa.Table) -> pa.Table:
-    return table.filter(pc.greater(table["n_rows"], 0))
+    return table.filter(pc.field("n_rows") > 0)
 
 
 def _list_array(arrays: list[np.ndarray], item_type: pa.DataType) -> pa.Array:

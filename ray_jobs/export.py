@@ -46,7 +46,7 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
     checkpoint = summary.find_best_checkpoint()
     corpus = summary.open_corpus(spec.corpus_dir)
     model_config = ModelConfig.model_validate(summary.model_config)
-    mllm = ToolLLM.build(model_config)
+    mllm = ToolLLM.build(model_config.model_copy(update={"quantize": "none"}))  # 4 bits need a GPU, exporting does not
     mllm.load_trainable_state_dict(load_parameters(checkpoint))
     folder = spec.run_dir / "bundle"
     save_bundle(

@@ -141,7 +141,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
         # --- account for the step
         metrics = _reduce(sums, micro, world_size, engine.device)
-        metrics |= {"train/lr": lr, "train/grad_norm": float(engine.get_global_grad_norm() or 0.0)}
+        metrics["train/lr"] = lr
+        if (grad_norm := engine.get_global_grad_norm()) is not None:  # ZeRO-0 does not say
+            metrics["train/grad_norm"] = float(grad_norm)
         sums = StepSums()
         if not math.isfinite(metrics["train/loss"]):
             raise FloatingPointError(f"the loss of step {step} is {metrics['train/loss']}: lower train.lr.")

@@ -21,35 +21,11 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from data_pipeline.errors import InputError
-from model.config import ModelConfig
 from model.mllm import ToolLLM
 from ray_jobs.config import TrainOptions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_STEPS_PER_PRINT = 2**31
-
-
-def check_training(model: ModelConfig, train: TrainOptions) -> None:
-    """Refuse, before any worker starts, what DeepSpeed and the adapters cannot do together.
-
-    Raises:
-        InputError: says which two settings do not go together, and what to set instead.
-    """
-    if train.zero_stage == 0 and train.offload_optimizer:
-        raise InputError(
-            "train.offload_optimizer=true needs a sharded optimizer, but train.zero_stage is 0; set it to 1, 2 or 3."
-        )
-    if train.zero_stage == 0 and model.dtype == "bfloat16":
-        # DeepSpeed's unsharded bf16 optimizer takes a step when it is built, so a resumed run would not go on exactly.
-        raise InputError("model.dtype=bfloat16 does not train exactly under train.zero_stage=0; set it to 1, 2 or 3.")
-    if model.quantize != "none" and train.zero_stage == 3:
-        raise InputError(
-            f"model.quantize={model.quantize} does not go with train.zero_stage=3, which cannot shard packed 4-bit "
-            "weights; set train.zero_stage to 2 (the frozen weights are small then), or model.quantize to none."
-        )
-    if model.quantize != "none" and not train.use_gpu:
-        raise InputError(f"model.quantize={model.quantize} needs CUDA; set train.use_gpu=true or model.quantize=none.")
 
 
 def deepspeed_config(train: TrainOptions, dtype: str) -> dict[str, Any]:

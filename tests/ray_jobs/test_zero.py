@@ -16,8 +16,8 @@ from torch import Tensor
 from data_pipeline.errors import InputError
 from model.config import ModelConfig
 from model.mllm import ToolLLM
-from ray_jobs.config import TrainOptions
-from ray_jobs.zero import MOMENTS, check_training, deepspeed_config, parameter_groups
+from ray_jobs.config import TrainOptions, check_training
+from ray_jobs.zero import MOMENTS, deepspeed_config, parameter_groups
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))  # the ranks import these modules by name as well
 sys.path.insert(0, str(Path(__file__).parent))
