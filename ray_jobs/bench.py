@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_jobs import bench_decode, bench_embed
+from ray_jobs import bench_decode, bench_embed, bench_memory, bench_train
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
-    """Decoding against sampling and brute force; embedding against the bare encoder."""
-    results = {"decode": bench_decode.run()}
+    """Training against transformers.Trainer and our row-by-row mode, and its memory; decoding; embedding."""
+    results = {"train": bench_train.run(), "decode": bench_decode.run()}
     connect(spec.ray)
+    results["memory"] = bench_memory.run()
     results["embed"] = bench_embed.run()
     return results
