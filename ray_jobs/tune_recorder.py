@@ -82,7 +82,8 @@ class SweepRecorder(ray.tune.Callback):
                 self._update_run(record)
 
     def _close(self, record: TrialRecord) -> None:
-        record.seconds = time.monotonic() - self._started_s.pop(record.name)
+        if record.name in self._started_s:  # a trial may end before it has started
+            record.seconds = time.monotonic() - self._started_s.pop(record.name)
         self._took_s.append(record.seconds)
         self._sweep.folders.close(record)
         self._update_run(record)

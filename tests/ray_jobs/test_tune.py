@@ -1,4 +1,4 @@
-"""A sweep's parts that need no cluster: what is left after a restart, the order of a grid, and an end without a winner."""
+"""A sweep without a cluster: what is left after a restart, the order of a grid, and an end without a winner."""
 
 from __future__ import annotations
 
