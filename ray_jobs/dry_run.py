@@ -22,6 +22,10 @@ from ray_jobs.train_inputs import build_plan
 
 GIB = 2**30
 GPU_BLOCK_TOKENS = 128  # packs are padded to a multiple of it on a GPU, and FlexAttention skips whole blocks
+BUCKET_NUMBERS = (
+    500_000_000  # gradients that DeepSpeed reduces at a time; it allocates the bucket whole, on a GPU for good
+)
+GPU_BUCKETS = (0, 1, 2, 1)  # by ZeRO stage; stage 2 fills one while it sends the other
 SAMPLED_STEPS = 16  # whose tokens are counted
 ASSUMED_UTILIZATION = 0.4  # of the peak; measured on one CPU core with the tiny backbone: 0.41
 ASSUMED_GPU = "A100"  # of cluster.yaml's gpu_train nodes
@@ -151,7 +155,7 @@ def _uses_flex(spec: RunSpec) -> bool:
 
 
 def _memory_table(spec: RunSpec, size: ModelSize, step: StepCost) -> dict[str, dict[str, float]]:
-    """GiB of one worker by ZeRO stage: states, activations as configured and with the other choice, total."""
+    """GiB of one worker by ZeRO stage: states, buckets, activations as configured and with the other choice, total."""
     n_tokens, n_losses = step.largest
     mask_bytes = 0
     if spec.train.layout == "packed" and not _uses_flex(spec):
@@ -162,13 +166,15 @@ def _memory_table(spec: RunSpec, size: ModelSize, step: StepCost) -> dict[str, d
     activations = recomputed if spec.model.gradient_checkpointing else kept
     table = {}
     for stage in range(4):
+        buckets = GPU_BUCKETS[stage] * BUCKET_NUMBERS * size.number_bytes if spec.train.use_gpu else 0
         states: StateBytes = compute_state_bytes(size, stage, spec.train.max_workers, spec.train.offload_optimizer)
         table[str(stage)] = {
             "weights": states.weights / GIB,
             "gradients": states.gradients / GIB,
             "optimizer": states.optimizer / GIB,
+            "buckets": buckets / GIB,
             "activations": activations / GIB,
-            "total": (states.weights + states.gradients + states.optimizer + activations) / GIB,
+            "total": (states.weights + states.gradients + states.optimizer + buckets + activations) / GIB,
             "cpu_optimizer": states.offloaded / GIB,
             "activations_kept": kept / GIB,
             "activations_recomputed": recomputed / GIB,
@@ -215,10 +221,11 @@ def _print_report(spec: RunSpec, report: dict[str, Any]) -> None:
     print(f"backbone         {report['backbone']} ({report['shape']}), {spec.model.dtype}")
     print(f"parameters       {total:,}, trained {trainable:,} ({100 * trainable / total:.2f} %)")
     print(f"\nGiB per worker   {report['workers']} worker(s); {'weights':>9}{'gradients':>11}{'optimizer':>11}", end="")
-    print(f"{'activations':>13}{'total':>9}")
+    print(f"{'buckets':>9}{'activations':>13}{'total':>9}")
     for stage, row in report["memory_gib"].items():
         mark = "  <- this config" if int(stage) == spec.train.zero_stage else ""
         print(f"  ZeRO-{stage:<22}{row['weights']:>9.2f}{row['gradients']:>11.3f}{row['optimizer']:>11.3f}", end="")
+        print(f"{row['buckets']:>9.2f}", end="")
         print(f"{row['activations']:>13.2f}{row['total']:>9.2f}{mark}")
     row = report["memory_gib"]["0"]
     what = (
@@ -227,7 +234,7 @@ def _print_report(spec: RunSpec, report: dict[str, Any]) -> None:
     chosen = "recomputed" if spec.model.gradient_checkpointing else "kept"
     print(f"  activations of {what}: {row['activations_kept']:.2f} kept, ", end="")
     print(f"{row['activations_recomputed']:.2f} recomputed; this config: {chosen}")
-    print("  on top: CUDA context, communication buffers, fragmentation, the layer that ZeRO-3 has gathered")
+    print("  on top: CUDA context, fragmentation, the layer that ZeRO-3 has gathered")
     print(f"\ncorpus           {report['questions']:,} questions, {report['rows']:,} rows ({report['corpus']})")
     seen = ", ".join(f"{modality} {times:.1f}" for modality, times in report["seen"].items())
     print(f"times seen       {seen} ({spec.train.epochs} epochs, sampler={spec.train.sampler})")

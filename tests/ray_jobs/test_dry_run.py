@@ -30,7 +30,7 @@ def test_every_config_has_a_dry_run(name: str, tmp_path: Path, capsys: pytest.Ca
         assert part in printed
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert list(report["memory_gib"]) == ["0", "1", "2", "3"]
-    totals = [row["total"] for row in report["memory_gib"].values()]
+    totals = [row["total"] - row["buckets"] for row in report["memory_gib"].values()]
     assert totals[1:] == sorted(totals[1:], reverse=True), "a higher stage never takes more"
     assert report["rows_per_step"] == pytest.approx(spec.train.global_batch_size, rel=0.06)
     assert report["hours"] > 0
@@ -62,22 +62,21 @@ def test_what_cannot_be_known_or_done_is_said(tmp_path: Path) -> None:
 
 
 def test_the_estimated_time_is_that_of_a_measured_run(tmp_path: Path) -> None:
-    """Steps of the tiny backbone beside matrix products, in turn, so that a busy machine slows both (measured: 1.0)."""
+    """The best step of the tiny backbone beside the best matrix products, in turn: a busy machine slows both."""
     texts = [f"please improve picture number {number} for me, it is dark" for number in range(60)]
     folder = build_tiny_backbone(tmp_path / "tiny", texts, vocab_size=400)
     mllm = ToolLLM.build(ModelConfig(backbone=str(folder), encoder_dim=16, lora_target="all-linear")).train()
     questions = [encode_question(mllm.tokenizer, text, False, ["lab/dehaze", "lab/deblur"]) for text in texts]
     index = PlanIndex.from_questions(questions)
     size = ModelSize.measure(mllm, on_gpu=False)
-    ratios = []
-    packs = split_step(plan_epoch(index, 0, 0, 1000)[0], index, 1, 512)[0]
-    for pack in packs[:1] + packs[:4]:  # the first one warms up
+    peaks, rates = [], []
+    for pack in split_step(plan_epoch(index, 0, 0, 1000)[0], index, 1, 512)[0][:2] * 4:
         batch = to_tensors(build_micro_batch(questions, pack, np.full(60, -1)), None, "cpu")
         n_tokens, n_losses = batch["input_ids"].numel(), len(batch["loss_position"])
-        peak = measure_core_flops() * torch.get_num_threads()
+        peaks.append(measure_core_flops() * torch.get_num_threads())
         start = time.perf_counter()
         mllm(batch).loss_sum.backward()
-        measured_s = time.perf_counter() - start
         flops = compute_flops(size, n_tokens, n_losses, n_tokens**2, gradient_checkpointing=False)
-        ratios.append(flops / (peak * ASSUMED_UTILIZATION) / measured_s)
-    assert 0.4 < np.median(ratios[1:]) < 2.5
+        rates.append(flops / (time.perf_counter() - start))
+    estimate_to_measured = max(rates) / (max(peaks) * ASSUMED_UTILIZATION)
+    assert 0.4 < estimate_to_measured < 2.5
