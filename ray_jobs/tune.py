@@ -34,6 +34,7 @@ from ray_jobs.tune_trials import TrialFolders, TrialRecord, find_best
 REPORT_FOLDER = "sweep"
 TUNE_ENV = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep; Tune would return as if it were complete
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails before its first epoch reports nothing
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files beside our records
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0: nothing; our own lines say it
 }
