@@ -2,12 +2,15 @@
 
 A text corpus whose questions' verb determines the tool, a tiny Llama, twelve trials of learning rate x rank. Steps are
 those that the trials' trainings really took, also those between a report and the scheduler's decision.
+
+    python -m ray_jobs.bench_sweep [FOLDER]
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,14 +33,20 @@ EPOCHS = 9
 PARAMETERS = {"train.lr": [1e-4, 5e-4, 2e-3, 1e-2], "model.lora_r": [4, 8, 16]}
 
 
-def run() -> dict[str, Any]:
-    """Run both sweeps, print a table, and return the numbers."""
-    with tempfile.TemporaryDirectory() as folder:
-        backbone = _write_inputs(Path(folder))
-        results = {
-            name: _measure(_build_spec(Path(folder), backbone, name, scheduler))
-            for name, scheduler in (("full grid", "none"), ("ASHA", "asha"))
-        }
+def run(folder: Path | None = None) -> dict[str, Any]:
+    """Run both sweeps, print a table, and return the numbers.
+
+    Args:
+        folder: kept, so that a benchmark that was broken off goes on; None for a temporary one.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return run(Path(temporary))
+    backbone = _write_inputs(folder)
+    results = {
+        name: _measure(_build_spec(folder, backbone, name, scheduler))
+        for name, scheduler in (("full grid", "none"), ("ASHA", "asha"))
+    }
     grid, asha = results["full grid"], results["ASHA"]
     difference = abs(grid["best_score"] - asha["best_score"])
     result = {
@@ -94,6 +103,7 @@ def _write_inputs(folder: Path) -> Path:
         for noun in NOUNS
         for verb, tool_id in tool_ids.items()
     ]
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "catalog.txt").write_text("\n".join(tool_ids.values()) + "\n", encoding="utf-8")
     texts = ["".join(filter(None, render_prompt(str(row["instruction"]), False))) for row in rows]
@@ -130,4 +140,4 @@ def _build_spec(folder: Path, backbone: Path, name: str, scheduler: str) -> RunS
 
 if __name__ == "__main__":
     connect(RayOptions())
-    print(json.dumps(run()))
+    print(json.dumps(run(Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else None)))
