@@ -7,12 +7,15 @@ are not run again, and those that had begun go on from their checkpoints in thei
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+import time
 from typing import Any
 
 import numpy as np
 import ray
 from ray import tune as ray_tune
+from ray.util.state import list_actors
 
 from data_pipeline.corpus_files import MANIFEST_FILE, Corpus
 from data_pipeline.errors import InputError
@@ -32,6 +35,7 @@ from ray_jobs.tune_space import Parameters, Space, check_all, fingerprint_sweep,
 from ray_jobs.tune_trials import TrialFolders, TrialRecord, find_best
 
 REPORT_FOLDER = "sweep"
+TRAIN_ACTORS = {"TrainController", "RayTrainWorker"}
 TUNE_ENV = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep; Tune would return as if it were complete
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails before its first epoch reports nothing
@@ -139,6 +143,7 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
         scheduler = SameScheduleHalving(spec.tune, spec.train.epochs, list(records.values()))
     recorder = SweepRecorder(spec, sweep, records, num_trials, concurrency)
     os.environ |= TUNE_ENV
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     ray_tune.Tuner(
         ray_tune.with_resources(ray_tune.with_parameters(run_trial, sweep=sweep), {"CPU": DRIVER_CPUS}),
         tune_config=ray_tune.TuneConfig(
@@ -157,8 +162,24 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
             verbose=0,
         ),
     ).fit()
+    wait_for_workers()
     recorder.settle_runs()
     return list(records.values())
+
+
+def wait_for_workers(timeout_s: float = 60.0) -> None:
+    """Until the Train workers of stopped trials are gone, some seconds after the scheduler's decision.
+
+    What they had logged and not delivered can be taken over only then.
+    """
+    filters: Any = [("state", "!=", "DEAD"), ("job_id", "=", ray.get_runtime_context().get_job_id())]
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        classes = {actor.class_name for actor in list_actors(filters=filters, limit=10_000)}
+        if not classes & TRAIN_ACTORS:
+            return
+        time.sleep(0.5)
+    print(f"workers of stopped trials are still alive after {timeout_s:.0f} s; see `ray list actors`", flush=True)
 
 
 def load_known(spec: RunSpec, sweep: SweepRun) -> list[TrialRecord]:

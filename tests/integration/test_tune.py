@@ -43,7 +43,7 @@ def read_trials(spec: RunSpec) -> dict[tuple[bool, float], dict[str, Any]]:
     return dict(zip(keys, records, strict=True))
 
 
-def wait_until_half_done(spec: RunSpec, sweep: subprocess.Popen[bytes], timeout_s: float = 150) -> None:
+def wait_until_half_done(spec: RunSpec, sweep: subprocess.Popen[bytes], timeout_s: float = 300) -> None:
     """Until a trial has ended and another is under way."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and sweep.poll() is None:
