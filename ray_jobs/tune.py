@@ -175,8 +175,8 @@ def wait_for_workers(timeout_s: float = 60.0) -> None:
     filters: Any = [("state", "!=", "DEAD"), ("job_id", "=", ray.get_runtime_context().get_job_id())]
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        classes = {actor.class_name for actor in list_actors(filters=filters, limit=10_000)}
-        if not classes & TRAIN_ACTORS:
+        actors: list[Any] = list_actors(filters=filters, limit=10_000)
+        if not any(actor.class_name in TRAIN_ACTORS for actor in actors):
             return
         time.sleep(0.5)
     print(f"workers of stopped trials are still alive after {timeout_s:.0f} s; see `ray list actors`", flush=True)
