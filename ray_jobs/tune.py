@@ -172,10 +172,11 @@ def wait_for_workers(timeout_s: float = 60.0) -> None:
 
     What they had logged and not delivered can be taken over only then.
     """
-    filters: Any = [("state", "!=", "DEAD"), ("job_id", "=", ray.get_runtime_context().get_job_id())]
+    context = ray.get_runtime_context()
+    filters: Any = [("state", "!=", "DEAD"), ("job_id", "=", context.get_job_id())]
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        actors: list[Any] = list_actors(filters=filters, limit=10_000)
+        actors: list[Any] = list_actors(context.gcs_address, filters=filters, limit=10_000)
         if not any(actor.class_name in TRAIN_ACTORS for actor in actors):
             return
         time.sleep(0.5)

@@ -130,9 +130,13 @@ def test_a_killed_sweep_goes_on_and_its_best_trial_is_promoted(killed: RunSpec) 
     assert (Path(result["bundle"]) / "bundle.json").is_file()
 
     # --- nothing is left running
-    alive = {actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])}
-    assert not {name for name in alive if "Train" in name and "State" not in name}, alive
-    assert not list_placement_groups(filters=[("state", "=", "CREATED")])
+    address = ray.get_runtime_context().gcs_address
+    alive = {actor.class_name for actor in list_actors(address, filters=[("state", "=", "ALIVE")])}
+    assert not alive & tune.TRAIN_ACTORS
+    deadline = time.monotonic() + 30  # a cleaner of Ray Train's sees to it every second
+    while groups := list_placement_groups(address, filters=[("state", "=", "CREATED")]):
+        assert time.monotonic() < deadline, groups
+        time.sleep(0.5)
 
 
 def test_a_sweep_that_is_over_is_not_run_again(killed: RunSpec) -> None:
