@@ -22,7 +22,7 @@ VERBS = {
     "score": "score a file of predictions (see `score --help`)",
     "export": "write the best checkpoint as a bundle and register it in MLflow as champion",
     "demo": "all of the above on ToolMM-mini, then serve it and ask six questions",
-    "bench": "measure embedding, packing and decoding against a peer in the same run",
+    "bench": "measure embedding, training, memory and decoding against a peer in the same run",
     "doctor": "show what this machine and installation can do",
 }
 # where Ray's exceptions keep the exception that they are about, besides Python's own chain

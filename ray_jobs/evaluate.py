@@ -88,9 +88,10 @@ def evaluate(spec: RunSpec) -> Evaluation:
     sections = [part.to_markdown() for part in (questions, dialogues) if part is not None]
     (folder / "report.md").write_text("\n".join(["# Evaluation\n", *sections]), encoding="utf-8")
     (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    tracker = RunLogger(spec.tracking_uri, summary.mlflow_run_id)
+    tracker = RunLogger(spec.tracking_uri, summary.mlflow_run_id, spool_dir=spec.spool_dir)
     tracker.log_metrics(name_metrics(result))
     tracker.log_artifacts(folder, "evaluation")
+    tracker.close()
     return Evaluation(questions, dialogues, result)
 
 

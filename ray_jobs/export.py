@@ -78,7 +78,7 @@ def register(spec: RunSpec, summary: TrainSummary, bundle: Bundle, make_champion
         score=summary.metrics.get(SCORE_KEY),
         make_champion=make_champion,
     )
-    tracker = RunLogger(spec.tracking_uri, summary.mlflow_run_id)
+    tracker = RunLogger(spec.tracking_uri, summary.mlflow_run_id, spool_dir=spec.spool_dir)
     tracker.log_tags({"toolmm.bundle_revision": bundle.revision, "toolmm.git_revision": bundle.info.git_revision})
     tracker.close()
     return version

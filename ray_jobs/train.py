@@ -26,6 +26,7 @@ from model.config import ModelConfig
 from ray_jobs.checkpoint import PARAMETERS_FILE, CheckpointStore, load_metrics
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
+from ray_jobs.outbox import hide_secrets
 from ray_jobs.tracking import RunLogger, open_run
 from ray_jobs.train_inputs import TrainInputs, build_inputs
 from ray_jobs.train_loop import TrainJob, train_loop_per_worker
@@ -111,7 +112,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     print(f"\nbest checkpoint   {summary.best_checkpoint}")
     for key, value in sorted(metrics.items()):
         print(f"{key:<44}{value:.4f}" if isinstance(value, float) else f"{key:<44}{value}")
-    print(f"MLflow run        {summary.mlflow_run_id} at {spec.tracking_uri}")
+    print(f"MLflow run        {summary.mlflow_run_id} at {hide_secrets(spec.tracking_uri)}")
     return {"best_checkpoint": summary.best_checkpoint, "mlflow_run_id": summary.mlflow_run_id, "metrics": metrics}
 
 

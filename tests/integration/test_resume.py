@@ -18,6 +18,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from ray.util.state import list_actors
 from small_training import build_base, build_spec, history
+from tracking_server import TrackingServer
 
 from ray_jobs import prepare, train
 from ray_jobs.checkpoint import CheckpointStore, load_cursor, load_moments, load_parameters
@@ -27,7 +28,7 @@ from ray_jobs.validation import SCORE_KEY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
-EPOCHS = 4
+EPOCHS = 3
 SETTINGS = (
     "train.workers=2",
     "train.zero_stage=2",
@@ -35,7 +36,7 @@ SETTINGS = (
     "model.lora_dropout=0.1",
     "train.lora_plus_ratio=2",
 )
-KILL_FROM_STEP = 18  # in the second epoch, some steps behind a checkpoint
+KILL_FROM_STEP = 15  # in the second epoch, some steps behind a checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +133,12 @@ def test_a_killed_job_goes_on_when_submitted_again(base: list[str], undisturbed:
     assert_equal_runs(undisturbed, spec, summary)
 
 
-def test_an_elastic_run_takes_what_there_is(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
-    """Of one to two workers only one fits; the plan of steps is that of two."""
-    spec = build_spec(base, "elastic", "train.workers=[1, 2]", "train.cpus_per_worker=7", "train.max_steps=3")
+def test_an_elastic_run_takes_what_there_is(
+    base: list[str], undisturbed: tuple[RunSpec, TrainSummary], tracking_server: TrackingServer
+) -> None:
+    """Of one to two workers only one fits; the plan of steps is that of two. Tracked on a server over PostgreSQL."""
+    cluster = ("train.workers=[1, 2]", "train.cpus_per_worker=7", "train.max_steps=3")
+    spec = build_spec(base, "elastic", *cluster, f"tracking.uri={tracking_server.uri}", "tracking.experiment=elastic")
     copy_corpus(undisturbed[0], spec)
     summary = train.launch(spec)
     expected = history(undisturbed[0], undisturbed[1].mlflow_run_id, "train/rows")
