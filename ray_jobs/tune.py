@@ -9,13 +9,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import time
 from typing import Any
 
 import numpy as np
 import ray
 from ray import tune as ray_tune
-from ray.util.state import list_actors
 
 from data_pipeline.corpus_files import MANIFEST_FILE, Corpus
 from data_pipeline.errors import InputError
@@ -35,7 +33,6 @@ from ray_jobs.tune_space import Parameters, Space, check_all, fingerprint_sweep,
 from ray_jobs.tune_trials import TrialFolders, TrialRecord, find_best
 
 REPORT_FOLDER = "sweep"
-TRAIN_ACTORS = {"TrainController", "RayTrainWorker"}
 TUNE_ENV = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep; Tune would return as if it were complete
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails before its first epoch reports nothing
@@ -162,25 +159,8 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
             verbose=0,
         ),
     ).fit()
-    wait_for_workers()
     recorder.settle_runs()
     return list(records.values())
-
-
-def wait_for_workers(timeout_s: float = 60.0) -> None:
-    """Until the Train workers of stopped trials are gone, some seconds after the scheduler's decision.
-
-    What they had logged and not delivered can be taken over only then.
-    """
-    context = ray.get_runtime_context()
-    filters: Any = [("state", "!=", "DEAD"), ("job_id", "=", context.get_job_id())]
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        actors: list[Any] = list_actors(context.gcs_address, filters=filters, limit=10_000)
-        if not any(actor.class_name in TRAIN_ACTORS for actor in actors):
-            return
-        time.sleep(0.5)
-    print(f"workers of stopped trials are still alive after {timeout_s:.0f} s; see `ray list actors`", flush=True)
 
 
 def load_known(spec: RunSpec, sweep: SweepRun) -> list[TrialRecord]:

@@ -75,11 +75,17 @@ class SweepRecorder(ray.tune.Callback):
         if time.monotonic() - self._said_s > PROGRESS_INTERVAL_S:
             self._say()
 
-    def settle_runs(self) -> None:
-        """Give every ended trial's MLflow run its status again, now that no process of theirs writes to it."""
+    def settle_runs(self, timeout_s: float = 60.0) -> None:
+        """Give every ended trial's MLflow run its status again, and what its workers had logged and not delivered.
+
+        That can be taken over once they are gone, some seconds after the scheduler's decision.
+        """
+        deadline = time.monotonic() + timeout_s
         for record in self._records.values():
-            if record.status in RUN_STATUS:
-                self._update_run(record)
+            run_id = self._update_run(record) if record.status in RUN_STATUS else None
+            while run_id and any(self._spec.spool_dir.glob(f"{run_id}.*")) and time.monotonic() < deadline:
+                time.sleep(0.5)
+                run_id = self._update_run(record)
 
     def _close(self, record: TrialRecord) -> None:
         if record.name in self._started_s:  # a trial may end before it has started
@@ -119,10 +125,14 @@ class SweepRecorder(ray.tune.Callback):
             flush=True,
         )
 
-    def _update_run(self, record: TrialRecord) -> None:
-        """Name the trial's MLflow run, and end it where the trial has ended; the sweep goes on without the server."""
+    def _update_run(self, record: TrialRecord) -> str | None:
+        """Name the trial's MLflow run, and end it where the trial has ended; the sweep goes on without the server.
+
+        Returns:
+            the run's id; None where there is none, or no server.
+        """
         if not record.job:
-            return  # it failed before its first epoch was over: `launch` has ended the run, if there was one
+            return None  # it failed before its first epoch was over: `launch` has ended the run, if there was one
         uri = self._spec.tracking_uri
         try:
             run_id = open_run(
@@ -130,7 +140,7 @@ class SweepRecorder(ray.tune.Callback):
             )
         except InputError as error:
             print(f"trial {record.name}: its MLflow run is updated at the end of the sweep ({error})", flush=True)
-            return
+            return None
         tags = {"mlflow.runName": record.name, TRIAL_TAG: record.name}
         if record.status in RUN_STATUS:
             tags[END_TAG] = STOPPED if record.status == "stopped" else record.reason or record.status
@@ -140,3 +150,4 @@ class SweepRecorder(ray.tune.Callback):
             tracker.finish(RUN_STATUS[record.status])
         else:
             tracker.close()
+        return run_id
