@@ -132,7 +132,7 @@ def _build_spec(folder: Path, backbone: Path, name: str, scheduler: str) -> RunS
                 "lora_target": "all-linear",
                 "modules_to_save": ["embed_tokens", "lm_head"],
             },
-            "train": {"epochs": EPOCHS, "global_batch_size": 8, "pack_tokens": 256, "warmup_steps": 2},
+            "train": {"epochs": EPOCHS, "global_batch_size": 4, "pack_tokens": 256, "warmup_steps": 2},
             "tune": {"parameters": PARAMETERS, "scheduler": scheduler, "grace_epochs": 1, "reduction_factor": 3},
         }
     )

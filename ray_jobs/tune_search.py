@@ -21,6 +21,7 @@ from ray_jobs.validation import SCORE_KEY
 DRIVER_CPUS = 1  # of the process that launches a trial's training
 DATA_CPUS_PER_WORKER = 1  # the actor that builds a Train worker's batches
 SPARE_CPUS = 1  # for Ray Data's short tasks
+TIE_BREAK = 1e-6  # of a score for a unit of loss: less than one question in any validation set
 
 
 class ListedTrials(Searcher):
@@ -105,7 +106,8 @@ class SameScheduleHalving(FIFOScheduler):
     """ASHA (Li et al., 2020) on epochs, among trials whose schedules are equally long.
 
     After as many epochs a short schedule has a lower learning rate than a long one and the better score, so trials of
-    different `train.epochs` are not compared. A trial in its last epoch is never stopped: nothing would be saved.
+    different `train.epochs` are not compared. Of equal scores, frequent while little is learnt, the lower training loss
+    is ahead: ASHA lets equals go on. A trial in its last epoch is never stopped: nothing would be saved.
 
     Args:
         options: grace and reduction.
@@ -140,7 +142,8 @@ class SameScheduleHalving(FIFOScheduler):
         group = self._group(planned_epochs)
         if group is None or result.get("epoch", planned_epochs) >= planned_epochs:
             return TrialScheduler.CONTINUE
-        return group.on_trial_result(None, member, dict(result))  # pyright: ignore[reportArgumentType]
+        ranked = dict(result) | {SCORE_KEY: result[SCORE_KEY] - TIE_BREAK * result.get("train/epoch_loss", 0.0)}
+        return group.on_trial_result(None, member, ranked)  # pyright: ignore[reportArgumentType]
 
     def _group(self, planned_epochs: int) -> ASHAScheduler | None:
         """None for schedules that end before the first halt."""

@@ -60,6 +60,17 @@ def test_trials_of_another_number_of_epochs_are_not_compared_and_the_last_epoch_
     assert feed(scheduler, {"train.lr": 2}, [0.05]) == 1, "without train.epochs a trial has those of the config, 8"
 
 
+def test_of_equal_scores_the_lower_loss_goes_on() -> None:
+    scheduler = SameScheduleHalving(ASHA, 4, [])
+    decisions = {}
+    for lr, loss in ((1, 2.0), (2, 2.5), (3, 1.5)):
+        trial: Any = SimpleNamespace(config={"train.lr": lr})
+        scheduler.on_trial_add(None, trial)
+        report = {"epoch": 1, SCORE_KEY: 0.1, "train/epoch_loss": loss}
+        decisions[lr] = scheduler.on_trial_result(None, trial, report)
+    assert decisions == {1: TrialScheduler.CONTINUE, 2: TrialScheduler.STOP, 3: TrialScheduler.CONTINUE}
+
+
 def test_after_a_restart_trials_are_compared_with_those_before_it() -> None:
     known = [build_record({"train.lr": 1}, [0.5, 0.6, 0.7], 3), build_record({"train.lr": 2}, [0.5], 3, "running")]
     assert feed(SameScheduleHalving(ASHA, 3, known), {"train.lr": 3}, [0.4]) == 1
