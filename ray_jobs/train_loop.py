@@ -145,8 +145,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         if (grad_norm := engine.get_global_grad_norm()) is not None:  # ZeRO-0 does not say
             metrics["train/grad_norm"] = float(grad_norm)
         sums = StepSums()
-        if not math.isfinite(metrics["train/loss"]):
-            raise FloatingPointError(f"the loss of step {step} is {metrics['train/loss']}: lower train.lr.")
+        for name in ("loss", "grad_norm"):  # DeepSpeed skips an update whose gradients overflow, and says nothing
+            if not math.isfinite(metrics.get(f"train/{name}", 0.0)):
+                raise FloatingPointError(f"the {name} of step {step} is {metrics[f'train/{name}']}: lower train.lr.")
         cursor = replace(
             cursor,
             step=step + 1,

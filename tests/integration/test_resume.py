@@ -79,7 +79,9 @@ def kill_later(spec: RunSpec, kill: Callable[[], None]) -> threading.Thread:
 
 
 def kill_a_worker() -> None:
-    workers = [actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "TrainWorker" in actor.class_name]
+    address = ray.get_runtime_context().gcs_address  # there may be another Ray on this machine
+    actors = list_actors(address=address, filters=[("state", "=", "ALIVE")])
+    workers = [actor for actor in actors if "TrainWorker" in actor.class_name]
     assert len(workers) == 2
     os.kill(workers[-1].pid, signal.SIGKILL)
 
