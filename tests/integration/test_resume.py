@@ -55,7 +55,7 @@ def copy_corpus(source: RunSpec, target: RunSpec) -> None:
     shutil.copytree(source.corpus_dir, target.corpus_dir)
 
 
-def wait_for_step(spec: RunSpec, step: int, timeout_s: float = 120) -> None:
+def wait_for_step(spec: RunSpec, step: int, timeout_s: float = 400) -> None:
     """Until the run, its steps logged on the way, has taken that many."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
