@@ -18,10 +18,9 @@ from model.cost import ModelSize, StateBytes, compute_activation_bytes, compute_
 from model.shapes import build_shape, load_shape
 from ray_jobs.config import RunSpec
 from ray_jobs.corpus_sizes import CorpusSizes, find_backbone, load_corpus_sizes
-from ray_jobs.train_inputs import build_plan
+from ray_jobs.train_inputs import GPU_BLOCK_TOKENS, build_plan
 
 GIB = 2**30
-GPU_BLOCK_TOKENS = 128  # packs are padded to a multiple of it on a GPU, and FlexAttention skips whole blocks
 BUCKET_NUMBERS = (
     500_000_000  # gradients that DeepSpeed reduces at a time; it allocates the bucket whole, on a GPU for good
 )

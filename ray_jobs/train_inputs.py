@@ -24,6 +24,8 @@ from ray_jobs.config import RunSpec
 from ray_jobs.features import MediaVectors, load_media_vectors, split_usable
 from ray_jobs.validation import ValidationSet
 
+GPU_BLOCK_TOKENS = 128  # FlexAttention works on blocks of so many, and compiles anew for every other length
+
 
 @dataclass(frozen=True)
 class TrainInputs:
@@ -71,8 +73,7 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
     form = BatchForm(
         layout=spec.train.layout,
         pad_id=tokenizer.pad_token_id or 0,
-        # FlexAttention works on blocks of 128 tokens, and compiles anew for every other length
-        pad_to_multiple=128 if spec.train.use_gpu else 1,
+        pad_to_multiple=GPU_BLOCK_TOKENS if spec.train.use_gpu else 1,
     )
     seen_tool_ids = called_tool_ids(train_records)
     validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus, seen_tool_ids)

@@ -102,11 +102,12 @@ def prepare_shared(spec: RunSpec, space: Space) -> Corpus:
     if not (spec.corpus_dir / MANIFEST_FILE).is_file():
         prepare.run(spec)
     corpus = Corpus.open(spec.corpus_dir)
-    records = [record for split in ("train", "val") for record in corpus.records(split)]
+    train_records, val_records = list(corpus.records("train")), list(corpus.records("val"))
+    records = train_records + val_records
     if any(record.has_media for record in records) and not (spec.run_dir / EMBED_FILE).is_file():
         embed.run(spec)
     n_validated = spec.train.validation_questions + spec.train.validation_dialogues
-    if not n_validated or not any(True for _ in corpus.records("val")):
+    if not n_validated or not val_records:
         raise InputError(
             "trials are compared by their validation score, and there is nothing to validate; prepare with "
             "prepare.val_frac above 0 and leave train.validation_questions above 0."
@@ -114,7 +115,7 @@ def prepare_shared(spec: RunSpec, space: Space) -> Corpus:
     backbones = space.domains.get("model.backbone", [spec.model.backbone])
     if isinstance(backbones, list) and "tiny" in backbones:
         tiny = spec.model_copy(update={"model": spec.model.model_copy(update={"backbone": "tiny"})})
-        resolve_model(tiny, corpus, list(corpus.records("train")), load_media_vectors(spec, corpus, records))
+        resolve_model(tiny, corpus, train_records, load_media_vectors(spec, corpus, records))
     return corpus
 
 

@@ -52,9 +52,6 @@ class ValidationSet:
     seen_tool_ids: frozenset[str] = frozenset()
     turn_max_new_tokens: int = 128
 
-    def __len__(self) -> int:
-        return len(self.records) + len(self.dialogues)
-
 
 def validate(mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: int, lockstep: bool) -> dict[str, float]:
     """Answer, score, and return the same metrics on every rank; `SCORE_KEY` is among them unless the set is empty.
