@@ -1,0 +1,1 @@
+"""Tools that take a sound and need no weights."""

@@ -1,0 +1,1 @@
+"""Tools that take a picture and need no weights."""

@@ -1,0 +1,163 @@
+"""Media in and out of tools: files to arrays under limits, arrays to PNG, WAV and MP4."""
+
+from __future__ import annotations
+
+import io
+import struct
+import wave
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.stream import Disposition
+from PIL import Image, ImageOps
+
+from data_pipeline.errors import MediaError
+from data_pipeline.media_audio import decode_audio
+from data_pipeline.media_image import IMAGE_FORMATS
+from data_pipeline.media_source import (
+    MediaLimits,
+    check_codec,
+    check_duration,
+    check_pixels,
+    open_container,
+    open_source,
+)
+from serve.tools.spec import Clip, Sound, ToolFile
+
+
+@dataclass(frozen=True)
+class ToolLimits:
+    """What one call may use. Time and memory of a tool's own spec hold where they are lower.
+
+    Attributes:
+        media: size, pixels and length of each medium.
+        max_clip_bytes: all decoded frames of a clip together.
+        max_output_bytes: the file that a tool gives back.
+        max_output_chars: the text that a tool gives back.
+        timeout_s: wall time of decoding and function together.
+        memory_mb: what decoding and function may allocate.
+    """
+
+    media: MediaLimits = field(
+        default_factory=lambda: MediaLimits(max_pixels=25_000_000, max_duration_s=120.0, max_bytes=64 * 2**20)
+    )
+    max_clip_bytes: int = 512 * 2**20
+    max_output_bytes: int = 64 * 2**20
+    max_output_chars: int = 100_000
+    timeout_s: float = 120.0
+    memory_mb: int = 4096
+
+
+def decode_media(kind: str, data: bytes, limits: ToolLimits) -> np.ndarray | Sound | Clip:
+    """Decode a file: "image" to uint8 [H, W, 3], "audio" to `Sound`, "video" to `Clip`.
+
+    Raises:
+        MediaError: not of that kind, damaged, or over the limits, which are checked before pixels are allocated.
+    """
+    if kind == "image":
+        return _decode_image(data, limits.media)
+    if kind == "audio":
+        samples, rate_hz = decode_audio(data, limits.media)  # [C,T]
+        mono = samples.mean(axis=0, dtype=np.float32)  # [T]
+        return Sound(np.nan_to_num(mono, posinf=1.0, neginf=-1.0), int(rate_hz))
+    return _decode_video(data, limits)
+
+
+def _decode_image(data: bytes, limits: MediaLimits) -> np.ndarray:
+    name = "the picture"
+    with open_source(data, limits) as file:
+        try:
+            image = Image.open(file, formats=IMAGE_FORMATS)
+            with image:
+                check_pixels(*image.size, name, limits, "an image")  # from the header: nothing is decoded yet
+                upright = ImageOps.exif_transpose(image)  # a phone's photo lies on its side otherwise
+                pixels = np.array((upright or image).convert("RGB"))
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise MediaError(
+                f"{name} has far more than the {limits.max_pixels:,} pixels allowed; scale it down."
+            ) from error
+        except MediaError:
+            raise
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
+            raise MediaError(f"{name} cannot be decoded; give a whole {', '.join(IMAGE_FORMATS)} file.") from error
+    if pixels.size == 0:
+        raise MediaError(f"{name} has no pixels; give another.")
+    return pixels
+
+
+def _decode_video(data: bytes, limits: ToolLimits) -> Clip:
+    name = "the clip"
+    with open_source(data, limits.media) as file, open_container(file, name, "video") as container:
+        streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+        if not streams:
+            raise MediaError(f"{name} has no video track; give a video file.")
+        stream = streams[0]
+        check_codec(stream, name)
+        check_pixels(stream.width, stream.height, name, limits.media, "a frame")
+        if stream.duration is not None and stream.time_base is not None:
+            check_duration(float(stream.duration * stream.time_base), name, limits.media)
+        rate = stream.average_rate or stream.guessed_rate
+        fps = float(rate) if rate else 25.0
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(limits.media.max_pixels)}
+        frames: list[np.ndarray] = []
+        total = 0
+        for frame in container.decode(stream):
+            if frames and (frame.height, frame.width) != frames[0].shape[:2]:
+                frame = frame.reformat(frames[0].shape[1], frames[0].shape[0])
+            frames.append(frame.to_ndarray(format="rgb24"))
+            total += frames[-1].nbytes
+            check_duration(len(frames) / fps, name, limits.media)
+            if total > limits.max_clip_bytes:
+                raise MediaError(
+                    f"{name} has more than {limits.max_clip_bytes:,} bytes of pixels once decoded; cut it or scale it down."
+                )
+    if not frames:
+        raise MediaError(f"{name} contains no video frames; give another file.")
+    return Clip(np.stack(frames), fps)
+
+
+def png_file(rgb: np.ndarray) -> ToolFile:
+    """uint8 [H, W, 3] RGB or [H, W] grey to a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, "PNG", compress_level=3)
+    return ToolFile(buffer.getvalue(), "image/png")
+
+
+def wav_file(sound: Sound) -> ToolFile:
+    """A 16-bit WAV; samples beyond [-1, 1] are cut."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sound.rate_hz)
+        file.writeframes((np.clip(sound.samples, -1, 1) * 32767).astype("<i2").tobytes())
+    return ToolFile(buffer.getvalue(), "audio/wav")
+
+
+def mp4_file(clip: Clip, key_frames: tuple[int, ...] = ()) -> ToolFile:
+    """H.264 in MP4; an odd last row or column is cut, as 4:2:0 colour asks for even sides.
+
+    Args:
+        clip: the frames.
+        key_frames: numbers of frames at which a player may cut without decoding what is before them.
+    """
+    frames = clip.frames[:, : clip.frames.shape[1] // 2 * 2, : clip.frames.shape[2] // 2 * 2]
+    if 0 in frames.shape:
+        raise MediaError("the clip is one pixel wide or high; give a larger one.")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        rate = Fraction(clip.fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast"}
+        stream.codec_context.thread_count = 1
+        for number, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            if number in key_frames:
+                picture.pict_type = av.video.frame.PictureType.I
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return ToolFile(buffer.getvalue(), "video/mp4")

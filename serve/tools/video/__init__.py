@@ -1,0 +1,1 @@
+"""Tools that take a clip and need no weights."""

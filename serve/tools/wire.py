@@ -1,0 +1,101 @@
+"""What passes between a replica and its tool processes: a JSON header and blocks of bytes over a socket.
+
+No pickle: a tool's process decodes foreign media, so what comes back from it is foreign too.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from typing import Any
+
+_PREFIX = struct.Struct("<II")  # bytes of the header, number of blocks
+_BLOCK = struct.Struct("<Q")
+MAX_HEADER_BYTES = 8 * 2**20
+MAX_BLOCKS = 16
+
+
+class WireError(ConnectionError):
+    """The other side is gone or sent what is not a message."""
+
+
+def send_message(
+    sock: socket.socket, header: dict[str, Any], blocks: Sequence[bytes] = (), deadline: float | None = None
+) -> None:
+    """Send one message.
+
+    Args:
+        sock: a connected stream socket.
+        header: JSON values.
+        blocks: raw bytes behind it.
+        deadline: value of `time.monotonic` at which to give up; None = never.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+        WireError: the other side is gone.
+    """
+    encoded = json.dumps(header).encode()
+    parts = [_PREFIX.pack(len(encoded), len(blocks)), encoded]
+    for block in blocks:
+        parts += [_BLOCK.pack(len(block)), block]
+    try:
+        for part in parts:
+            _set_timeout(sock, deadline)
+            sock.sendall(part)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise WireError("the other side is gone") from error
+
+
+def receive_message(
+    sock: socket.socket, max_block_bytes: int, deadline: float | None = None
+) -> tuple[dict[str, Any], list[bytes]]:
+    """Receive one message.
+
+    Returns:
+        the header and the blocks.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+        WireError: the other side is gone, or sent no message or a block over `max_block_bytes`.
+    """
+    header_bytes, n_blocks = _PREFIX.unpack(_receive_exactly(sock, _PREFIX.size, deadline))
+    if header_bytes > MAX_HEADER_BYTES or n_blocks > MAX_BLOCKS:
+        raise WireError("a header is larger than allowed")
+    try:
+        header = json.loads(_receive_exactly(sock, header_bytes, deadline))
+    except ValueError as error:
+        raise WireError("a header is not JSON") from error
+    blocks = []
+    for _ in range(n_blocks):
+        (size,) = _BLOCK.unpack(_receive_exactly(sock, _BLOCK.size, deadline))
+        if size > max_block_bytes:
+            raise WireError("a block is larger than allowed")
+        blocks.append(_receive_exactly(sock, size, deadline))
+    return header, blocks
+
+
+def _set_timeout(sock: socket.socket, deadline: float | None) -> None:
+    if deadline is None:
+        sock.settimeout(None)
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    sock.settimeout(left)
+
+
+def _receive_exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        _set_timeout(sock, deadline)
+        try:
+            part = sock.recv(min(size - len(data), 2**20))
+        except ConnectionResetError as error:
+            raise WireError("the other side is gone") from error
+        if not part:
+            raise WireError("the other side is gone")
+        data += part
+    return bytes(data)
