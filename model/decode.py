@@ -157,7 +157,7 @@ def top_k_tools(
     stats = DecodeStats() if stats is None else stats
     with decoding(mllm):
         cache = TreeCache(mllm, prompts, trie.edge(0), stats)
-        choices = _choose(mllm, trie, cache.hidden, [0] * len(prompts), stats)
+        choices = score_children(mllm, trie, cache.hidden, [0] * len(prompts), stats)
         for search, path, choice in zip(searches, cache.paths, choices, strict=True):
             search.add_children(0, 0.0, path, choice)
         active = list(searches)  # row i of the cache belongs to active[i]
@@ -171,7 +171,7 @@ def top_k_tools(
                 active, nodes = [active[row] for row in kept], [nodes[row] for row in kept]
             blocks = [[(path, trie.edge(node)) for _, node, path in taken] for taken in nodes]
             paths, hidden = cache.extend(blocks)
-            choices = iter(_choose(mllm, trie, hidden, [node for taken in nodes for _, node, _ in taken], stats))
+            choices = iter(score_children(mllm, trie, hidden, [node for taken in nodes for _, node, _ in taken], stats))
             for search, taken, ends in zip(active, nodes, paths, strict=True):
                 for (log_probability, node, _), end in zip(taken, ends, strict=True):
                     search.add_children(node, log_probability, end, next(choices))
@@ -197,7 +197,7 @@ def greedy_tools(
         hidden, rows = cache.hidden, list(range(len(prompts)))
         nodes, paths, totals = [0] * len(rows), list(cache.paths), [0.0] * len(rows)
         while True:
-            for i, choice in enumerate(_choose(mllm, trie, hidden, nodes, stats)):
+            for i, choice in enumerate(score_children(mllm, trie, hidden, nodes, stats)):
                 nodes[i] = trie.children(nodes[i])[int(choice.argmax())]
                 totals[i] += float(choice.max())
                 tool = int(trie.leaf_tool[nodes[i]])
@@ -319,7 +319,9 @@ def generate_free(
     return [texts[i : i + n_samples] for i in range(0, len(texts), n_samples)]
 
 
-def _choose(mllm: Any, trie: CatalogTrie, hidden: Tensor, nodes: Sequence[int], stats: DecodeStats) -> list[np.ndarray]:
+def score_children(
+    mllm: Any, trie: CatalogTrie, hidden: Tensor, nodes: Sequence[int], stats: DecodeStats
+) -> list[np.ndarray]:
     """Log probabilities (float64) of each node's children, from the hidden states [N, D] at these nodes."""
     logits = token_logits(mllm, hidden, trie.branch_tokens).cpu().numpy().astype(np.float64)  # [N, U]
     stats.decisions += len(nodes)

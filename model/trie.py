@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,13 @@ class CatalogTrie:
         branch_slot: int32 [N], position in `branch_tokens` of the first token of a node's edge; -1 for the root.
     """
 
-    def __init__(self, tool_ids: Sequence[str], tokenizer: Any) -> None:
-        """Tokenise `render_target` of each tool in one piece without special tokens, and build the trie.
+    def __init__(self, tool_ids: Sequence[str], tokenizer: Any, render: Callable[[str], str] = render_target) -> None:
+        """Tokenise each tool's answer in one piece without special tokens, and build the trie.
+
+        Args:
+            tool_ids: the catalogue; with another `render`, any closed set of texts to choose from.
+            tokenizer: of the backbone.
+            render: the answer that stands for a tool.
 
         Raises:
             InputError: the catalogue is empty, names a tool twice, or holds two tools that the tokenizer cannot tell
@@ -48,7 +53,7 @@ class CatalogTrie:
         if len(set(self.tool_ids)) != len(self.tool_ids):
             twice = next(tool_id for tool_id in self.tool_ids if self.tool_ids.count(tool_id) > 1)
             raise InputError(f"tool id {twice!r} is in the catalogue twice; keep one entry.")
-        targets = [render_target(tool_id) for tool_id in self.tool_ids]
+        targets = [render(tool_id) for tool_id in self.tool_ids]
         self.sequences = tuple(
             np.asarray(ids, dtype=np.int32) for ids in tokenizer(targets, add_special_tokens=False)["input_ids"]
         )
