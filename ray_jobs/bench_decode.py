@@ -104,9 +104,10 @@ class _Table:
         name: str,
         batch_size: int,
         decode: Callable[[Sequence[Prompt], DecodeStats], list[Any]],
-        n_queries: int = BATCH_SIZE,
+        n_queries: int | None = None,
     ) -> list[Any]:
-        """Decode the first `n_queries` questions in batches, after one batch of warm-up; returns what came out."""
+        """Decode the first `n_queries` questions, or all, in batches after one of warm-up; returns what came out."""
+        n_queries = n_queries or len(self._prompts)
         decode(self._prompts[:batch_size], DecodeStats())
         stats, outputs = DecodeStats(), []
         start = time.perf_counter()

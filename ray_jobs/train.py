@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import ray
 from ray.train import FailureConfig, LoggingConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal import constants as train_constants
 
 from data_pipeline.corpus_files import Corpus
 from data_pipeline.errors import InputError
@@ -29,10 +31,12 @@ from ray_jobs.config import RunSpec
 from ray_jobs.outbox import hide_secrets
 from ray_jobs.tracking import RunLogger, open_run
 from ray_jobs.train_inputs import TrainInputs, build_inputs
-from ray_jobs.train_loop import TrainJob, train_loop_per_worker
+from ray_jobs.train_loop import TrainJob
+from ray_jobs.train_worker import train_loop_per_worker
 from ray_jobs.validation import SCORE_KEY
 
 TRAIN_FILE = "train.json"
+ADDRESS_VARIABLE = "RAY_ADDRESS"
 # what may differ between a job and the job that continues it
 NOT_IN_FINGERPRINT = {
     "workers",
@@ -194,10 +198,29 @@ def _show_seen(inputs: TrainInputs, spec: RunSpec, tracker: RunLogger) -> None:
     tracker.log_train_step({f"data/times_seen/{modality}": times for modality, times in seen.items()}, 0)
 
 
+@contextmanager
+def _named_cluster() -> Iterator[None]:
+    """Tell this cluster's address to what Ray Train starts.
+
+    The workers of a job that is killed hold a placement group that Train's cleaner removes once the state API says that
+    their controller is gone. Without an address it asks the Ray of the machine, and fails where there are two.
+    """
+    before = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = ray.get_runtime_context().gcs_address
+    train_constants.ENV_VARS_TO_PROPAGATE.add(ADDRESS_VARIABLE)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ADDRESS_VARIABLE]
+        else:
+            os.environ[ADDRESS_VARIABLE] = before
+
+
 def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks: Sequence[UserCallback]) -> None:
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": ray.put(job)},
         torch_config=TorchConfig(backend="nccl" if spec.train.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.train.workers,  # a pair is Ray's elastic training
@@ -215,7 +238,8 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks:
         ),
     )
     try:
-        result = trainer.fit()
+        with _named_cluster():
+            result = trainer.fit()
     except BaseException:
         tracker.finish("FAILED")
         raise

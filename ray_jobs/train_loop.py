@@ -67,9 +67,8 @@ class StepSums:
     wait_s: float = 0.0
 
 
-def train_loop_per_worker(config: dict[str, Any]) -> None:
+def run_training(job: TrainJob) -> None:
     """Train from the last checkpoint (or from nothing) to the end."""
-    job: TrainJob = config["job"]
     spec = RunSpec.model_validate(job.spec)
     if not spec.train.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported, which is below

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.train.v2._internal import constants as train_constants
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from ray_jobs import train
@@ -53,7 +50,6 @@ def run_trial(config: dict[str, Any], sweep: SweepRun) -> None:
     if sweep.folders.has_summary(name):
         return
     sweep.folders.forget_failure(name)
-    _name_cluster()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
@@ -63,16 +59,6 @@ def run_trial(config: dict[str, Any], sweep: SweepRun) -> None:
         sweep.folders.note_failure(name, describe_failure(error))
         return
     summary.save(sweep.folders.make(name))
-
-
-def _name_cluster() -> None:
-    """Tell this cluster's address to what Ray Train starts.
-
-    The workers of a stopped trial hold a placement group that Train's cleaner removes once the state API says that
-    their controller is gone. Without an address it asks the Ray of the machine, and gives up where there are two.
-    """
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    train_constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
 def describe_failure(error: BaseException) -> str:

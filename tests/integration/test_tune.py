@@ -23,12 +23,12 @@ from ray_jobs.tracking import PARENT_TAG
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
-EPOCHS = 16
+EPOCHS = 8
 GOOD, LEARNS_NOTHING = 1e-2, 1e-7  # learning rates
 SETTINGS = (
     "prepare.val_frac=0.3",
     "tune.scheduler=asha",
-    "tune.grace_epochs=8",
+    f"tune.grace_epochs={EPOCHS // 2}",
     "tune.reduction_factor=2",
     "tune.max_concurrent=2",
     "seed=9",  # of the order: each trial without a backbone comes before another, the one that learns nothing last
@@ -81,6 +81,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> RunSp
 
 def test_a_killed_sweep_goes_on_and_its_best_trial_is_promoted(killed: RunSpec) -> None:
     spec = killed
+    address = ray.get_runtime_context().gcs_address
+    of_others = find_left(address)  # of trainings that this session ran before
     before = read_trials(spec)
     corpus_written_ns = (spec.corpus_dir / "manifest.json").stat().st_mtime_ns
     result = tune.run(spec)
@@ -91,7 +93,7 @@ def test_a_killed_sweep_goes_on_and_its_best_trial_is_promoted(killed: RunSpec) 
     assert result["best"]["parameters"]["train.lr"] == GOOD
     winner, stopped = trials[True, GOOD], trials[True, LEARNS_NOTHING]
     assert (winner["status"], len(winner["epochs"])) == ("finished", EPOCHS)
-    assert (stopped["status"], len(stopped["epochs"])) == ("stopped", 8)
+    assert (stopped["status"], len(stopped["epochs"])) == ("stopped", EPOCHS // 2)
     for lr in (GOOD, LEARNS_NOTHING):
         assert trials[False, lr]["status"] == "failed"
         assert trials[False, lr]["reason"].startswith("InputError: ")
@@ -130,18 +132,19 @@ def test_a_killed_sweep_goes_on_and_its_best_trial_is_promoted(killed: RunSpec) 
     assert (Path(result["bundle"]) / "bundle.json").is_file()
 
     # --- nothing is left running: a cleaner of Ray Train's sees to placement groups every second
-    address = ray.get_runtime_context().gcs_address
     deadline = time.monotonic() + 30
-    while left := find_left(address):
+    while left := find_left(address) - of_others:
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
 
 
-def find_left(address: str) -> list[Any]:
-    """Actors of Ray Train, and placement groups."""
+def find_left(address: str) -> set[str]:
+    """Ids of Ray Train's actors and of placement groups."""
     actors: list[Any] = list_actors(address, filters=[("state", "!=", "DEAD")])
-    trainers = [actor for actor in actors if "TrainWorker" in actor.class_name or "TrainController" in actor.class_name]
-    return trainers + list_placement_groups(address, filters=[("state", "=", "CREATED")])
+    groups: list[Any] = list_placement_groups(address, filters=[("state", "=", "CREATED")])
+    kinds = ("TrainWorker", "TrainController")
+    trainers = {actor.actor_id for actor in actors if any(kind in actor.class_name for kind in kinds)}
+    return trainers | {group.placement_group_id for group in groups}
 
 
 def test_a_sweep_that_is_over_is_not_run_again(killed: RunSpec) -> None:

@@ -219,7 +219,7 @@ embed_corpus(Corpus.open(sys.argv[2]), sys.argv[3], sys.argv[4], dtype="float32"
 def test_a_killed_pass_continues(encoder_dir: Path, tmp_path: Path) -> None:
     import ray
 
-    n_media = 300
+    n_media = 150
     for i in range(n_media):
         _write_image(tmp_path / f"{i}.png", seed=i, side_px=224)
     corpus = _build_corpus(tmp_path, [f"{i}.png" for i in range(n_media)])

@@ -72,7 +72,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         tracker = SimpleNamespace(log_metrics=logged.update, log_artifacts=lambda *_: None)
         monkeypatch.setattr(job.TrainSummary, "load", lambda folder: summary)
-        monkeypatch.setattr(job, "RunLogger", lambda *_: tracker)
+        monkeypatch.setattr(job, "RunLogger", lambda *_, spool_dir: tracker)
         monkeypatch.setattr(job, "evaluate_questions", lambda *a: ask("questions", *a))
         monkeypatch.setattr(job, "evaluate_dialogues", lambda *a: ask("dialogues", *a))
         spec = load_run_spec(None, [f"runs_dir={tmp_path}", "name=x", "evaluate.max_questions=2"])
