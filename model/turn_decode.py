@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,12 +20,19 @@ from torch import Tensor
 from data_pipeline.dialogue import TURN_STOP, Answer, parse_turn, render_answer, render_call
 from data_pipeline.encoding import encode_dialogue, encode_turn
 from data_pipeline.errors import InputError
-from data_pipeline.schema import Turn
 from model.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding
 from model.turn_decode_row import Blocks, Read, TokenKinds, TurnRow
+from model.turn_decode_types import (
+    ANSWER,
+    MEDIA_KINDS,
+    PromptTooLongError,
+    TurnArgument,
+    TurnLimits,
+    TurnRequest,
+    TurnTool,
+    WrittenTurn,
+)
 
-MEDIA_KINDS = ("image", "audio", "video")
-ANSWER = ""  # stands for an answer among the names of tools
 NO_ANSWER = "I have no answer."
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
@@ -34,88 +41,6 @@ _MAX_CORRECTIONS = 8  # of made-up names in one answer
 _SLACK_TOKENS = 8  # a text that the model spelt its own way may have more tokens when it is read again
 
 _Writing = Generator[Blocks, Read, Any]
-
-
-class PromptTooLongError(InputError):
-    """The prompt leaves no room for a turn; shorten its history."""
-
-
-@dataclass(frozen=True)
-class TurnArgument:
-    """One argument of a tool, in the order in which the action input names them, separated by commas.
-
-    Attributes:
-        kind: a medium is one of the known files of its modality, a choice one of `choices`, a text is free.
-        default: of a number, where none can be read; the bounds hold for it as well.
-    """
-
-    kind: Literal["image", "audio", "video", "choice", "number", "integer", "text"]
-    choices: tuple[str, ...] = ()
-    default: float = 0.0
-    minimum: float = -1e9
-    maximum: float = 1e9
-
-
-@dataclass(frozen=True)
-class TurnTool:
-    """A tool that is offered: what the dialogue calls it, and its arguments."""
-
-    name: str
-    arguments: tuple[TurnArgument, ...]
-
-
-@dataclass(frozen=True)
-class TurnRequest:
-    """What one turn is written from; plain data.
-
-    Attributes:
-        prompt: of `render_dialogue_prompt`.
-        turns: what came since: assistant and observation in turn, an observation last.
-        tools: the offered ones; one that needs a file of a modality of which none is known cannot be called.
-        files: the names that are known, such as "image/ab12.png": the part before the slash is the modality.
-        fallback_text: stands where the model writes nothing (the user's words).
-        may_call, may_answer: what the turn may be; where no tool can be called, it is an answer.
-        is_constrained: False = plain greedy decoding, whatever comes of it.
-    """
-
-    prompt: str
-    turns: tuple[Turn, ...] = ()
-    tools: tuple[TurnTool, ...] = ()
-    files: tuple[str, ...] = ()
-    fallback_text: str = "?"
-    may_call: bool = True
-    may_answer: bool = True
-    is_constrained: bool = True
-
-
-@dataclass(frozen=True)
-class TurnLimits:
-    """Tokens of one text in a call, and of an answer."""
-
-    max_text_tokens: int = 48
-    max_answer_tokens: int = 256
-
-    def __post_init__(self) -> None:
-        if self.max_text_tokens < 1 or self.max_answer_tokens < 1:
-            raise InputError(f"{self}: both limits must be at least 1 token.")
-
-
-@dataclass(frozen=True)
-class WrittenTurn:
-    """A turn.
-
-    Attributes:
-        text: as `parse_turn` reads it: a call ends in TURN_STOP.
-        prompt_tokens: tokens that the model read before it.
-        completion_tokens: tokens of the text as training spells it, an answer's end token included.
-        choices: (name of a tool, or ANSWER; log probability), likeliest first; their probabilities sum to 1. Empty
-            where decoding was free.
-    """
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    choices: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +118,7 @@ class TurnWriter:
         row = TurnRow(self._mllm, self._kinds, start, stats)
         if not request.is_constrained:
             room = self._mllm.max_positions - start.length
-            text = yield from row.write_freely(hidden, min(self._limits.max_answer_tokens, room))
+            text = yield from row.write_freely(hidden, min(self._answer_limit(request), room))
             return self._finish(turn, text, [])
         offers = {tool.name: tool for tool in _offers(request)}
         names = [ANSWER, *offers] if request.may_answer or not offers else list(offers)
@@ -233,7 +158,7 @@ class TurnWriter:
         """The answer's text; where the model is about to make up a file name, it must choose a known one instead."""
         head, text = _head(ANSWER), ""
         room = self._mllm.max_positions - row.start.length - len(self._ids(head)) - _SLACK_TOKENS
-        limit = min(self._limits.max_answer_tokens, room)
+        limit = min(self._answer_limit(request), room)
         for _ in range(_MAX_CORRECTIONS):
             left = limit - len(self._ids(text))
             if left < 1:
@@ -252,6 +177,9 @@ class TurnWriter:
     def _finish(self, turn: EncodedTurn, text: str, choices: list[tuple[str, float]]) -> WrittenTurn:
         n_tokens = len(self._ids(text)) + (not text.endswith(TURN_STOP))
         return WrittenTurn(text, len(turn.prompt_ids), n_tokens, tuple(choices))
+
+    def _answer_limit(self, request: TurnRequest) -> int:
+        return min(self._limits.max_answer_tokens, request.max_answer_tokens or self._limits.max_answer_tokens)
 
     def _longest_answer(self) -> int:
         return len(self._ids(_head(ANSWER))) + _MIN_TEXT_TOKENS + _SLACK_TOKENS

@@ -11,10 +11,11 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from data_pipeline.catalog import UNKNOWN_TOOL_ID
+from serve.agent import AgentResult, AgentStep
 from serve.artifacts import Artifact
 from serve.chat_content import Conversation
 from serve.chat_schemas import (
@@ -81,6 +82,12 @@ def answer_with_words(
     return _complete(request, AnswerMessage(content=text), finish_reason, usage, None, agent_trace)
 
 
+def answer_of_agent(request: ChatRequest, result: AgentResult) -> ChatCompletion:
+    """The end of the agent's loop, with its trace."""
+    usage = Usage.of(result.prompt_tokens, result.completion_tokens)
+    return answer_with_words(request, result.text, usage, result.finish_reason, result.to_json())
+
+
 def describe_tool_results(conversation: Conversation) -> str:
     """What the tools answered since the user's last words: the end of a chat with a model that only chooses tools."""
     return "\n".join(
@@ -123,6 +130,18 @@ def stream_completion(answer: ChatCompletion, has_usage_chunk: bool) -> Iterator
     chunks = ChunkWriter(answer.id, answer.created, answer.model, has_usage_chunk)
     yield chunks.begin()
     yield from chunks.finish(answer)
+
+
+async def stream_agent(request: ChatRequest, events: AsyncIterator[AgentStep | AgentResult]) -> AsyncIterator[str]:
+    """The agent's loop (`serve.agent.iterate_agent`) as server-sent events: each step as it ends, then the answer."""
+    chunks = ChunkWriter.start(request)
+    yield chunks.begin()
+    async for event in events:
+        if isinstance(event, AgentStep):
+            yield chunks.agent_step(event.to_json())
+        else:
+            for text in chunks.finish(answer_of_agent(request, event)):
+                yield text
 
 
 class ChunkWriter:

@@ -30,14 +30,14 @@ from model.mllm import ToolLLM, to_tensors
 from model.tiny import build_tiny_backbone
 from model.tree_cache import DecodeStats, Prompt
 from model.trie import CatalogTrie
-from model.turn_decode import (
+from model.turn_decode import TurnWriter
+from model.turn_decode_types import (
     ANSWER,
     PromptTooLongError,
     TurnArgument,
     TurnLimits,
     TurnRequest,
     TurnTool,
-    TurnWriter,
     WrittenTurn,
 )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from data_pipeline.catalog import Tool
+from serve.agent import AgentResult, AgentStep
 from serve.artifacts import Artifact
 from serve.chat_content import ChatTurn, Conversation, PastCall
 from serve.chat_schemas import ChatCompletion, Usage, parse_chat_request
@@ -18,6 +21,7 @@ from serve.chat_stream import (
     answer_with_tool,
     answer_with_words,
     describe_tool_results,
+    stream_agent,
     stream_completion,
     stream_error,
 )
@@ -119,6 +123,24 @@ def test_chunks_satisfy_the_official_client() -> None:
             chat.ChatCompletionChunk.model_validate(chunk, strict=True)
     assert chunks_of(events)[1]["agent"] == {"step": {"tool_id": "lab/blur"}}
     assert chunks_of(events)[-1]["agent"] == {"steps": [1]}
+
+
+def test_the_agents_steps_stream_before_its_answer() -> None:
+    request = parse_chat_request(b'{"model": "demo", "messages": [{"role": "user", "content": "hi"}], "stream": true}')
+
+    async def events() -> AsyncIterator[AgentStep | AgentResult]:
+        step = AgentStep("Thought: Yes", "Blur It", "lab/blur", {"image": PICTURE.id}, "image/x.png")
+        yield step
+        yield AgentResult("Done.", (step,), "steps", 7, 5)
+
+    async def collect() -> list[str]:
+        return [event async for event in stream_agent(request, events())]
+
+    chunks = chunks_of(asyncio.run(collect()))
+    assert [chunk.get("agent", {}).get("step", {}).get("tool_id") for chunk in chunks[:2]] == [None, "lab/blur"]
+    assert chunks[2]["choices"][0]["delta"] == {"content": "Done."}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert chunks[-1]["agent"]["stopped"] == "steps"
 
 
 def test_an_error_in_a_stream_is_one_event() -> None:

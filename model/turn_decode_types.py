@@ -1,0 +1,96 @@
+"""What a turn of a dialogue is written from, and what comes of it: plain data that needs no language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data_pipeline.errors import InputError
+from data_pipeline.schema import Turn
+
+MEDIA_KINDS = ("image", "audio", "video")
+ANSWER = ""  # stands for an answer among the names of tools
+
+
+class PromptTooLongError(InputError):
+    """The prompt leaves no room for a turn; shorten its history."""
+
+
+@dataclass(frozen=True)
+class TurnArgument:
+    """One argument of a tool, in the order in which the action input names them, separated by commas.
+
+    Attributes:
+        kind: a medium is one of the known files of its modality, a choice one of `choices`, a text is free.
+        default: of a number, where none can be read; the bounds hold for it as well.
+    """
+
+    kind: Literal["image", "audio", "video", "choice", "number", "integer", "text"]
+    choices: tuple[str, ...] = ()
+    default: float = 0.0
+    minimum: float = -1e9
+    maximum: float = 1e9
+
+
+@dataclass(frozen=True)
+class TurnTool:
+    """A tool that is offered: what the dialogue calls it, and its arguments."""
+
+    name: str
+    arguments: tuple[TurnArgument, ...]
+
+
+@dataclass(frozen=True)
+class TurnRequest:
+    """What one turn is written from; plain data.
+
+    Attributes:
+        prompt: of `render_dialogue_prompt`.
+        turns: what came since: assistant and observation in turn, an observation last.
+        tools: the offered ones; one that needs a file of a modality of which none is known cannot be called.
+        files: the names that are known, such as "image/ab12.png": the part before the slash is the modality.
+        fallback_text: stands where the model writes nothing (the user's words).
+        may_call, may_answer: what the turn may be; where no tool can be called, it is an answer.
+        max_answer_tokens: below the writer's own limit, or None.
+        is_constrained: False = plain greedy decoding, whatever comes of it.
+    """
+
+    prompt: str
+    turns: tuple[Turn, ...] = ()
+    tools: tuple[TurnTool, ...] = ()
+    files: tuple[str, ...] = ()
+    fallback_text: str = "?"
+    may_call: bool = True
+    may_answer: bool = True
+    max_answer_tokens: int | None = None
+    is_constrained: bool = True
+
+
+@dataclass(frozen=True)
+class TurnLimits:
+    """Tokens of one text in a call, and of an answer."""
+
+    max_text_tokens: int = 48
+    max_answer_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.max_text_tokens < 1 or self.max_answer_tokens < 1:
+            raise InputError(f"{self}: both limits must be at least 1 token.")
+
+
+@dataclass(frozen=True)
+class WrittenTurn:
+    """A turn.
+
+    Attributes:
+        text: as `parse_turn` reads it: a call ends in TURN_STOP.
+        prompt_tokens: tokens that the model read before it.
+        completion_tokens: tokens of the text as training spells it, an answer's end token included.
+        choices: (name of a tool, or ANSWER; log probability), likeliest first; their probabilities sum to 1. Empty
+            where decoding was free.
+    """
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    choices: tuple[tuple[str, float], ...] = ()

@@ -1,0 +1,85 @@
+"""Tools as a dialogue sees them: a line of the prompt, the shape of the action input, and its values read back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipeline.catalog import Tool
+from data_pipeline.errors import InputError
+from data_pipeline.gpt4tools_catalog import GPT4TOOLS_TOOLS
+from model.turn_decode_types import TurnArgument, TurnTool
+from serve.artifacts import Artifact
+from serve.tools.spec import Argument, ToolSpec
+
+_TRAINED = {tool.tool_id: tool for tool in GPT4TOOLS_TOOLS}
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def dialogue_arguments(spec: ToolSpec) -> tuple[Argument, ...]:
+    """The arguments that a dialogue gives, in order: GPT4Tools' tools take there what they cannot do without."""
+    return tuple(argument for argument in spec.arguments if not spec.name or argument.default is None)
+
+
+def build_dialogue_tool(spec: ToolSpec) -> Tool:
+    """The tool as a dialogue's prompt offers it: GPT4Tools' tools in the words of their training."""
+    if spec.tool_id in _TRAINED:
+        return _TRAINED[spec.tool_id]
+    usage = spec.usage
+    if not usage:
+        names = ", ".join(argument.name for argument in dialogue_arguments(spec))
+        usage = " ".join(f"{spec.description} Input: {names}".split())
+    return Tool(spec.tool_id, spec.description, name=spec.name, usage=usage)
+
+
+def read_arguments(spec: ToolSpec, text: str, files: Mapping[str, Artifact]) -> dict[str, Any]:
+    """An action input as the tool's arguments, media as artifact ids.
+
+    Args:
+        spec: the tool.
+        text: values separated by commas; the last one may hold commas itself.
+        files: the names that are known.
+
+    Raises:
+        InputError: too few values, a file that nobody gave, or a value that the tool does not take; worded for the
+            model.
+    """
+    wanted = dialogue_arguments(spec)
+    values = [value.strip() for value in text.split(",", max(0, len(wanted) - 1))] if text.strip() else []
+    if len(values) != len(wanted):
+        names = ", ".join(argument.name for argument in wanted)
+        raise InputError(f"{spec.call_name} takes {len(wanted)} values: {names}.")
+    arguments: dict[str, Any] = {}
+    for argument, value in zip(wanted, values, strict=True):
+        if argument.is_media:
+            artifact = files.get(value)
+            if artifact is None:
+                raise InputError(f"There is no file named {value[:80]}; the files are {', '.join(files) or 'none'}.")
+            arguments[argument.name] = artifact.id
+        elif argument.kind == "text":
+            arguments[argument.name] = value
+        else:
+            found = _NUMBER.fullmatch(value)
+            number: Any = float(value) if found else value
+            is_whole = found and argument.kind == "integer" and number == number // 1 and abs(number) < 2**53
+            arguments[argument.name] = int(number) if is_whole else number
+    return spec.parse(arguments)
+
+
+def build_turn_tool(spec: ToolSpec) -> TurnTool:
+    """The tool as `model.turn_decode` takes it."""
+    return TurnTool(spec.call_name, tuple(map(_turn_argument, dialogue_arguments(spec))))
+
+
+def _turn_argument(argument: Argument) -> TurnArgument:
+    if argument.is_media:
+        return TurnArgument(argument.kind)  # pyright: ignore[reportArgumentType]
+    if argument.choices:
+        return TurnArgument("choice", choices=argument.choices)
+    if argument.kind == "text":
+        return TurnArgument("text")
+    low = -1e9 if argument.minimum is None else argument.minimum
+    high = 1e9 if argument.maximum is None else argument.maximum
+    default = float(argument.default) if isinstance(argument.default, int | float) else 0.0
+    return TurnArgument("integer" if argument.kind == "integer" else "number", (), default, low, high)
