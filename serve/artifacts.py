@@ -2,11 +2,15 @@
 
 An artifact is two files, `<id>.data` and `<id>.json`. The second is written last, so an id exists only with its whole
 data. What an artifact is, its bytes tell (`serve/uploads.py`); an id is checked before it becomes a file name.
+
+Ids come from the content under the store's own secret: nobody can guess one, and a client that sends its pictures again
+with every message of a chat finds them under the names that the chat has already used.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import posixpath
 import re
@@ -27,6 +31,7 @@ ARTIFACT_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _DIALOGUE_EXTENSIONS = {Modality.IMAGE: "png", Modality.AUDIO: "wav", Modality.VIDEO: "mp4"}
 _DIALOGUE_NAME = re.compile(r"\b(?:image|audio|video)/(?P<id>[0-9a-f]{32})\.(?:png|wav|mp4)\b", re.ASCII)
 _DATA, _META, _PARTIAL = ".data", ".json", ".partial"
+_SECRET = "secret.key"
 _USAGE_AGE_S = 30.0  # how long this process believes its own count of what all replicas have written
 
 
@@ -39,7 +44,7 @@ class Artifact:
     """What is known about a stored medium.
 
     Attributes:
-        id: 32 hexadecimal digits from 128 random bits; whoever knows it may read the artifact.
+        id: 32 hexadecimal digits that cannot be guessed; whoever knows it may read the artifact.
         media_type: told by the bytes.
         modality: "image", "audio" or "video".
         n_bytes, sha256: of the data.
@@ -96,6 +101,7 @@ class ArtifactStore:
         self._usage_bytes = 0
         self._counted_s = float("-inf")
         self._fs.makedirs(self._root, exist_ok=True)
+        self._secret = self._load_secret()
 
     def put(self, data: bytes, media_type: str = "", name: str = "") -> Artifact:
         """Store a medium.
@@ -105,6 +111,9 @@ class ArtifactStore:
             media_type: what its sender calls it ("audio/mp4"), or "". It decides only where the bytes leave it open
                 whether sound or pictures are meant; a claim that the bytes belie is refused.
             name: the sender's file name; kept for people, never used as a path.
+
+        Returns:
+            what is stored; the same data under the same name is one artifact, which lives on from now.
 
         Raises:
             ArtifactError: too large (413), or the store is full (507).
@@ -117,16 +126,16 @@ class ArtifactStore:
         claimed = media_type.partition("/")[0].lower()
         modality = sniff_modality(data, claimed if claimed in _DIALOGUE_EXTENSIONS else None)
         self._make_room(len(data))
-        created_s = time.time()
+        name, created_s = _clean_name(name), time.time()
         artifact = Artifact(
-            id=secrets.token_hex(16),
+            id=self._id_of(data, modality, name),
             media_type=_media_type(data, modality),
             modality=modality.value,
             n_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             created_s=created_s,
             expires_s=created_s + self._ttl_s,
-            name=_clean_name(name),
+            name=name,
         )
         meta = json.dumps(asdict(artifact)).encode()
         self._write(artifact.id + _DATA, data)
@@ -169,6 +178,19 @@ class ArtifactStore:
         self._counted_s = float("-inf")
         return n_deleted
 
+    def _id_of(self, data: bytes, modality: Modality, name: str) -> str:
+        code = hmac.new(self._secret, f"{modality.value}\n{name}\n".encode(), "sha256")
+        code.update(data)
+        return code.hexdigest()[:32]
+
+    def _load_secret(self) -> bytes:
+        """The store's secret, made by the first who opens it. Two who do so at once may differ: ids then do too."""
+        try:
+            return self._fs.cat_file(self._path(_SECRET))
+        except FileNotFoundError:
+            self._write(_SECRET, secrets.token_bytes(32))
+            return self._fs.cat_file(self._path(_SECRET))
+
     def _make_room(self, n_bytes: int) -> None:
         if time.monotonic() - self._counted_s > _USAGE_AGE_S:
             self._count()
@@ -189,7 +211,8 @@ class ArtifactStore:
         self._fs.invalidate_cache()  # remote file systems remember listings
         for path in list(self._fs.find(self._root)):
             stem, dot, suffix = posixpath.basename(path).partition(".")
-            if ARTIFACT_ID.fullmatch(stem) and (dot + suffix).removesuffix(_PARTIAL) in (_DATA, _META):
+            is_ours = suffix in ("data", "json") or suffix.endswith(_PARTIAL)
+            if ARTIFACT_ID.fullmatch(stem) and is_ours:
                 yield stem, dot + suffix, path
 
     def _read(self, artifact_id: str) -> Artifact | None:
@@ -200,7 +223,7 @@ class ArtifactStore:
             return None
 
     def _write(self, name: str, data: bytes) -> None:
-        partial = self._path(name + _PARTIAL)
+        partial = self._path(f"{name}.{secrets.token_hex(4)}{_PARTIAL}")  # others may write the same
         self._fs.pipe_file(partial, data)
         self._fs.mv(partial, self._path(name))
 

@@ -48,7 +48,11 @@ def test_what_goes_in_comes_out(place: str, tmp_path: Path) -> None:
     assert stored.expires_s - stored.created_s == 60
     assert stored.dialogue_name == f"audio/{stored.id}.wav"
     assert ARTIFACT_ID.fullmatch(stored.id)
-    assert stored.id != store.put(data).id
+    again = other.put(data, "", name="my sound\n<b>.wav")
+    assert again.id == stored.id, "the same data under the same name is one artifact"
+    assert again.expires_s >= stored.expires_s
+    stranger = ArtifactStore(f"{uri}/other", ttl_s=60, max_bytes=100_000)
+    assert len({stored.id, store.put(data).id, stranger.put(data, "", stored.name).id}) == 3
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,11 @@ def test_ids_are_no_paths(artifact_id: str, store: ArtifactStore, tmp_path: Path
 def test_expired_and_unfinished_artifacts_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ArtifactStore(str(tmp_path), ttl_s=60, max_bytes=100_000)
     old = store.put(picture())
-    stranger, cut, stray = tmp_path / "notes.txt", tmp_path / f"{'0' * 32}.data", tmp_path / f"{'1' * 32}.json.partial"
+    stranger, cut, stray = (
+        tmp_path / "notes.txt",
+        tmp_path / f"{'0' * 32}.data",
+        tmp_path / f"{'1' * 32}.json.0a1b.partial",
+    )
     for path in (stranger, cut, stray):
         path.write_bytes(b"x")
         os.utime(path, (time.time() - 3600,) * 2)
@@ -104,13 +112,13 @@ def test_expired_and_unfinished_artifacts_go(tmp_path: Path, monkeypatch: pytest
     broken.write_text(json.dumps({"id": 3}))
     now = time.time()
     monkeypatch.setattr("serve.artifacts.time.time", lambda: now + 59)
-    new = store.put(picture())
+    new = store.put(picture(value=1))
     assert store.info(old.id) == old
     monkeypatch.setattr("serve.artifacts.time.time", lambda: now + 61)
     with pytest.raises(ArtifactError, match="expired"):
         store.open(old.id)
     assert store.delete_expired() == 2  # the old one and the broken one
-    left = {path.name for path in tmp_path.iterdir()}
+    left = {path.name for path in tmp_path.iterdir()} - {"secret.key"}
     assert left == {stranger.name, fresh_cut.name, f"{new.id}.data", f"{new.id}.json"}
 
 
@@ -119,14 +127,14 @@ def test_a_full_store_makes_room_or_refuses(tmp_path: Path, monkeypatch: pytest.
     store = ArtifactStore(str(tmp_path), ttl_s=60, max_bytes=100_000, max_total_bytes=4000)
     other = ArtifactStore(str(tmp_path), ttl_s=60, max_bytes=100_000)
     while sum(path.stat().st_size for path in tmp_path.iterdir()) <= 4000 - len(picture()):
-        other.put(picture())
+        other.put(picture(value=len(list(tmp_path.iterdir()))))
     with pytest.raises(ArtifactError) as caught:
         store.put(picture())
     assert (caught.value.status, caught.value.code) == (507, "artifact_store_full")
     now = time.time()
     monkeypatch.setattr("serve.artifacts.time.time", lambda: now + 61)
     store.put(picture())
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3, "the artifact's two files and the store's secret"
 
 
 def test_names_in_a_dialogue_lead_back_to_ids() -> None:
