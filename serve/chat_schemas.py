@@ -178,11 +178,12 @@ def parse_chat_request(body: bytes) -> ChatRequest:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        reason = " ".join(fault["msg"].split())[:300]  # it may quote what was sent
         if fault["type"] == "json_invalid":
-            raise RequestError(f"The body is not valid JSON: {fault['msg']}.", code="bad_json") from None
+            raise RequestError(f"The body is not valid JSON: {reason}.", code="bad_json") from None
         param = _param_of(fault["loc"], body)
         where = f"The field {param!r}" if param else "The body"
-        raise RequestError(f"{where} is wrong: {fault['msg']}.", code="bad_field", param=param or None) from None
+        raise RequestError(f"{where} is wrong: {reason}.", code="bad_field", param=param or None) from None
     if request.stream_options is not None and not request.stream:
         raise RequestError(
             "stream_options is given without stream; set stream to true or leave it out.",

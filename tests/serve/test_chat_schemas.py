@@ -63,7 +63,7 @@ def test_the_agent_is_asked_for_by_flag_or_name() -> None:
         ({"model": 3}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0"),
+        ({"messages": [{"role": "wizard\n" * 999, "content": "x"}]}, "messages.0"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content"),
         ({"messages": [HELLO, {"role": "user", "content": [{"type": "spell"}]}]}, "messages.1.content.0"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "image_url.url"),
@@ -85,6 +85,7 @@ def test_faults_name_the_field(fields: dict[str, Any], param: str) -> None:
     assert caught.value.code == "bad_field"
     assert (caught.value.param or "").endswith(param), caught.value.param
     assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 500
 
 
 @pytest.mark.parametrize(
