@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_se
 def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[RunSpec, dict[str, Any]]:
     """The config for dialogues with a smaller backbone, and its evaluation."""
     runs = tmp_path_factory.mktemp("dialogues")
-    base = [f"runs_dir={runs}", "train.workers=1", "train.pack_tokens=2048"]
+    base = [f"runs_dir={runs}"]
     prepare.run(load_run_spec("dialogue_demo", base))
     corpus = Corpus.open(load_run_spec("dialogue_demo", base).corpus_dir)
     texts = [record.instruction + "".join(turn.text for turn in record.turns) for record in corpus.records("train")]

@@ -70,7 +70,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             asked[name] = arguments[1:]
             return Part(name)
 
-        tracker = SimpleNamespace(log_metrics=logged.update, log_artifacts=lambda *_: None)
+        tracker = SimpleNamespace(log_metrics=logged.update, log_artifacts=lambda *_: None, close=lambda: None)
         monkeypatch.setattr(job.TrainSummary, "load", lambda folder: summary)
         monkeypatch.setattr(job, "RunLogger", lambda *_, spool_dir: tracker)
         monkeypatch.setattr(job, "evaluate_questions", lambda *a: ask("questions", *a))
