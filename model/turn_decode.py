@@ -225,7 +225,7 @@ def _known_values(argument: TurnArgument, request: TurnRequest) -> list[str]:
     """The values of a closed argument; none for an open one."""
     if argument.kind in MEDIA_KINDS:
         return [name for name in dict.fromkeys(request.files) if name.startswith(f"{argument.kind}/")]
-    return list(argument.choices)
+    return list(dict.fromkeys(argument.choices))
 
 
 def _check_files(files: Sequence[str]) -> None:

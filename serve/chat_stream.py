@@ -54,15 +54,15 @@ def answer_with_tool(
     Args:
         request: the chat.
         choice: its tools and what it wants of them; mode "none" needs no ranking: see `answer_with_words`.
-        ranking: (tool name, probability), likeliest first; it may hold `unknown`, which stands for no tool. Every
-            offered tool that is to be named in a call must be in it.
+        ranking: (tool name, probability), likeliest first; it may hold `unknown`, which stands for no tool. Where a
+            call is required it needs a tool beside that.
         words: the user's.
         artifacts: as `build_arguments` takes them.
         usage: tokens.
     """
-    chosen = choice.named or next(
-        name for name, _ in ranking if name != UNKNOWN_TOOL_ID or choice.mode not in ("required", "named")
-    )
+    must_call = choice.mode in ("required", "named")
+    ranked = [name for name, _ in ranking if not (must_call and name == UNKNOWN_TOOL_ID)]
+    chosen = choice.named or (ranked[0] if ranked else choice.tools[0].name)
     logprobs = _build_logprobs(chosen, ranking, request.top_logprobs or 0) if request.logprobs else None
     if chosen == UNKNOWN_TOOL_ID:
         return _complete(request, AnswerMessage(content=NO_TOOL_FITS), "stop", usage, logprobs)

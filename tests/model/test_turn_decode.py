@@ -30,7 +30,7 @@ from model.mllm import ToolLLM, to_tensors
 from model.tiny import build_tiny_backbone
 from model.tree_cache import DecodeStats, Prompt
 from model.trie import CatalogTrie
-from model.turn_decode import TurnWriter
+from model.turn_decode import NO_ANSWER, TurnWriter
 from model.turn_decode_types import (
     ANSWER,
     PromptTooLongError,
@@ -187,17 +187,22 @@ def test_limits_hold(mllm: ToolLLM) -> None:
     tokenizer = mllm.tokenizer
     for seed in range(4):
         shaken(mllm, seed)
-        draw, answer = short.write(
+        draw, answer, shorter = short.write(
             [
                 short.encode(replace(REQUEST, tools=TOOLS[3:4], may_answer=False)),
                 short.encode(replace(REQUEST, may_call=False, files=())),
+                short.encode(replace(REQUEST, may_call=False, files=(), max_answer_tokens=2)),
             ]
         )
         call, words = parse_turn(draw.text), parse_turn(answer.text)
         assert isinstance(call, ToolCall)
         assert isinstance(words, Answer)
+        fewer = parse_turn(shorter.text)
+        assert isinstance(fewer, Answer)
+        assert words.text.startswith(fewer.text) or fewer.text == NO_ANSWER
+        assert len(tokenizer(fewer.text).input_ids) <= 3 or fewer.text == NO_ANSWER
         assert len(tokenizer(call.arguments).input_ids) <= 4 or call.arguments == REQUEST.fallback_text
-        assert len(tokenizer(words.text).input_ids) <= 6 or words.text == "I have no answer."
+        assert len(tokenizer(words.text).input_ids) <= 6 or words.text == NO_ANSWER
     n_prompt = len(short.encode(REQUEST).prompt_ids)
     with pytest.raises(PromptTooLongError, match="shorten the dialogue"):
         short.encode(replace(REQUEST, prompt=PROMPT * (1 + 900 // n_prompt)))
