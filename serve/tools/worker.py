@@ -1,15 +1,14 @@
 """The process in which tools run: `python -m serve.tools.worker {fork|resident} FD CACHE_BYTES`; started by `run.py`.
 
-"fork" has everything imported and forks for each call: a call starts in milliseconds, in a clean process with a time and a
-memory limit of its own, and its memory goes back when it ends. "resident" runs calls one after another itself and keeps
-the models that they load. Both end when the replica that started them does.
+"fork" has everything imported and forks for each call: a call starts in milliseconds, in a clean process with a time
+and a memory limit of its own, and its memory goes back when it ends. "resident" runs calls one after another itself and
+keeps the models that they load. Both end when the replica that started them does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import math
 import os
@@ -18,7 +17,6 @@ import signal
 import socket
 import sys
 import traceback
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,34 +24,13 @@ from typing import Any
 import cv2
 
 from data_pipeline.errors import InputError, MediaError
+from data_pipeline.media_source import MediaLimits
 from serve.tools.media import ToolLimits, decode_media
 from serve.tools.spec import ToolError, ToolOutput
+from serve.tools.tool_file import load_tool_file
 from serve.tools.wire import WireError, receive_message, send_message
 
 MAX_CONTROL_BYTES = 8192
-_MODULE_PREFIX = "tool_file_"
-
-
-def load_tool_file(path: str) -> types.ModuleType:
-    """Import a Python file by its path, once per process.
-
-    Raises:
-        InputError: no such file, or none that can be imported.
-    """
-    name = _MODULE_PREFIX + path.replace(os.sep, "_").removesuffix(".py").replace(".", "_")
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise InputError(f"there is no Python file {path!r}; give the path of a file that holds a ToolSpec.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up while it is imported
-    try:
-        spec.loader.exec_module(module)
-    except Exception:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _find_function(call: dict[str, Any]) -> Callable[..., ToolOutput]:
@@ -107,8 +84,6 @@ def _cache_counts(models: Any) -> dict[str, Any]:
 
 
 def _limits(fields: dict[str, Any]) -> ToolLimits:
-    from data_pipeline.media_source import MediaLimits
-
     return ToolLimits(**(fields | {"media": MediaLimits(**fields["media"])}))
 
 
@@ -132,9 +107,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _limit_this_process(timeout_s: float, memory_mb: int) -> None:
     """Bind the forked child.
 
-    Address space and not resident memory: the kernel refuses the very allocation that is too large, so NumPy, OpenCV and
-    FFmpeg report it, where a watcher of resident memory would come too late for one large allocation and could only kill.
-    The limit lies `memory_mb` above what the idle process has mapped, for shared libraries count as address space;
+    Address space and not resident memory: the kernel refuses the very allocation that is too large, so NumPy, OpenCV
+    and FFmpeg report it, where a watcher of resident memory would come too late for one large allocation and could only
+    kill. The limit lies `memory_mb` above what the idle process has mapped, for shared libraries count as address space;
     libraries run on one thread here, so stacks and arenas of threads do not eat into it.
     """
     os.setsid()  # one group with whatever the tool starts, such as Tesseract

@@ -1,0 +1,135 @@
+"""The 31 tools of GPT4Tools: classical methods where there are any, Hugging Face models for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipeline.gpt4tools_catalog import GPT4TOOLS_TOOLS, PREFIX
+from serve.tools.hub import generating, seeing
+from serve.tools.images import drawing, faces, outlines, quality, reading, resolution
+from serve.tools.spec import Argument, Method, ToolOutput, ToolSpec
+
+MODEL_TIMEOUT_S = 600.0  # the first call loads the weights, which the hub may have to send
+
+
+def draw_edges(image_path: np.ndarray) -> ToolOutput:
+    """Canny edges."""
+    return outlines.detect_edges(image_path)
+
+
+def draw_lines(image_path: np.ndarray) -> ToolOutput:
+    """Straight lines."""
+    return outlines.detect_lines(image_path)
+
+
+def enlarge_picture(image_path: np.ndarray) -> ToolOutput:
+    """Twice as large."""
+    return resolution.upscale_image(image_path)
+
+
+def assess_quality(image_path: np.ndarray) -> ToolOutput:
+    """Marks for the picture."""
+    return quality.score_quality(image_path)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    run: Callable[..., ToolOutput]
+    note: str
+    model_id: str | None = None
+    method: Method = "classical"
+
+
+_OWLVIT = "google/owlvit-base-patch32"
+_CLASSICAL = "A classical method in place of a learned one"
+_TOOLS = {
+    "get-photo-description": _Entry(seeing.caption_picture, "BLIP.", "Salesforce/blip-image-captioning-base"),
+    "answer-question-about-the-image": _Entry(
+        seeing.answer_question, "ViLT or BLIP.", "dandelin/vilt-b32-finetuned-vqa"
+    ),
+    "detect-the-given-object": _Entry(seeing.detect_named, "OWL-ViT.", _OWLVIT),
+    "segment-the-given-object": _Entry(seeing.segment_named, "CLIPSeg.", generating.MASK_MODEL_ID),
+    "segment-the-image": _Entry(drawing.draw_segments, f"{_CLASSICAL}: a graph of colours; segments have no names."),
+    "edge-detection-on-image": _Entry(draw_edges, "Canny's method.", method="exact"),
+    "line-detection-on-image": _Entry(draw_lines, f"{_CLASSICAL}: the line segment detector."),
+    "hed-detection-on-image": _Entry(drawing.draw_soft_edges, f"{_CLASSICAL} (HED): gradients at three scales."),
+    "sketch-detection-on-image": _Entry(drawing.draw_sketch, f"{_CLASSICAL}: strokes along soft edges."),
+    "pose-detection-on-image": _Entry(
+        seeing.draw_pose, "ViTPose, for one person.", "usyd-community/vitpose-base-simple"
+    ),
+    "predict-depth-on-image": _Entry(seeing.draw_depth, "DPT.", "Intel/dpt-large"),
+    "predict-normal-map-on-image": _Entry(seeing.draw_normals, "From the depth that DPT estimates.", "Intel/dpt-large"),
+    "generate-image-from-user-input-text": _Entry(
+        generating.generate_picture, "Stable Diffusion.", generating.BASE_MODEL_ID
+    ),
+    "instruct-image-using-text": _Entry(generating.edit_picture, "InstructPix2Pix.", "timbrooks/instruct-pix2pix"),
+    "remove-something-from-the-photo": _Entry(
+        seeing.remove_named, "CLIPSeg marks it, classical inpainting fills the place.", generating.MASK_MODEL_ID
+    ),
+    "replace-something-from-the-photo": _Entry(
+        generating.replace_named, "CLIPSeg and Stable Diffusion inpainting.", "runwayml/stable-diffusion-inpainting"
+    ),
+    "text-detection-on-image": _Entry(
+        reading.read_text, "By Tesseract where it is installed; otherwise a classical detector says where print lies."
+    ),
+    "detection": _Entry(seeing.detect_objects, "DETR.", "facebook/detr-resnet-50"),
+    "image-super-resolution": _Entry(enlarge_picture, f"{_CLASSICAL}: cubic interpolation with back-projection."),
+    "generate-3d-asset-from-user-input-text": _Entry(generating.generate_solid, "Shap-E.", "openai/shap-e"),
+    "crop-the-given-object": _Entry(seeing.crop_named, "OWL-ViT finds it.", _OWLVIT),
+    "assess-the-image-quality": _Entry(assess_quality, f"{_CLASSICAL}: sharpness, noise, exposure, contrast."),
+    "recognize-face": _Entry(
+        seeing.name_faces,
+        "A classical face detector and a classifier of known persons; give one for yours.",
+        "hudaakram/FaceGuard-20ID-ViT",
+    ),
+    "detect-face": _Entry(faces.tag_faces, f"{_CLASSICAL}: LBP cascade and skin colour."),
+    **{
+        f"generate-image-condition-on-{slug}": _Entry(generating.generate_conditioned, "ControlNet.", model_id)
+        for slug, model_id in (
+            ("canny-image", "lllyasviel/sd-controlnet-canny"),
+            ("depth", "lllyasviel/sd-controlnet-depth"),
+            ("sketch-image", "lllyasviel/sd-controlnet-scribble"),
+            ("segmentations", "lllyasviel/sd-controlnet-seg"),
+            ("pose-image", "lllyasviel/sd-controlnet-openpose"),
+            ("soft-hed-boundary-image", "lllyasviel/sd-controlnet-hed"),
+            ("normal-map", "lllyasviel/sd-controlnet-normal"),
+        )
+    },
+}
+_ARGUMENTS = {
+    "image_path": Argument("image_path", "image", "the picture to work on"),
+    "text": Argument("text", "text", "what the picture shall show"),
+    "question": Argument("question", "text", "what is asked about the picture"),
+    "object": Argument("object", "text", "name of the object that is meant"),
+    "style": Argument("style", "text", "how the picture shall be changed"),
+    "replacement": Argument("replacement", "text", "what shall stand in its place"),
+}
+
+
+def _build_specs() -> tuple[ToolSpec, ...]:
+    specs = []
+    for tool in GPT4TOOLS_TOOLS:
+        entry = _TOOLS[tool.tool_id.removeprefix(PREFIX)]
+        is_model = entry.model_id is not None
+        specs.append(
+            ToolSpec(
+                tool_id=tool.tool_id,
+                run=entry.run,
+                description=f"{tool.description} {entry.note}",
+                arguments=tuple(_ARGUMENTS[name] for name in tool.arguments),
+                result="image" if tool.output_modality == "image" else "text",
+                name=tool.name,
+                usage=tool.usage,
+                method="model" if is_model else entry.method,
+                model_id=entry.model_id,
+                memory_mb=16_384 if is_model else 2048,
+                timeout_s=MODEL_TIMEOUT_S if is_model else 60.0,
+            )
+        )
+    return tuple(specs)
+
+
+TOOLS = _build_specs()

@@ -1,0 +1,1 @@
+"""Tools that run Hugging Face models."""

@@ -1,0 +1,275 @@
+"""What networks see in a picture: captions, answers, objects, segments, depth, poses; and speech in a sound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from serve.tools.audio.pitch import WORKING_RATE_HZ, at_working_rate
+from serve.tools.images.faces import find_faces
+from serve.tools.media import png_file
+from serve.tools.models import LoadedModel, ModelCache, load_parts
+from serve.tools.spec import Sound, ToolOutput
+
+MIN_SCORE = 0.5
+MIN_NAMED_SCORE = 0.1  # zero-shot detectors give low scores
+MAX_TOKENS = 40
+Box = tuple[str, float, tuple[int, int, int, int]]  # label, score, (x1, y1, x2, y2)
+
+
+def load_captioner(model_id: str) -> LoadedModel:
+    """BLIP, GIT, or an encoder with a decoder."""
+    return load_parts(model_id, "AutoModelForImageTextToText", "AutoImageProcessor", "AutoTokenizer")
+
+
+def load_answerer(model_id: str) -> LoadedModel:
+    """ViLT, which chooses among answers, or BLIP, which writes one."""
+    return load_parts(model_id, "AutoModelForVisualQuestionAnswering", "AutoProcessor")
+
+
+def load_detector(model_id: str) -> LoadedModel:
+    """DETR, YOLOS and the like."""
+    return load_parts(model_id, "AutoModelForObjectDetection", "AutoImageProcessor")
+
+
+def load_named_detector(model_id: str) -> LoadedModel:
+    """OWL-ViT: finds what a text names."""
+    return load_parts(model_id, "AutoModelForZeroShotObjectDetection", "AutoProcessor")
+
+
+def load_named_segmenter(model_id: str) -> LoadedModel:
+    """CLIPSeg: marks what a text names."""
+    return load_parts(model_id, "CLIPSegForImageSegmentation", "AutoProcessor")
+
+
+def load_segmenter(model_id: str) -> LoadedModel:
+    """SegFormer and the like."""
+    return load_parts(model_id, "AutoModelForSemanticSegmentation", "AutoImageProcessor")
+
+
+def load_depth(model_id: str) -> LoadedModel:
+    """DPT, Depth Anything."""
+    return load_parts(model_id, "AutoModelForDepthEstimation", "AutoImageProcessor")
+
+
+def load_classifier(model_id: str) -> LoadedModel:
+    """Any classifier of pictures."""
+    return load_parts(model_id, "AutoModelForImageClassification", "AutoImageProcessor")
+
+
+def load_pose(model_id: str) -> LoadedModel:
+    """ViTPose."""
+    return load_parts(model_id, "VitPoseForPoseEstimation", "AutoImageProcessor")
+
+
+def load_whisper(model_id: str) -> LoadedModel:
+    """Whisper and the like."""
+    return load_parts(model_id, "AutoModelForSpeechSeq2Seq", "AutoFeatureExtractor", "AutoTokenizer")
+
+
+def load_letters(model_id: str) -> LoadedModel:
+    """wav2vec 2.0 and the like, which spell."""
+    return load_parts(model_id, "AutoModelForCTC", "AutoFeatureExtractor", "AutoTokenizer")
+
+
+def _run(model: Any, inputs: Any, **more: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return model(**inputs.to(model.device), **more)
+
+
+def _generate(model: Any, **inputs: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
+
+
+def caption_picture(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+    """One sentence about the picture."""
+    model, processor, tokenizer = models.get(model_id, load_captioner)
+    pixels = processor(images=image_path, return_tensors="pt")["pixel_values"].to(model.device)
+    tokens = _generate(model, pixel_values=pixels)
+    return ToolOutput(tokenizer.decode(tokens[0], skip_special_tokens=True).strip() or "(the model wrote nothing)")
+
+
+def answer_question(models: ModelCache, model_id: str, image_path: np.ndarray, question: str) -> ToolOutput:
+    """A short answer."""
+    model, processor = models.get(model_id, load_answerer)
+    inputs = processor(images=image_path, text=question, return_tensors="pt", truncation=True)
+    if not hasattr(model.config, "id2label") or hasattr(model, "text_decoder"):
+        tokens = _generate(model, **inputs.to(model.device))
+        return ToolOutput(processor.decode(tokens[0], skip_special_tokens=True).strip() or "(the model wrote nothing)")
+    probabilities = _run(model, inputs).logits.softmax(-1)[0]
+    best = int(probabilities.argmax())
+    return ToolOutput(f"{model.config.id2label[best]} (probability {float(probabilities[best]):.2f})")
+
+
+def _to_boxes(found: dict[str, Any], labels: list[str]) -> list[Box]:
+    boxes = []
+    for score, label, box in zip(found["scores"], labels, found["boxes"], strict=True):
+        x1, y1, x2, y2 = (round(float(side)) for side in box)
+        boxes.append((label, float(score), (x1, y1, x2, y2)))
+    return sorted(boxes, key=lambda box: -box[1])
+
+
+def detect_objects(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+    """Every object with its box."""
+    model, processor = models.get(model_id, load_detector)
+    outputs = _run(model, processor(images=image_path, return_tensors="pt"))
+    found = processor.post_process_object_detection(outputs, MIN_SCORE, target_sizes=[image_path.shape[:2]])[0]
+    boxes = _to_boxes(found, [model.config.id2label[int(label)] for label in found["labels"]])
+    listed = "; ".join(
+        f"{label} ({score:.2f}) at x {b[0]} to {b[2]}, y {b[1]} to {b[3]}" for label, score, b in boxes[:100]
+    )
+    return ToolOutput(f"Found {len(boxes)} objects{': ' + listed if boxes else ''}.")
+
+
+def find_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) -> list[Box]:
+    """Boxes of what `name` calls, the surest first."""
+    model, processor = models.get(model_id, load_named_detector)
+    inputs = processor(text=[[name]], images=image, return_tensors="pt", truncation=True)
+    outputs = _run(model, inputs)
+    found = processor.post_process_grounded_object_detection(
+        outputs, threshold=MIN_NAMED_SCORE, target_sizes=[image.shape[:2]]
+    )[0]
+    return _to_boxes(found, [name] * len(found["scores"]))
+
+
+def detect_named(models: ModelCache, model_id: str, image_path: np.ndarray, object: str) -> ToolOutput:
+    """The picture with a frame around what was named."""
+    boxes = find_named(models, model_id, image_path, object)
+    drawn = image_path.copy()
+    for _, _, (x1, y1, x2, y2) in boxes:
+        cv2.rectangle(drawn, (x1, y1), (x2, y2), (0, 255, 0), max(1, drawn.shape[0] // 200))
+    return ToolOutput(f"Found {len(boxes)} times {object!r}.", png_file(drawn))
+
+
+def crop_named(models: ModelCache, model_id: str, image_path: np.ndarray, object: str) -> ToolOutput:
+    """The part of the picture that shows what was named; the whole where it was not found."""
+    height, width = image_path.shape[:2]
+    for _, score, (x1, y1, x2, y2) in find_named(models, model_id, image_path, object):
+        part = image_path[max(0, y1) : min(height, y2), max(0, x1) : min(width, x2)]
+        if part.size:
+            return ToolOutput(f"Cropped to {object!r} (score {score:.2f}).", png_file(part))
+    return ToolOutput(f"{object!r} was not found; the picture is given back whole.", png_file(image_path))
+
+
+def mark_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) -> np.ndarray:
+    """Where `name` is, bool [H, W]."""
+    model, processor = models.get(model_id, load_named_segmenter)
+    inputs = processor(text=[name], images=[image], return_tensors="pt", padding=True, truncation=True)
+    logits = _run(model, inputs).logits.reshape(-1, *_run(model, inputs).logits.shape[-2:])[0]
+    chance = logits.sigmoid().float().cpu().numpy()
+    return cv2.resize(chance, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def segment_named(models: ModelCache, model_id: str, image_path: np.ndarray, object: str) -> ToolOutput:
+    """White where the object is, black elsewhere."""
+    mask = mark_named(models, model_id, image_path, object)
+    return ToolOutput(
+        f"{100 * mask.mean():.1f} % of the picture shows {object!r}.", png_file(mask.astype(np.uint8) * 255)
+    )
+
+
+def remove_named(models: ModelCache, model_id: str, image_path: np.ndarray, object: str) -> ToolOutput:
+    """The object painted over from its surroundings."""
+    mask = cv2.dilate(mark_named(models, model_id, image_path, object).astype(np.uint8), np.ones((9, 9), np.uint8))
+    filled = cv2.inpaint(image_path, mask, 5, cv2.INPAINT_TELEA)
+    text = f"A network marked {object!r} ({100 * mask.mean():.1f} % of the picture); classical inpainting (Telea) filled it."
+    return ToolOutput(text, png_file(filled))
+
+
+def segment_by_name(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+    """One colour per class, and the share of each class in words."""
+    model, processor = models.get(model_id, load_segmenter)
+    outputs = _run(model, processor(images=image_path, return_tensors="pt"))
+    labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[image_path.shape[:2]])[0].cpu().numpy()
+    values, counts = np.unique(labels, return_counts=True)
+    shares = ", ".join(
+        f"{model.config.id2label[int(values[i])]} {100 * counts[i] / labels.size:.0f} %" for i in np.argsort(-counts)
+    )
+    palette = np.random.default_rng(0).integers(40, 256, (max(256, labels.max() + 1), 3), np.uint8)
+    return ToolOutput(f"Segments: {shares}.", png_file(palette[labels]))
+
+
+def estimate_depth(models: ModelCache, model_id: str, image: np.ndarray) -> np.ndarray:
+    """Nearness as the network gives it, float32 [H, W]."""
+    model, processor = models.get(model_id, load_depth)
+    depth = _run(model, processor(images=image, return_tensors="pt")).predicted_depth[0].float().cpu().numpy()
+    return cv2.resize(depth, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def draw_depth(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+    """A grey picture in which near is white."""
+    depth = estimate_depth(models, model_id, image_path)
+    scaled = 255 * (depth - depth.min()) / max(float(np.ptp(depth)), 1e-6)
+    return ToolOutput("Relative depth by a network; white is near.", png_file(scaled.astype(np.uint8)))
+
+
+def draw_normals(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+    """Surface normals from the slope of the depth: x, y, z as red, green, blue."""
+    depth = estimate_depth(models, model_id, image_path)
+    depth = (depth - depth.min()) / max(float(np.ptp(depth)), 1e-6)
+    slope_x, slope_y = cv2.Sobel(depth, cv2.CV_32F, 1, 0, ksize=5), cv2.Sobel(depth, cv2.CV_32F, 0, 1, ksize=5)
+    normals = np.stack([-slope_x, slope_y, np.full_like(depth, 0.3)], axis=2)
+    normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+    return ToolOutput(
+        "Normals from the depth that a network estimates.", png_file((normals * 127.5 + 127.5).astype(np.uint8))
+    )
+
+
+def draw_pose(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+    """Joints and limbs of one person, who is taken to fill the picture."""
+    model, processor = models.get(model_id, load_pose)
+    height, width = image_path.shape[:2]
+    boxes = [[[0.0, 0.0, float(width), float(height)]]]
+    outputs = _run(model, processor(image_path, boxes=boxes, return_tensors="pt"))
+    person = processor.post_process_pose_estimation(outputs, boxes=boxes)[0][0]
+    canvas = np.zeros_like(image_path)
+    points = {
+        int(label): (round(float(x)), round(float(y)))
+        for label, (x, y), score in zip(person["labels"], person["keypoints"], person["scores"], strict=True)
+        if float(score) > 0.3
+    }
+    for start, end in getattr(model.config, "edges", None) or ():
+        if start in points and end in points:
+            cv2.line(canvas, points[start], points[end], (255, 160, 0), 3, cv2.LINE_AA)
+    for point in points.values():
+        cv2.circle(canvas, point, 4, (0, 255, 0), -1, cv2.LINE_AA)
+    return ToolOutput(f"Found {len(points)} joints of a person.", png_file(canvas))
+
+
+def classify_picture(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
+    """The three likeliest classes."""
+    model, processor = models.get(model_id, load_classifier)
+    probabilities = _run(model, processor(images=image, return_tensors="pt")).logits.softmax(-1)[0]
+    values, indices = probabilities.topk(min(3, len(probabilities)))
+    named = (f"{model.config.id2label[int(i)]} ({float(v):.2f})" for v, i in zip(values, indices, strict=True))
+    return ToolOutput(", ".join(named))
+
+
+def name_faces(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+    """Who each face is like, among those that the network knows."""
+    boxes = find_faces(image_path)
+    if not boxes:
+        return ToolOutput("The classical face detector found no face.")
+    names = [classify_picture(models, model_id, image_path[y : y + h, x : x + w]).text for x, y, w, h in boxes]
+    return ToolOutput("; ".join(f"face {number}: {name}" for number, name in enumerate(names, start=1)))
+
+
+def transcribe_speech(models: ModelCache, model_id: str, audio: Sound) -> ToolOutput:
+    """The words, by a model that writes (Whisper)."""
+    model, extractor, tokenizer = models.get(model_id, load_whisper)
+    inputs = extractor(at_working_rate(audio), sampling_rate=WORKING_RATE_HZ, return_tensors="pt").to(model.device)
+    return ToolOutput(tokenizer.decode(_generate(model, **inputs)[0], skip_special_tokens=True).strip())
+
+
+def spell_speech(models: ModelCache, model_id: str, audio: Sound) -> ToolOutput:
+    """The words, by a model that spells (wav2vec 2.0)."""
+    model, extractor, tokenizer = models.get(model_id, load_letters)
+    inputs = extractor(at_working_rate(audio), sampling_rate=WORKING_RATE_HZ, return_tensors="pt")
+    return ToolOutput(tokenizer.decode(_run(model, inputs).logits[0].argmax(-1)).strip())

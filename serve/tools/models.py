@@ -1,0 +1,149 @@
+"""Hugging Face models behind tools: loaded from a local folder or the hub's cache, kept within a budget of memory."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from serve.tools.spec import ToolError
+
+_TRUE = {"1", "ON", "YES", "TRUE"}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        parts: what its tool calls: the model first, then processor, tokenizer or the like.
+        n_bytes: of its parameters and buffers.
+    """
+
+    parts: tuple[Any, ...]
+    n_bytes: int
+
+
+class ModelCache:
+    """The models used last, as many as fit into a budget; for one thread.
+
+    Attributes:
+        budget_bytes: for parameters and buffers of all models together; activations come on top.
+        n_loads, n_hits, n_evictions: counted since the start.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.n_loads = self.n_hits = self.n_evictions = 0
+        self._models: OrderedDict[tuple[str, str], LoadedModel] = OrderedDict()
+
+    def get(self, model_id: str, load: Callable[[str], LoadedModel]) -> tuple[Any, ...]:
+        """The parts of a model, loaded by `load(model_id)` where they are not in memory.
+
+        One that is larger than the whole budget serves this call and is not kept.
+
+        Raises:
+            ToolError: as `load` does.
+        """
+        key = (load.__qualname__, model_id)  # one model may be loaded for two tasks
+        if key in self._models:
+            self.n_hits += 1
+            self._models.move_to_end(key)
+            return self._models[key].parts
+        loaded = load(model_id)
+        self.n_loads += 1
+        self._models[key] = loaded
+        while self._models and self.held_bytes > self.budget_bytes:
+            self._models.popitem(last=False)
+            self.n_evictions += 1
+        return loaded.parts
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all models in memory."""
+        return sum(model.n_bytes for model in self._models.values())
+
+    def counts(self) -> dict[str, int]:
+        """For metrics."""
+        return {
+            "models": len(self._models),
+            "held_bytes": self.held_bytes,
+            "loads": self.n_loads,
+            "hits": self.n_hits,
+            "evictions": self.n_evictions,
+        }
+
+
+def load_parts(model_id: str, model_class: str, *part_classes: str) -> LoadedModel:
+    """Load a model and what prepares its input by the names of transformers' classes.
+
+    Safetensors only, and never code that comes with a model. With HF_HUB_OFFLINE set nothing but local files is looked at.
+
+    Raises:
+        ToolError: "weights_not_available" where the files are not there, or not in a form that is loaded.
+    """
+    import torch
+    import transformers
+
+    options = {"local_files_only": is_offline(), "trust_remote_code": False}
+    try:
+        model = getattr(transformers, model_class).from_pretrained(model_id, use_safetensors=True, **options)
+        parts = [getattr(transformers, name).from_pretrained(model_id, **options) for name in part_classes]
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise not_available(model_id, f"{type(error).__name__}") from error
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return LoadedModel((model, *parts), count_bytes(model))
+
+
+def count_bytes(model: Any) -> int:
+    """Bytes of the parameters and buffers of a torch module."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def load_pipeline(model_id: str, pipeline_class: str, controlnet_id: str | None = None) -> LoadedModel:
+    """Load a diffusers pipeline by the name of its class; diffusers is imported here and nowhere else.
+
+    Raises:
+        ToolError: "weights_not_available" where diffusers or the weights are missing.
+    """
+    try:
+        import diffusers  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ToolError(
+            "weights_not_available",
+            f"weights or packages are not available: {model_id} needs the package diffusers; install it where tools run.",
+        ) from error
+    import torch
+
+    parts = {}
+    try:
+        if controlnet_id is not None:
+            parts["controlnet"] = diffusers.ControlNetModel.from_pretrained(
+                controlnet_id, use_safetensors=True, local_files_only=is_offline()
+            )
+        pipeline = getattr(diffusers, pipeline_class).from_pretrained(
+            model_id, use_safetensors=True, local_files_only=is_offline(), **parts
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise not_available(model_id, type(error).__name__) from error
+    pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    return LoadedModel((pipeline,), sum(count_bytes(module) for module in modules))
+
+
+def is_offline() -> bool:
+    """Whether the hub may not be asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
+
+
+def not_available(model_id: str, reason: str) -> ToolError:
+    """The error for a model that cannot be loaded."""
+    name = os.path.basename(model_id.rstrip("/")) if os.path.isabs(model_id) else model_id
+    how = (
+        "HF_HUB_OFFLINE is set, so put it into the local cache or give a folder that holds it as safetensors"
+        if is_offline()
+        else "let the machine reach the hub once, or give a folder that holds it as safetensors"
+    )
+    return ToolError("weights_not_available", f"weights of {name} are not available ({reason}): {how}.")
