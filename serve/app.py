@@ -13,10 +13,11 @@ from serve.config import ServeArgs
 from serve.encoder import MediaEncoder
 from serve.ingress import Ingress
 from serve.predictor import Predictor
+from serve.tool_host import THREADS, ToolHost
 
 
 def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
-    """Bind ingress, encoder and predictor to a bundle.
+    """Bind ingress, encoder, predictor and tools to a bundle.
 
     The bundle is checked here already, so that a faulty one is refused before anything starts.
 
@@ -41,11 +42,26 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
         max_queued_requests=args.max_queued_requests,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.encoder_num_gpus},
     ).bind(args)
+    local_tools, model_tools = (
+        ToolHost.options(
+            name=name,
+            autoscaling_config={
+                "min_replicas": 0,
+                "max_replicas": args.tool_max_replicas,
+                "target_ongoing_requests": THREADS,
+                "downscale_delay_s": 600.0,  # a replica takes seconds to start
+            },
+            max_ongoing_requests=2 * THREADS,
+            max_queued_requests=args.max_queued_requests,
+            ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": num_gpus},
+        ).bind(args)
+        for name, num_gpus in (("LocalTools", 0.0), ("ModelTools", args.tool_num_gpus))
+    )
     return Ingress.options(
         num_replicas=args.ingress_replicas,
         max_ongoing_requests=args.max_queued_requests,
         ray_actor_options={"num_cpus": 0},  # it mostly waits, and must find room on a machine of two cores
-    ).bind(args, bundle.catalog, bundle.revision, predictor, encoder)
+    ).bind(args, bundle.catalog, bundle.revision, predictor, encoder, local_tools, model_tools)
 
 
 def _scaling(args: ServeArgs, target_ongoing_requests: int) -> dict[str, Any]:

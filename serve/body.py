@@ -56,8 +56,14 @@ class BodyLimit:
         await self._app(scope, receive_limited, send)
 
 
-async def read_select_input(request: Request, args: ServeArgs) -> SelectInput:
-    """Parse the body by its content type; every fault is a `RequestError`."""
+async def read_body(request: Request, args: ServeArgs, content_types: tuple[str, ...]) -> bytes:
+    """The whole body of one of these content types; `RequestError` for another, or for too large a one."""
+    check_body(request, args, content_types)
+    return await request.body()
+
+
+def check_body(request: Request, args: ServeArgs, content_types: tuple[str, ...]) -> str:
+    """The content type, lower case, without its parameters; nothing of the body is read yet."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > args.max_body_bytes:
         raise RequestError(
@@ -66,15 +72,20 @@ async def read_select_input(request: Request, args: ServeArgs) -> SelectInput:
             code="body_too_large",
         )
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "application/json":
+    if content_type not in content_types:
+        raise RequestError(
+            f"The content type is {content_type[:80] or 'missing'}; send {' or '.join(content_types)}.",
+            status=415,
+            code="bad_content_type",
+        )
+    return content_type
+
+
+async def read_select_input(request: Request, args: ServeArgs) -> SelectInput:
+    """Parse the body by its content type; every fault is a `RequestError`."""
+    if check_body(request, args, ("application/json", "multipart/form-data")) == "application/json":
         return _parse_json(await request.body(), args)
-    if content_type == "multipart/form-data":
-        return await _read_form(request, args)
-    raise RequestError(
-        f"The content type is {content_type or 'missing'}; send application/json or multipart/form-data.",
-        status=415,
-        code="bad_content_type",
-    )
+    return await _read_form(request, args)
 
 
 def _parse_json(body: bytes, args: ServeArgs) -> SelectInput:

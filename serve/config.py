@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -47,6 +50,21 @@ class ServeArgs(BaseModel):
     encoder_num_gpus: float = Field(default=0.0, ge=0, description="per encoder replica")
     num_cpus: float = Field(default=1.0, ge=0, description="per predictor replica and per encoder replica")
 
+    model_name: str = Field(default="toolmm", pattern=r"^[\w.-]+$", description="what clients call the model")
+    artifacts: str | None = Field(
+        default=None,
+        description="directory or fsspec URI of uploads and results; every node must see it; default: a folder of this "
+        "user's below the system's temporary one, for one machine",
+    )
+    artifact_ttl_s: float = Field(default=24 * 3600.0, gt=0, description="how long an upload or a result is kept")
+    allow_urls: bool = Field(default=False, description="fetch media of chats from public http(s) addresses")
+    requests_per_minute: float = Field(default=0.0, ge=0, description="per API key and ingress replica; 0: no limit")
+    tool_max_replicas: int = Field(default=1, ge=1, description="of each tool deployment; they start at none")
+    tool_num_gpus: float = Field(default=0.0, ge=0, description="per replica of the tools that run models")
+    tool_timeout_s: float = Field(default=60.0, gt=0, description="of one call; a tool's own limit holds where lower")
+    agent_max_steps: int = Field(default=6, ge=1, description="tool calls of one agent request")
+    agent_max_tokens: int = Field(default=1024, ge=1, description="tokens that the model writes in one agent request")
+
     max_upload_bytes: int = Field(default=32 * 2**20, ge=1, description="of one medium")
     max_pixels: int = Field(default=50_000_000, ge=1, description="of one picture or video frame")
     max_duration_s: float = Field(default=600.0, gt=0, description="of one sound or video")
@@ -68,6 +86,11 @@ class ServeArgs(BaseModel):
         except ValidationError as error:
             faults = "; ".join(_describe_fault(fault) for fault in error.errors())
             raise InputError(f"serving arguments: {faults}. Valid arguments: {', '.join(cls.model_fields)}.") from error
+
+    @property
+    def artifacts_uri(self) -> str:
+        """Where uploads and results lie."""
+        return self.artifacts or str(Path(tempfile.gettempdir()) / f"toolmm-artifacts-{getpass.getuser()}")
 
     @property
     def max_body_bytes(self) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
@@ -19,11 +18,14 @@ from starlette.exceptions import HTTPException
 from data_pipeline.catalog import UNKNOWN_TOOL_ID, ToolCatalog
 from data_pipeline.errors import InputError, MediaError
 from serve.body import BodyLimit, SelectInput, read_select_input
+from serve.chat import ChatService
+from serve.chat_routes import add_chat_routes, build_gate
+from serve.chat_schemas import build_error
 from serve.config import ServeArgs
+from serve.deployment_calls import ask
 from serve.schemas import (
     EncodedMedium,
     ErrorAnswer,
-    ErrorBody,
     Health,
     RankedToolEntry,
     Ranking,
@@ -37,10 +39,19 @@ from serve.schemas import (
     check_instruction,
     check_k,
 )
+from serve.tools.spec import ErrorCode, ToolError
 
 logger = logging.getLogger("ray.serve")
 
 HEALTH_TIMEOUT_S = 5.0
+TOOL_ERROR_STATUS: dict[ErrorCode, int] = {
+    "bad_arguments": 400,
+    "bad_media": 422,
+    "timeout": 504,
+    "out_of_memory": 422,
+    "weights_not_available": 503,
+    "failed": 422,
+}
 
 
 class SelectionService:
@@ -66,12 +77,12 @@ class SelectionService:
         k = check_k(question.k, self.args.top_k, len(self._catalog))
         medium: EncodedMedium | None = None
         if question.data is not None:
-            medium = await _ask(self._encoder.encode.remote(question.data, question.modality))
+            medium = await ask(self._encoder.encode.remote(question.data, question.modality))
         elif question.modality is not None:
             raise RequestError("A modality is given, but no medium; attach one.", code="bad_field", param="modality")
         encoded = time.perf_counter()
         vector = None if medium is None else medium.vector
-        ranking: Ranking = await _ask(self._predictor.select.remote(SelectQuery(instruction, vector, k)))
+        ranking: Ranking = await ask(self._predictor.select.remote(SelectQuery(instruction, vector, k)))
         end = time.perf_counter()
         return SelectAnswer(
             tools=[
@@ -109,20 +120,9 @@ class SelectionService:
         )
 
 
-async def _ask(response: Awaitable[Any]) -> Any:
-    """Await a deployment's answer; an input error raised there arrives wrapped with its stack trace: unwrap it."""
-    try:
-        return await response
-    except Exception as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, InputError):
-            raise cause from None
-        raise
-
-
 async def _state(handle: Any) -> str:
     try:
-        await asyncio.wait_for(_ask(handle.describe.remote()), HEALTH_TIMEOUT_S)
+        await asyncio.wait_for(ask(handle.describe.remote()), HEALTH_TIMEOUT_S)
     except TimeoutError:
         return f"no answer within {HEALTH_TIMEOUT_S:g} s"
     except Exception as error:  # whatever is wrong with a replica, this is the place that tells
@@ -131,13 +131,21 @@ async def _state(handle: Any) -> str:
     return "ok"
 
 
-def build_api(service: SelectionService) -> FastAPI:
-    """The HTTP routes over a service."""
+def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
+    """The HTTP routes over the services."""
     # no /docs and /redoc: those pages load scripts from elsewhere; /openapi.json describes the routes
-    api = FastAPI(title="toolmm", docs_url=None, redoc_url=None)
+    gate = [Depends(build_gate(service.args))]
+    api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate)
     api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes)
     api.add_exception_handler(HTTPException, _answer_error)
-    for error_type in (InputError, BackPressureError, DeploymentUnavailableError, RayActorError, TimeoutError):
+    for error_type in (
+        InputError,
+        ToolError,
+        BackPressureError,
+        DeploymentUnavailableError,
+        RayActorError,
+        TimeoutError,
+    ):
         api.add_exception_handler(error_type, _answer_error)
     api.add_exception_handler(Exception, _answer_error)
 
@@ -160,6 +168,7 @@ def build_api(service: SelectionService) -> FastAPI:
         health = await service.health()
         return JSONResponse(health.model_dump(), status_code=200 if health.status == "ok" else 503)
 
+    add_chat_routes(api, chat, _describe_error)
     return api
 
 
@@ -185,8 +194,7 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     status, code, param, message = _describe_error(request, error)
     if status == 500:
         logger.error("request failed: %s %s", request.method, request.url.path, exc_info=error)
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    answer = ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))
+    answer = build_error(status, message, code, param)
     headers = dict(getattr(error, "headers", None) or {})
     if status == 503:
         headers["Retry-After"] = "1"
@@ -198,6 +206,8 @@ def _describe_error(request: Request, error: Exception) -> tuple[int, str, str |
     match error:
         case RequestError():
             return error.status, error.code, error.param, error.message
+        case ToolError():
+            return TOOL_ERROR_STATUS[error.code], error.code, None, error.message
         case MediaError():
             return 422, "bad_media", "media", str(error)
         case InputError():
@@ -225,12 +235,20 @@ def _describe_error(request: Request, error: Exception) -> tuple[int, str, str |
 @ray_serve.deployment
 @ray_serve.ingress()
 class Ingress:
-    """HTTP in front of the two model deployments."""
+    """HTTP in front of the deployments."""
 
     def __init__(
-        self, args: ServeArgs, catalog: ToolCatalog, bundle_revision: str, predictor: Any, encoder: Any
+        self,
+        args: ServeArgs,
+        catalog: ToolCatalog,
+        bundle_revision: str,
+        predictor: Any,
+        encoder: Any,
+        local_tools: Any,
+        model_tools: Any,
     ) -> None:
         self._service = SelectionService(args, catalog, bundle_revision, predictor, encoder)
+        self._chat = ChatService(args, catalog, predictor, encoder, local_tools, model_tools)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self._service)
+        return build_api(self._service, self._chat)

@@ -119,10 +119,14 @@ class Ranking:
     Attributes:
         tools: (tool id, probability), likeliest first: the k best, then `unknown` where it is not among them.
         is_instruction_cut: whether the end of the words was left out because they exceed the model's prompt.
+        n_prompt_tokens: that the model read.
+        n_answer_tokens: of the likeliest tool's name.
     """
 
     tools: list[tuple[str, float]]
     is_instruction_cut: bool
+    n_prompt_tokens: int = 0
+    n_answer_tokens: int = 0
 
 
 @dataclass(frozen=True)

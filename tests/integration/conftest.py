@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from small_service import Service, run_service
 from tracking_server import Postgres, TrackingServer, find_postgres
 
 
@@ -23,3 +24,10 @@ def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracki
         server.kill()
     finally:
         postgres.stop()
+
+
+@pytest.fixture(scope="session")
+def service(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The serving application over HTTP."""
+    with run_service(tmp_path_factory.mktemp("service")) as running:
+        yield running

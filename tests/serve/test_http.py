@@ -17,6 +17,7 @@ from starlette.types import Message
 
 from data_pipeline.catalog import Tool, ToolCatalog
 from data_pipeline.errors import InputError, MediaError
+from serve.chat import ChatService
 from serve.config import ServeArgs
 from serve.ingress import SelectionService, build_api
 from serve.schemas import EncodedMedium, Ranking, RequestError, SelectQuery
@@ -70,7 +71,11 @@ class _World:
         self.args = ServeArgs.parse({"bundle": "b", "max_upload_bytes": 1000, "max_instruction_chars": 50, **args})
         self.encoder, self.predictor = _Encoder(), _Predictor()
         self.service = SelectionService(self.args, CATALOG, "rev", self.predictor, self.encoder)
-        self.client = TestClient(build_api(self.service), raise_server_exceptions=False)
+        self.chat = ChatService(self.args, CATALOG, self.predictor, self.encoder, None, None)
+        self.api = build_api(self.service, self.chat)
+        self.client = TestClient(
+            self.api, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False
+        )
 
     def select(self, **body: Any) -> Any:
         return self.client.post(SELECT, json=body)
@@ -267,9 +272,10 @@ def test_unannounced_body_is_cut_off_while_reading(world: _World, content_type: 
         "method": "POST",
         "path": SELECT,
         "query_string": b"",
-        "headers": [(b"content-type", content_type.encode())],
+        "headers": [(b"content-type", content_type.encode()), (b"host", b"127.0.0.1")],
+        "client": ("127.0.0.1", 50_000),
     }
-    asyncio.run(build_api(world.service)(scope, receive, send))
+    asyncio.run(world.api(scope, receive, send))
     assert sent[0]["status"] == 413
     assert json.loads(sent[1]["body"])["error"]["code"] == "body_too_large"
     assert n_read == world.args.max_body_bytes // 10_000 + 1, "no more is read than tells that it is too much"

@@ -1,0 +1,157 @@
+"""What a chat request leads to: a tool chosen from a ranking, or the agent's loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from typing import Any
+
+from data_pipeline.catalog import UNKNOWN_TOOL_ID, ToolCatalog
+from model.turn_decode_types import TurnRequest, WrittenTurn
+from serve.agent import AgentLimits, AgentResult, ToolResult, iterate_agent, run_agent
+from serve.agent_memory import build_agent_request
+from serve.artifacts import Artifact, ArtifactStore
+from serve.chat_content import ChatLimits, Conversation, parse_conversation, store_media
+from serve.chat_schemas import ChatCompletion, ChatRequest, Usage
+from serve.chat_stream import (
+    NO_CALL_WANTED,
+    answer_of_agent,
+    answer_with_tool,
+    answer_with_words,
+    describe_tool_results,
+    stream_agent,
+    stream_completion,
+)
+from serve.chat_tools import OfferedTool, ToolChoice, offer_entry, offer_spec, read_tool_choice, selection_artifact
+from serve.config import ServeArgs
+from serve.deployment_calls import ask
+from serve.fetch import FetchLimits, fetch_url
+from serve.schemas import Ranking, RequestError, SelectQuery, check_instruction
+from serve.tool_host import ToolReply
+from serve.tools.all_tools import load_tools
+from serve.tools.spec import ToolSpec
+
+MAX_ARTIFACT_BYTES = 64 * 2**20
+
+
+class ChatService:
+    """Behind the chat's routes. `predictor`, `encoder` and the tools' two hosts are deployment handles."""
+
+    def __init__(
+        self, args: ServeArgs, catalog: ToolCatalog, predictor: Any, encoder: Any, local_tools: Any, model_tools: Any
+    ) -> None:
+        self.args = args
+        self.store = ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, MAX_ARTIFACT_BYTES)
+        self.specs: Mapping[str, ToolSpec] = load_tools()
+        self._predictor = predictor
+        self._encoder = encoder
+        self._hosts = {"local": local_tools, "model": model_tools}
+        self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
+        self._selectable: dict[str, OfferedTool] = {
+            tool_id: offer_spec(self.specs[tool_id]) if tool_id in self.specs else offer_entry(catalog[tool_id])
+            for tool_id in catalog.selection_tool_ids
+            if tool_id != UNKNOWN_TOOL_ID
+        }
+        runnable = [tool for tool in catalog if tool.tool_id in self.specs]
+        # a model that learnt dialogues knows the tools that have a name in them; another may try what it selects from
+        known = [tool for tool in runnable if tool.name] or runnable
+        self._callable = {tool.tool_id: offer_spec(self.specs[tool.tool_id]) for tool in known}
+
+    async def complete(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
+        """Answer a chat: whole, or as server-sent events where the request wants a stream.
+
+        Raises:
+            RequestError, MediaError: the request is at fault.
+        """
+        if request.base_model != self.args.model_name:
+            raise RequestError(
+                f"There is no model {request.model[:80]!r}; GET /v1/models lists them.", 404, "model_not_found", "model"
+            )
+        if request.is_agent:
+            return await self._ask_agent(request)
+        answer = await self._select(request)
+        if not request.stream:
+            return answer
+        return _as_async(stream_completion(answer, request.has_usage_chunk))
+
+    async def invoke(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """Run a tool.
+
+        Raises:
+            RequestError: there is no such tool (404).
+            ToolError: it gave no result.
+        """
+        spec = self.specs.get(tool_id)
+        if spec is None:
+            raise RequestError(
+                f"There is no tool {tool_id[:80]!r} that this service runs; GET /v1/tools lists them.",
+                404,
+                "tool_not_found",
+            )
+        host = self._hosts["model" if spec.method == "model" else "local"]
+        reply: ToolReply = await ask(host.invoke.remote(tool_id, dict(arguments)))
+        return reply.unpack()
+
+    # --- a tool chosen from a ranking
+
+    async def _select(self, request: ChatRequest) -> ChatCompletion:
+        choice = read_tool_choice(request, self._selectable)
+        conversation = await self._read(request, is_current_only=True)
+        if conversation.tool_results:
+            return answer_with_words(request, describe_tool_results(conversation), Usage.of(0, 0))
+        if choice.mode == "none":
+            return answer_with_words(request, NO_CALL_WANTED, Usage.of(0, 0))
+        ranking = await self._rank(conversation, choice, request.top_logprobs or 0)
+        usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
+        words, artifacts = conversation.words, conversation.artifacts
+        return answer_with_tool(request, choice, ranking.tools, words, artifacts, usage)
+
+    async def _rank(self, conversation: Conversation, choice: ToolChoice, n_top: int) -> Ranking:
+        artifact = selection_artifact(conversation)
+        vector = None if artifact is None else await self._encode(artifact)
+        words = check_instruction(conversation.words, self.args.max_instruction_chars)
+        names = (choice.named,) if choice.mode == "named" else tuple(tool.name for tool in choice.tools)
+        query = SelectQuery(words, vector, max(2, n_top))  # the likeliest may be `unknown` where a call is required
+        if choice.is_catalog and choice.mode != "named":
+            return await ask(self._predictor.select.remote(query))
+        return await ask(self._predictor.select_among.remote(query, names))
+
+    async def _encode(self, artifact: Artifact) -> Any:
+        _, data = await asyncio.to_thread(self.store.open, artifact.id)
+        medium = await ask(self._encoder.encode.remote(data, artifact.modality))
+        return medium.vector
+
+    # --- the agent's loop
+
+    async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
+        choice = read_tool_choice(request, self._callable)
+        conversation = await self._read(request)
+        agent_request = build_agent_request(conversation, choice, self.specs)
+        limits = AgentLimits(
+            max_steps=self.args.agent_max_steps,
+            max_seconds=self.args.request_timeout_s,
+            max_tokens=self.args.agent_max_tokens,
+            max_answer_tokens=request.max_answer_tokens,
+        )
+        if request.stream:
+            return stream_agent(request, iterate_agent(self._write_turn, self.invoke, agent_request, limits))
+        result: AgentResult = await run_agent(self._write_turn, self.invoke, agent_request, limits)
+        return answer_of_agent(request, result)
+
+    async def _write_turn(self, request: TurnRequest) -> WrittenTurn:
+        return await ask(self._predictor.write_turn.remote(request))
+
+    async def _read(self, request: ChatRequest, *, is_current_only: bool = False) -> Conversation:
+        conversation = parse_conversation(request, self._limits)
+        fetch = None
+        if self.args.allow_urls:
+            fetch = partial(fetch_url, limits=FetchLimits(max_bytes=self.args.max_upload_bytes))
+        return await asyncio.to_thread(
+            store_media, conversation, self.store, is_current_only=is_current_only, fetch=fetch
+        )
+
+
+async def _as_async(events: Any) -> AsyncIterator[str]:
+    for event in events:
+        yield event

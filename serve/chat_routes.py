@@ -1,0 +1,171 @@
+"""The routes of chats, tools and artifacts: OpenAI's where it has one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+
+from serve.access import ApiKeys, Gate, RateLimit
+from serve.agent import describe_artifact
+from serve.body import check_body, read_body
+from serve.chat import ChatService
+from serve.chat_schemas import ChatCompletion, ChatRequest, ModelList, list_models, parse_chat_request
+from serve.chat_stream import stream_error
+from serve.config import ServeArgs
+from serve.schemas import ErrorAnswer, RequestError
+
+logger = logging.getLogger("ray.serve")
+
+OPEN_PATHS = ("/healthz",)  # answered without a key
+Describe = Callable[[Request, Exception], tuple[int, str, str | None, str]]
+
+
+class InvokeRequest(BaseModel):
+    """Body of `POST /v1/tools/{tool_id}/invoke`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arguments: dict[str, Any] = Field(default={}, description="by the tool's schema; media are artifact ids")
+
+
+class ArtifactEntry(BaseModel):
+    """An artifact as responses show it; `path` is where its data is."""
+
+    id: str
+    name: str
+    media_type: str
+    n_bytes: int
+    path: str
+
+
+class InvokeAnswer(BaseModel):
+    """What a tool gave: words, and the file that it made."""
+
+    tool_id: str
+    text: str
+    artifact: ArtifactEntry | None
+
+
+def build_gate(args: ServeArgs) -> Callable[[Request], Any]:
+    """A dependency that lets a request in, or raises `AccessError`; the keys come from the environment."""
+    gate = Gate(ApiKeys.load(os.environ), RateLimit(args.requests_per_minute, max(1, int(args.requests_per_minute))))
+
+    async def admit(request: Request) -> None:
+        if request.url.path not in OPEN_PATHS:
+            request.state.caller = gate.admit(request.headers, request.client.host if request.client else None)
+
+    return admit
+
+
+def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -> None:
+    """Add the routes to the application.
+
+    Args:
+        api: the application.
+        chat: what they do.
+        describe_error: words an error that comes up after a stream has begun.
+    """
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorAnswer} for status in (400, 401, 404, 413, 415, 422, 429, 500, 503, 504)
+    }
+    created_s = int(time.time())
+
+    @api.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        responses=errors,
+        openapi_extra=_json_body(ChatRequest),
+    )
+    async def complete(request: Request) -> Response:
+        wanted = parse_chat_request(await read_body(request, chat.args, ("application/json",)))
+        async with asyncio.timeout(chat.args.request_timeout_s):
+            answer = await chat.complete(wanted)
+        if isinstance(answer, ChatCompletion):
+            return JSONResponse(answer.to_json())
+        return StreamingResponse(
+            _guarded(request, answer, describe_error),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store"},
+        )
+
+    @api.get("/v1/models")
+    async def models() -> ModelList:
+        return list_models([chat.args.model_name], created_s)
+
+    @api.post("/v1/tools/{tool_id:path}/invoke", responses=errors, openapi_extra=_json_body(InvokeRequest))
+    async def invoke(tool_id: str, request: Request) -> InvokeAnswer:
+        body = await read_body(request, chat.args, ("application/json",))
+        try:
+            wanted = InvokeRequest.model_validate_json(body)
+        except ValidationError as error:
+            raise RequestError(
+                'The body is not valid; send {"arguments": {...}} as JSON, by the tool\'s schema.', code="bad_field"
+            ) from error
+        result = await chat.invoke(tool_id, wanted.arguments)
+        artifact = None if result.artifact is None else ArtifactEntry(**describe_artifact(result.artifact))
+        return InvokeAnswer(tool_id=tool_id, text=result.text, artifact=artifact)
+
+    @api.post("/v1/artifacts", responses=errors, openapi_extra=_upload_body())
+    async def upload(request: Request) -> ArtifactEntry:
+        check_body(request, chat.args, ("multipart/form-data",))
+        form = await request.form(max_files=1, max_fields=4)
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise RequestError("The form has no file; send it in the field 'file'.", code="bad_field", param="file")
+        data = await file.read()
+        if len(data) > chat.args.max_upload_bytes:
+            raise RequestError(
+                f"The file has {len(data)} bytes; at most {chat.args.max_upload_bytes} are allowed.",
+                413,
+                "media_too_large",
+                "file",
+            )
+        artifact = await asyncio.to_thread(chat.store.put, data, file.content_type or "", file.filename or "")
+        return ArtifactEntry(**describe_artifact(artifact))
+
+    @api.get("/v1/artifacts/{artifact_id}", response_class=Response, responses=errors)
+    async def download(artifact_id: str) -> Response:
+        artifact, data = await asyncio.to_thread(chat.store.open, artifact_id)
+        return Response(data, headers=artifact.headers)
+
+
+async def _guarded(request: Request, events: AsyncIterator[str], describe_error: Describe) -> AsyncIterator[str]:
+    """A stream whose errors become its last event."""
+    try:
+        async for event in events:
+            yield event
+    except Exception as error:
+        status, code, _, message = describe_error(request, error)
+        if status == 500:
+            logger.error("stream failed: %s", request.url.path, exc_info=error)
+        yield stream_error(status, message, code)
+
+
+def _json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The body's schema with its parts inlined, as FastAPI's own schemas do not know them."""
+    schema = model.model_json_schema(ref_template="#/x/{model}")
+    parts = schema.pop("$defs", {})
+    text = json.dumps(schema)
+    for _ in range(8):  # parts refer to parts
+        for name, part in parts.items():
+            text = text.replace(json.dumps({"$ref": f"#/x/{name}"}), json.dumps(part))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": json.loads(text)}}}}
+
+
+def _upload_body() -> dict[str, Any]:
+    form = {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "string", "format": "binary"}},
+    }
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}

@@ -1,0 +1,86 @@
+"""The deployment that runs tools: media out of the artifact store, the call under limits, the result back into it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray import serve as ray_serve
+
+from data_pipeline.errors import InputError
+from serve.agent import ToolResult
+from serve.artifacts import Artifact, ArtifactStore
+from serve.config import ServeArgs
+from serve.schemas import RequestError
+from serve.tools.all_tools import load_tools
+from serve.tools.run import DEFAULT_LIMITS, ToolRunner
+from serve.tools.spec import ErrorCode, ToolError
+
+THREADS = 4  # calls that one replica runs side by side; tools that run models take turns
+
+
+@dataclass(frozen=True)
+class ToolReply:
+    """What comes back from a replica; an error is told in words, since exceptions lose their fields on the way.
+
+    Attributes:
+        text, artifact: the result.
+        error: the code of a `ToolError`, or None.
+        message: its sentence.
+    """
+
+    text: str = ""
+    artifact: Artifact | None = None
+    error: ErrorCode | None = None
+    message: str = ""
+
+    def unpack(self) -> ToolResult:
+        """The result; `ToolError` where there is none."""
+        if self.error is not None:
+            raise ToolError(self.error, self.message)
+        return ToolResult(self.text, self.artifact)
+
+
+@ray_serve.deployment
+class ToolHost:
+    """Tools in processes of their own, which a replica keeps warm."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        self._specs = load_tools()
+        self._store = ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, DEFAULT_LIMITS.max_output_bytes)
+        self._runner = ToolRunner()
+        self._limits = replace(DEFAULT_LIMITS, timeout_s=args.tool_timeout_s)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tool")
+
+    async def invoke(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolReply:
+        """Run a tool; media arguments are artifact ids."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._invoke_blocking, tool_id, arguments)
+
+    async def describe(self) -> dict[str, object]:
+        """What this replica runs."""
+        return {"tools": len(self._specs)}
+
+    def _invoke_blocking(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolReply:
+        spec = self._specs[tool_id]
+        try:
+            parsed = spec.parse(arguments)
+            ids = [parsed[argument.name] for argument in spec.arguments if argument.is_media]
+            media = {artifact_id: self._store.open(artifact_id)[1] for artifact_id in ids}
+            output = self._runner.run(spec, parsed, media, self._limits)
+            artifact = None
+            if output.file is not None:
+                artifact = self._store.put(output.file.data, output.file.media_type, spec.call_name)
+        except ToolError as error:
+            return ToolReply(error=error.code, message=error.message)
+        except RequestError as error:  # an artifact that is gone, or a store that is full
+            return ToolReply(error="bad_media" if error.status == 404 else "failed", message=error.message)
+        except InputError as error:
+            return ToolReply(error="bad_arguments", message=str(error))
+        return ToolReply(output.text, artifact)
+
+    def __del__(self) -> None:
+        self._runner.close()

@@ -1,0 +1,179 @@
+"""Chats, tools and artifacts over real HTTP, through OpenAI's own client."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+from small_service import CATALOG, Service, assert_error, picture
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+EDGES = "local/detect-edges"
+USER = "Show the edges of this picture"
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="no-key-on-loopback", max_retries=0) as client:
+        yield client
+
+
+def user_message(text: str, data: bytes | None = None) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    if data is not None:
+        url = "data:image/png;base64," + base64.b64encode(data).decode()
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return {"role": "user", "content": parts}
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["toolmm", "toolmm-agent"]
+
+
+def test_a_tool_is_chosen_as_the_model_ranks_it(client: openai.OpenAI, service: Service) -> None:
+    data = picture()
+    answer = client.chat.completions.create(
+        model="toolmm", messages=[user_message(USER, data)], logprobs=True, top_logprobs=3, tool_choice="required"
+    )
+    expected = service.expected(USER, "image", data)
+    best = max((tool for tool in expected if tool != "unknown"), key=lambda tool: expected[tool])
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls"
+    [call] = choice.message.tool_calls
+    assert call.function.name == best
+    [token] = choice.logprobs.content
+    assert np.exp(token.logprob) == pytest.approx(expected[best], rel=1e-3)
+    assert [np.exp(top.logprob) for top in token.top_logprobs] == pytest.approx(
+        sorted(expected.values(), reverse=True)[:3], rel=1e-3
+    )
+    assert answer.usage.prompt_tokens > 10
+    arguments = json.loads(call.function.arguments)
+    assert httpx.get(f"{service.url}/v1/artifacts/{arguments['image']}").content == data
+
+
+def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
+    messages = [user_message(USER, picture())]
+    whole = client.chat.completions.create(model="toolmm", messages=messages, tool_choice="required")
+    chunks = list(
+        client.chat.completions.create(
+            model="toolmm",
+            messages=messages,
+            tool_choice="required",
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    calls = [
+        chunk.choices[0].delta.tool_calls[0] for chunk in chunks if chunk.choices and chunk.choices[0].delta.tool_calls
+    ]
+    [expected] = whole.choices[0].message.tool_calls
+    assert calls[0].function.name == expected.function.name
+    assert "".join(call.function.arguments or "" for call in calls) == expected.function.arguments
+    assert chunks[-1].usage == whole.usage
+
+
+def test_a_callers_own_tools_are_ranked(client: openai.OpenAI) -> None:
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {
+            "image": {"type": "string"}, "text": {"type": "string"}}, "required": ["image", "text"]}}}
+        for name in ("repaint", "enlarge")
+    ]  # fmt: skip
+    answer = client.chat.completions.create(
+        model="toolmm", messages=[user_message("Enlarge it", picture())], tools=tools, tool_choice="required"
+    )
+    [call] = answer.choices[0].message.tool_calls
+    assert call.function.name in ("repaint", "enlarge")
+    assert json.loads(call.function.arguments)["text"] == "Enlarge it"
+    named = {"type": "function", "function": {"name": "enlarge"}}
+    answer = client.chat.completions.create(
+        model="toolmm", messages=[user_message("Enlarge it", picture())], tools=tools, tool_choice=named
+    )
+    assert answer.choices[0].message.tool_calls[0].function.name == "enlarge"
+
+
+def test_a_chosen_tool_runs_and_its_result_ends_the_chat(client: openai.OpenAI, service: Service) -> None:
+    data = picture(size=(48, 64))
+    first = user_message(USER, data)
+    choice = {"type": "function", "function": {"name": EDGES}}
+    answer = client.chat.completions.create(model="toolmm", messages=[first], tool_choice=choice)
+    message = answer.choices[0].message
+    [call] = message.tool_calls
+    invoked = httpx.post(
+        f"{service.url}/v1/tools/{EDGES}/invoke",
+        json={"arguments": json.loads(call.function.arguments)},
+        timeout=120,
+    )
+    assert invoked.status_code == 200, invoked.text
+    artifact = invoked.json()["artifact"]
+    found = httpx.get(service.url + artifact["path"])
+    assert found.headers["content-type"] == "image/png"
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert Image.open(io.BytesIO(found.content)).size == (64, 48)
+    result = {"role": "tool", "tool_call_id": call.id, "content": f"artifact:{artifact['id']}"}
+    answer = client.chat.completions.create(model="toolmm", messages=[first, message.model_dump(), result])
+    assert artifact["id"] in answer.choices[0].message.content
+
+
+def test_the_agent_calls_tools_that_exist_on_files_that_exist(client: openai.OpenAI, service: Service) -> None:
+    answer = client.chat.completions.create(
+        model="toolmm-agent", messages=[user_message(USER, picture())], tool_choice="required", timeout=120
+    )
+    trace = answer.model_extra["agent"]
+    assert trace["steps"]
+    for step in trace["steps"]:
+        assert step["tool_id"] in CATALOG
+        assert step["error"] is None, step
+        assert httpx.get(service.url + step["artifact"]["path"]).status_code == 200
+    assert answer.choices[0].message.content
+    assert answer.usage.completion_tokens > 0
+
+
+def test_the_agents_steps_stream(client: openai.OpenAI) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model="toolmm-agent",
+            messages=[user_message(USER, picture())],
+            tool_choice="required",
+            stream=True,
+            timeout=120,
+        )
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert any("agent" in (chunk.model_extra or {}) for chunk in chunks)
+
+
+def test_faults_are_told_in_openais_form(client: openai.OpenAI, service: Service) -> None:
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.chat.completions.create(model="other", messages=[user_message("hello")])
+    assert raised.value.code == "model_not_found"
+    message = user_message("look")
+    message["content"].append({"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}})
+    with pytest.raises(openai.BadRequestError) as raised_bad:
+        client.chat.completions.create(model="toolmm", messages=[message])
+    assert raised_bad.value.code == "url_not_allowed"
+    assert_error(httpx.get(f"{service.url}/v1/artifacts/../../etc/passwd"), 404, "not_found")
+    assert_error(httpx.get(f"{service.url}/v1/artifacts/{'0' * 32}"), 404, "artifact_not_found")
+    assert_error(httpx.post(f"{service.url}/v1/tools/no/such/invoke", json={"arguments": {}}), 404, "tool_not_found")
+    wrong = httpx.post(f"{service.url}/v1/tools/{EDGES}/invoke", json={"arguments": {"image": "0" * 32}}, timeout=60)
+    assert_error(wrong, 422, "bad_media")
+    assert_error(httpx.get(f"{service.url}/v1/tools", headers={"Host": "example.org"}), 401, "invalid_api_key")
+
+
+def test_an_upload_comes_back_as_it_was(service: Service) -> None:
+    data = picture(3)
+    answer = httpx.post(f"{service.url}/v1/artifacts", files={"file": ("a b.png", data, "image/png")})
+    assert answer.status_code == 200, answer.text
+    found = httpx.get(service.url + answer.json()["path"])
+    assert found.content == data
+    assert found.headers["content-type"] == "image/png"
+    text = httpx.post(f"{service.url}/v1/artifacts", files={"file": ("a.html", b"<script>", "image/png")})
+    assert_error(text, 415, "unsupported_media")
