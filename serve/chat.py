@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from serve.config import ServeArgs
 from serve.deployment_calls import ask
 from serve.fetch import FetchLimits, fetch_url
 from serve.schemas import Ranking, RequestError, SelectQuery, check_instruction
+from serve.telemetry import Telemetry
 from serve.tool_host import ToolReply
 from serve.tools.all_tools import load_tools
 from serve.tools.spec import ToolSpec
@@ -42,6 +44,7 @@ class ChatService:
         self, args: ServeArgs, catalog: ToolCatalog, predictor: Any, encoder: Any, local_tools: Any, model_tools: Any
     ) -> None:
         self.args = args
+        self.telemetry = Telemetry()
         self.store = ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, MAX_ARTIFACT_BYTES)
         self.specs: Mapping[str, ToolSpec] = load_tools()
         self._predictor = predictor
@@ -90,8 +93,17 @@ class ChatService:
                 "tool_not_found",
             )
         host = self._hosts["model" if spec.method == "model" else "local"]
-        reply: ToolReply = await ask(host.invoke.remote(tool_id, dict(arguments)))
+        start, code = time.perf_counter(), "unavailable"
+        try:
+            reply: ToolReply = await ask(host.invoke.remote(tool_id, dict(arguments)))
+            code = reply.error
+        finally:
+            self.telemetry.count_tool(tool_id, time.perf_counter() - start, code)
         return reply.unpack()
+
+    async def describe_predictor(self) -> dict[str, Any]:
+        """What a replica of the predictor says of itself."""
+        return await ask(self._predictor.describe.remote())
 
     # --- a tool chosen from a ranking
 
@@ -104,6 +116,7 @@ class ChatService:
             return answer_with_words(request, NO_CALL_WANTED, Usage.of(0, 0))
         ranking = await self._rank(conversation, choice, request.top_logprobs or 0)
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
+        self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
         words, artifacts = conversation.words, conversation.artifacts
         return answer_with_tool(request, choice, ranking.tools, words, artifacts, usage)
 
@@ -140,7 +153,9 @@ class ChatService:
         return answer_of_agent(request, result)
 
     async def _write_turn(self, request: TurnRequest) -> WrittenTurn:
-        return await ask(self._predictor.write_turn.remote(request))
+        written: WrittenTurn = await ask(self._predictor.write_turn.remote(request))
+        self.telemetry.count_tokens(written.prompt_tokens, written.completion_tokens)
+        return written
 
     async def _read(self, request: ChatRequest, *, is_current_only: bool = False) -> Conversation:
         conversation = parse_conversation(request, self._limits)

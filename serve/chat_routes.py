@@ -13,6 +13,8 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.datastructures import UploadFile
 
 from serve.access import ApiKeys, Gate, RateLimit
@@ -23,10 +25,12 @@ from serve.chat_schemas import ChatCompletion, ChatRequest, ModelList, list_mode
 from serve.chat_stream import stream_error
 from serve.config import ServeArgs
 from serve.schemas import ErrorAnswer, RequestError
+from serve.telemetry import CONTENT_TYPE
 
 logger = logging.getLogger("ray.serve")
 
-OPEN_PATHS = ("/healthz",)  # answered without a key
+OPEN_PATHS = ("/healthz",)  # answered without a key; /metrics needs one, as it names what is asked for
+METRICS_TIMEOUT_S = 2.0
 Describe = Callable[[Request, Exception], tuple[int, str, str | None, str]]
 
 
@@ -97,6 +101,15 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store"},
         )
+
+    @api.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        try:
+            state = await asyncio.wait_for(chat.describe_predictor(), METRICS_TIMEOUT_S)
+        except (TimeoutError, RayError, DeploymentUnavailableError):
+            state = {}  # a scrape must tell of the rest also where the model is down
+        chat.telemetry.set_batch_sizes({"Predictor": state["largest_batch"]} if state else {})
+        return Response(chat.telemetry.render(), media_type=CONTENT_TYPE)
 
     @api.get("/v1/models")
     async def models() -> ModelList:

@@ -39,6 +39,7 @@ from serve.schemas import (
     check_instruction,
     check_k,
 )
+from serve.telemetry import RequestTelemetry
 from serve.tools.spec import ErrorCode, ToolError
 
 logger = logging.getLogger("ray.serve")
@@ -137,6 +138,7 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
     gate = [Depends(build_gate(service.args))]
     api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate)
     api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes)
+    api.add_middleware(RequestTelemetry, telemetry=chat.telemetry)
     api.add_exception_handler(HTTPException, _answer_error)
     for error_type in (
         InputError,

@@ -57,7 +57,7 @@ class _Predictor:
         self.asked: list[SelectQuery] = []
         self.ranking = RANKING
         self.select = _Method(self._select)
-        self.describe = _Method(lambda: {})
+        self.describe = _Method(lambda: {"largest_batch": 3})
 
     def _select(self, query: SelectQuery) -> Ranking:
         self.asked.append(query)
@@ -345,3 +345,20 @@ def test_openapi_describes_both_body_forms(world: _World) -> None:
     content = world.client.get("/openapi.json").json()["paths"][SELECT]["post"]["requestBody"]["content"]
     assert content.keys() == {"application/json", "multipart/form-data"}
     assert "$ref" not in json.dumps(content)
+
+
+def test_metrics_count_requests_without_what_was_asked(world: _World) -> None:
+    world.select(instruction="a secret wish")
+    assert world.client.get("/v1/nowhere").status_code == 404
+    text = world.client.get("/metrics").text
+    assert f'toolmm_requests_total{{method="POST",route="{SELECT}",status="200"}} 1.0' in text
+    assert 'toolmm_requests_total{method="GET",route="other",status="404"} 1.0' in text
+    assert 'toolmm_batch_size{deployment="Predictor"} 3.0' in text
+    assert f'toolmm_request_seconds_count{{route="{SELECT}"}} 1.0' in text
+    assert "secret" not in text
+
+
+def test_every_answer_bears_an_id(world: _World) -> None:
+    assert world.client.get("/v1/tools", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made_up = world.client.get("/v1/tools", headers={"X-Request-ID": "no id, rather a text"}).headers["x-request-id"]
+    assert len(made_up) == 32
