@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_jobs import bench_decode, bench_embed, bench_memory, bench_train
+from ray_jobs import bench_decode, bench_embed, bench_memory, bench_sweep, bench_train
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
-    """Training against transformers.Trainer and our row-by-row mode, and its memory; decoding; embedding."""
+    """Training against Trainer and our row-by-row mode, and its memory; decoding; embedding; ASHA against the grid."""
     results = {"train": bench_train.run(), "decode": bench_decode.run()}
     connect(spec.ray)
     results["memory"] = bench_memory.run()
     results["embed"] = bench_embed.run()
+    results["sweep"] = bench_sweep.run()
     return results

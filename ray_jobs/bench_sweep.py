@@ -3,7 +3,7 @@
 A text corpus whose questions' verb determines the tool, a tiny Llama, twelve trials of learning rate x rank. Steps are
 those that the trials' trainings really took, also those between a report and the scheduler's decision.
 
-    python -m ray_jobs.bench_sweep [FOLDER]
+    python -m ray_jobs.bench_sweep [FOLDER]     (a part of `make bench`; some twenty minutes on two cores)
 """
 
 from __future__ import annotations
