@@ -11,6 +11,7 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.frame import PictureType
 from PIL import Image, ImageOps
 
 from data_pipeline.errors import MediaError
@@ -112,7 +113,8 @@ def _decode_video(data: bytes, limits: ToolLimits) -> Clip:
             check_duration(len(frames) / fps, name, limits.media)
             if total > limits.max_clip_bytes:
                 raise MediaError(
-                    f"{name} has more than {limits.max_clip_bytes:,} bytes of pixels once decoded; cut it or scale it down."
+                    f"{name} has more than {limits.max_clip_bytes:,} bytes of pixels once decoded; cut it or "
+                    f"scale it down."
                 )
     if not frames:
         raise MediaError(f"{name} contains no video frames; give another file.")
@@ -157,7 +159,7 @@ def mp4_file(clip: Clip, key_frames: tuple[int, ...] = ()) -> ToolFile:
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             if number in key_frames:
-                picture.pict_type = av.video.frame.PictureType.I
+                picture.pict_type = PictureType.I
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return ToolFile(buffer.getvalue(), "video/mp4")

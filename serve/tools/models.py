@@ -55,7 +55,7 @@ class ModelCache:
         loaded = load(model_id)
         self.n_loads += 1
         self._models[key] = loaded
-        while self._models and self.held_bytes > self.budget_bytes:
+        while self.held_bytes > self.budget_bytes:
             self._models.popitem(last=False)
             self.n_evictions += 1
         return loaded.parts
@@ -79,7 +79,8 @@ class ModelCache:
 def load_parts(model_id: str, model_class: str, *part_classes: str) -> LoadedModel:
     """Load a model and what prepares its input by the names of transformers' classes.
 
-    Safetensors only, and never code that comes with a model. With HF_HUB_OFFLINE set nothing but local files is looked at.
+    Safetensors only, and never code that comes with a model. With HF_HUB_OFFLINE set nothing but local files is
+    looked at.
 
     Raises:
         ToolError: "weights_not_available" where the files are not there, or not in a form that is loaded.
@@ -113,7 +114,8 @@ def load_pipeline(model_id: str, pipeline_class: str, controlnet_id: str | None 
     except ImportError as error:
         raise ToolError(
             "weights_not_available",
-            f"weights or packages are not available: {model_id} needs the package diffusers; install it where tools run.",
+            f"weights or packages are not available: {model_id} needs the package diffusers; install it where "
+            f"tools run.",
         ) from error
     import torch
 

@@ -120,8 +120,9 @@ class _Worker:
 class ToolRunner:
     """Runs tools in warm worker processes: one that forks per call, and one that keeps models.
 
-    Safe to use from several threads. Calls of tools without a model run side by side; those with one run one after another.
-    Edge detection on a 640 x 480 picture takes some 20 ms in all, of which the process costs some 10 ms (docs/tools.md).
+    Safe to use from several threads. Calls of tools without a model run side by side; those with one run one after
+    another. Edge detection on a 640 x 480 picture takes some 20 ms in all, of which the process costs some 10 ms
+    (docs/tools.md).
     """
 
     def __init__(self, model_cache_bytes: int = MODEL_CACHE_BYTES) -> None:
@@ -190,7 +191,8 @@ class ToolRunner:
         except WireError as error:
             raise ToolError(
                 "failed",
-                f"the process of {spec.call_name} ended without an answer: it crashed on this input or needed far more than "
+                f"the process of {spec.call_name} ended without an answer: it crashed on this input or needed "
+                f"far more than "
                 f"its {limits.memory_mb} MB of memory; give it other or smaller media.",
             ) from error
         self.model_counts = reply.get("cache", self.model_counts)
@@ -218,7 +220,8 @@ def _build_call(
             if value not in media:
                 raise ToolError(
                     "bad_arguments",
-                    f"there is no artifact {value[:80]!r} for argument {argument.name!r} of {spec.call_name}; give the id of "
+                    f"there is no artifact {value[:80]!r} for argument {argument.name!r} of {spec.call_name}; "
+                    f"give the id of "
                     "an uploaded file or of a tool's result.",
                 )
             blocks.append(media[value])

@@ -151,7 +151,8 @@ class ToolSpec:
 
     Attributes:
         tool_id: its key in the catalogue.
-        run: a function at the top level of a module, called with the arguments by name: image = uint8 [H, W, 3] RGB, audio
+        run: a function at the top level of a module, called with the arguments by name: image = uint8 [H, W, 3] RGB,
+        audio
             = `Sound`, video = `Clip`, text = str, numbers as they are. A tool with `method` "model" gets the cache of
             loaded models and `model_id` in front of them.
         description: what it does, in one or two sentences, the method included.

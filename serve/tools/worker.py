@@ -84,7 +84,7 @@ def _cache_counts(models: Any) -> dict[str, Any]:
 
 
 def _limits(fields: dict[str, Any]) -> ToolLimits:
-    return ToolLimits(**(fields | {"media": MediaLimits(**fields["media"])}))
+    return ToolLimits(**{**fields, "media": MediaLimits(**fields["media"])})
 
 
 def _check_output(output: Any, limits: ToolLimits) -> None:
@@ -109,8 +109,8 @@ def _limit_this_process(timeout_s: float, memory_mb: int) -> None:
 
     Address space and not resident memory: the kernel refuses the very allocation that is too large, so NumPy, OpenCV
     and FFmpeg report it, where a watcher of resident memory would come too late for one large allocation and could only
-    kill. The limit lies `memory_mb` above what the idle process has mapped, for shared libraries count as address space;
-    libraries run on one thread here, so stacks and arenas of threads do not eat into it.
+    kill. The limit lies `memory_mb` above what the idle process has mapped, for shared libraries count as address
+    space; libraries run on one thread here, so stacks and arenas of threads do not eat into it.
     """
     os.setsid()  # one group with whatever the tool starts, such as Tesseract
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

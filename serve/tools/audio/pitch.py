@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,8 @@ class PitchTrack:
 
 
 def track_pitch(sound: Sound, low_hz: float = 60.0, high_hz: float = 1200.0, window_s: float = 0.04) -> PitchTrack:
-    """YIN (de Cheveigne and Kawahara 2002): cumulative mean normalised difference, threshold 0.15, parabolic refinement.
+    """YIN (de Cheveigne and Kawahara 2002): cumulative mean normalised difference, threshold 0.15, parabolic
+    refinement.
 
     Raises:
         MediaError: the sound is too short for one frame.
@@ -168,7 +170,7 @@ def find_vibrato(sound: Sound) -> tuple[float, float] | None:
     breaks = np.flatnonzero(np.isnan(midi) | (np.abs(np.diff(midi, prepend=midi[0])) > 0.7))
     edges = [-1, *breaks.tolist(), len(midi)]
     rates, extents, weights = [], [], []
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in itertools.pairwise(edges):
         part = midi[first + 1 : last]
         if len(part) * HOP_S < 0.3:
             continue

@@ -12,7 +12,8 @@ from serve.tools.spec import Sound, ToolOutput, ToolSpec, sound_argument
 
 
 def remove_noise(sound: Sound) -> Sound:
-    """Wiener filter with the decision-directed estimate of Ephraim and Malah 1984; the noise from the quietest frames."""
+    """Wiener filter with the decision-directed estimate of Ephraim and Malah 1984; the noise from the quietest
+    frames."""
     frame = frame_length(sound.rate_hz)
     spectrum = to_spectrum(sound.samples, frame)
     power = np.abs(spectrum) ** 2
@@ -32,7 +33,8 @@ def remove_noise(sound: Sound) -> Sound:
 
 
 def find_hum(sound: Sound) -> tuple[float, int] | None:
-    """Mains frequency (50 or 60 Hz, as found to 0.1) and the number of its harmonics that stand out; None without hum."""
+    """Mains frequency (50 or 60 Hz, as found to 0.1) and the number of its harmonics that stand out; None without
+    hum."""
     samples = sound.samples.astype(np.float64)
     size = 1 << int(np.ceil(np.log2(max(len(samples), 4 * sound.rate_hz))))
     power = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), size)) ** 2
@@ -102,7 +104,8 @@ def find_clipping(samples: np.ndarray) -> np.ndarray:
 
 
 def restore_peaks(sound: Sound, rounds: int = 60) -> tuple[Sound, float]:
-    """Consistent iterative hard thresholding (Kitic et al. 2013): few large coefficients that agree with what was not clipped.
+    """Consistent iterative hard thresholding (Kitic et al. 2013): few large coefficients that agree with what was
+    not clipped.
 
     Returns:
         the sound, scaled to a peak of 0.95, and the share of samples that were clipped.
@@ -181,7 +184,8 @@ def declip(audio: Sound) -> ToolOutput:
     if share < 1e-4:
         return ToolOutput("Found no clipping; the sound is given back as it is.", wav_file(audio))
     text = (
-        f"{100 * share:.1f} % of the samples were clipped; their peaks were restored by a classical sparse estimate, which "
+        f"{100 * share:.1f} % of the samples were clipped; their peaks were restored by a classical sparse "
+        f"estimate, which "
         "is good up to some 30 % and a guess beyond."
     )
     return ToolOutput(text, wav_file(repaired))
@@ -193,7 +197,8 @@ def restore_treble(audio: Sound) -> ToolOutput:
     if not start_hz:
         return ToolOutput("The high frequencies are not muffled; the sound is given back as it is.", wav_file(audio))
     text = (
-        f"Lifted what is left above {start_hz:.0f} Hz with a classical equaliser; what the recording lost altogether is not "
+        f"Lifted what is left above {start_hz:.0f} Hz with a classical equaliser; what the recording lost "
+        f"altogether is not "
         "invented."
     )
     return ToolOutput(text, wav_file(lifted))
@@ -217,14 +222,16 @@ TOOLS = (
     ToolSpec(
         "local/dereverberate",
         dereverberate,
-        "Reduces echo and reverberation. Classical spectral subtraction in place of a network: late reverberation only.",
+        "Reduces echo and reverberation. Classical spectral subtraction in place of a network: late "
+        "reverberation only.",
         (sound_argument(),),
         "audio",
     ),
     ToolSpec(
         "local/declip",
         declip,
-        "Repairs an overdriven recording. A classical sparse estimate of the cut peaks, good while less than a third of the "
+        "Repairs an overdriven recording. A classical sparse estimate of the cut peaks, good while less than a "
+        "third of the "
         "samples are clipped.",
         (sound_argument(),),
         "audio",
@@ -232,7 +239,8 @@ TOOLS = (
     ToolSpec(
         "local/restore-treble",
         restore_treble,
-        "Brings muffled high frequencies back. A classical equaliser in place of a network: it lifts what is left of them.",
+        "Brings muffled high frequencies back. A classical equaliser in place of a network: it lifts what is "
+        "left of them.",
         (sound_argument(),),
         "audio",
     ),

@@ -94,7 +94,8 @@ def estimate_tempo(audio: Sound) -> ToolOutput:
     if strength < 0.1:
         return ToolOutput("No steady beat was found.")
     return ToolOutput(
-        f"The tempo is {tempo:.1f} beats per minute. By autocorrelation of onsets; half or double of it may be counted too."
+        f"The tempo is {tempo:.1f} beats per minute. By autocorrelation of onsets; half or double of it may be "
+        f"counted too."
     )
 
 
@@ -112,7 +113,8 @@ def find_heart_rate(sound: Sound) -> float:
 def measure_heart_rate(audio: Sound) -> ToolOutput:
     """Beats per minute."""
     return ToolOutput(
-        f"The heart beats {find_heart_rate(audio):.0f} times a minute. By autocorrelation of the low sounds; no medical device."
+        f"The heart beats {find_heart_rate(audio):.0f} times a minute. By autocorrelation of the low sounds; no "
+        f"medical device."
     )
 
 
@@ -214,7 +216,8 @@ TOOLS = (
     ToolSpec(
         "local/classify-drums",
         classify_drums,
-        "Labels the strokes of a drum track. Kick, snare and hi-hat by the energy of three bands, a classical method in "
+        "Labels the strokes of a drum track. Kick, snare and hi-hat by the energy of three bands, a classical "
+        "method in "
         "place of a network.",
         (sound_argument(),),
         "text",

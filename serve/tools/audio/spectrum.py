@@ -34,4 +34,4 @@ def frame_length(rate_hz: int, seconds: float = FRAME_S) -> int:
 
 
 def _window(frame: int) -> np.ndarray:
-    return get_window("hann", frame)
+    return np.asarray(get_window("hann", frame))

@@ -16,8 +16,8 @@ MIN_SPEECH_S, MIN_PAUSE_S = 0.1, 0.15
 def find_speech(sound: Sound) -> list[tuple[float, float]]:
     """(start, end) in seconds of what sounds like a voice.
 
-    The level of 200 to 4,000 Hz against the floor of the recording (its tenth percentile), with a threshold between floor and
-    loud parts; frames as flat as noise do not count unless they touch a voiced one.
+    The level of 200 to 4,000 Hz against the floor of the recording (its tenth percentile), with a threshold between
+    floor and loud parts; frames as flat as noise do not count unless they touch a voiced one.
     """
     samples = at_working_rate(sound)
     power = np.abs(to_spectrum(samples, FRAME, HOP)) ** 2
@@ -87,7 +87,8 @@ def _chroma(samples: np.ndarray) -> np.ndarray:
 
 
 def find_chords(sound: Sound) -> list[tuple[float, float, str]]:
-    """(start, end, name) of each major or minor triad, such as "C#m"; a path through the best fits that changes rarely."""
+    """(start, end, name) of each major or minor triad, such as "C#m"; a path through the best fits that changes
+    rarely."""
     chroma = _chroma(at_working_rate(sound))
     chroma = chroma / (np.linalg.norm(chroma, axis=1, keepdims=True) + 1e-9)
     names = [note + suffix for suffix in ("", "m") for note in NOTE_NAMES]
@@ -142,7 +143,8 @@ TOOLS = (
     ToolSpec(
         "local/detect-voice-activity",
         detect_voice_activity,
-        "Marks where somebody speaks. By level and spectrum, a classical method in place of a network: music counts as a "
+        "Marks where somebody speaks. By level and spectrum, a classical method in place of a network: music "
+        "counts as a "
         "voice.",
         (sound_argument(),),
         "text",

@@ -1,4 +1,5 @@
-"""Pictures made by diffusion models. They need the package diffusers; without it each tool says so and nothing else fails."""
+"""Pictures made by diffusion models. They need the package diffusers; without it each tool says so and nothing else
+fails."""
 
 from __future__ import annotations
 

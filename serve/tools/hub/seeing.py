@@ -64,11 +64,6 @@ def load_pose(model_id: str) -> LoadedModel:
     return load_parts(model_id, "VitPoseForPoseEstimation", "AutoImageProcessor")
 
 
-def load_whisper(model_id: str) -> LoadedModel:
-    """Whisper and the like."""
-    return load_parts(model_id, "AutoModelForSpeechSeq2Seq", "AutoFeatureExtractor", "AutoTokenizer")
-
-
 def load_letters(model_id: str) -> LoadedModel:
     """wav2vec 2.0 and the like, which spell."""
     return load_parts(model_id, "AutoModelForCTC", "AutoFeatureExtractor", "AutoTokenizer")
@@ -162,8 +157,8 @@ def mark_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) 
     """Where `name` is, bool [H, W]."""
     model, processor = models.get(model_id, load_named_segmenter)
     inputs = processor(text=[name], images=[image], return_tensors="pt", padding=True, truncation=True)
-    logits = _run(model, inputs).logits.reshape(-1, *_run(model, inputs).logits.shape[-2:])[0]
-    chance = logits.sigmoid().float().cpu().numpy()
+    logits = _run(model, inputs).logits
+    chance = logits.reshape(-1, *logits.shape[-2:])[0].sigmoid().float().cpu().numpy()
     return cv2.resize(chance, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5
 
 
@@ -179,7 +174,10 @@ def remove_named(models: ModelCache, model_id: str, image_path: np.ndarray, obje
     """The object painted over from its surroundings."""
     mask = cv2.dilate(mark_named(models, model_id, image_path, object).astype(np.uint8), np.ones((9, 9), np.uint8))
     filled = cv2.inpaint(image_path, mask, 5, cv2.INPAINT_TELEA)
-    text = f"A network marked {object!r} ({100 * mask.mean():.1f} % of the picture); classical inpainting (Telea) filled it."
+    text = (
+        f"A network marked {object!r} ({100 * mask.mean():.1f} % of the picture); classical "
+        f"inpainting (Telea) filled it."
+    )
     return ToolOutput(text, png_file(filled))
 
 
@@ -259,13 +257,6 @@ def name_faces(models: ModelCache, model_id: str, image_path: np.ndarray) -> Too
         return ToolOutput("The classical face detector found no face.")
     names = [classify_picture(models, model_id, image_path[y : y + h, x : x + w]).text for x, y, w, h in boxes]
     return ToolOutput("; ".join(f"face {number}: {name}" for number, name in enumerate(names, start=1)))
-
-
-def transcribe_speech(models: ModelCache, model_id: str, audio: Sound) -> ToolOutput:
-    """The words, by a model that writes (Whisper)."""
-    model, extractor, tokenizer = models.get(model_id, load_whisper)
-    inputs = extractor(at_working_rate(audio), sampling_rate=WORKING_RATE_HZ, return_tensors="pt").to(model.device)
-    return ToolOutput(tokenizer.decode(_generate(model, **inputs)[0], skip_special_tokens=True).strip())
 
 
 def spell_speech(models: ModelCache, model_id: str, audio: Sound) -> ToolOutput:

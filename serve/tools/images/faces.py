@@ -37,8 +37,8 @@ def find_skin(image: np.ndarray) -> np.ndarray:
 def find_faces(image: np.ndarray) -> list[tuple[int, int, int, int]]:
     """Boxes (x, y, width, height) of upright frontal faces, the largest first.
 
-    The cascade of local binary patterns finds photographed faces; where it finds none, oval regions of skin colour with two
-    dark spots for eyes count.
+    The cascade of local binary patterns finds photographed faces; where it finds none, oval regions of skin colour
+    with two dark spots for eyes count.
     """
     scale = min(1.0, WORKING_SIDE_PX / max(image.shape[:2]))
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
@@ -113,7 +113,8 @@ TOOLS = (
     ToolSpec(
         "local/detect-faces",
         detect_faces,
-        "Finds faces in a picture. A classical detector (LBP cascade and skin colour) in place of a network: upright frontal "
+        "Finds faces in a picture. A classical detector (LBP cascade and skin colour) in place of a network: "
+        "upright frontal "
         "faces only.",
         (picture_argument(),),
         "text",

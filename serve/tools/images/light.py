@@ -13,7 +13,8 @@ MIN_TRANSMISSION = 0.1
 
 
 def smooth_like(guide: np.ndarray, values: np.ndarray, radius: int, epsilon: float = 1e-3) -> np.ndarray:
-    """Guided filter (He et al. 2010): `values` float32 [H, W] smoothed along the edges of `guide` float32 [H, W] in [0, 1]."""
+    """Guided filter (He et al. 2010): `values` float32 [H, W] smoothed along the edges of `guide` float32 [H, W] in
+    [0, 1]."""
     size = (2 * radius + 1, 2 * radius + 1)
 
     def mean(x: np.ndarray) -> np.ndarray:
@@ -83,7 +84,8 @@ TOOLS = (
     ToolSpec(
         "local/dehaze-image",
         dehaze_image,
-        "Removes haze and fog from a picture. The classical dark channel prior in place of a network: large white things "
+        "Removes haze and fog from a picture. The classical dark channel prior in place of a network: large "
+        "white things "
         "are taken for haze.",
         (picture_argument(),),
         "image",

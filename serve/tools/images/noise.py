@@ -58,8 +58,8 @@ def estimate_streak_angle(gray: np.ndarray) -> float:
 def remove_rain(image: np.ndarray) -> np.ndarray:
     """Replace bright thin streaks by what lies beside them, uint8 [H, W, 3].
 
-    A streak is brighter than its neighbours across its direction, so an opening across it (the largest minimum over short
-    segments) takes it out and leaves wide bright things alone.
+    A streak is brighter than its neighbours across its direction, so an opening across it (the largest minimum over
+    short segments) takes it out and leaves wide bright things alone.
     """
     angle = estimate_streak_angle(to_gray(image)) + np.pi / 2
     kernel = _segment(9, angle)
@@ -95,7 +95,8 @@ TOOLS = (
     ToolSpec(
         "local/derain-image",
         derain_image,
-        "Removes rain streaks from a picture. A classical filter (directional opening) in place of a network: it removes "
+        "Removes rain streaks from a picture. A classical filter (directional opening) in place of a network: "
+        "it removes "
         "thin bright streaks of one direction, and thin bright detail of the scene in that direction with them.",
         (picture_argument(),),
         "image",

@@ -29,7 +29,8 @@ def _autocorrelation(gray: np.ndarray) -> np.ndarray:
 
 
 def find_repeats(gray: np.ndarray) -> list[tuple[float, float, float]]:
-    """(regularity 0 to 1, period in pixels, direction in degrees) of up to two independent repeats, the strongest first."""
+    """(regularity 0 to 1, period in pixels, direction in degrees) of up to two independent repeats, the strongest
+    first."""
     smooth = cv2.GaussianBlur(gray, (0, 0), 2.0)  # threads of a cloth are no pattern of it
     if smooth.std() < 1.0:
         return []
@@ -168,7 +169,8 @@ def read_staves(image: np.ndarray) -> ToolOutput:
     notes = [" ".join(staff.name_note(y) for _, y in staff.heads) or "none" for staff in staves]
     listed = "; ".join(f"staff {number}: {names}" for number, names in enumerate(notes, start=1))
     return ToolOutput(
-        f"Found {len(staves)} staves with {sum(len(staff.heads) for staff in staves)} notes. In the treble clef they read "
+        f"Found {len(staves)} staves with {sum(len(staff.heads) for staff in staves)} notes. In the treble clef "
+        f"they read "
         f"{listed}. By classical line removal: clefs, accidentals and lengths are not read."
     )
 
@@ -177,7 +179,8 @@ TOOLS = (
     ToolSpec(
         "local/describe-texture",
         describe_texture,
-        "Classifies cloth and other textures by their statistics. Tells plain, striped, checked and irregular ones apart, "
+        "Classifies cloth and other textures by their statistics. Tells plain, striped, checked and irregular "
+        "ones apart, "
         "with period and colours.",
         (picture_argument(),),
         "text",
@@ -185,7 +188,8 @@ TOOLS = (
     ToolSpec(
         "local/read-staves",
         read_staves,
-        "Finds the staves and notes of sheet music. Classical: heads of notes by line removal, read in the treble clef.",
+        "Finds the staves and notes of sheet music. Classical: heads of notes by line removal, read in the "
+        "treble clef.",
         (picture_argument(),),
         "text",
     ),

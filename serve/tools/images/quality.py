@@ -42,8 +42,8 @@ class Quality:
 def measure_quality(image: np.ndarray) -> Quality:
     """Classical measures without a reference.
 
-    Sharpness is the width of the strongest edges: the second derivative over the first along them, which halves when a blur
-    doubles; noise is taken off first, for it looks sharp.
+    Sharpness is the width of the strongest edges: the second derivative over the first along them, which halves when
+    a blur doubles; noise is taken off first, for it looks sharp.
     """
     noise = estimate_noise(image)
     gray = to_gray(image)
@@ -83,7 +83,8 @@ def describe_quality(image: np.ndarray) -> str:
     worst = min(faults, key=lambda fault: faults[fault])
     remark = f"The worst fault: {worst}." if faults[worst] < 60 else "No fault stands out."
     return (
-        f"Quality {quality.score:.0f} of 100 (sharpness {quality.sharpness:.0f}, freedom from noise {quality.cleanness:.0f}, "
+        f"Quality {quality.score:.0f} of 100 (sharpness {quality.sharpness:.0f}, freedom from noise "
+        f"{quality.cleanness:.0f}, "
         f"exposure {quality.exposure:.0f}, contrast {quality.contrast:.0f}). {remark} "
         "By classical measures; a learned judge would also weigh the content."
     )

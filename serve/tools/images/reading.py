@@ -25,7 +25,8 @@ def has_valid_check_digit(number: str) -> bool:
 
 
 def find_codes(image: np.ndarray) -> list[tuple[str, str]]:
-    """(kind, content) of every code that can be read; a number whose check digit is wrong is a misreading, so left out."""
+    """(kind, content) of every code that can be read; a number whose check digit is wrong is a misreading, so left
+    out."""
     found: dict[str, str] = {}
     side = max(image.shape[:2])
     for scale in (1.0, 2.0, 3.0, 0.5):
@@ -56,8 +57,8 @@ def read_barcode(image: np.ndarray) -> ToolOutput:
 def find_text_lines(image: np.ndarray) -> list[tuple[int, int, int, int]]:
     """Boxes (x, y, width, height) of lines of print, from top to bottom.
 
-    Classical: print is a row of fine strokes, dark and light in turn. What a blackhat or tophat finds is joined sideways;
-    rows that are wide, low and filled are kept.
+    Classical: print is a row of fine strokes, dark and light in turn. What a blackhat or tophat finds is joined
+    sideways; rows that are wide, low and filled are kept.
     """
     gray = to_gray(image)
     reach = max(9, image.shape[0] // 40) | 1

@@ -28,8 +28,8 @@ def streak_kernel(length: int, angle: float) -> np.ndarray:
 def estimate_motion(gray: np.ndarray, max_length: int = 61) -> tuple[int, float, float]:
     """Length in pixels (odd), angle in radians and depth (in deviations) of a straight motion blur, by its cepstrum.
 
-    A box of length L has zeros in the spectrum that repeat every 1 / L, which makes a negative peak at distance L from the
-    middle of the cepstrum, in the direction of the motion.
+    A box of length L has zeros in the spectrum that repeat every 1 / L, which makes a negative peak at distance L
+    from the middle of the cepstrum, in the direction of the motion.
     """
     height, width = gray.shape
     side = 512 if min(height, width) <= 512 else 1024
@@ -93,7 +93,8 @@ def deblur_image(image: np.ndarray) -> ToolOutput:
         text = "Found no straight motion blur; the picture was only sharpened by an unsharp mask."
         return ToolOutput(text, png_file(sharp))
     text = (
-        f"Found a motion blur of about {length} pixels at {np.rad2deg(angle):.0f} degrees and took it back with classical "
+        f"Found a motion blur of about {length} pixels at {np.rad2deg(angle):.0f} degrees and took it back with "
+        f"classical "
         "Wiener deconvolution."
     )
     return ToolOutput(text, png_file(deconvolve(image, streak_kernel(length, angle))))
@@ -166,7 +167,8 @@ TOOLS = (
     ToolSpec(
         "local/deblur-image",
         deblur_image,
-        "Sharpens a picture blurred by motion. Classical: a straight motion is estimated and taken back (Wiener); curved "
+        "Sharpens a picture blurred by motion. Classical: a straight motion is estimated and taken back "
+        "(Wiener); curved "
         "motion and defocus are only sharpened.",
         (picture_argument(),),
         "image",

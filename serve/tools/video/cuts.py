@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 
@@ -52,7 +54,7 @@ def split_scenes(video: Clip, scene: int = 0) -> ToolOutput:
     edges = [0, *cuts, len(video.frames)]
     listed = "; ".join(
         f"scene {number}: {first / video.fps:.2f} to {last / video.fps:.2f} s (frames {first} to {last - 1})"
-        for number, (first, last) in enumerate(zip(edges, edges[1:], strict=False), start=1)
+        for number, (first, last) in enumerate(itertools.pairwise(edges), start=1)
     )
     text = (
         f"Found {len(cuts)} hard cuts. {listed}. By classical change of structure and colour; slow fades are not found."
@@ -74,7 +76,7 @@ def measure_sharpness(frame: np.ndarray) -> float:
 
 def find_poster(clip: Clip) -> int:
     """The frame that is most like all others, of those the sharpest: no smear, no flash, no black."""
-    histograms, thumbs = _describe_frames(clip)
+    _histograms, thumbs = _describe_frames(clip)
     distance = np.abs(thumbs - np.median(thumbs, axis=0)).mean(axis=(1, 2))
     typical = np.flatnonzero(distance <= np.percentile(distance, 50) + 1e-6)
     return int(max(typical, key=lambda index: measure_sharpness(clip.frames[index])))
@@ -92,7 +94,7 @@ def find_keyframes(clip: Clip, count: int) -> list[int]:
     histograms, thumbs = _describe_frames(clip)
     features = np.concatenate([histograms * 3, thumbs.reshape(len(thumbs), -1) / 255 / np.sqrt(thumbs[0].size)], axis=1)
     edges = [0, *find_cuts(clip), len(clip.frames)]
-    chosen = [(first + last) // 2 for first, last in zip(edges, edges[1:], strict=False)][:count]
+    chosen = [(first + last) // 2 for first, last in itertools.pairwise(edges)][:count]
     while len(chosen) < count:
         nearest = np.min([np.linalg.norm(features - features[index], axis=1) for index in chosen], axis=0)
         if nearest.max() < 0.05:
@@ -125,7 +127,8 @@ TOOLS = (
     ToolSpec(
         "local/split-scenes",
         split_scenes,
-        "Cuts a clip at its scene changes. Hard cuts only; gives the whole clip with a key frame at each cut, or one scene.",
+        "Cuts a clip at its scene changes. Hard cuts only; gives the whole clip with a key frame at each cut, "
+        "or one scene.",
         (
             clip_argument(),
             Argument(
@@ -144,7 +147,8 @@ TOOLS = (
     ToolSpec(
         "local/extract-keyframes",
         extract_keyframes,
-        "Saves the most important frames. Those that differ most, side by side on one sheet; a classical measure of change.",
+        "Saves the most important frames. Those that differ most, side by side on one sheet; a classical "
+        "measure of change.",
         (clip_argument(), Argument("count", "integer", "how many at most", 6, minimum=1, maximum=24)),
         "image",
     ),

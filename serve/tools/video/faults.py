@@ -63,8 +63,8 @@ def brighten_video(video: Clip) -> ToolOutput:
 def reduce_grain(clip: Clip) -> Clip:
     """Frames averaged over time along the motion, where they agree, then a filter that keeps edges.
 
-    Each neighbour is brought onto the frame by optical flow of smoothed pictures; pixels that still differ by more than the
-    noise are left out of the mean.
+    Each neighbour is brought onto the frame by optical flow of smoothed pictures; pixels that still differ by more
+    than the noise are left out of the mean.
     """
     frames = clip.frames
     level = max(4.0, float(np.median([estimate_noise(frame) for frame in frames[:: max(1, len(frames) // 8)]])))
@@ -114,7 +114,8 @@ def denoise_video(video: Clip) -> ToolOutput:
 
 
 def clear_haze(clip: Clip) -> Clip:
-    """The dark channel prior with one haze colour and one transmission for the whole clip, so that it does not flicker."""
+    """The dark channel prior with one haze colour and one transmission for the whole clip, so that it does not
+    flicker."""
     sample = np.median(clip.frames[:: max(1, len(clip.frames) // 16)], axis=0).astype(np.float32) / 255
     side = max(3, min(sample.shape[:2]) // 17)
     dark = cv2.erode(sample.min(axis=2), np.ones((side, side), np.uint8))

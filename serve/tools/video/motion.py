@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 
@@ -29,7 +31,8 @@ def need_frames(clip: Clip, count: int) -> None:
     """Raise MediaError where the clip has fewer than `count` frames or is very small."""
     if len(clip.frames) < count or min(clip.frames.shape[1:3]) < 16:
         raise MediaError(
-            f"the clip has {len(clip.frames)} frames of {clip.frames.shape[2]} x {clip.frames.shape[1]} pixels; at least "
+            f"the clip has {len(clip.frames)} frames of {clip.frames.shape[2]} x {clip.frames.shape[1]} pixels; "
+            f"at least "
             f"{count} of 16 x 16 are needed."
         )
 
@@ -59,7 +62,7 @@ def find_zoom(clip: Clip) -> tuple[float, int]:
     """Overall magnification from first to last frame, and the number of steps that could be measured."""
     grays, _ = to_small_gray(clip)
     total, known = 0.0, 0
-    for previous, current in zip(grays, grays[1:], strict=False):
+    for previous, current in itertools.pairwise(grays):
         warp = find_camera_motion(previous, current)
         if warp is not None:
             total += float(np.log(np.hypot(warp[0, 0], warp[0, 1])))
@@ -74,10 +77,7 @@ def measure_zoom(video: Clip) -> ToolOutput:
     if not known:
         return ToolOutput("The zoom cannot be measured: too few points of the picture can be followed.")
     seconds = (len(video.frames) - 1) / video.fps
-    if 0.97 < factor < 1.03:
-        words = "The camera does not zoom"
-    else:
-        words = f"The camera zooms {'in' if factor > 1 else 'out'}"
+    words = "The camera does not zoom" if 0.97 < factor < 1.03 else f"The camera zooms {'in' if factor > 1 else 'out'}"
     return ToolOutput(f"{words}: things become {factor:.2f} times as large in {seconds:.1f} s. By followed corners.")
 
 
@@ -85,7 +85,7 @@ def find_flow(clip: Clip) -> np.ndarray:
     """Mean speed of each step in pixels of the clip per frame, float [T - 1] (Farneback 2003)."""
     grays, factor = to_small_gray(clip)
     speeds = []
-    for previous, current in zip(grays, grays[1:], strict=False):
+    for previous, current in itertools.pairwise(grays):
         flow = cv2.calcOpticalFlowFarneback(previous, current, np.empty(0), 0.5, 4, 21, 3, 7, 1.5, 0)  # type: ignore[call-overload]
         speeds.append(float(np.hypot(flow[..., 0], flow[..., 1]).mean()) * factor)
     return np.array(speeds)
@@ -96,7 +96,7 @@ def measure_motion(video: Clip) -> ToolOutput:
     need_frames(video, 2)
     speeds = find_flow(video)
     grays, factor = to_small_gray(video)
-    warps = [find_camera_motion(a, b) for a, b in zip(grays, grays[1:], strict=False)]
+    warps = [find_camera_motion(a, b) for a, b in itertools.pairwise(grays)]
     middle = np.array([grays.shape[2] / 2, grays.shape[1] / 2, 1])
     shifts = np.array([(warp @ middle - middle[:2]) * factor for warp in warps if warp is not None]).reshape(-1, 2)
     camera = ""
@@ -124,7 +124,7 @@ def find_track(clip: Clip) -> list[tuple[int, float, float, float]]:
         difference = np.abs(frame.astype(np.int16) - background).max(axis=2).astype(np.uint8)
         mask = (cv2.GaussianBlur(difference, (0, 0), 1.0) > 25).astype(np.uint8)
         mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9)))
-        count, _, sizes, centers = cv2.connectedComponentsWithStats(mask)
+        count, _, sizes, _centers = cv2.connectedComponentsWithStats(mask)
         if count < 2:
             continue
         largest = 1 + int(sizes[1:, cv2.CC_STAT_AREA].argmax())
@@ -147,7 +147,8 @@ def track_object(video: Clip) -> ToolOutput:
     path = float(np.hypot(*np.diff(points, axis=0).T).sum())
     width = float(np.median([width for *_, width in track]))
     return ToolOutput(
-        f"Followed an object some {width:.0f} pixels wide over {path:.0f} pixels; its middle (x, y): {listed}. By classical "
+        f"Followed an object some {width:.0f} pixels wide over {path:.0f} pixels; its middle (x, y): {listed}. "
+        f"By classical "
         "subtraction of the background, so the camera has to stand still."
     )
 
@@ -157,7 +158,7 @@ def find_sweep(clip: Clip) -> list[np.ndarray]:
     grays, factor = to_small_gray(clip)
     scale = np.diag([factor, factor, 1.0])
     placed = [np.eye(3)]
-    for previous, current in zip(grays, grays[1:], strict=False):
+    for previous, current in itertools.pairwise(grays):
         warp = find_camera_motion(current, previous)
         if warp is None:
             break
@@ -226,7 +227,7 @@ TOOLS = (
     ToolSpec(
         "local/stitch-panorama",
         stitch_panorama,
-        "Joins the frames of a camera sweep into a panorama. By followed corners, for sweeps without strong perspective.",
+        "Joins the frames of a camera sweep into a panorama. By followed corners, without strong perspective.",
         (clip_argument(),),
         "image",
     ),
