@@ -84,7 +84,8 @@ def _cache_counts(models: Any) -> dict[str, Any]:
 
 
 def _limits(fields: dict[str, Any]) -> ToolLimits:
-    return ToolLimits(**{**fields, "media": MediaLimits(**fields["media"])})
+    others = {name: value for name, value in fields.items() if name != "media"}
+    return ToolLimits(media=MediaLimits(**fields["media"]), **others)
 
 
 def _check_output(output: Any, limits: ToolLimits) -> None:

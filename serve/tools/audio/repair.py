@@ -186,7 +186,7 @@ def declip(audio: Sound) -> ToolOutput:
     text = (
         f"{100 * share:.1f} % of the samples were clipped; their peaks were restored by a classical sparse "
         f"estimate, which "
-        "is good up to some 30 % and a guess beyond."
+        "is good up to some 20 % and a guess beyond."
     )
     return ToolOutput(text, wav_file(repaired))
 

@@ -47,7 +47,7 @@ def find_segments(image: np.ndarray) -> np.ndarray:
     scale = min(1.0, WORKING_SIDE_PX / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.bilateralFilter(cv2.resize(image, size, interpolation=cv2.INTER_AREA), 9, 40, 7)
-    labels = felzenszwalb(small, scale=300, sigma=0.8, min_size=max(20, small.shape[0] * small.shape[1] // 400))
+    labels = felzenszwalb(small, scale=300, sigma=0.5, min_size=max(20, small.shape[0] * small.shape[1] // 100))
     return cv2.resize(labels.astype(np.int32), (width, height), interpolation=cv2.INTER_NEAREST)
 
 

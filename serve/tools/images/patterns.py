@@ -28,9 +28,10 @@ def _autocorrelation(gray: np.ndarray) -> np.ndarray:
     return part / (overlap * full.max() + 1e-9)
 
 
-def find_repeats(gray: np.ndarray) -> list[tuple[float, float, float]]:
+def find_repeats(gray: np.ndarray, across: float | None = None) -> list[tuple[float, float, float]]:
     """(regularity 0 to 1, period in pixels, direction in degrees) of up to two independent repeats, the strongest
     first."""
+    # where all edges run one way the picture repeats along them at every distance: `across` (degrees) is the way to look
     smooth = cv2.GaussianBlur(gray, (0, 0), 2.0)  # threads of a cloth are no pattern of it
     if smooth.std() < 1.0:
         return []
@@ -39,6 +40,9 @@ def find_repeats(gray: np.ndarray) -> list[tuple[float, float, float]]:
     y, x = np.mgrid[-(height // 2) : height - height // 2, -(width // 2) : width - width // 2]
     peaks = (correlation == cv2.dilate(correlation, np.ones((5, 5)))) & ((y > 0) | ((y == 0) & (x > 0)))
     peaks &= np.hypot(x, y) >= 6
+    if across is not None:
+        off = np.abs((np.rad2deg(np.arctan2(y, x)) - across + 90) % 180 - 90)
+        peaks &= off < 15
     rows, columns = np.nonzero(peaks & (correlation > MIN_REGULARITY))
     strengths = correlation[rows, columns]
     repeats: list[tuple[float, float, float]] = []
@@ -66,11 +70,9 @@ def classify_texture(image: np.ndarray) -> tuple[str, list[tuple[float, float, f
     gx, gy = cv2.Sobel(gray, cv2.CV_32F, 1, 0), cv2.Sobel(gray, cv2.CV_32F, 0, 1)
     xx, yy, xy = (gx * gx).mean(), (gy * gy).mean(), (gx * gy).mean()
     coherence = float(np.hypot(xx - yy, 2 * xy) / (xx + yy + 1e-9))  # 1: all edges run one way
-    repeats = find_repeats(gray)
     if coherence > 0.7:
-        if not repeats:  # along a stripe the picture repeats at every distance, so no peak need stand out
-            return "striped", []
-        return "striped", repeats[:1]
+        return "striped", find_repeats(gray, float(np.rad2deg(0.5 * np.arctan2(2 * xy, xx - yy))))[:1]
+    repeats = find_repeats(gray)
     return ("checked" if repeats else "irregular"), repeats
 
 
@@ -147,7 +149,8 @@ def _find_heads(ink: np.ndarray, lines: np.ndarray, gap: float, thickness: int) 
         part[band] &= (above | below)[None]  # ink that goes on beside the line is not the line's
     filled = part.copy()
     contours, tree = cv2.findContours(part, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    for contour, (_, _, _, parent) in zip(contours, tree[0] if tree is not None else (), strict=True):
+    parents = [] if tree is None else np.asarray(tree).reshape(-1, 4)[:, 3].tolist()
+    for contour, parent in zip(contours, parents, strict=True):
         if parent >= 0 and cv2.contourArea(contour) < 1.5 * gap * gap:  # the hole of a half note
             cv2.drawContours(filled, [contour], -1, 1, -1)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (max(3, round(0.75 * gap)), max(3, round(0.6 * gap))))

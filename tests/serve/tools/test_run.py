@@ -75,7 +75,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToolRunner]:
         runner.close()
 
 
-def spec_of(function, arguments: tuple[Argument, ...] = (), **limits) -> ToolSpec:  # noqa: ANN001, ANN003
+def spec_of(function, arguments: tuple[Argument, ...] = (), **limits) -> ToolSpec:
     return ToolSpec(f"local/{function.__name__}", function, "A test.", arguments, "text", **limits)
 
 
@@ -137,9 +137,10 @@ def test_memory_is_bounded(runner: ToolRunner) -> None:
 
 @pytest.mark.parametrize(
     ("function", "code", "words"),
-    [(crash, "failed", "ended without an answer"), (divide_by_zero, "failed", "ZeroDivisionError"), (say_much, "failed", "at most")],
+    [(crash, "failed", "ended without an answer"), (divide_by_zero, "failed", "ZeroDivisionError"), (say_much,
+    "failed", "at most")],
 )  # fmt: skip
-def test_a_failing_tool_fails_alone(runner: ToolRunner, function, code: str, words: str) -> None:  # noqa: ANN001
+def test_a_failing_tool_fails_alone(runner: ToolRunner, function, code: str, words: str) -> None:
     error = refusal(runner, spec_of(function), {})
     assert error.code == code
     assert words in error.message

@@ -1,0 +1,195 @@
+"""Tools with a model, proved with tiny random models that the test saves to disk."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    BertConfig,
+    BertTokenizerFast,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessorPil,
+    ViltConfig,
+    ViltForQuestionAnswering,
+    ViltImageProcessorPil,
+    ViltProcessor,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    YolosConfig,
+    YolosForObjectDetection,
+    YolosImageProcessorPil,
+)
+
+from serve.tools.all_tools import load_tools
+from serve.tools.media import png_file, wav_file
+from serve.tools.models import LoadedModel, ModelCache, load_pipeline
+from serve.tools.run import ToolRunner
+from serve.tools.spec import Sound, ToolError
+
+SIZE = {"height": 32, "width": 32}
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SPEECH = "jonatasgrosman/wav2vec2-large-xlsr-53-english"
+
+
+def save_tokenizer(folder: Path) -> BertTokenizerFast:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "what", "is", "this", "?"]
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def save_models(root: Path) -> dict[str, str]:
+    torch.manual_seed(0)
+    folders = {name: root / name for name in ("caption", "answer", "detect", "depth", "speech")}
+    tokenizer = save_tokenizer(folders["caption"])
+    vision = ViTConfig(image_size=32, patch_size=8, **TINY)
+    text = BertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=64, is_decoder=True, add_cross_attention=True, **TINY
+    )
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 2, 0, 3
+    VisionEncoderDecoderModel(config).save_pretrained(folders["caption"])
+    ViTImageProcessorPil(size=SIZE).save_pretrained(folders["caption"])
+
+    tokenizer = save_tokenizer(folders["answer"])
+    labels = {0: "yes", 1: "no", 2: "blue"}
+    vilt = ViltConfig(
+        vocab_size=len(tokenizer), image_size=32, patch_size=8, max_position_embeddings=40, id2label=labels, **TINY
+    )
+    ViltForQuestionAnswering(vilt).save_pretrained(folders["answer"])
+    ViltProcessor(ViltImageProcessorPil(size={"shortest_edge": 32}), tokenizer).save_pretrained(folders["answer"])
+
+    names = {0: "cat", 1: "cup"}
+    yolos = YolosForObjectDetection(
+        YolosConfig(image_size=[32, 32], patch_size=8, num_detection_tokens=4, id2label=names, **TINY)
+    )
+    with torch.no_grad():
+        yolos.class_labels_classifier.layers[-1].bias[1] += 20.0  # every token sees a cup
+    yolos.save_pretrained(folders["detect"])
+    YolosImageProcessorPil(size=SIZE, do_pad=False).save_pretrained(folders["detect"])
+
+    dpt = DPTConfig(image_size=32, patch_size=8, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8],
+                    fusion_hidden_size=8, **{**TINY, "num_hidden_layers": 4})  # fmt: skip
+    DPTForDepthEstimation(dpt).save_pretrained(folders["depth"])
+    DPTImageProcessorPil(size=SIZE, keep_aspect_ratio=False).save_pretrained(folders["depth"])
+
+    letters = {letter: number for number, letter in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"])}
+    folders["speech"].mkdir()
+    (folders["speech"] / "vocab.json").write_text(json.dumps(letters))
+    Wav2Vec2CTCTokenizer(str(folders["speech"] / "vocab.json")).save_pretrained(folders["speech"])
+    Wav2Vec2FeatureExtractor().save_pretrained(folders["speech"])
+    wav2vec = Wav2Vec2Config(vocab_size=len(letters), conv_dim=[16] * 3, conv_stride=[5, 4, 4], conv_kernel=[10, 8, 8],
+                             num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, **TINY)  # fmt: skip
+    Wav2Vec2ForCTC(wav2vec).save_pretrained(folders["speech"])
+    return {
+        "gpt4tools/get-photo-description": str(folders["caption"]),
+        "gpt4tools/answer-question-about-the-image": str(folders["answer"]),
+        "gpt4tools/detection": str(folders["detect"]),
+        "gpt4tools/predict-depth-on-image": str(folders["depth"]),
+        "gpt4tools/predict-normal-map-on-image": str(folders["depth"]),
+        SPEECH: str(folders["speech"]),
+    }
+
+
+@pytest.fixture(scope="module")
+def model_ids(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[ToolRunner]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        runner = ToolRunner(model_cache_bytes=400_000)
+        yield runner
+        runner.close()
+
+
+def picture() -> bytes:
+    return png_file(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).data
+
+
+def test_tiny_models_answer_and_stay_loaded(runner: ToolRunner, model_ids: dict[str, str]) -> None:
+    tools = load_tools(model_ids)
+
+    def call(tool_id: str, **values: str):
+        return runner.run(tools[tool_id], {"image_path": "a", **values}, {"a": picture()})
+
+    assert call("gpt4tools/get-photo-description").text
+    answer = call("gpt4tools/answer-question-about-the-image", question="what is this ?").text
+    assert answer.split()[0] in ("yes", "no", "blue")
+    assert call("gpt4tools/detection").text.startswith("Found 4 objects: cup (1.00)")
+    depth = call("gpt4tools/predict-depth-on-image").file
+    assert depth is not None
+    assert np.asarray(Image.open(io.BytesIO(depth.data))).shape == (40, 60)
+    loads = runner.model_counts["loads"]
+    normals = call("gpt4tools/predict-normal-map-on-image").file
+    assert normals is not None
+    assert np.asarray(Image.open(io.BytesIO(normals.data))).shape == (40, 60, 3)
+    assert runner.model_counts["loads"] == loads  # the depth model serves both tools
+    assert runner.model_counts["hits"] == 1
+    sound = wav_file(Sound(np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32), 16_000)).data
+    assert set(runner.run(tools[SPEECH], {"audio": "s"}, {"s": sound}).text) <= set("abcdefgh </sunk>")
+    assert runner.model_counts["held_bytes"] <= 400_000
+
+
+@pytest.mark.parametrize(
+    ("tool_id", "words"),
+    [
+        ("gpt4tools/get-photo-description", "HF_HUB_OFFLINE"),
+        ("gpt4tools/generate-image-from-user-input-text", "diffusers"),
+    ],
+)
+def test_missing_weights_are_told_by_that_tool_alone(runner: ToolRunner, tool_id: str, words: str) -> None:
+    spec = load_tools()[tool_id]
+    with pytest.raises(ToolError, match=words) as caught:
+        runner.run(spec, {argument.name: "a" for argument in spec.arguments}, {"a": picture()})
+    assert caught.value.code == "weights_not_available"
+
+
+def test_pickled_weights_are_not_loaded(runner: ToolRunner, model_ids: dict[str, str], tmp_path: Path) -> None:
+    source = Path(model_ids["gpt4tools/detection"])
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    spec = load_tools({"gpt4tools/detection": str(tmp_path)})["gpt4tools/detection"]
+    with pytest.raises(ToolError) as caught:
+        runner.run(spec, {"image_path": "a"}, {"a": picture()})
+    assert caught.value.code == "weights_not_available"
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_the_cache_keeps_the_models_used_last_within_its_budget() -> None:
+    loaded: list[str] = []
+
+    def load(model_id: str) -> LoadedModel:
+        loaded.append(model_id)
+        return LoadedModel((model_id,), 100 if model_id == "huge" else 4)
+
+    cache = ModelCache(10)
+    for model_id in ("a", "b", "a", "c", "a", "b", "huge"):
+        assert cache.get(model_id, load) == (model_id,)
+    assert loaded == ["a", "b", "c", "b", "huge"]  # c pushed b out, for a had been used since
+    assert cache.counts() == {"models": 0, "held_bytes": 0, "loads": 5, "hits": 2, "evictions": 5}
+
+
+def test_diffusers_is_asked_for_only_when_needed() -> None:
+    with pytest.raises(ToolError, match="install it"):
+        load_pipeline("some/model", "AutoPipelineForText2Image")
