@@ -14,6 +14,7 @@ from serve.encoder import MediaEncoder
 from serve.ingress import Ingress
 from serve.predictor import Predictor
 from serve.tool_host import THREADS, ToolHost
+from serve.tools.all_tools import load_tools
 
 
 def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
@@ -22,7 +23,7 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
     The bundle is checked here already, so that a faulty one is refused before anything starts.
 
     Raises:
-        InputError: unknown or bad arguments, or a bundle that is incomplete, altered or of another format.
+        InputError: unknown or bad arguments, a faulty file of tools, or a bundle that is incomplete, altered or of another format.
     """
     args = ServeArgs.parse(args)
     bundle = load_bundle(args.bundle)
@@ -30,6 +31,8 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
     args = args.model_copy(update={"bundle": str(Path(args.bundle).resolve())})
     if args.encoder is not None and Path(args.encoder).is_dir():
         args = args.model_copy(update={"encoder": str(Path(args.encoder).resolve())})
+    args = args.model_copy(update={"tool_files": [str(Path(file).resolve()) for file in args.tool_files]})
+    load_tools(args.tool_models, args.tool_files)  # a faulty one is refused here as well
     predictor = Predictor.options(
         **_scaling(args, args.max_batch_size),
         max_ongoing_requests=2 * args.max_batch_size,  # one batch runs while the next gathers

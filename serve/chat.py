@@ -46,7 +46,7 @@ class ChatService:
         self.args = args
         self.telemetry = Telemetry()
         self.store = ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, MAX_ARTIFACT_BYTES)
-        self.specs: Mapping[str, ToolSpec] = load_tools()
+        self.specs: Mapping[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
         self._predictor = predictor
         self._encoder = encoder
         self._hosts = {"local": local_tools, "model": model_tools}
@@ -59,7 +59,10 @@ class ChatService:
         runnable = [tool for tool in catalog if tool.tool_id in self.specs]
         # a model that learnt dialogues knows the tools that have a name in them; another may try what it selects from
         known = [tool for tool in runnable if tool.name] or runnable
-        self._callable = {tool.tool_id: offer_spec(self.specs[tool.tool_id]) for tool in known}
+        own = self.specs.keys() - load_tools().keys()
+        self._callable = {
+            tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*(tool.tool_id for tool in known), *sorted(own)]
+        }
 
     async def complete(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
         """Answer a chat: whole, or as server-sent events where the request wants a stream.

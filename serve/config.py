@@ -59,6 +59,8 @@ class ServeArgs(BaseModel):
     artifact_ttl_s: float = Field(default=24 * 3600.0, gt=0, description="how long an upload or a result is kept")
     allow_urls: bool = Field(default=False, description="fetch media of chats from public http(s) addresses")
     requests_per_minute: float = Field(default=0.0, ge=0, description="per API key and ingress replica; 0: no limit")
+    tool_files: list[str] = Field(default=[], description="Python files with tools of your own (docs/tools.md)")
+    tool_models: dict[str, str] = Field(default={}, description="tool id -> hub id or folder, for its default model")
     tool_max_replicas: int = Field(default=1, ge=1, description="of each tool deployment; they start at none")
     tool_num_gpus: float = Field(default=0.0, ge=0, description="per replica of the tools that run models")
     tool_timeout_s: float = Field(default=60.0, gt=0, description="of one call; a tool's own limit holds where lower")

@@ -49,7 +49,7 @@ class ToolHost:
     """Tools in processes of their own, which a replica keeps warm."""
 
     def __init__(self, args: ServeArgs) -> None:
-        self._specs = load_tools()
+        self._specs = load_tools(args.tool_models, args.tool_files)
         self._store = ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, DEFAULT_LIMITS.max_output_bytes)
         self._runner = ToolRunner()
         self._limits = replace(DEFAULT_LIMITS, timeout_s=args.tool_timeout_s)
