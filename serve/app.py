@@ -23,7 +23,7 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
     The bundle is checked here already, so that a faulty one is refused before anything starts.
 
     Raises:
-        InputError: unknown or bad arguments, a faulty file of tools, or a bundle that is incomplete, altered or of another format.
+        InputError: bad arguments, a faulty file of tools, or a bundle that is incomplete, altered or of another format.
     """
     args = ServeArgs.parse(args)
     bundle = load_bundle(args.bundle)
