@@ -121,8 +121,7 @@ class ToolRunner:
     """Runs tools in warm worker processes: one that forks per call, and one that keeps models.
 
     Safe to use from several threads. Calls of tools without a model run side by side; those with one run one after
-    another. Edge detection on a 640 x 480 picture takes some 20 ms in all, of which the process costs some 10 ms
-    (docs/tools.md).
+    another. Edge detection on a 640 x 480 picture takes 50 to 80 ms in all on two busy cores (docs/tools.md).
     """
 
     def __init__(self, model_cache_bytes: int = MODEL_CACHE_BYTES) -> None:

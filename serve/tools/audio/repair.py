@@ -231,7 +231,7 @@ TOOLS = (
         "local/declip",
         declip,
         "Repairs an overdriven recording. A classical sparse estimate of the cut peaks, good while less than a "
-        "third of the "
+        "fifth of the "
         "samples are clipped.",
         (sound_argument(),),
         "audio",

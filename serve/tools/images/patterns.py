@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from scipy.signal import find_peaks
 
 from serve.tools.images.outlines import to_gray
 from serve.tools.spec import ToolOutput, ToolSpec, picture_argument
@@ -28,10 +29,9 @@ def _autocorrelation(gray: np.ndarray) -> np.ndarray:
     return part / (overlap * full.max() + 1e-9)
 
 
-def find_repeats(gray: np.ndarray, across: float | None = None) -> list[tuple[float, float, float]]:
+def find_repeats(gray: np.ndarray) -> list[tuple[float, float, float]]:
     """(regularity 0 to 1, period in pixels, direction in degrees) of up to two independent repeats, the strongest
     first."""
-    # where all edges run one way the picture repeats along them at every distance: `across` (degrees) is the way to look
     smooth = cv2.GaussianBlur(gray, (0, 0), 2.0)  # threads of a cloth are no pattern of it
     if smooth.std() < 1.0:
         return []
@@ -40,9 +40,6 @@ def find_repeats(gray: np.ndarray, across: float | None = None) -> list[tuple[fl
     y, x = np.mgrid[-(height // 2) : height - height // 2, -(width // 2) : width - width // 2]
     peaks = (correlation == cv2.dilate(correlation, np.ones((5, 5)))) & ((y > 0) | ((y == 0) & (x > 0)))
     peaks &= np.hypot(x, y) >= 6
-    if across is not None:
-        off = np.abs((np.rad2deg(np.arctan2(y, x)) - across + 90) % 180 - 90)
-        peaks &= off < 15
     rows, columns = np.nonzero(peaks & (correlation > MIN_REGULARITY))
     strengths = correlation[rows, columns]
     repeats: list[tuple[float, float, float]] = []
@@ -62,6 +59,25 @@ def find_repeats(gray: np.ndarray, across: float | None = None) -> list[tuple[fl
     return repeats
 
 
+def find_stripe_period(gray: np.ndarray, across: float) -> list[tuple[float, float, float]]:
+    """As `find_repeats`, for stripes: the first high peak of the autocorrelation in the direction `across` (radians).
+
+    Along a stripe the picture repeats at every distance, so a peak in two dimensions would be a ridge.
+    """
+    correlation = _autocorrelation(cv2.GaussianBlur(gray, (0, 0), 2.0))
+    height, width = correlation.shape
+    distance = np.arange(0, min(height, width) // 2 - 2, 0.5, dtype=np.float32)
+    x = (width // 2 + distance * np.cos(across)).astype(np.float32)[None]
+    y = (height // 2 + distance * np.sin(across)).astype(np.float32)[None]
+    profile = cv2.remap(correlation.astype(np.float32), x, y, cv2.INTER_LINEAR)[0]
+    peaks, _ = find_peaks(profile, height=MIN_REGULARITY, distance=6)
+    peaks = peaks[distance[peaks] >= 4]
+    if len(peaks) == 0:
+        return []
+    first = int(peaks[profile[peaks] >= 0.8 * profile[peaks].max()][0])
+    return [(float(profile[first]), float(distance[first]), float(np.rad2deg(across) % 180))]
+
+
 def classify_texture(image: np.ndarray) -> tuple[str, list[tuple[float, float, float]]]:
     """ "plain", "striped", "checked" (two directions) or "irregular", and its repeats."""
     gray = to_gray(image)
@@ -71,7 +87,7 @@ def classify_texture(image: np.ndarray) -> tuple[str, list[tuple[float, float, f
     xx, yy, xy = (gx * gx).mean(), (gy * gy).mean(), (gx * gy).mean()
     coherence = float(np.hypot(xx - yy, 2 * xy) / (xx + yy + 1e-9))  # 1: all edges run one way
     if coherence > 0.7:
-        return "striped", find_repeats(gray, float(np.rad2deg(0.5 * np.arctan2(2 * xy, xx - yy))))[:1]
+        return "striped", find_stripe_period(gray, float(0.5 * np.arctan2(2 * xy, xx - yy)))
     repeats = find_repeats(gray)
     return ("checked" if repeats else "irregular"), repeats
 
