@@ -24,12 +24,13 @@ from serve.chat import ChatService
 from serve.chat_schemas import ChatCompletion, ChatRequest, ModelList, list_models, parse_chat_request
 from serve.chat_stream import stream_error
 from serve.config import ServeArgs
+from serve.page import routes as page
 from serve.schemas import ErrorAnswer, RequestError
 from serve.telemetry import CONTENT_TYPE
 
 logger = logging.getLogger("ray.serve")
 
-OPEN_PATHS = ("/healthz",)  # answered without a key; /metrics needs one, as it names what is asked for
+OPEN_PATHS = ("/healthz", *page.OPEN_PATHS)  # answered without a key; /metrics needs one, as it names what is asked for
 METRICS_TIMEOUT_S = 2.0
 Describe = Callable[[Request, Exception], tuple[int, str, str | None, str]]
 

@@ -23,6 +23,7 @@ from serve.chat_routes import add_chat_routes, build_gate
 from serve.chat_schemas import build_error
 from serve.config import ServeArgs
 from serve.deployment_calls import ask
+from serve.page.routes import add_page_routes
 from serve.schemas import (
     EncodedMedium,
     ErrorAnswer,
@@ -171,6 +172,7 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
         return JSONResponse(health.model_dump(), status_code=200 if health.status == "ok" else 503)
 
     add_chat_routes(api, chat, _describe_error)
+    add_page_routes(api)
     return api
 
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -362,3 +363,15 @@ def test_every_answer_bears_an_id(world: _World) -> None:
     assert world.client.get("/v1/tools", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
     made_up = world.client.get("/v1/tools", headers={"X-Request-ID": "no id, rather a text"}).headers["x-request-id"]
     assert len(made_up) == 32
+
+
+def test_the_page_asks_no_one_else(world: _World) -> None:
+    answer = world.client.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for path in re.findall(r'(?:src|href)="(/[^"]*)"', answer.text):
+        assert world.client.get(path).status_code == 200, path
+    assert "//" not in answer.text.replace("<!doctype", ""), "no address of another host"
+    assert world.client.get("/page/routes.py").status_code == 404

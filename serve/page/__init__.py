@@ -1,0 +1,1 @@
+"""The web page at `/`: three static files that talk to this service's own routes, and to nothing else."""
