@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.errors import InputError
-from serve.tools import gpt4tools, speech
+from serve.tools import gpt4tools, toolmm_mini
 from serve.tools.audio import pitch, repair, rhythm, voice
 from serve.tools.images import faces, light, noise, outlines, patterns, quality, reading, resolution
 from serve.tools.spec import ToolSpec
@@ -18,7 +18,7 @@ _MODULES = (
     outlines, noise, light, resolution, quality, reading, patterns, faces,
     pitch, rhythm, voice, repair,
     motion, cuts, faults,
-    gpt4tools, speech,
+    gpt4tools, toolmm_mini,
 )  # fmt: skip
 
 

@@ -149,3 +149,26 @@ def not_available(model_id: str, reason: str) -> ToolError:
         else "let the machine reach the hub once, or give a folder that holds it as safetensors"
     )
     return ToolError("weights_not_available", f"weights of {name} are not available ({reason}): {how}.")
+
+
+def run_model(model: Any, inputs: Any, **more: Any) -> Any:
+    """One forward pass on the model's device, without gradients."""
+    import torch
+
+    with torch.inference_mode():
+        return model(**inputs.to(model.device), **more)
+
+
+def generate_tokens(model: Any, max_new_tokens: int = 40, **inputs: Any) -> Any:
+    """Greedy generation."""
+    import torch
+
+    with torch.inference_mode():
+        return model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+
+
+def name_classes(model: Any, logits: Any) -> str:
+    """The three likeliest classes of [1, classes] with their probabilities."""
+    values, indices = (probabilities := logits.softmax(-1)[0]).topk(min(3, len(probabilities)))
+    named = (f"{model.config.id2label[int(i)]} ({float(v):.2f})" for v, i in zip(values, indices, strict=True))
+    return ", ".join(named)

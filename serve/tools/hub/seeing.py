@@ -10,12 +10,11 @@ import numpy as np
 from serve.tools.audio.pitch import WORKING_RATE_HZ, at_working_rate
 from serve.tools.images.faces import find_faces
 from serve.tools.media import png_file
-from serve.tools.models import LoadedModel, ModelCache, load_parts
+from serve.tools.models import LoadedModel, ModelCache, generate_tokens, load_parts, name_classes, run_model
 from serve.tools.spec import Sound, ToolOutput
 
 MIN_SCORE = 0.5
 MIN_NAMED_SCORE = 0.1  # zero-shot detectors give low scores
-MAX_TOKENS = 40
 Box = tuple[str, float, tuple[int, int, int, int]]  # label, score, (x1, y1, x2, y2)
 
 
@@ -69,25 +68,11 @@ def load_letters(model_id: str) -> LoadedModel:
     return load_parts(model_id, "AutoModelForCTC", "AutoFeatureExtractor", "AutoTokenizer")
 
 
-def _run(model: Any, inputs: Any, **more: Any) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return model(**inputs.to(model.device), **more)
-
-
-def _generate(model: Any, **inputs: Any) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
-
-
 def caption_picture(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
     """One sentence about the picture."""
     model, processor, tokenizer = models.get(model_id, load_captioner)
     pixels = processor(images=image_path, return_tensors="pt")["pixel_values"].to(model.device)
-    tokens = _generate(model, pixel_values=pixels)
+    tokens = generate_tokens(model, pixel_values=pixels)
     return ToolOutput(tokenizer.decode(tokens[0], skip_special_tokens=True).strip() or "(the model wrote nothing)")
 
 
@@ -96,9 +81,9 @@ def answer_question(models: ModelCache, model_id: str, image_path: np.ndarray, q
     model, processor = models.get(model_id, load_answerer)
     inputs = processor(images=image_path, text=question, return_tensors="pt", truncation=True)
     if not hasattr(model.config, "id2label") or hasattr(model, "text_decoder"):
-        tokens = _generate(model, **inputs.to(model.device))
+        tokens = generate_tokens(model, **inputs.to(model.device))
         return ToolOutput(processor.decode(tokens[0], skip_special_tokens=True).strip() or "(the model wrote nothing)")
-    probabilities = _run(model, inputs).logits.softmax(-1)[0]
+    probabilities = run_model(model, inputs).logits.softmax(-1)[0]
     best = int(probabilities.argmax())
     return ToolOutput(f"{model.config.id2label[best]} (probability {float(probabilities[best]):.2f})")
 
@@ -114,7 +99,7 @@ def _to_boxes(found: dict[str, Any], labels: list[str]) -> list[Box]:
 def detect_objects(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
     """Every object with its box."""
     model, processor = models.get(model_id, load_detector)
-    outputs = _run(model, processor(images=image_path, return_tensors="pt"))
+    outputs = run_model(model, processor(images=image_path, return_tensors="pt"))
     found = processor.post_process_object_detection(outputs, MIN_SCORE, target_sizes=[image_path.shape[:2]])[0]
     boxes = _to_boxes(found, [model.config.id2label[int(label)] for label in found["labels"]])
     listed = "; ".join(
@@ -127,7 +112,7 @@ def find_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) 
     """Boxes of what `name` calls, the surest first."""
     model, processor = models.get(model_id, load_named_detector)
     inputs = processor(text=[[name]], images=image, return_tensors="pt", truncation=True)
-    outputs = _run(model, inputs)
+    outputs = run_model(model, inputs)
     found = processor.post_process_grounded_object_detection(
         outputs, threshold=MIN_NAMED_SCORE, target_sizes=[image.shape[:2]]
     )[0]
@@ -157,7 +142,7 @@ def mark_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) 
     """Where `name` is, bool [H, W]."""
     model, processor = models.get(model_id, load_named_segmenter)
     inputs = processor(text=[name], images=[image], return_tensors="pt", padding=True, truncation=True)
-    logits = _run(model, inputs).logits
+    logits = run_model(model, inputs).logits
     chance = logits.reshape(-1, *logits.shape[-2:])[0].sigmoid().float().cpu().numpy()
     return cv2.resize(chance, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5
 
@@ -184,7 +169,7 @@ def remove_named(models: ModelCache, model_id: str, image_path: np.ndarray, obje
 def segment_by_name(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
     """One colour per class, and the share of each class in words."""
     model, processor = models.get(model_id, load_segmenter)
-    outputs = _run(model, processor(images=image_path, return_tensors="pt"))
+    outputs = run_model(model, processor(images=image_path, return_tensors="pt"))
     labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[image_path.shape[:2]])[0].cpu().numpy()
     values, counts = np.unique(labels, return_counts=True)
     shares = ", ".join(
@@ -197,7 +182,7 @@ def segment_by_name(models: ModelCache, model_id: str, image_path: np.ndarray) -
 def estimate_depth(models: ModelCache, model_id: str, image: np.ndarray) -> np.ndarray:
     """Nearness as the network gives it, float32 [H, W]."""
     model, processor = models.get(model_id, load_depth)
-    depth = _run(model, processor(images=image, return_tensors="pt")).predicted_depth[0].float().cpu().numpy()
+    depth = run_model(model, processor(images=image, return_tensors="pt")).predicted_depth[0].float().cpu().numpy()
     return cv2.resize(depth, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
 
 
@@ -225,7 +210,7 @@ def draw_pose(models: ModelCache, model_id: str, image_path: np.ndarray) -> Tool
     model, processor = models.get(model_id, load_pose)
     height, width = image_path.shape[:2]
     boxes = [[[0.0, 0.0, float(width), float(height)]]]
-    outputs = _run(model, processor(image_path, boxes=boxes, return_tensors="pt"))
+    outputs = run_model(model, processor(image_path, boxes=boxes, return_tensors="pt"))
     person = processor.post_process_pose_estimation(outputs, boxes=boxes)[0][0]
     canvas = np.zeros_like(image_path)
     points = {
@@ -241,13 +226,11 @@ def draw_pose(models: ModelCache, model_id: str, image_path: np.ndarray) -> Tool
     return ToolOutput(f"Found {len(points)} joints of a person.", png_file(canvas))
 
 
-def classify_picture(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
+def classify_picture(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
     """The three likeliest classes."""
     model, processor = models.get(model_id, load_classifier)
-    probabilities = _run(model, processor(images=image, return_tensors="pt")).logits.softmax(-1)[0]
-    values, indices = probabilities.topk(min(3, len(probabilities)))
-    named = (f"{model.config.id2label[int(i)]} ({float(v):.2f})" for v, i in zip(values, indices, strict=True))
-    return ToolOutput(", ".join(named))
+    logits = run_model(model, processor(images=image_path, return_tensors="pt")).logits
+    return ToolOutput(name_classes(model, logits))
 
 
 def name_faces(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
@@ -263,4 +246,4 @@ def spell_speech(models: ModelCache, model_id: str, audio: Sound) -> ToolOutput:
     """The words, by a model that spells (wav2vec 2.0)."""
     model, extractor, tokenizer = models.get(model_id, load_letters)
     inputs = extractor(at_working_rate(audio), sampling_rate=WORKING_RATE_HZ, return_tensors="pt")
-    return ToolOutput(tokenizer.decode(_run(model, inputs).logits[0].argmax(-1)).strip())
+    return ToolOutput(tokenizer.decode(run_model(model, inputs).logits[0].argmax(-1)).strip())

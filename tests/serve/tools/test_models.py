@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,16 @@ import torch
 from PIL import Image
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertTokenizerFast,
     DPTConfig,
     DPTForDepthEstimation,
     DPTImageProcessorPil,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+    T5Config,
+    T5ForConditionalGeneration,
     ViltConfig,
     ViltForQuestionAnswering,
     ViltImageProcessorPil,
@@ -42,6 +49,9 @@ from serve.tools.spec import Sound, ToolError
 
 SIZE = {"height": 32, "width": 32}
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SEGMENT = "nvidia/segformer-b5-finetuned-ade-640-640"
+REWRITE = "Helsinki-NLP/opus-mt-en-fr"
+RATE = "siebert/sentiment-roberta-large-english"
 SPEECH = "jonatasgrosman/wav2vec2-large-xlsr-53-english"
 
 
@@ -56,7 +66,9 @@ def save_tokenizer(folder: Path) -> BertTokenizerFast:
 
 def save_models(root: Path) -> dict[str, str]:
     torch.manual_seed(0)
-    folders = {name: root / name for name in ("caption", "answer", "detect", "depth", "speech")}
+    folders = {
+        name: root / name for name in ("caption", "answer", "detect", "depth", "speech", "segment", "rewrite", "rate")
+    }
     tokenizer = save_tokenizer(folders["caption"])
     vision = ViTConfig(image_size=32, patch_size=8, **TINY)
     text = BertConfig(
@@ -75,9 +87,9 @@ def save_models(root: Path) -> dict[str, str]:
     ViltForQuestionAnswering(vilt).save_pretrained(folders["answer"])
     ViltProcessor(ViltImageProcessorPil(size={"shortest_edge": 32}), tokenizer).save_pretrained(folders["answer"])
 
-    names = {0: "cat", 1: "cup"}
+    kinds = {0: "cat", 1: "cup"}
     yolos = YolosForObjectDetection(
-        YolosConfig(image_size=[32, 32], patch_size=8, num_detection_tokens=4, id2label=names, **TINY)
+        YolosConfig(image_size=[32, 32], patch_size=8, num_detection_tokens=4, id2label=kinds, **TINY)
     )
     with torch.no_grad():
         yolos.class_labels_classifier.layers[-1].bias[1] += 20.0  # every token sees a cup
@@ -97,7 +109,27 @@ def save_models(root: Path) -> dict[str, str]:
     wav2vec = Wav2Vec2Config(vocab_size=len(letters), conv_dim=[16] * 3, conv_stride=[5, 4, 4], conv_kernel=[10, 8, 8],
                              num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, **TINY)  # fmt: skip
     Wav2Vec2ForCTC(wav2vec).save_pretrained(folders["speech"])
+
+    segformer = SegformerConfig(num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16],
+                                patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2],
+                                decoder_hidden_size=16, id2label={0: "road", 1: "sky", 2: "tree"})  # fmt: skip
+    segmenter = SegformerForSemanticSegmentation(segformer)
+    with torch.no_grad():
+        segmenter.decode_head.classifier.bias[1] += 50.0  # everything is sky
+    segmenter.save_pretrained(folders["segment"])
+    SegformerImageProcessorPil(size=SIZE).save_pretrained(folders["segment"])
+
+    tokenizer = save_tokenizer(folders["rewrite"])
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0,
+                  eos_token_id=3, decoder_start_token_id=0)  # fmt: skip
+    T5ForConditionalGeneration(t5).save_pretrained(folders["rewrite"])
+    tokenizer = save_tokenizer(folders["rate"])
+    bert = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, id2label={0: "bad", 1: "good"}, **TINY)
+    BertForSequenceClassification(bert).save_pretrained(folders["rate"])
     return {
+        SEGMENT: str(folders["segment"]),
+        REWRITE: str(folders["rewrite"]),
+        RATE: str(folders["rate"]),
         "gpt4tools/get-photo-description": str(folders["caption"]),
         "gpt4tools/answer-question-about-the-image": str(folders["answer"]),
         "gpt4tools/detection": str(folders["detect"]),
@@ -138,14 +170,22 @@ def test_tiny_models_answer_and_stay_loaded(runner: ToolRunner, model_ids: dict[
     depth = call("gpt4tools/predict-depth-on-image").file
     assert depth is not None
     assert np.asarray(Image.open(io.BytesIO(depth.data))).shape == (40, 60)
-    loads = runner.model_counts["loads"]
+    segments = call(SEGMENT)
+    assert segments.text == "Segments: sky 100 %."
+    assert segments.file is not None
+    assert np.asarray(Image.open(io.BytesIO(segments.file.data))).shape == (40, 60, 3)
+    call("gpt4tools/predict-depth-on-image")
+    loads, hits = runner.model_counts["loads"], runner.model_counts["hits"]
     normals = call("gpt4tools/predict-normal-map-on-image").file
     assert normals is not None
     assert np.asarray(Image.open(io.BytesIO(normals.data))).shape == (40, 60, 3)
     assert runner.model_counts["loads"] == loads  # the depth model serves both tools
-    assert runner.model_counts["hits"] == 1
+    assert runner.model_counts["hits"] == hits + 1
     sound = wav_file(Sound(np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32), 16_000)).data
     assert set(runner.run(tools[SPEECH], {"audio": "s"}, {"s": sound}).text) <= set("abcdefgh </sunk>")
+    assert runner.run(tools[REWRITE], {"text": "what is this ?"}, {}).text
+    rated = runner.run(tools[RATE], {"text": "what is this ?"}, {}).text
+    assert re.fullmatch(r"(good|bad) \(0\.\d\d\), (good|bad) \(0\.\d\d\)", rated)
     assert runner.model_counts["held_bytes"] <= 400_000
 
 
