@@ -98,7 +98,7 @@ class ChatService:
         host = self._hosts["model" if spec.method == "model" else "local"]
         start, code = time.perf_counter(), "unavailable"
         try:
-            reply: ToolReply = await ask(host.invoke.remote(tool_id, dict(arguments)))
+            reply: ToolReply = await ask(host.invoke, tool_id, dict(arguments))
             code = reply.error
         finally:
             self.telemetry.count_tool(tool_id, time.perf_counter() - start, code)
@@ -106,7 +106,7 @@ class ChatService:
 
     async def describe_predictor(self) -> dict[str, Any]:
         """What a replica of the predictor says of itself."""
-        return await ask(self._predictor.describe.remote())
+        return await ask(self._predictor.describe)
 
     # --- a tool chosen from a ranking
 
@@ -130,12 +130,12 @@ class ChatService:
         names = (choice.named,) if choice.mode == "named" else tuple(tool.name for tool in choice.tools)
         query = SelectQuery(words, vector, max(2, n_top))  # the likeliest may be `unknown` where a call is required
         if choice.is_catalog and choice.mode != "named":
-            return await ask(self._predictor.select.remote(query))
-        return await ask(self._predictor.select_among.remote(query, names))
+            return await ask(self._predictor.select, query)
+        return await ask(self._predictor.select_among, query, names)
 
     async def _encode(self, artifact: Artifact) -> Any:
         _, data = await asyncio.to_thread(self.store.open, artifact.id)
-        medium = await ask(self._encoder.encode.remote(data, artifact.modality))
+        medium = await ask(self._encoder.encode, data, artifact.modality)
         return medium.vector
 
     # --- the agent's loop
@@ -156,7 +156,7 @@ class ChatService:
         return answer_of_agent(request, result)
 
     async def _write_turn(self, request: TurnRequest) -> WrittenTurn:
-        written: WrittenTurn = await ask(self._predictor.write_turn.remote(request))
+        written: WrittenTurn = await ask(self._predictor.write_turn, request)
         self.telemetry.count_tokens(written.prompt_tokens, written.completion_tokens)
         return written
 

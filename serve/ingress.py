@@ -79,12 +79,12 @@ class SelectionService:
         k = check_k(question.k, self.args.top_k, len(self._catalog))
         medium: EncodedMedium | None = None
         if question.data is not None:
-            medium = await ask(self._encoder.encode.remote(question.data, question.modality))
+            medium = await ask(self._encoder.encode, question.data, question.modality)
         elif question.modality is not None:
             raise RequestError("A modality is given, but no medium; attach one.", code="bad_field", param="modality")
         encoded = time.perf_counter()
         vector = None if medium is None else medium.vector
-        ranking: Ranking = await ask(self._predictor.select.remote(SelectQuery(instruction, vector, k)))
+        ranking: Ranking = await ask(self._predictor.select, SelectQuery(instruction, vector, k))
         end = time.perf_counter()
         return SelectAnswer(
             tools=[
@@ -124,7 +124,7 @@ class SelectionService:
 
 async def _state(handle: Any) -> str:
     try:
-        await asyncio.wait_for(ask(handle.describe.remote()), HEALTH_TIMEOUT_S)
+        await asyncio.wait_for(ask(handle.describe), HEALTH_TIMEOUT_S)
     except TimeoutError:
         return f"no answer within {HEALTH_TIMEOUT_S:g} s"
     except Exception as error:  # whatever is wrong with a replica, this is the place that tells

@@ -54,6 +54,7 @@ class Service:
     bundle: Bundle
     mllm: ToolLLM
     encoder_dir: Path
+    args: dict[str, Any]
 
     def expected(self, instruction: str, modality: str | None = None, data: bytes = b"") -> dict[str, float]:
         """Tool id -> probability, by the same functions without HTTP, batches and replicas."""
@@ -90,7 +91,7 @@ def make_encoder(folder: Path) -> Path:
     return folder
 
 
-def make_bundle(folder: Path, backbone: Path, encoder_dir: Path) -> Path:
+def make_bundle(folder: Path, backbone: Path, encoder_dir: Path, seed: int = 7) -> Path:
     texts = [f"### Human: improve this\n### Assistant: {{'api_name': {tool_id}}}\n###" for tool_id in CATALOG.tool_ids]
     build_tiny_backbone(
         backbone,
@@ -106,7 +107,7 @@ def make_bundle(folder: Path, backbone: Path, encoder_dir: Path) -> Path:
         backbone=str(backbone), encoder_dim=16, lora_r=2, modules_to_save=["embed_tokens", "lm_head"], seed=1
     )
     mllm = ToolLLM.build(config)
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     mllm.load_trainable_state_dict(  # far from uniform, so that the medium and every word matter
         {name: torch.randn(value.shape, generator=generator) for name, value in mllm.trainable_state_dict().items()}
     )
@@ -150,7 +151,7 @@ def run_service(folder: Path) -> Iterator[Service]:
             "artifacts": str(folder / "artifacts"),
         }
         ray_serve.run(build_app(args), name=APP)
-        yield Service(f"http://127.0.0.1:{port}", bundle, bundle.build_mllm(), encoder_dir)
+        yield Service(f"http://127.0.0.1:{port}", bundle, bundle.build_mllm(), encoder_dir, args)
     finally:
         ray_serve.shutdown()
 
