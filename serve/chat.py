@@ -12,7 +12,7 @@ from data_pipeline.catalog import UNKNOWN_TOOL_ID, ToolCatalog
 from model.turn_decode_types import TurnRequest, WrittenTurn
 from serve.agent import AgentLimits, AgentResult, ToolResult, iterate_agent, run_agent
 from serve.agent_memory import build_agent_request
-from serve.artifacts import Artifact, ArtifactStore
+from serve.artifacts import Artifact
 from serve.chat_content import ChatLimits, Conversation, parse_conversation, store_media
 from serve.chat_schemas import ChatCompletion, ChatRequest, Usage
 from serve.chat_stream import (
@@ -30,11 +30,9 @@ from serve.deployment_calls import ask
 from serve.fetch import FetchLimits, fetch_url
 from serve.schemas import Ranking, RequestError, SelectQuery, check_instruction
 from serve.telemetry import Telemetry
-from serve.tool_host import ToolReply
+from serve.tool_host import ToolReply, open_artifacts
 from serve.tools.all_tools import load_tools
 from serve.tools.spec import ToolSpec
-
-MAX_ARTIFACT_BYTES = 64 * 2**20
 
 
 class ChatService:
@@ -45,7 +43,7 @@ class ChatService:
     ) -> None:
         self.args = args
         self.telemetry = Telemetry()
-        self.store = ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, MAX_ARTIFACT_BYTES)
+        self.store = open_artifacts(args)
         self.specs: Mapping[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
         self._predictor = predictor
         self._encoder = encoder

@@ -25,7 +25,7 @@ from serve.chat_schemas import ChatCompletion, ChatRequest, ModelList, list_mode
 from serve.chat_stream import stream_error
 from serve.config import ServeArgs
 from serve.page import routes as page
-from serve.schemas import ErrorAnswer, RequestError
+from serve.schemas import ErrorAnswer, RequestError, check_upload_size
 from serve.telemetry import CONTENT_TYPE
 
 logger = logging.getLogger("ray.serve")
@@ -132,18 +132,12 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
     @api.post("/v1/artifacts", responses=errors, openapi_extra=_upload_body())
     async def upload(request: Request) -> ArtifactEntry:
         check_body(request, chat.args, ("multipart/form-data",))
-        form = await request.form(max_files=1, max_fields=4)
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise RequestError("The form has no file; send it in the field 'file'.", code="bad_field", param="file")
-        data = await file.read()
-        if len(data) > chat.args.max_upload_bytes:
-            raise RequestError(
-                f"The file has {len(data)} bytes; at most {chat.args.max_upload_bytes} are allowed.",
-                413,
-                "media_too_large",
-                "file",
-            )
+        async with request.form(max_files=1, max_fields=4) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise RequestError("The form has no file; send it in the field 'file'.", code="bad_field", param="file")
+            check_upload_size(file.size or 0, chat.args.max_upload_bytes, "file")
+            data = await file.read()
         artifact = await asyncio.to_thread(chat.store.put, data, file.content_type or "", file.filename or "")
         return ArtifactEntry(**describe_artifact(artifact))
 

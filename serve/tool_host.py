@@ -44,13 +44,18 @@ class ToolReply:
         return ToolResult(self.text, self.artifact)
 
 
+def open_artifacts(args: ServeArgs) -> ArtifactStore:
+    """The store that ingress and tools share; it takes whatever a tool may give back."""
+    return ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, DEFAULT_LIMITS.max_output_bytes)
+
+
 @ray_serve.deployment
 class ToolHost:
     """Tools in processes of their own, which a replica keeps warm."""
 
     def __init__(self, args: ServeArgs) -> None:
         self._specs = load_tools(args.tool_models, args.tool_files)
-        self._store = ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, DEFAULT_LIMITS.max_output_bytes)
+        self._store = open_artifacts(args)
         self._runner = ToolRunner()
         self._limits = replace(DEFAULT_LIMITS, timeout_s=args.tool_timeout_s)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tool")
@@ -59,10 +64,6 @@ class ToolHost:
         """Run a tool; media arguments are artifact ids."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._invoke_blocking, tool_id, arguments)
-
-    async def describe(self) -> dict[str, object]:
-        """What this replica runs."""
-        return {"tools": len(self._specs)}
 
     def _invoke_blocking(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolReply:
         spec = self._specs[tool_id]

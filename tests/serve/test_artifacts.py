@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import time
 import uuid
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from scipy.io import wavfile
+from small_media import picture, sound
 
 from serve.artifacts import ARTIFACT_ID, ArtifactError, ArtifactStore, find_dialogue_names
 from serve.schemas import RequestError
-
-
-def picture(kind: str = "PNG", value: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, kind)
-    return file.getvalue()
-
-
-def sound() -> bytes:
-    file = io.BytesIO()
-    wavfile.write(file, 8000, np.zeros(800, np.int16))
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -60,7 +45,7 @@ def test_what_goes_in_comes_out(place: str, tmp_path: Path) -> None:
     [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("GIF", "image/gif"), ("BMP", "image/bmp"), ("WEBP", "image/webp")],
 )
 def test_the_bytes_tell_the_type(kind: str, media_type: str, store: ArtifactStore) -> None:
-    stored = store.put(picture(kind), "application/octet-stream", name="page.html")
+    stored = store.put(picture(kind=kind), "application/octet-stream", name="page.html")
     assert stored.media_type == media_type
     assert stored.dialogue_name == f"image/{stored.id}.png"
     headers = stored.headers

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from scipy.io import wavfile
+from small_media import picture, sound
 
 from serve.artifacts import ArtifactStore
 from serve.chat_content import ChatLimits, Conversation, parse_conversation, store_media
@@ -19,18 +16,6 @@ from serve.chat_schemas import parse_chat_request
 from serve.schemas import RequestError
 
 LIMITS = ChatLimits(max_messages=8, max_text_chars=200, max_media=3, max_upload_bytes=10_000)
-
-
-def picture(value: int = 0, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, kind)
-    return file.getvalue()
-
-
-def sound() -> bytes:
-    file = io.BytesIO()
-    wavfile.write(file, 8000, np.zeros(800, np.int16))
-    return file.getvalue()
 
 
 def as_text(data: bytes) -> str:
