@@ -22,10 +22,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
-from peft import set_peft_model_state_dict
+from peft import LoraConfig, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from data_pipeline.catalog import ToolCatalog
 from data_pipeline.encoding import MAX_TARGET_TOKENS
@@ -111,15 +112,61 @@ class Bundle:
         if dtype is not None:
             changes |= {"dtype": dtype, "quantize": "none"}
         mllm = ToolLLM.build(_parse_llm_config({**self.info.llm_config, **changes}, self.folder))
+        self._load_adapter(mllm, "default")
+        self._load_projector(mllm.projector)
+        return mllm.to(device).eval()
+
+    def attach_to(self, mllm: ToolLLM, adapter_name: str) -> nn.Linear:
+        """Put this bundle's adapter beside those that a model over the same backbone has; none is switched.
+
+        Args:
+            mllm: of another bundle.
+            adapter_name: as PEFT shall know it: letters and digits, not there yet.
+
+        Returns:
+            this bundle's projector.
+
+        Raises:
+            InputError: the adapter or the projector does not fit the backbone.
+        """
+        config = LoraConfig.from_pretrained(str(self.folder / _ADAPTER))
+        mllm.llm.add_adapter(adapter_name, config)
+        self._load_adapter(mllm, adapter_name)
+        projector = nn.Linear(
+            int(self.info.llm_config["encoder_dim"]), mllm.projector.out_features, dtype=mllm.projector.weight.dtype
+        )
+        self._load_projector(projector)
+        return projector.to(mllm.projector.weight.device).eval()
+
+    def backbone_files(self) -> dict[str, str]:
+        """File -> sha256 of a backbone that the bundle carries; equal for equal backbones."""
+        return {path: sha256 for path, sha256 in self.info.files.items() if path.startswith(f"{_BACKBONE}/")}
+
+    def _load_adapter(self, mllm: ToolLLM, adapter_name: str) -> None:
         adapter = _load_tensors(self.folder / _ADAPTER / "adapter_model.safetensors")
-        _load_adapter(mllm, adapter, self.folder)
         try:
-            mllm.projector.load_state_dict(_load_tensors(self.folder / _PROJECTOR))
+            result = set_peft_model_state_dict(mllm.llm, adapter, adapter_name=adapter_name)
+        except RuntimeError as error:
+            raise InputError(
+                f"bundle {self.folder}: the adapter does not fit the backbone; give the one it was trained on."
+            ) from error
+        if result.unexpected_keys:
+            raise InputError(
+                f"bundle {self.folder}: the backbone has no place for {result.unexpected_keys[0]!r} of the adapter; "
+                "give the one it was trained on."
+            )
+        own = [name for name in result.missing_keys if adapter_name in name.split(".")]
+        absent = [name for name in own if "lora_" in name or "modules_to_save" in name]
+        if absent:
+            raise InputError(f"bundle {self.folder}: the adapter lacks {absent[0]!r}; export the run again.")
+
+    def _load_projector(self, projector: nn.Linear) -> None:
+        try:
+            projector.load_state_dict(_load_tensors(self.folder / _PROJECTOR))
         except RuntimeError as error:
             raise InputError(
                 f"bundle {self.folder}: {_PROJECTOR} does not fit the backbone's width; export the run again."
             ) from error
-        return mllm.to(device).eval()
 
 
 def save_bundle(
@@ -334,20 +381,3 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error}); copy the bundle again.") from error
-
-
-def _load_adapter(mllm: ToolLLM, adapter: dict[str, torch.Tensor], folder: Path) -> None:
-    try:
-        result = set_peft_model_state_dict(mllm.llm, adapter)
-    except RuntimeError as error:
-        raise InputError(
-            f"bundle {folder}: the adapter does not fit the backbone; give the one it was trained on."
-        ) from error
-    if result.unexpected_keys:
-        raise InputError(
-            f"bundle {folder}: the backbone has no place for {result.unexpected_keys[0]!r} of the adapter; "
-            "give the one it was trained on."
-        )
-    absent = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
-    if absent:
-        raise InputError(f"bundle {folder}: the adapter lacks {absent[0]!r}; export the run again.")

@@ -9,26 +9,26 @@ from typing import Any
 from ray.serve import Application
 
 from model.bundle import load_bundle
+from model.shared_backbone import check_shareable
 from serve.config import ServeArgs
 from serve.encoder import MediaEncoder
 from serve.ingress import Ingress
 from serve.predictor import Predictor
+from serve.served_model import ServedModel
 from serve.tool_host import THREADS, ToolHost
 from serve.tools.all_tools import load_tools
 
 
 def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
-    """Bind ingress, encoder, predictor and tools to a bundle.
+    """Bind ingress, encoder, predictor and tools to the bundles.
 
-    The bundle is checked here already, so that a faulty one is refused before anything starts.
+    They are checked here already, so that a faulty one is refused before anything starts.
 
     Raises:
         InputError: bad arguments, a faulty file of tools, or a bundle that is incomplete, altered or of another format.
     """
     args = ServeArgs.parse(args)
-    bundle = load_bundle(args.bundle)
-    # replicas run in another working directory
-    args = args.model_copy(update={"bundle": str(Path(args.bundle).resolve())})
+    args, models = _check_models(args)
     if args.encoder is not None and Path(args.encoder).is_dir():
         args = args.model_copy(update={"encoder": str(Path(args.encoder).resolve())})
     args = args.model_copy(update={"tool_files": [str(Path(file).resolve()) for file in args.tool_files]})
@@ -64,7 +64,7 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
         num_replicas=args.ingress_replicas,
         max_ongoing_requests=args.max_queued_requests,
         ray_actor_options={"num_cpus": 0},  # it mostly waits, and must find room on a machine of two cores
-    ).bind(args, bundle.catalog, bundle.revision, predictor, encoder, local_tools, model_tools)
+    ).bind(args, models, predictor, encoder, local_tools, model_tools)
 
 
 def _scaling(args: ServeArgs, target_ongoing_requests: int) -> dict[str, Any]:
@@ -77,3 +77,22 @@ def _scaling(args: ServeArgs, target_ongoing_requests: int) -> dict[str, Any]:
             "target_ongoing_requests": target_ongoing_requests,
         }
     }
+
+
+def _check_models(args: ServeArgs) -> tuple[ServeArgs, dict[str, ServedModel]]:
+    """Read the bundles before anything starts; the main model comes first.
+
+    Returns:
+        the arguments with absolute paths, as replicas run in another working directory, and the models by name.
+
+    Raises:
+        InputError: a bundle is incomplete, altered or of another format, or they cannot share a backbone.
+    """
+    bundles = {name: load_bundle(folder) for name, folder in args.bundles.items()}
+    check_shareable(bundles)
+    models = {name: ServedModel(name, bundle.catalog, bundle.revision) for name, bundle in bundles.items()}
+    paths = {
+        "bundle": str(Path(args.bundle).resolve()),
+        "adapters": {name: str(Path(folder).resolve()) for name, folder in args.adapters.items()},
+    }
+    return args.model_copy(update=paths), models

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.config import ServeArgs
 from serve.schemas import RequestError, SelectRequest, check_upload_size, parse_media_data
 
-_FORM_FIELDS = ("instruction", "k", "modality", "file")
+_FORM_FIELDS = ("instruction", "k", "model", "modality", "file")
 _MODALITIES = ("image", "audio", "video")
 
 
@@ -23,6 +23,7 @@ class SelectInput:
 
     instruction: str
     k: int | None
+    model: str | None
     data: bytes | None
     modality: str | None
 
@@ -97,9 +98,10 @@ def _parse_json(body: bytes, args: ServeArgs) -> SelectInput:
             raise RequestError(f"The body is not valid JSON: {fault['msg']}.", code="bad_json") from None
         param = ".".join(str(part) for part in fault["loc"])
         raise RequestError(
-            f"The field {param!r} is wrong: {fault['msg']}; the fields are instruction, k and media (data, modality)."
+            f"The field {param!r} is wrong: {fault['msg']}; the fields are instruction, k, model and media (data, "
+            "modality)."
             if param
-            else "The body is not a JSON object; send one with the fields instruction, k and media.",
+            else "The body is not a JSON object; send one with the fields instruction, k, model and media.",
             code="bad_field",
             param=param or None,
         ) from None
@@ -107,6 +109,7 @@ def _parse_json(body: bytes, args: ServeArgs) -> SelectInput:
     return SelectInput(
         instruction=parsed.instruction,
         k=parsed.k,
+        model=parsed.model,
         data=None if media is None else parse_media_data(media.data, args.max_upload_bytes),
         modality=None if media is None else media.modality,
     )
@@ -145,6 +148,7 @@ async def _read_form(request: Request, args: ServeArgs) -> SelectInput:
         return SelectInput(
             instruction=_text_field(form.get("instruction"), "instruction"),
             k=_parse_k(_text_field(form.get("k"), "k")),
+            model=_text_field(form.get("model"), "model") or None,
             data=data,
             modality=modality,
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from serve.config import ServeArgs
 from serve.deployment_calls import ask
 from serve.fetch import FetchLimits, fetch_url
 from serve.schemas import Ranking, RequestError, SelectQuery, check_instruction
+from serve.served_model import ServedModel, find_model
 from serve.telemetry import Telemetry
 from serve.tool_host import ToolReply, open_artifacts
 from serve.tools.all_tools import load_tools
@@ -39,28 +41,26 @@ class ChatService:
     """Behind the chat's routes. `predictor`, `encoder` and the tools' two hosts are deployment handles."""
 
     def __init__(
-        self, args: ServeArgs, catalog: ToolCatalog, predictor: Any, encoder: Any, local_tools: Any, model_tools: Any
+        self,
+        args: ServeArgs,
+        models: Mapping[str, ServedModel],
+        predictor: Any,
+        encoder: Any,
+        local_tools: Any,
+        model_tools: Any,
+        telemetry: Telemetry,
     ) -> None:
         self.args = args
-        self.telemetry = Telemetry()
+        self.models = models
+        self.telemetry = telemetry
         self.store = open_artifacts(args)
         self.specs: Mapping[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
         self._predictor = predictor
         self._encoder = encoder
-        self._hosts = {"local": local_tools, "model": model_tools}
+        self._hosts = {"LocalTools": local_tools, "ModelTools": model_tools}
         self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
-        self._selectable: dict[str, OfferedTool] = {
-            tool_id: offer_spec(self.specs[tool_id]) if tool_id in self.specs else offer_entry(catalog[tool_id])
-            for tool_id in catalog.selection_tool_ids
-            if tool_id != UNKNOWN_TOOL_ID
-        }
-        runnable = [tool for tool in catalog if tool.tool_id in self.specs]
-        # a model that learnt dialogues knows the tools that have a name in them; another may try what it selects from
-        known = [tool for tool in runnable if tool.name] or runnable
         own = self.specs.keys() - load_tools().keys()
-        self._callable = {
-            tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*(tool.tool_id for tool in known), *sorted(own)]
-        }
+        self._tools = {name: _list_tools(model.catalog, self.specs, own) for name, model in models.items()}
 
     async def complete(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
         """Answer a chat: whole, or as server-sent events where the request wants a stream.
@@ -68,10 +68,7 @@ class ChatService:
         Raises:
             RequestError, MediaError: the request is at fault.
         """
-        if request.base_model != self.args.model_name:
-            raise RequestError(
-                f"There is no model {request.model[:80]!r}; GET /v1/models lists them.", 404, "model_not_found", "model"
-            )
+        find_model(self.models, request.base_model)
         if request.is_agent:
             return await self._ask_agent(request)
         answer = await self._select(request)
@@ -93,10 +90,11 @@ class ChatService:
                 404,
                 "tool_not_found",
             )
-        host = self._hosts["model" if spec.method == "model" else "local"]
+        deployment = "ModelTools" if spec.method == "model" else "LocalTools"
         start, code = time.perf_counter(), "unavailable"
         try:
-            reply: ToolReply = await ask(host.invoke, tool_id, dict(arguments))
+            with self.telemetry.waiting(deployment):
+                reply: ToolReply = await ask(self._hosts[deployment].invoke, tool_id, dict(arguments))
             code = reply.error
         finally:
             self.telemetry.count_tool(tool_id, time.perf_counter() - start, code)
@@ -109,37 +107,40 @@ class ChatService:
     # --- a tool chosen from a ranking
 
     async def _select(self, request: ChatRequest) -> ChatCompletion:
-        choice = read_tool_choice(request, self._selectable)
+        choice = read_tool_choice(request, self._tools[request.base_model].selectable)
         conversation = await self._read(request, is_current_only=True)
         if conversation.tool_results:
             return answer_with_words(request, describe_tool_results(conversation), Usage.of(0, 0))
         if choice.mode == "none":
             return answer_with_words(request, NO_CALL_WANTED, Usage.of(0, 0))
-        ranking = await self._rank(conversation, choice, request.top_logprobs or 0)
+        ranking = await self._rank(request, conversation, choice)
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
         self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
         words, artifacts = conversation.words, conversation.artifacts
         return answer_with_tool(request, choice, ranking.tools, words, artifacts, usage)
 
-    async def _rank(self, conversation: Conversation, choice: ToolChoice, n_top: int) -> Ranking:
+    async def _rank(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> Ranking:
         artifact = selection_artifact(conversation)
         vector = None if artifact is None else await self._encode(artifact)
         words = check_instruction(conversation.words, self.args.max_instruction_chars)
         names = (choice.named,) if choice.mode == "named" else tuple(tool.name for tool in choice.tools)
-        query = SelectQuery(words, vector, max(2, n_top))  # the likeliest may be `unknown` where a call is required
-        if choice.is_catalog and choice.mode != "named":
-            return await ask(self._predictor.select, query)
-        return await ask(self._predictor.select_among, query, names)
+        k = max(2, request.top_logprobs or 0)  # the likeliest may be `unknown` where a call is required
+        query = SelectQuery(request.base_model, words, vector, k)
+        with self.telemetry.waiting("Predictor"):
+            if choice.is_catalog and choice.mode != "named":
+                return await ask(self._predictor.select, query)
+            return await ask(self._predictor.select_among, query, names)
 
     async def _encode(self, artifact: Artifact) -> Any:
         _, data = await asyncio.to_thread(self.store.open, artifact.id)
-        medium = await ask(self._encoder.encode, data, artifact.modality)
+        with self.telemetry.waiting("MediaEncoder"):
+            medium = await ask(self._encoder.encode, data, artifact.modality)
         return medium.vector
 
     # --- the agent's loop
 
     async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
-        choice = read_tool_choice(request, self._callable)
+        choice = read_tool_choice(request, self._tools[request.base_model].callable)
         conversation = await self._read(request)
         agent_request = build_agent_request(conversation, choice, self.specs)
         limits = AgentLimits(
@@ -148,13 +149,15 @@ class ChatService:
             max_tokens=self.args.agent_max_tokens,
             max_answer_tokens=request.max_answer_tokens,
         )
+        write_turn = partial(self._write_turn, request.base_model)
         if request.stream:
-            return stream_agent(request, iterate_agent(self._write_turn, self.invoke, agent_request, limits))
-        result: AgentResult = await run_agent(self._write_turn, self.invoke, agent_request, limits)
+            return stream_agent(request, iterate_agent(write_turn, self.invoke, agent_request, limits))
+        result: AgentResult = await run_agent(write_turn, self.invoke, agent_request, limits)
         return answer_of_agent(request, result)
 
-    async def _write_turn(self, request: TurnRequest) -> WrittenTurn:
-        written: WrittenTurn = await ask(self._predictor.write_turn, request)
+    async def _write_turn(self, model: str, request: TurnRequest) -> WrittenTurn:
+        with self.telemetry.waiting("Predictor"):
+            written: WrittenTurn = await ask(self._predictor.write_turn, model, request)
         self.telemetry.count_tokens(written.prompt_tokens, written.completion_tokens)
         return written
 
@@ -166,6 +169,27 @@ class ChatService:
         return await asyncio.to_thread(
             store_media, conversation, self.store, is_current_only=is_current_only, fetch=fetch
         )
+
+
+@dataclass(frozen=True)
+class _ModelTools:
+    """What a model chooses from: by id, in a selection and in the agent's loop."""
+
+    selectable: dict[str, OfferedTool]
+    callable: dict[str, OfferedTool]
+
+
+def _list_tools(catalog: ToolCatalog, specs: Mapping[str, ToolSpec], own: Collection[str]) -> _ModelTools:
+    """`specs` are the tools that run here, `own` the ids of the caller's among them."""
+    selectable = {
+        tool_id: offer_spec(specs[tool_id]) if tool_id in specs else offer_entry(catalog[tool_id])
+        for tool_id in catalog.selection_tool_ids
+        if tool_id != UNKNOWN_TOOL_ID
+    }
+    runnable = [tool for tool in catalog if tool.tool_id in specs]
+    # a model that learnt dialogues knows the tools that have a name in them; another may try what it selects from
+    known = [tool.tool_id for tool in runnable if tool.name] or [tool.tool_id for tool in runnable]
+    return _ModelTools(selectable, {tool_id: offer_spec(specs[tool_id]) for tool_id in [*known, *sorted(own)]})
 
 
 async def _as_async(events: Any) -> AsyncIterator[str]:

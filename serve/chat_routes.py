@@ -114,7 +114,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
 
     @api.get("/v1/models")
     async def models() -> ModelList:
-        return list_models([chat.args.model_name], created_s)
+        return list_models(list(chat.models), created_s)
 
     @api.post("/v1/tools/{tool_id:path}/invoke", responses=errors, openapi_extra=_json_body(InvokeRequest))
     async def invoke(tool_id: str, request: Request) -> InvokeAnswer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.errors import InputError
+
+_MODEL_NAME = re.compile(r"[\w.-]+(?<!-agent)", re.ASCII)  # the suffix asks for the agent's loop
 
 
 class ServeArgs(BaseModel):
@@ -50,7 +53,11 @@ class ServeArgs(BaseModel):
     encoder_num_gpus: float = Field(default=0.0, ge=0, description="per encoder replica")
     num_cpus: float = Field(default=1.0, ge=0, description="per predictor replica and per encoder replica")
 
-    model_name: str = Field(default="toolmm", pattern=r"^[\w.-]+$", description="what clients call the model")
+    model_name: str = Field(default="toolmm", description="what clients call the model")
+    adapters: dict[str, str] = Field(
+        default={},
+        description="further models over the same backbone and encoder: what clients call each -> its bundle folder",
+    )
     artifacts: str | None = Field(
         default=None,
         description="directory or fsspec URI of uploads and results; every node must see it; default: a folder of this "
@@ -78,6 +85,15 @@ class ServeArgs(BaseModel):
             raise ValueError(f"max_replicas is {self.max_replicas}, below min_replicas {self.min_replicas}")
         return self
 
+    @model_validator(mode="after")
+    def _check_names(self) -> ServeArgs:
+        for name in (self.model_name, *self.adapters):
+            if not _MODEL_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no model name: letters, digits and ._- only, and not ending in -agent")
+        if self.model_name in self.adapters:
+            raise ValueError(f"adapters holds {self.model_name!r}, which is the name of the main model (model_name)")
+        return self
+
     @classmethod
     def parse(cls, values: ServeArgs | Mapping[str, Any]) -> ServeArgs:
         """Check the arguments; `InputError` names every faulty one and, for an unknown one, the valid names."""
@@ -88,6 +104,11 @@ class ServeArgs(BaseModel):
         except ValidationError as error:
             faults = "; ".join(_describe_fault(fault) for fault in error.errors())
             raise InputError(f"serving arguments: {faults}. Valid arguments: {', '.join(cls.model_fields)}.") from error
+
+    @property
+    def bundles(self) -> dict[str, str]:
+        """Model name -> bundle folder, the main model first."""
+        return {self.model_name: self.bundle, **self.adapters}
 
     @property
     def artifacts_uri(self) -> str:

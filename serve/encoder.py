@@ -28,7 +28,7 @@ class MediaEncoder:
     """The frozen encoder; media of one modality that arrive together go through it together."""
 
     def __init__(self, args: ServeArgs) -> None:
-        bundle = load_bundle(args.bundle)
+        bundle = load_bundle(args.bundle)  # further models were checked to share its encoder
         self._device = args.resolve_device()
         self._encoder = load_encoder(
             args.encoder or bundle.encoder_name, device=self._device, dtype=_DTYPES[args.dtype]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID, ToolCatalog
+from data_pipeline.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.errors import InputError, MediaError
 from serve.body import BodyLimit, SelectInput, read_select_input
 from serve.chat import ChatService
@@ -40,7 +41,8 @@ from serve.schemas import (
     check_instruction,
     check_k,
 )
-from serve.telemetry import RequestTelemetry
+from serve.served_model import ServedModel, find_model
+from serve.telemetry import RequestTelemetry, Telemetry
 from serve.tools.spec import ErrorCode, ToolError
 
 logger = logging.getLogger("ray.serve")
@@ -60,11 +62,11 @@ class SelectionService:
     """What the routes do, apart from HTTP. `predictor` and `encoder` are deployment handles."""
 
     def __init__(
-        self, args: ServeArgs, catalog: ToolCatalog, bundle_revision: str, predictor: Any, encoder: Any
+        self, args: ServeArgs, models: Mapping[str, ServedModel], predictor: Any, encoder: Any, telemetry: Telemetry
     ) -> None:
         self.args = args
-        self._catalog = catalog
-        self._bundle_revision = bundle_revision
+        self._models = models
+        self._telemetry = telemetry
         self._predictor = predictor
         self._encoder = encoder
 
@@ -75,20 +77,23 @@ class SelectionService:
             RequestError, MediaError: the request is at fault.
         """
         start = time.perf_counter()
+        model = find_model(self._models, question.model or self.args.model_name)
         instruction = check_instruction(question.instruction, self.args.max_instruction_chars)
-        k = check_k(question.k, self.args.top_k, len(self._catalog))
+        k = check_k(question.k, self.args.top_k, len(model.catalog))
         medium: EncodedMedium | None = None
         if question.data is not None:
-            medium = await ask(self._encoder.encode, question.data, question.modality)
+            with self._telemetry.waiting("MediaEncoder"):
+                medium = await ask(self._encoder.encode, question.data, question.modality)
         elif question.modality is not None:
             raise RequestError("A modality is given, but no medium; attach one.", code="bad_field", param="modality")
         encoded = time.perf_counter()
         vector = None if medium is None else medium.vector
-        ranking: Ranking = await ask(self._predictor.select, SelectQuery(instruction, vector, k))
+        with self._telemetry.waiting("Predictor"):
+            ranking: Ranking = await ask(self._predictor.select, SelectQuery(model.name, instruction, vector, k))
         end = time.perf_counter()
         return SelectAnswer(
             tools=[
-                RankedToolEntry(probability=probability, **asdict(self._catalog[tool_id]))
+                RankedToolEntry(probability=probability, **asdict(model.catalog[tool_id]))
                 for tool_id, probability in ranking.tools[:k]
             ],
             abstained=ranking.tools[0][0] == UNKNOWN_TOOL_ID,
@@ -96,7 +101,8 @@ class SelectionService:
             instruction_cut=ranking.is_instruction_cut,
             modality="text" if medium is None else medium.modality,  # pyright: ignore[reportArgumentType]
             media_cached=medium is not None and medium.cached,
-            bundle_revision=self._bundle_revision,
+            model=model.name,
+            bundle_revision=model.revision,
             timing=Timing(
                 media_ms=0.0 if medium is None else (encoded - start) * 1e3,
                 predict_ms=(end - encoded) * 1e3,
@@ -104,11 +110,13 @@ class SelectionService:
             ),
         )
 
-    def tools(self) -> ToolList:
+    def tools(self, model_name: str | None = None) -> ToolList:
+        """A model's catalogue; by default the main model's."""
+        model = find_model(self._models, model_name or self.args.model_name)
         return ToolList(
-            tools=[ToolEntry(**asdict(tool)) for tool in self._catalog],
-            catalog_sha256=self._catalog.content_hash,
-            bundle_revision=self._bundle_revision,
+            tools=[ToolEntry(**asdict(tool)) for tool in model.catalog],
+            catalog_sha256=model.catalog.content_hash,
+            bundle_revision=model.revision,
         )
 
     async def health(self) -> Health:
@@ -118,7 +126,7 @@ class SelectionService:
             status="ok" if predictor == encoder == "ok" else "unavailable",
             predictor=predictor,
             encoder=encoder,
-            bundle_revision=self._bundle_revision,
+            models={name: model.revision for name, model in self._models.items()},
         )
 
 
@@ -163,8 +171,8 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
             return await service.select(await read_select_input(request, service.args))
 
     @api.get("/v1/tools")
-    async def tools() -> ToolList:
-        return service.tools()
+    async def tools(model: str | None = None) -> ToolList:
+        return service.tools(model)
 
     @api.get("/healthz", response_model=Health)
     async def healthz() -> JSONResponse:
@@ -183,6 +191,7 @@ def _request_content() -> dict[str, Any]:
         "properties": {
             "instruction": {"type": "string"},
             "k": {"type": "integer"},
+            "model": {"type": "string"},
             "modality": {"type": "string", "enum": ["image", "audio", "video"]},
             "file": {"type": "string", "format": "binary"},
         },
@@ -244,15 +253,15 @@ class Ingress:
     def __init__(
         self,
         args: ServeArgs,
-        catalog: ToolCatalog,
-        bundle_revision: str,
+        models: dict[str, ServedModel],
         predictor: Any,
         encoder: Any,
         local_tools: Any,
         model_tools: Any,
     ) -> None:
-        self._service = SelectionService(args, catalog, bundle_revision, predictor, encoder)
-        self._chat = ChatService(args, catalog, predictor, encoder, local_tools, model_tools)
+        telemetry = Telemetry()
+        self._service = SelectionService(args, models, predictor, encoder, telemetry)
+        self._chat = ChatService(args, models, predictor, encoder, local_tools, model_tools, telemetry)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._service, self._chat)

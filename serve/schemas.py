@@ -34,6 +34,7 @@ class SelectRequest(BaseModel):
 
     instruction: str
     k: int | None = Field(None, strict=True, description="how many tools to name; default: the service's")
+    model: str | None = Field(None, description="one that GET /v1/models lists; default: the first of them")
     media: MediaPart | None = None
 
 
@@ -61,6 +62,7 @@ class SelectAnswer(BaseModel):
         description="true where the words were too many and the model saw only their beginning"
     )
     media_cached: bool = Field(description="true where the medium had been encoded before")
+    model: str
     bundle_revision: str
     timing: Timing
 
@@ -83,7 +85,7 @@ class Health(BaseModel):
     status: Literal["ok", "unavailable"]
     predictor: str
     encoder: str
-    bundle_revision: str
+    models: dict[str, str] = Field(description="model name -> revision of its bundle")
 
 
 class ErrorBody(BaseModel):
@@ -133,6 +135,7 @@ class Ranking:
 class SelectQuery:
     """What the predictor deployment is asked; `vector` is [E] float32 or None without a medium."""
 
+    model: str
     instruction: str
     vector: np.ndarray | None
     k: int

@@ -11,7 +11,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,12 +54,25 @@ class Telemetry:
         self._tool_failures = Counter(
             "toolmm_tool_failures", "calls of tools without a result", ["tool_id", "code"], registry=self.registry
         )
+        self._asked = Gauge(
+            "toolmm_deployment_requests",
+            "requests that a deployment was asked and has not answered: its queue and what it works on",
+            ["deployment"],
+            registry=self.registry,
+        )
         self._batch = Gauge(
             "toolmm_batch_size",
             "largest batch since its start, of the replica that answered",
             ["deployment"],
             registry=self.registry,
         )
+
+    @contextmanager
+    def waiting(self, deployment: str) -> Iterator[None]:
+        """While a deployment is asked: its queue and its batches under way, as this ingress sees them."""
+        gauge = self._asked.labels(deployment)
+        with gauge.track_inprogress():
+            yield
 
     def count_tokens(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Count what one answer took."""

@@ -26,7 +26,8 @@ def load_tools(model_ids: Mapping[str, str] | None = None, files: Sequence[str |
     """Every tool by its id.
 
     Args:
-        model_ids: tool id -> local folder or hub id, in place of the model that the tool has by default.
+        model_ids: tool id -> local folder or hub id, in place of the model that the tool has by default. Tools that
+            run that tool's model beside their own get it too.
         files: Python files with tools of your own; every `ToolSpec` at their top level counts (docs/tools.md).
 
     Raises:
@@ -47,4 +48,7 @@ def load_tools(model_ids: Mapping[str, str] | None = None, files: Sequence[str |
             with_models = ", ".join(sorted(known for known, spec in tools.items() if spec.method == "model"))
             raise InputError(f"{tool_id!r} is no tool with a model; those with one are {with_models}.")
         tools[tool_id] = replace(tools[tool_id], model_id=model_id)
-    return tools
+    return {
+        tool_id: replace(spec, partner=tools[spec.partner.tool_id]) if spec.partner else spec
+        for tool_id, spec in tools.items()
+    }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from data_pipeline.catalog import Tool
 from data_pipeline.gpt4tools_catalog import GPT4TOOLS_TOOLS, PREFIX
 from serve.tools.hub import generating, seeing
 from serve.tools.images import drawing, faces, outlines, quality, reading, resolution
@@ -40,10 +41,13 @@ class _Entry:
     run: Callable[..., ToolOutput]
     note: str
     model_id: str | None = None
+    partner: str | None = None  # whose model it runs as well
     method: Method = "classical"
 
 
 _OWLVIT = "google/owlvit-base-patch32"
+_CLIPSEG = "CIDAS/clipseg-rd64-refined"
+_SEGMENT, _GENERATE = "segment-the-given-object", "generate-image-from-user-input-text"
 _CLASSICAL = "A classical method in place of a learned one"
 _TOOLS = {
     "get-photo-description": _Entry(seeing.caption_picture, "BLIP.", "Salesforce/blip-image-captioning-base"),
@@ -51,7 +55,7 @@ _TOOLS = {
         seeing.answer_question, "ViLT or BLIP.", "dandelin/vilt-b32-finetuned-vqa"
     ),
     "detect-the-given-object": _Entry(seeing.detect_named, "OWL-ViT.", _OWLVIT),
-    "segment-the-given-object": _Entry(seeing.segment_named, "CLIPSeg.", generating.MASK_MODEL_ID),
+    _SEGMENT: _Entry(seeing.segment_named, "CLIPSeg.", _CLIPSEG),
     "segment-the-image": _Entry(drawing.draw_segments, f"{_CLASSICAL}: a graph of colours; segments have no names."),
     "edge-detection-on-image": _Entry(draw_edges, "Canny's method.", method="exact"),
     "line-detection-on-image": _Entry(draw_lines, f"{_CLASSICAL}: the line segment detector."),
@@ -62,15 +66,16 @@ _TOOLS = {
     ),
     "predict-depth-on-image": _Entry(seeing.draw_depth, "DPT.", "Intel/dpt-large"),
     "predict-normal-map-on-image": _Entry(seeing.draw_normals, "From the depth that DPT estimates.", "Intel/dpt-large"),
-    "generate-image-from-user-input-text": _Entry(
-        generating.generate_picture, "Stable Diffusion.", generating.BASE_MODEL_ID
-    ),
+    _GENERATE: _Entry(generating.generate_picture, "Stable Diffusion.", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
     "instruct-image-using-text": _Entry(generating.edit_picture, "InstructPix2Pix.", "timbrooks/instruct-pix2pix"),
     "remove-something-from-the-photo": _Entry(
-        seeing.remove_named, "CLIPSeg marks it, classical inpainting fills the place.", generating.MASK_MODEL_ID
+        seeing.remove_named, "CLIPSeg marks it, classical inpainting fills the place.", _CLIPSEG
     ),
     "replace-something-from-the-photo": _Entry(
-        generating.replace_named, "CLIPSeg and Stable Diffusion inpainting.", "runwayml/stable-diffusion-inpainting"
+        generating.replace_named,
+        "CLIPSeg and Stable Diffusion inpainting.",
+        "stable-diffusion-v1-5/stable-diffusion-inpainting",
+        _SEGMENT,
     ),
     "text-detection-on-image": _Entry(
         reading.read_text, "By Tesseract where it is installed; otherwise a classical detector says where print lies."
@@ -87,7 +92,9 @@ _TOOLS = {
     ),
     "detect-face": _Entry(faces.tag_faces, f"{_CLASSICAL}: LBP cascade and skin colour."),
     **{
-        f"generate-image-condition-on-{slug}": _Entry(generating.generate_conditioned, "ControlNet.", model_id)
+        f"generate-image-condition-on-{slug}": _Entry(
+            generating.generate_conditioned, "ControlNet.", model_id, _GENERATE
+        )
         for slug, model_id in (
             ("canny-image", "lllyasviel/sd-controlnet-canny"),
             ("depth", "lllyasviel/sd-controlnet-depth"),
@@ -109,27 +116,30 @@ _ARGUMENTS = {
 }
 
 
+def _build_spec(tool: Tool) -> ToolSpec:
+    entry = _TOOLS[tool.tool_id.removeprefix(PREFIX)]
+    is_model = entry.model_id is not None
+    return ToolSpec(
+        tool_id=tool.tool_id,
+        run=entry.run,
+        description=f"{tool.description} {entry.note}",
+        arguments=tuple(_ARGUMENTS[name] for name in tool.arguments),
+        result="image" if tool.output_modality == "image" else "text",
+        name=tool.name,
+        usage=tool.usage,
+        method="model" if is_model else entry.method,
+        model_id=entry.model_id,
+        memory_mb=16_384 if is_model else 2048,
+        timeout_s=MODEL_TIMEOUT_S if is_model else 60.0,
+    )
+
+
 def _build_specs() -> tuple[ToolSpec, ...]:
-    specs = []
-    for tool in GPT4TOOLS_TOOLS:
-        entry = _TOOLS[tool.tool_id.removeprefix(PREFIX)]
-        is_model = entry.model_id is not None
-        specs.append(
-            ToolSpec(
-                tool_id=tool.tool_id,
-                run=entry.run,
-                description=f"{tool.description} {entry.note}",
-                arguments=tuple(_ARGUMENTS[name] for name in tool.arguments),
-                result="image" if tool.output_modality == "image" else "text",
-                name=tool.name,
-                usage=tool.usage,
-                method="model" if is_model else entry.method,
-                model_id=entry.model_id,
-                memory_mb=16_384 if is_model else 2048,
-                timeout_s=MODEL_TIMEOUT_S if is_model else 60.0,
-            )
-        )
-    return tuple(specs)
+    specs = {tool.tool_id.removeprefix(PREFIX): _build_spec(tool) for tool in GPT4TOOLS_TOOLS}
+    return tuple(
+        replace(spec, partner=specs[partner]) if (partner := _TOOLS[slug].partner) else spec
+        for slug, spec in specs.items()
+    )
 
 
 TOOLS = _build_specs()

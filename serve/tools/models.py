@@ -37,17 +37,22 @@ class ModelCache:
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.n_loads = self.n_hits = self.n_evictions = 0
-        self._models: OrderedDict[tuple[str, str], LoadedModel] = OrderedDict()
+        self._models: OrderedDict[tuple[Callable[[str], LoadedModel], str], LoadedModel] = OrderedDict()
 
     def get(self, model_id: str, load: Callable[[str], LoadedModel]) -> tuple[Any, ...]:
         """The parts of a model, loaded by `load(model_id)` where they are not in memory.
 
         One that is larger than the whole budget serves this call and is not kept.
 
+        Args:
+            model_id: hub id or folder.
+            load: one object for all calls, such as a name at the top level of a module: it is part of the key, since
+                one model may be loaded for two tasks.
+
         Raises:
             ToolError: as `load` does.
         """
-        key = (load.__qualname__, model_id)  # one model may be loaded for two tasks
+        key = (load, model_id)
         if key in self._models:
             self.n_hits += 1
             self._models.move_to_end(key)
@@ -76,8 +81,8 @@ class ModelCache:
         }
 
 
-def load_parts(model_id: str, model_class: str, *part_classes: str) -> LoadedModel:
-    """Load a model and what prepares its input by the names of transformers' classes.
+def load_parts(class_names: tuple[str, ...], model_id: str) -> LoadedModel:
+    """Load a model and what prepares its input by the names of transformers' classes, that of the model first.
 
     Safetensors only, and never code that comes with a model. With HF_HUB_OFFLINE set nothing but local files is
     looked at.
@@ -89,9 +94,10 @@ def load_parts(model_id: str, model_class: str, *part_classes: str) -> LoadedMod
     import transformers
 
     options = {"local_files_only": is_offline(), "trust_remote_code": False}
+    model_class, *part_classes = (getattr(transformers, name) for name in class_names)
     try:
-        model = getattr(transformers, model_class).from_pretrained(model_id, use_safetensors=True, **options)
-        parts = [getattr(transformers, name).from_pretrained(model_id, **options) for name in part_classes]
+        model = model_class.from_pretrained(model_id, use_safetensors=True, **options)
+        parts = [part_class.from_pretrained(model_id, **options) for part_class in part_classes]
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise not_available(model_id, f"{type(error).__name__}") from error
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,14 +109,16 @@ def count_bytes(model: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
-def load_pipeline(model_id: str, pipeline_class: str, controlnet_id: str | None = None) -> LoadedModel:
-    """Load a diffusers pipeline by the name of its class; diffusers is imported here and nowhere else.
+def load_diffusion(class_name: str, model_id: str) -> LoadedModel:
+    """Load a pipeline or a model by the name of diffusers' class; diffusers is imported here and nowhere else.
+
+    Safetensors only, and never code that comes with a model.
 
     Raises:
         ToolError: "weights_not_available" where diffusers or the weights are missing.
     """
     try:
-        import diffusers  # type: ignore[import-not-found]
+        import diffusers
     except ImportError as error:
         raise ToolError(
             "weights_not_available",
@@ -119,20 +127,18 @@ def load_pipeline(model_id: str, pipeline_class: str, controlnet_id: str | None 
         ) from error
     import torch
 
-    parts = {}
+    loaded_class = getattr(diffusers, class_name)
+    options = {"local_files_only": is_offline(), "trust_remote_code": False}
     try:
-        if controlnet_id is not None:
-            parts["controlnet"] = diffusers.ControlNetModel.from_pretrained(
-                controlnet_id, use_safetensors=True, local_files_only=is_offline()
-            )
-        pipeline = getattr(diffusers, pipeline_class).from_pretrained(
-            model_id, use_safetensors=True, local_files_only=is_offline(), **parts
-        )
+        loaded = loaded_class.from_pretrained(model_id, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise not_available(model_id, type(error).__name__) from error
-    pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    return LoadedModel((pipeline,), sum(count_bytes(module) for module in modules))
+    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(loaded, torch.nn.Module):
+        return LoadedModel((loaded,), count_bytes(loaded))
+    loaded.set_progress_bar_config(disable=True)  # the log has one line a call
+    modules = [part for part in loaded.components.values() if isinstance(part, torch.nn.Module)]
+    return LoadedModel((loaded,), sum(count_bytes(module) for module in modules))
 
 
 def is_offline() -> bool:

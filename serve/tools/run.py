@@ -231,7 +231,7 @@ def _build_call(
         "module": spec.run.__module__,
         "file": None if is_ours else os.path.abspath(inspect.getfile(spec.run)),
         "qualname": spec.run.__qualname__,
-        "model_id": spec.model_id,
+        "model_ids": spec.model_ids,
         "arguments": arguments,
         "limits": asdict(limits),
     }, blocks

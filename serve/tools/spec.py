@@ -152,9 +152,8 @@ class ToolSpec:
     Attributes:
         tool_id: its key in the catalogue.
         run: a function at the top level of a module, called with the arguments by name: image = uint8 [H, W, 3] RGB,
-        audio
-            = `Sound`, video = `Clip`, text = str, numbers as they are. A tool with `method` "model" gets the cache of
-            loaded models and `model_id` in front of them.
+            audio = `Sound`, video = `Clip`, text = str, numbers as they are. A tool with `method` "model" gets the
+            cache of loaded models and `model_ids` in front of them.
         description: what it does, in one or two sentences, the method included.
         arguments: in the order in which a dialogue gives them.
         result: what kind of thing it gives back.
@@ -163,6 +162,7 @@ class ToolSpec:
         method: "exact" computes what it says; "classical" stands where a learned model would do better, and says so;
             "model" runs a Hugging Face model.
         model_id: hub id or local folder of that model; None for the other methods.
+        partner: a tool with a model, which this one runs behind its own; None = no second model.
         num_cpus, num_gpus: what a replica that runs it reserves.
         memory_mb: what a call may allocate on top of the idle process.
         timeout_s: wall time after which a call is killed.
@@ -177,6 +177,7 @@ class ToolSpec:
     usage: str = ""
     method: Method = "classical"
     model_id: str | None = None
+    partner: ToolSpec | None = None
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     memory_mb: int = 2048
@@ -188,6 +189,12 @@ class ToolSpec:
         names = [argument.name for argument in self.arguments]
         if len(set(names)) != len(names):
             raise InputError(f"tool {self.tool_id} has two arguments of one name; rename one of {', '.join(names)}.")
+
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        """Every model that a call runs: its own, then its partner's."""
+        own = () if self.model_id is None else (self.model_id,)
+        return own if self.partner is None else (*own, *self.partner.model_ids)
 
     @property
     def call_name(self) -> str:

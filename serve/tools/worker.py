@@ -53,7 +53,7 @@ def _answer(sock: socket.socket, models: Any) -> None:
             name: decode_media(kind, next(blobs), limits) if kind else value for name, kind, value in call["arguments"]
         }
         function = _find_function(call)
-        leading = (models, call["model_id"]) if call["model_id"] is not None else ()
+        leading = (models, *call["model_ids"]) if call["model_ids"] else ()
         output = function(*leading, **arguments)
         _check_output(output, limits)
     except ToolError as error:

@@ -34,6 +34,7 @@ from serve.app import build_app
 
 APP = "toolmm-test"
 SELECT = "/v1/tools/select"
+MODEL, SECOND_MODEL = "toolmm", "second-1.0"
 MAX_UPLOAD_BYTES = 300_000
 CATALOG = ToolCatalog(
     [
@@ -52,20 +53,23 @@ CATALOG = ToolCatalog(
 class Service:
     url: str
     bundle: Bundle
-    mllm: ToolLLM
+    mllms: dict[str, ToolLLM]
     encoder_dir: Path
     args: dict[str, Any]
 
-    def expected(self, instruction: str, modality: str | None = None, data: bytes = b"") -> dict[str, float]:
-        """Tool id -> probability, by the same functions without HTTP, batches and replicas."""
+    def expected(
+        self, instruction: str, modality: str | None = None, data: bytes = b"", model: str = MODEL
+    ) -> dict[str, float]:
+        """Tool id -> probability, by the same functions without HTTP, batches, replicas and other models."""
+        mllm = self.mllms[model]
         vector = None
         if modality is not None:
             encoder = load_encoder(str(self.encoder_dir))
             array = load_media(modality, data, recipe=encoder.recipe)
             vector = encoder.encode(modality, torch.from_numpy(array)[None])[0].numpy()
-        question = encode_question(self.mllm.tokenizer, instruction, vector is not None, ())
-        trie = CatalogTrie(CATALOG.selection_tool_ids, self.mllm.tokenizer)
-        [ranking] = top_k_tools(self.mllm, [Prompt(question.prompt_ids, vector)], len(trie), trie)
+        question = encode_question(mllm.tokenizer, instruction, vector is not None, ())
+        trie = CatalogTrie(CATALOG.selection_tool_ids, mllm.tokenizer)
+        [ranking] = top_k_tools(mllm, [Prompt(question.prompt_ids, vector)], len(trie), trie)
         return {tool.tool_id: tool.probability for tool in ranking}
 
     def post(self, **kwargs: Any) -> httpx.Response:
@@ -137,11 +141,13 @@ def run_service(folder: Path) -> Iterator[Service]:
     """The service on a free port, its files below `folder`; a Ray must be there."""
     encoder_dir = make_encoder(folder / "encoder")
     bundle = load_bundle(make_bundle(folder / "bundle", folder / "backbone", encoder_dir))
+    second = load_bundle(make_bundle(folder / "second", folder / "backbone2", encoder_dir, seed=9))
     port = free_port()
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         args = {
             "bundle": str(bundle.folder),
+            "adapters": {SECOND_MODEL: str(second.folder)},
             "max_upload_bytes": MAX_UPLOAD_BYTES,
             "max_pixels": 1_000_000,
             "max_duration_s": 5,
@@ -151,7 +157,8 @@ def run_service(folder: Path) -> Iterator[Service]:
             "artifacts": str(folder / "artifacts"),
         }
         ray_serve.run(build_app(args), name=APP)
-        yield Service(f"http://127.0.0.1:{port}", bundle, bundle.build_mllm(), encoder_dir, args)
+        mllms = {MODEL: bundle.build_mllm(), SECOND_MODEL: second.build_mllm()}
+        yield Service(f"http://127.0.0.1:{port}", bundle, mllms, encoder_dir, args)
     finally:
         ray_serve.shutdown()
 

@@ -36,7 +36,8 @@ def user_message(text: str, data: bytes | None = None) -> dict[str, Any]:
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["toolmm", "toolmm-agent"]
+    names = [model.id for model in client.models.list()]
+    assert names == ["toolmm", "toolmm-agent", "second-1.0", "second-1.0-agent"]
 
 
 def test_a_tool_is_chosen_as_the_model_ranks_it(client: openai.OpenAI, service: Service) -> None:

@@ -15,7 +15,19 @@ from typing import Any
 import httpx
 import pytest
 from ray import serve as ray_serve
-from small_service import APP, CATALOG, MAX_UPLOAD_BYTES, SELECT, Service, assert_error, picture, sound, video
+from small_service import (
+    APP,
+    CATALOG,
+    MAX_UPLOAD_BYTES,
+    MODEL,
+    SECOND_MODEL,
+    SELECT,
+    Service,
+    assert_error,
+    picture,
+    sound,
+    video,
+)
 
 from serve.client import ServiceError, health, list_tools, select
 
@@ -39,6 +51,22 @@ def test_text_question_over_json(service: Service) -> None:
     assert body["p_unknown"] == pytest.approx(service.expected("improve this")["unknown"], abs=1e-5)
     assert body["bundle_revision"] == service.bundle.revision
     assert body["timing"]["total_ms"] > 0
+
+
+def test_models_over_one_backbone_answer_side_by_side(service: Service) -> None:
+    """Sixteen questions at once, to either model: each answers as it does alone."""
+    expected = {model: service.expected("improve this", model=model) for model in service.mllms}
+    assert expected[MODEL] != pytest.approx(expected[SECOND_MODEL], abs=1e-2)
+
+    def ask(model: str) -> httpx.Response:
+        return service.post(json={"instruction": "improve this", "k": 7, "model": model})
+
+    asked = [MODEL, SECOND_MODEL] * 8
+    with ThreadPoolExecutor(len(asked)) as threads:
+        for model, response in zip(asked, threads.map(ask, asked), strict=True):
+            assert _probabilities(response) == pytest.approx(expected[model], abs=1e-5)
+            assert response.json()["model"] == model
+    assert_error(ask("third"), 404, "model_not_found")
 
 
 @pytest.mark.parametrize("modality", ["image", "audio", "video"])

@@ -32,3 +32,13 @@ def test_replica_bounds_must_be_in_order() -> None:
 def test_a_body_may_hold_the_largest_medium_in_base64() -> None:
     args = ServeArgs.parse({"bundle": "b", "max_upload_bytes": 3000})
     assert args.max_body_bytes >= 4000 + args.max_instruction_chars
+
+
+def test_model_names_are_distinct_and_leave_the_agent_its_suffix() -> None:
+    args = ServeArgs.parse({"bundle": "b", "adapters": {"v2": "c"}})
+    assert args.bundles == {"toolmm": "b", "v2": "c"}
+    with pytest.raises(InputError, match="adapters holds 'toolmm', which is the name of the main model"):
+        ServeArgs.parse({"bundle": "b", "adapters": {"toolmm": "c"}})
+    for name in ("a b", "x-agent", ""):
+        with pytest.raises(InputError, match="is no model name"):
+            ServeArgs.parse({"bundle": "b", "adapters": {name: "c"}})

@@ -22,6 +22,8 @@ from serve.chat import ChatService
 from serve.config import ServeArgs
 from serve.ingress import SelectionService, build_api
 from serve.schemas import EncodedMedium, Ranking, RequestError, SelectQuery
+from serve.served_model import ServedModel
+from serve.telemetry import Telemetry
 
 CATALOG = ToolCatalog([Tool("deblur", "Sharpens.", "image", "image", "local"), Tool("dehaze"), Tool("unknown")])
 RANKING = [("deblur", 0.7), ("unknown", 0.2), ("dehaze", 0.1)]
@@ -71,8 +73,10 @@ class _World:
     def __init__(self, **args: Any) -> None:
         self.args = ServeArgs.parse({"bundle": "b", "max_upload_bytes": 1000, "max_instruction_chars": 50, **args})
         self.encoder, self.predictor = _Encoder(), _Predictor()
-        self.service = SelectionService(self.args, CATALOG, "rev", self.predictor, self.encoder)
-        self.chat = ChatService(self.args, CATALOG, self.predictor, self.encoder, None, None)
+        models = {name: ServedModel(name, CATALOG, f"rev-{name}") for name in self.args.bundles}
+        telemetry = Telemetry()
+        self.service = SelectionService(self.args, models, self.predictor, self.encoder, telemetry)
+        self.chat = ChatService(self.args, models, self.predictor, self.encoder, None, None, telemetry)
         self.api = build_api(self.service, self.chat)
         self.client = TestClient(
             self.api, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False
@@ -115,7 +119,7 @@ def test_text_question(world: _World) -> None:
         "backend": "local",
     }
     assert (answer["modality"], answer["abstained"], answer["p_unknown"]) == ("text", False, 0.2)
-    assert answer["bundle_revision"] == "rev"
+    assert answer["bundle_revision"] == "rev-toolmm"
     assert answer["timing"]["media_ms"] == 0
     assert world.predictor.asked[0].instruction == " Improve it ", "nothing is stripped"
     assert world.predictor.asked[0].vector is None
@@ -325,7 +329,7 @@ def test_health_asks_both_deployments(world: _World) -> None:
         "status": "ok",
         "predictor": "ok",
         "encoder": "ok",
-        "bundle_revision": "rev",
+        "models": {"toolmm": "rev-toolmm"},
     }
 
     def fail() -> None:

@@ -3,44 +3,30 @@ fails."""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import cv2
 import numpy as np
 from PIL import Image
 
 from serve.tools.hub.seeing import mark_named
 from serve.tools.media import png_file
-from serve.tools.models import LoadedModel, ModelCache, load_pipeline
+from serve.tools.models import ModelCache, load_diffusion
 from serve.tools.spec import ToolOutput
 
-BASE_MODEL_ID = "runwayml/stable-diffusion-v1-5"
-MASK_MODEL_ID = "CIDAS/clipseg-rd64-refined"
 STEPS = 30
 MAX_SIDE_PX = 768
+SOLID_STEPS = 64
+SOLID_SIDE_PX = 256
+# Shap-E always renders twenty views: 256 pixels a side take a CPU an hour, 64 take minutes
+SOLID_SIDE_CPU_PX = 64
 
-
-def load_text_to_image(model_id: str) -> LoadedModel:
-    """Words to a picture."""
-    return load_pipeline(model_id, "AutoPipelineForText2Image")
-
-
-def load_inpainting(model_id: str) -> LoadedModel:
-    """Words, picture and mask to a picture."""
-    return load_pipeline(model_id, "AutoPipelineForInpainting")
-
-
-def load_editing(model_id: str) -> LoadedModel:
-    """An instruction and a picture to a picture."""
-    return load_pipeline(model_id, "StableDiffusionInstructPix2PixPipeline")
-
-
-def load_controlled(model_id: str) -> LoadedModel:
-    """Words and a condition (edges, depth, ...) to a picture; `model_id` is the ControlNet."""
-    return load_pipeline(BASE_MODEL_ID, "StableDiffusionControlNetPipeline", controlnet_id=model_id)
-
-
-def load_shapes(model_id: str) -> LoadedModel:
-    """Words to views of a solid."""
-    return load_pipeline(model_id, "ShapEPipeline")
+LOAD_TEXT_TO_IMAGE = partial(load_diffusion, "AutoPipelineForText2Image")
+LOAD_INPAINTING = partial(load_diffusion, "AutoPipelineForInpainting")
+LOAD_EDITING = partial(load_diffusion, "StableDiffusionInstructPix2PixPipeline")
+LOAD_CONTROLNET = partial(load_diffusion, "ControlNetModel")
+LOAD_SOLIDS = partial(load_diffusion, "ShapEPipeline")
 
 
 def _to_picture(image: np.ndarray) -> Image.Image:
@@ -51,41 +37,64 @@ def _to_picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
+def _tell(text: str, made: Any) -> ToolOutput:
+    """The first picture of a pipeline's output, with words."""
+    return ToolOutput(text, png_file(np.asarray(made.images[0].convert("RGB"))))
+
+
 def generate_picture(models: ModelCache, model_id: str, text: str) -> ToolOutput:
     """A picture of what the words say."""
-    (pipeline,) = models.get(model_id, load_text_to_image)
-    picture = pipeline(text, num_inference_steps=STEPS).images[0]
-    return ToolOutput("Generated a picture from the words.", png_file(np.asarray(picture.convert("RGB"))))
+    (pipeline,) = models.get(model_id, LOAD_TEXT_TO_IMAGE)
+    return _tell("Generated a picture from the words.", pipeline(text, num_inference_steps=STEPS))
 
 
-def generate_conditioned(models: ModelCache, model_id: str, image_path: np.ndarray, text: str) -> ToolOutput:
-    """A picture that follows the words and the lines, depth or segments given."""
-    (pipeline,) = models.get(model_id, load_controlled)
-    picture = pipeline(text, image=_to_picture(image_path), num_inference_steps=STEPS).images[0]
-    return ToolOutput("Generated a picture that follows the given one.", png_file(np.asarray(picture.convert("RGB"))))
+def generate_conditioned(
+    models: ModelCache, model_id: str, base_model_id: str, image_path: np.ndarray, text: str
+) -> ToolOutput:
+    """A picture that follows the words and the lines, depth or segments given.
+
+    `model_id` is the ControlNet. It steers the pipeline that makes pictures from words alone, so that one copy of the
+    large weights serves all conditions.
+    """
+    (controlnet,) = models.get(model_id, LOAD_CONTROLNET)
+    (base,) = models.get(base_model_id, LOAD_TEXT_TO_IMAGE)
+    import diffusers
+
+    pipeline = diffusers.AutoPipelineForText2Image.from_pipe(base, controlnet=controlnet)
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline(text, image=_to_picture(image_path), num_inference_steps=STEPS)
+    return _tell("Generated a picture that follows the given one.", made)
 
 
 def edit_picture(models: ModelCache, model_id: str, image_path: np.ndarray, style: str) -> ToolOutput:
     """The picture changed as told."""
-    (pipeline,) = models.get(model_id, load_editing)
-    picture = pipeline(style, image=_to_picture(image_path), num_inference_steps=STEPS).images[0]
-    return ToolOutput("Changed the picture as told.", png_file(np.asarray(picture.convert("RGB"))))
+    (pipeline,) = models.get(model_id, LOAD_EDITING)
+    made = pipeline(style, image=_to_picture(image_path), num_inference_steps=STEPS)
+    return _tell("Changed the picture as told.", made)
 
 
 def replace_named(
-    models: ModelCache, model_id: str, image_path: np.ndarray, object: str, replacement: str
+    models: ModelCache, model_id: str, mask_model_id: str, image_path: np.ndarray, object: str, replacement: str
 ) -> ToolOutput:
-    """Something else in the place of an object."""
-    (pipeline,) = models.get(model_id, load_inpainting)
-    mask = mark_named(models, MASK_MODEL_ID, image_path, object)
+    """Something else in the place of an object, which the second model marks."""
+    mask = mark_named(models, mask_model_id, image_path, object)
+    (pipeline,) = models.get(model_id, LOAD_INPAINTING)
     picture = _to_picture(image_path)
     marked = Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.size)
-    made = pipeline(replacement, image=picture, mask_image=marked, num_inference_steps=STEPS).images[0]
-    return ToolOutput(f"Put {replacement!r} in the place of {object!r}.", png_file(np.asarray(made.convert("RGB"))))
+    made = pipeline(
+        replacement,
+        image=picture,
+        mask_image=marked,
+        height=picture.height,
+        width=picture.width,
+        num_inference_steps=STEPS,
+    )
+    return _tell(f"Put {replacement!r} in the place of {object!r}.", made)
 
 
 def generate_solid(models: ModelCache, model_id: str, text: str) -> ToolOutput:
     """One view of a solid made from words."""
-    (pipeline,) = models.get(model_id, load_shapes)
-    view = pipeline(text, num_inference_steps=64, frame_size=256).images[0][0]
-    return ToolOutput("One view of the solid.", png_file(np.asarray(view.convert("RGB"))))
+    (pipeline,) = models.get(model_id, LOAD_SOLIDS)
+    side = SOLID_SIDE_PX if pipeline.device.type == "cuda" else SOLID_SIDE_CPU_PX
+    views = pipeline(text, num_inference_steps=SOLID_STEPS, guidance_scale=15.0, frame_size=side).images[0]
+    return ToolOutput("One view of the solid.", png_file(np.asarray(views[0].convert("RGB"))))

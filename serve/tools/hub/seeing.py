@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 from serve.tools.audio.pitch import WORKING_RATE_HZ, at_working_rate
 from serve.tools.images.faces import find_faces
 from serve.tools.media import png_file
-from serve.tools.models import LoadedModel, ModelCache, generate_tokens, load_parts, name_classes, run_model
+from serve.tools.models import ModelCache, generate_tokens, load_parts, name_classes, run_model
 from serve.tools.spec import Sound, ToolOutput
 
 MIN_SCORE = 0.5
@@ -18,67 +19,30 @@ MIN_NAMED_SCORE = 0.1  # zero-shot detectors give low scores
 Box = tuple[str, float, tuple[int, int, int, int]]  # label, score, (x1, y1, x2, y2)
 
 
-def load_captioner(model_id: str) -> LoadedModel:
-    """BLIP, GIT, or an encoder with a decoder."""
-    return load_parts(model_id, "AutoModelForImageTextToText", "AutoImageProcessor", "AutoTokenizer")
-
-
-def load_answerer(model_id: str) -> LoadedModel:
-    """ViLT, which chooses among answers, or BLIP, which writes one."""
-    return load_parts(model_id, "AutoModelForVisualQuestionAnswering", "AutoProcessor")
-
-
-def load_detector(model_id: str) -> LoadedModel:
-    """DETR, YOLOS and the like."""
-    return load_parts(model_id, "AutoModelForObjectDetection", "AutoImageProcessor")
-
-
-def load_named_detector(model_id: str) -> LoadedModel:
-    """OWL-ViT: finds what a text names."""
-    return load_parts(model_id, "AutoModelForZeroShotObjectDetection", "AutoProcessor")
-
-
-def load_named_segmenter(model_id: str) -> LoadedModel:
-    """CLIPSeg: marks what a text names."""
-    return load_parts(model_id, "CLIPSegForImageSegmentation", "AutoProcessor")
-
-
-def load_segmenter(model_id: str) -> LoadedModel:
-    """SegFormer and the like."""
-    return load_parts(model_id, "AutoModelForSemanticSegmentation", "AutoImageProcessor")
-
-
-def load_depth(model_id: str) -> LoadedModel:
-    """DPT, Depth Anything."""
-    return load_parts(model_id, "AutoModelForDepthEstimation", "AutoImageProcessor")
-
-
-def load_classifier(model_id: str) -> LoadedModel:
-    """Any classifier of pictures."""
-    return load_parts(model_id, "AutoModelForImageClassification", "AutoImageProcessor")
-
-
-def load_pose(model_id: str) -> LoadedModel:
-    """ViTPose."""
-    return load_parts(model_id, "VitPoseForPoseEstimation", "AutoImageProcessor")
-
-
-def load_letters(model_id: str) -> LoadedModel:
-    """wav2vec 2.0 and the like, which spell."""
-    return load_parts(model_id, "AutoModelForCTC", "AutoFeatureExtractor", "AutoTokenizer")
+# how each kind of model is loaded; one name per task, for `ModelCache` keys on it
+LOAD_CAPTIONER = partial(load_parts, ("AutoModelForImageTextToText", "AutoImageProcessor", "AutoTokenizer"))
+LOAD_ANSWERER = partial(load_parts, ("AutoModelForVisualQuestionAnswering", "AutoProcessor"))
+LOAD_DETECTOR = partial(load_parts, ("AutoModelForObjectDetection", "AutoImageProcessor"))
+LOAD_NAMED_DETECTOR = partial(load_parts, ("AutoModelForZeroShotObjectDetection", "AutoProcessor"))
+LOAD_NAMED_SEGMENTER = partial(load_parts, ("CLIPSegForImageSegmentation", "AutoProcessor"))
+LOAD_SEGMENTER = partial(load_parts, ("AutoModelForSemanticSegmentation", "AutoImageProcessor"))
+LOAD_DEPTH = partial(load_parts, ("AutoModelForDepthEstimation", "AutoImageProcessor"))
+LOAD_CLASSIFIER = partial(load_parts, ("AutoModelForImageClassification", "AutoImageProcessor"))
+LOAD_POSE = partial(load_parts, ("VitPoseForPoseEstimation", "AutoImageProcessor"))
+LOAD_LETTERS = partial(load_parts, ("AutoModelForCTC", "AutoFeatureExtractor", "AutoTokenizer"))
 
 
 def caption_picture(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
-    """One sentence about the picture."""
-    model, processor, tokenizer = models.get(model_id, load_captioner)
+    """One sentence about the picture, by BLIP, GIT, or an encoder with a decoder."""
+    model, processor, tokenizer = models.get(model_id, LOAD_CAPTIONER)
     pixels = processor(images=image_path, return_tensors="pt")["pixel_values"].to(model.device)
     tokens = generate_tokens(model, pixel_values=pixels)
     return ToolOutput(tokenizer.decode(tokens[0], skip_special_tokens=True).strip() or "(the model wrote nothing)")
 
 
 def answer_question(models: ModelCache, model_id: str, image_path: np.ndarray, question: str) -> ToolOutput:
-    """A short answer."""
-    model, processor = models.get(model_id, load_answerer)
+    """A short answer: ViLT chooses one, BLIP writes one."""
+    model, processor = models.get(model_id, LOAD_ANSWERER)
     inputs = processor(images=image_path, text=question, return_tensors="pt", truncation=True)
     if not hasattr(model.config, "id2label") or hasattr(model, "text_decoder"):
         tokens = generate_tokens(model, **inputs.to(model.device))
@@ -98,7 +62,7 @@ def _to_boxes(found: dict[str, Any], labels: list[str]) -> list[Box]:
 
 def detect_objects(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
     """Every object with its box."""
-    model, processor = models.get(model_id, load_detector)
+    model, processor = models.get(model_id, LOAD_DETECTOR)
     outputs = run_model(model, processor(images=image_path, return_tensors="pt"))
     found = processor.post_process_object_detection(outputs, MIN_SCORE, target_sizes=[image_path.shape[:2]])[0]
     boxes = _to_boxes(found, [model.config.id2label[int(label)] for label in found["labels"]])
@@ -110,7 +74,7 @@ def detect_objects(models: ModelCache, model_id: str, image_path: np.ndarray) ->
 
 def find_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) -> list[Box]:
     """Boxes of what `name` calls, the surest first."""
-    model, processor = models.get(model_id, load_named_detector)
+    model, processor = models.get(model_id, LOAD_NAMED_DETECTOR)
     inputs = processor(text=[[name]], images=image, return_tensors="pt", truncation=True)
     outputs = run_model(model, inputs)
     found = processor.post_process_grounded_object_detection(
@@ -140,7 +104,7 @@ def crop_named(models: ModelCache, model_id: str, image_path: np.ndarray, object
 
 def mark_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) -> np.ndarray:
     """Where `name` is, bool [H, W]."""
-    model, processor = models.get(model_id, load_named_segmenter)
+    model, processor = models.get(model_id, LOAD_NAMED_SEGMENTER)
     inputs = processor(text=[name], images=[image], return_tensors="pt", padding=True, truncation=True)
     logits = run_model(model, inputs).logits
     chance = logits.reshape(-1, *logits.shape[-2:])[0].sigmoid().float().cpu().numpy()
@@ -168,7 +132,7 @@ def remove_named(models: ModelCache, model_id: str, image_path: np.ndarray, obje
 
 def segment_by_name(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
     """One colour per class, and the share of each class in words."""
-    model, processor = models.get(model_id, load_segmenter)
+    model, processor = models.get(model_id, LOAD_SEGMENTER)
     outputs = run_model(model, processor(images=image_path, return_tensors="pt"))
     labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[image_path.shape[:2]])[0].cpu().numpy()
     values, counts = np.unique(labels, return_counts=True)
@@ -181,7 +145,7 @@ def segment_by_name(models: ModelCache, model_id: str, image_path: np.ndarray) -
 
 def estimate_depth(models: ModelCache, model_id: str, image: np.ndarray) -> np.ndarray:
     """Nearness as the network gives it, float32 [H, W]."""
-    model, processor = models.get(model_id, load_depth)
+    model, processor = models.get(model_id, LOAD_DEPTH)
     depth = run_model(model, processor(images=image, return_tensors="pt")).predicted_depth[0].float().cpu().numpy()
     return cv2.resize(depth, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
 
@@ -207,7 +171,7 @@ def draw_normals(models: ModelCache, model_id: str, image_path: np.ndarray) -> T
 
 def draw_pose(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
     """Joints and limbs of one person, who is taken to fill the picture."""
-    model, processor = models.get(model_id, load_pose)
+    model, processor = models.get(model_id, LOAD_POSE)
     height, width = image_path.shape[:2]
     boxes = [[[0.0, 0.0, float(width), float(height)]]]
     outputs = run_model(model, processor(image_path, boxes=boxes, return_tensors="pt"))
@@ -228,7 +192,7 @@ def draw_pose(models: ModelCache, model_id: str, image_path: np.ndarray) -> Tool
 
 def classify_picture(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
     """The three likeliest classes."""
-    model, processor = models.get(model_id, load_classifier)
+    model, processor = models.get(model_id, LOAD_CLASSIFIER)
     logits = run_model(model, processor(images=image_path, return_tensors="pt")).logits
     return ToolOutput(name_classes(model, logits))
 
@@ -244,6 +208,6 @@ def name_faces(models: ModelCache, model_id: str, image_path: np.ndarray) -> Too
 
 def spell_speech(models: ModelCache, model_id: str, audio: Sound) -> ToolOutput:
     """The words, by a model that spells (wav2vec 2.0)."""
-    model, extractor, tokenizer = models.get(model_id, load_letters)
+    model, extractor, tokenizer = models.get(model_id, LOAD_LETTERS)
     inputs = extractor(at_working_rate(audio), sampling_rate=WORKING_RATE_HZ, return_tensors="pt")
     return ToolOutput(tokenizer.decode(run_model(model, inputs).logits[0].argmax(-1)).strip())

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from serve.tools.models import LoadedModel, ModelCache, generate_tokens, load_parts, name_classes, run_model
+from functools import partial
+
+from serve.tools.models import ModelCache, generate_tokens, load_parts, name_classes, run_model
 from serve.tools.spec import ToolOutput
 
 MAX_NEW_TOKENS = 256
-
-
-def load_rewriter(model_id: str) -> LoadedModel:
-    """BART, T5, Marian and the like."""
-    return load_parts(model_id, "AutoModelForSeq2SeqLM", "AutoTokenizer")
-
-
-def load_rater(model_id: str) -> LoadedModel:
-    """Any classifier of texts."""
-    return load_parts(model_id, "AutoModelForSequenceClassification", "AutoTokenizer")
+LOAD_REWRITER = partial(load_parts, ("AutoModelForSeq2SeqLM", "AutoTokenizer"))
+LOAD_RATER = partial(load_parts, ("AutoModelForSequenceClassification", "AutoTokenizer"))
 
 
 def rewrite_text(models: ModelCache, model_id: str, text: str) -> ToolOutput:
     """The text in another language, shorter, or corrected: whatever the model was trained for."""
-    model, tokenizer = models.get(model_id, load_rewriter)
+    model, tokenizer = models.get(model_id, LOAD_REWRITER)
     inputs = tokenizer(text, return_tensors="pt", truncation=True)
     inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
     tokens = generate_tokens(model, MAX_NEW_TOKENS, **inputs)
@@ -29,7 +23,7 @@ def rewrite_text(models: ModelCache, model_id: str, text: str) -> ToolOutput:
 
 def rate_text(models: ModelCache, model_id: str, text: str) -> ToolOutput:
     """The three likeliest classes."""
-    model, tokenizer = models.get(model_id, load_rater)
+    model, tokenizer = models.get(model_id, LOAD_RATER)
     return ToolOutput(
         name_classes(model, run_model(model, tokenizer(text, return_tensors="pt", truncation=True)).logits)
     )

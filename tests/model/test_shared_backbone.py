@@ -1,0 +1,97 @@
+"""Models that share a backbone answer as each does alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.catalog import Tool, ToolCatalog
+from data_pipeline.encoding import encode_question
+from data_pipeline.errors import InputError
+from model.bundle import Bundle, load_bundle, save_bundle
+from model.config import ModelConfig
+from model.decode import Prompt, RankedTool, top_k_tools
+from model.mllm import ToolLLM
+from model.shared_backbone import SharedBackbone
+from model.tiny import build_tiny_backbone
+from model.trie import CatalogTrie
+
+ENCODER_DIM = 6
+CATALOG = ToolCatalog([Tool("deblur"), Tool("dehaze"), Tool("detect-edges"), Tool("unknown")])
+WHOLE = ["embed_tokens", "lm_head"]
+
+
+def _build_backbone(folder: Path, words: str) -> Path:
+    sizes = {"vocab_size": 300, "hidden_size": 32, "n_layers": 2, "n_heads": 2, "intermediate_size": 48}
+    return build_tiny_backbone(folder, [words] * 3, **sizes, max_positions=256)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _build_backbone(tmp_path_factory.mktemp("backbone") / "tiny", "### Human: <Img></Img> Improve this\n")
+
+
+def _bundle(folder: Path, backbone: Path, seed: int, encoder_id: str = "tiny-1", **fields: Any) -> Bundle:
+    """A bundle whose every trained value is random."""
+    config = ModelConfig(backbone=str(backbone), encoder_dim=ENCODER_DIM, lora_alpha=8, **fields)
+    mllm = ToolLLM.build(config)
+    generator = torch.Generator().manual_seed(seed)
+    mllm.load_trainable_state_dict(
+        {name: torch.randn(value.shape, generator=generator) for name, value in mllm.trainable_state_dict().items()}
+    )
+    save_bundle(
+        folder,
+        mllm=mllm,
+        catalog=CATALOG,
+        encoder_id=encoder_id,
+        encoder_name="tiny",
+        model_config=config,
+        data_hash="d" * 64,
+        metrics={},
+        resolved_config={},
+        git_revision="",
+    )
+    return load_bundle(folder)
+
+
+def _rank(mllm: ToolLLM) -> list[RankedTool]:
+    trie = CatalogTrie(CATALOG.selection_tool_ids, mllm.tokenizer)
+    prompt_ids = encode_question(mllm.tokenizer, "Improve this", True, ()).prompt_ids
+    vector = np.linspace(-1, 1, ENCODER_DIM, dtype=np.float32)
+    [ranking] = top_k_tools(mllm, [Prompt(prompt_ids, vector)], len(trie), trie)
+    return sorted(ranking, key=lambda tool: tool.tool_id)
+
+
+def test_each_model_answers_as_it_does_alone(backbone: Path, tmp_path: Path) -> None:
+    """Of other ranks, other kinds, with and without modules trained whole, in any order."""
+    bundles = {
+        "first": _bundle(tmp_path / "a", backbone, 1, lora_r=2, modules_to_save=WHOLE),
+        "v1.2": _bundle(tmp_path / "b", backbone, 2, lora_r=4, modules_to_save=WHOLE),
+        "adapter-only": _bundle(tmp_path / "c", backbone, 3, lora_r=2),
+        "dora": _bundle(tmp_path / "d", backbone, 4, lora_r=2, adapter="dora"),
+    }
+    alone = {name: _rank(bundle.build_mllm()) for name, bundle in bundles.items()}
+    assert len({tuple(ranking) for ranking in alone.values()}) == len(bundles)
+    shared = SharedBackbone(bundles)
+    for name in ("first", "adapter-only", "v1.2", "dora", "adapter-only", "first"):
+        ranking = _rank(shared.activate(name))
+        assert [tool.tool_id for tool in ranking] == [tool.tool_id for tool in alone[name]]
+        np.testing.assert_allclose(
+            [tool.probability for tool in ranking], [tool.probability for tool in alone[name]], rtol=1e-5, atol=1e-7
+        )
+
+
+def test_only_models_of_one_backbone_and_encoder_share(backbone: Path, tmp_path: Path) -> None:
+    ours = _bundle(tmp_path / "a", backbone, 1, lora_r=2)
+    of_other_encoder = _bundle(tmp_path / "b", backbone, 2, encoder_id="tiny-2", lora_r=2)
+    with pytest.raises(
+        InputError, match=r"'x' and 'y' cannot be served together: they differ in their encoder \('tiny-1' and"
+    ):
+        SharedBackbone({"x": ours, "y": of_other_encoder})
+    other = _build_backbone(tmp_path / "other", "Other words make another tokenizer, too")
+    with pytest.raises(InputError, match="they differ in their backbone's files; serve"):
+        SharedBackbone({"x": ours, "y": _bundle(tmp_path / "c", other, 2, lora_r=2)})
