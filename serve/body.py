@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 
@@ -29,22 +30,38 @@ class SelectInput:
 
 
 class BodyLimit:
-    """ASGI middleware: stops reading as soon as a body is larger than allowed, whatever its Content-Length says."""
+    """ASGI middleware: stops reading as soon as a body is larger than allowed, whatever its Content-Length says.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    A body that is not there in time is not waited for any longer: connections that send nothing would pile up.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        n_read = 0
+        n_read, is_whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
 
         async def receive_limited() -> Message:
-            nonlocal n_read
-            message = await receive()
+            nonlocal n_read, is_whole
+            if is_whole:
+                return await receive()  # comes when the client has gone
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestError(
+                    f"The request's body did not arrive within {self._timeout_s:g} s; send it again, or a smaller one.",
+                    status=408,
+                    code="body_too_slow",
+                ) from None
             if message["type"] == "http.request":
+                is_whole = not message.get("more_body", False)
                 n_read += len(message.get("body", b""))
                 if n_read > self._max_body_bytes:
                     raise RequestError(

@@ -8,9 +8,9 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Path, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray.exceptions import RayError
@@ -19,13 +19,14 @@ from starlette.datastructures import UploadFile
 
 from serve.access import ApiKeys, Gate, RateLimit
 from serve.agent import describe_artifact
+from serve.artifacts import ARTIFACT_ID
 from serve.body import check_body, read_body
 from serve.chat import ChatService
 from serve.chat_schemas import ChatCompletion, ChatRequest, ModelList, list_models, parse_chat_request
 from serve.chat_stream import stream_error
 from serve.config import ServeArgs
 from serve.page import routes as page
-from serve.schemas import ErrorAnswer, RequestError, check_upload_size
+from serve.schemas import BODY_ERRORS, RequestError, check_upload_size, describe_errors
 from serve.telemetry import CONTENT_TYPE
 
 logger = logging.getLogger("ray.serve")
@@ -80,15 +81,15 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
         chat: what they do.
         describe_error: words an error that comes up after a stream has begun.
     """
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorAnswer} for status in (400, 401, 404, 413, 415, 422, 429, 500, 503, 504)
-    }
     created_s = int(time.time())
 
     @api.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
-        responses=errors,
+        responses={
+            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            **describe_errors(404, 507, *BODY_ERRORS),
+        },
         openapi_extra=_json_body(ChatRequest),
     )
     async def complete(request: Request) -> Response:
@@ -103,7 +104,11 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
             headers={"Cache-Control": "no-store"},
         )
 
-    @api.get("/metrics", response_class=Response)
+    @api.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **describe_errors()},
+    )
     async def metrics() -> Response:
         try:
             state = await asyncio.wait_for(chat.describe_predictor(), METRICS_TIMEOUT_S)
@@ -112,24 +117,30 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
         chat.telemetry.set_batch_sizes({"Predictor": state["largest_batch"]} if state else {})
         return Response(chat.telemetry.render(), media_type=CONTENT_TYPE)
 
-    @api.get("/v1/models")
+    @api.get("/v1/models", responses=describe_errors())
     async def models() -> ModelList:
         return list_models(list(chat.models), created_s)
 
-    @api.post("/v1/tools/{tool_id:path}/invoke", responses=errors, openapi_extra=_json_body(InvokeRequest))
+    @api.post(
+        "/v1/tools/{tool_id:path}/invoke",
+        responses=describe_errors(404, *BODY_ERRORS),
+        openapi_extra=_json_body(InvokeRequest),
+    )
     async def invoke(tool_id: str, request: Request) -> InvokeAnswer:
         body = await read_body(request, chat.args, ("application/json",))
         try:
             wanted = InvokeRequest.model_validate_json(body)
         except ValidationError as error:
+            is_json = error.errors(include_url=False, include_context=False)[0]["type"] != "json_invalid"
             raise RequestError(
-                'The body is not valid; send {"arguments": {...}} as JSON, by the tool\'s schema.', code="bad_field"
+                'The body is not valid; send {"arguments": {...}} as JSON, by the tool\'s schema.',
+                code="bad_field" if is_json else "bad_json",
             ) from error
         result = await chat.invoke(tool_id, wanted.arguments)
         artifact = None if result.artifact is None else ArtifactEntry(**describe_artifact(result.artifact))
         return InvokeAnswer(tool_id=tool_id, text=result.text, artifact=artifact)
 
-    @api.post("/v1/artifacts", responses=errors, openapi_extra=_upload_body())
+    @api.post("/v1/artifacts", responses=describe_errors(507, *BODY_ERRORS), openapi_extra=_upload_body())
     async def upload(request: Request) -> ArtifactEntry:
         check_body(request, chat.args, ("multipart/form-data",))
         async with request.form(max_files=1, max_fields=4) as form:
@@ -141,8 +152,14 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
         artifact = await asyncio.to_thread(chat.store.put, data, file.content_type or "", file.filename or "")
         return ArtifactEntry(**describe_artifact(artifact))
 
-    @api.get("/v1/artifacts/{artifact_id}", response_class=Response, responses=errors)
-    async def download(artifact_id: str) -> Response:
+    @api.get(
+        "/v1/artifacts/{artifact_id}",
+        response_class=Response,
+        responses={200: {"content": _media_content()}, **describe_errors(404, 422)},
+    )
+    async def download(
+        artifact_id: Annotated[str, Path(json_schema_extra={"pattern": f"^{ARTIFACT_ID.pattern}$"})],
+    ) -> Response:
         artifact, data = await asyncio.to_thread(chat.store.open, artifact_id)
         return Response(data, headers=artifact.headers)
 
@@ -168,6 +185,10 @@ def _json_body(model: type[BaseModel]) -> dict[str, Any]:
         for name, part in parts.items():
             text = text.replace(json.dumps({"$ref": f"#/x/{name}"}), json.dumps(part))
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": json.loads(text)}}}}
+
+
+def _media_content() -> dict[str, Any]:
+    return {f"{kind}/*": {"schema": {"type": "string", "format": "binary"}} for kind in ("image", "audio", "video")}
 
 
 def _upload_body() -> dict[str, Any]:

@@ -26,8 +26,8 @@ from serve.config import ServeArgs
 from serve.deployment_calls import ask
 from serve.page.routes import add_page_routes
 from serve.schemas import (
+    BODY_ERRORS,
     EncodedMedium,
-    ErrorAnswer,
     Health,
     RankedToolEntry,
     Ranking,
@@ -40,6 +40,7 @@ from serve.schemas import (
     ToolList,
     check_instruction,
     check_k,
+    describe_errors,
 )
 from serve.served_model import ServedModel, find_model
 from serve.telemetry import RequestTelemetry, Telemetry
@@ -146,7 +147,7 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
     # no /docs and /redoc: those pages load scripts from elsewhere; /openapi.json describes the routes
     gate = [Depends(build_gate(service.args))]
     api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate)
-    api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes)
+    api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes, timeout_s=service.args.request_timeout_s)
     api.add_middleware(RequestTelemetry, telemetry=chat.telemetry)
     api.add_exception_handler(HTTPException, _answer_error)
     for error_type in (
@@ -163,18 +164,18 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
     @api.post(
         "/v1/tools/select",
         response_model=SelectAnswer,
-        responses={status: {"model": ErrorAnswer} for status in (400, 413, 415, 422, 500, 503, 504)},
-        openapi_extra={"requestBody": {"required": True, "content": _request_content()}},
+        responses=describe_errors(404, *BODY_ERRORS),
+        openapi_extra={"requestBody": {"required": True, "content": _request_content(service.args)}},
     )
     async def select(request: Request) -> SelectAnswer:
         async with asyncio.timeout(service.args.request_timeout_s):
             return await service.select(await read_select_input(request, service.args))
 
-    @api.get("/v1/tools")
+    @api.get("/v1/tools", responses=describe_errors(404, 422))
     async def tools(model: str | None = None) -> ToolList:
         return service.tools(model)
 
-    @api.get("/healthz", response_model=Health)
+    @api.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> JSONResponse:
         health = await service.health()
         return JSONResponse(health.model_dump(), status_code=200 if health.status == "ok" else 503)
@@ -184,13 +185,15 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
     return api
 
 
-def _request_content() -> dict[str, Any]:
+def _request_content(args: ServeArgs) -> dict[str, Any]:
+    instruction = {"type": "string", "minLength": 1, "maxLength": args.max_instruction_chars}
     form = {
         "type": "object",
         "required": ["instruction"],
+        "additionalProperties": False,
         "properties": {
-            "instruction": {"type": "string"},
-            "k": {"type": "integer"},
+            "instruction": instruction,
+            "k": {"type": "integer", "minimum": 1},
             "model": {"type": "string"},
             "modality": {"type": "string", "enum": ["image", "audio", "video"]},
             "file": {"type": "string", "format": "binary"},
@@ -199,6 +202,8 @@ def _request_content() -> dict[str, Any]:
     schema = SelectRequest.model_json_schema()
     media = schema.pop("$defs")["MediaPart"]  # inlined: references would point outside of this schema
     schema["properties"]["media"]["anyOf"][0] = media
+    schema["properties"]["instruction"] = instruction
+    schema["properties"]["k"]["anyOf"][0]["minimum"] = 1
     return {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
 
 

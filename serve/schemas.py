@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -97,6 +97,14 @@ class ErrorBody(BaseModel):
 
 class ErrorAnswer(BaseModel):
     error: ErrorBody
+
+
+def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of a route's errors: these and those that every route may give."""
+    return {status: {"model": ErrorAnswer} for status in sorted({401, 429, 500, *statuses})}
+
+
+BODY_ERRORS = (400, 408, 413, 415, 422, 503, 504)  # of routes that read a body and have something done with it
 
 
 @dataclass(frozen=True)

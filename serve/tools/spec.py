@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -130,7 +131,7 @@ class Argument:
         return value
 
     def _parse_number(self, value: Any, where: str) -> int | float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         if not is_number or (self.kind == "integer" and value != int(value)):
             kind = "a whole number" if self.kind == "integer" else "a finite number"
             raise InputError(f"{where} is {_describe(value)}; give {kind}.")

@@ -286,6 +286,31 @@ def test_unannounced_body_is_cut_off_while_reading(world: _World, content_type: 
     assert n_read == world.args.max_body_bytes // 10_000 + 1, "no more is read than tells that it is too much"
 
 
+@pytest.mark.parametrize("path", [SELECT, "/v1/chat/completions", "/v1/tools/a/invoke", "/v1/artifacts"])
+def test_a_body_that_does_not_come_is_not_waited_for(path: str) -> None:
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    content_type = b"multipart/form-data; boundary=b" if path == "/v1/artifacts" else b"application/json"
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"content-type", content_type), (b"content-length", b"9"), (b"host", b"127.0.0.1")],
+        "client": ("127.0.0.1", 50_000),
+    }
+    asyncio.run(_World(request_timeout_s=0.05).api(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"])["error"]["code"] == "body_too_slow"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code", "param"),
     [

@@ -40,6 +40,7 @@ def test_defaults_fill_in_and_values_keep_their_types() -> None:
         ({"image": "a", "strength": 1.5}, "from 0 to 1"),
         ({"image": "a", "strength": "much"}, "a finite number"),
         ({"image": "a", "strength": float("nan")}, "a finite number"),
+        ({"image": "a", "strength": 10**400}, "a finite number"),
         ({"image": "a", "strength": True}, "a finite number"),
         ({"image": "a", "count": 2.5}, "a whole number"),
         ({"image": "a", "count": 0}, "from 1 to inf"),
