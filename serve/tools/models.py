@@ -94,6 +94,7 @@ def load_parts(class_names: tuple[str, ...], model_id: str) -> LoadedModel:
     import transformers
 
     options = {"local_files_only": is_offline(), "trust_remote_code": False}
+    transformers.logging.disable_progress_bar()  # they would fill the log
     model_class, *part_classes = (getattr(transformers, name) for name in class_names)
     try:
         model = model_class.from_pretrained(model_id, use_safetensors=True, **options)
@@ -127,6 +128,7 @@ def load_diffusion(class_name: str, model_id: str) -> LoadedModel:
         ) from error
     import torch
 
+    diffusers.utils.logging.disable_progress_bar()  # they would fill the log
     loaded_class = getattr(diffusers, class_name)
     options = {"local_files_only": is_offline(), "trust_remote_code": False}
     try:
@@ -136,7 +138,7 @@ def load_diffusion(class_name: str, model_id: str) -> LoadedModel:
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(loaded, torch.nn.Module):
         return LoadedModel((loaded,), count_bytes(loaded))
-    loaded.set_progress_bar_config(disable=True)  # the log has one line a call
+    loaded.set_progress_bar_config(disable=True)
     modules = [part for part in loaded.components.values() if isinstance(part, torch.nn.Module)]
     return LoadedModel((loaded,), sum(count_bytes(module) for module in modules))
 

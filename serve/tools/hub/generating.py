@@ -13,14 +13,13 @@ from PIL import Image
 from serve.tools.hub.seeing import mark_named
 from serve.tools.media import png_file
 from serve.tools.models import ModelCache, load_diffusion
-from serve.tools.spec import ToolOutput
+from serve.tools.spec import ToolError, ToolOutput
 
 STEPS = 30
 MAX_SIDE_PX = 768
 SOLID_STEPS = 64
-SOLID_SIDE_PX = 256
-# Shap-E always renders twenty views: 256 pixels a side take a CPU an hour, 64 take minutes
-SOLID_SIDE_CPU_PX = 64
+SOLID_SIDE_PX = 128  # one to two minutes on a CPU
+RAYS, COARSE_SAMPLES, FINE_SAMPLES = 1024, 64, 128
 
 LOAD_TEXT_TO_IMAGE = partial(load_diffusion, "AutoPipelineForText2Image")
 LOAD_INPAINTING = partial(load_diffusion, "AutoPipelineForInpainting")
@@ -39,6 +38,8 @@ def _to_picture(image: np.ndarray) -> Image.Image:
 
 def _tell(text: str, made: Any) -> ToolOutput:
     """The first picture of a pipeline's output, with words."""
+    if any(getattr(made, "nsfw_content_detected", None) or ()):  # the picture is black then
+        raise ToolError("failed", "the model's own filter held the picture back; ask for it in other words.")
     return ToolOutput(text, png_file(np.asarray(made.images[0].convert("RGB"))))
 
 
@@ -95,6 +96,36 @@ def replace_named(
 def generate_solid(models: ModelCache, model_id: str, text: str) -> ToolOutput:
     """One view of a solid made from words."""
     (pipeline,) = models.get(model_id, LOAD_SOLIDS)
-    side = SOLID_SIDE_PX if pipeline.device.type == "cuda" else SOLID_SIDE_CPU_PX
-    views = pipeline(text, num_inference_steps=SOLID_STEPS, guidance_scale=15.0, frame_size=side).images[0]
-    return ToolOutput("One view of the solid.", png_file(np.asarray(views[0].convert("RGB"))))
+    made = pipeline(text, num_inference_steps=SOLID_STEPS, guidance_scale=15.0, output_type="latent")
+    return ToolOutput(
+        "One view of the solid.", png_file(render_view(pipeline.shap_e_renderer, made.images, SOLID_SIDE_PX))
+    )
+
+
+def render_view(renderer: Any, latents: Any, side: int) -> np.ndarray:
+    """The first view of what diffusers' `ShapERenderer.decode_to_image` renders, which always renders twenty.
+
+    Args:
+        renderer: a `ShapERenderer`.
+        latents: float [1, rows, width] of the pipeline.
+        side: of the picture in pixels.
+
+    Returns:
+        uint8 [side, side, 3].
+    """
+    import torch
+    from diffusers.pipelines.shap_e.camera import create_pan_cameras
+    from diffusers.pipelines.shap_e.renderer import StratifiedRaySampler
+
+    with torch.inference_mode():
+        weights = renderer.params_proj(latents)
+        for name, weight in renderer.mlp.state_dict().items():
+            if f"nerstf.{name}" in weights:
+                weight.copy_(weights[f"nerstf.{name}"].squeeze(0))
+        rays = create_pan_cameras(side).camera_rays[:, : side * side].to(latents.device)  # [1,side*side,2,3]
+        colours = []
+        for batch in rays.split(RAYS, dim=1):
+            _, sampler, coarse = renderer.render_rays(batch, StratifiedRaySampler(), COARSE_SAMPLES)
+            colours.append(renderer.render_rays(batch, sampler, FINE_SAMPLES, prev_model_out=coarse)[0])  # [1,n,3]
+        picture = torch.cat(colours, dim=1).reshape(side, side, 3).clamp(0, 1)
+    return (picture * 255).round().to(torch.uint8).cpu().numpy()
