@@ -87,7 +87,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
         "/v1/chat/completions",
         response_model=ChatCompletion,
         responses={
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            200: {"content": {"text/event-stream": {"schema": {"description": "OpenAI's chunks, then [DONE]"}}}},
             **describe_errors(404, 507, *BODY_ERRORS),
         },
         openapi_extra=_json_body(ChatRequest),

@@ -57,7 +57,12 @@ class ToolHost:
         self._specs = load_tools(args.tool_models, args.tool_files)
         self._store = open_artifacts(args)
         self._runner = ToolRunner()
-        self._limits = replace(DEFAULT_LIMITS, timeout_s=args.tool_timeout_s)
+        media = replace(
+            DEFAULT_LIMITS.media,
+            max_pixels=min(DEFAULT_LIMITS.media.max_pixels, args.max_pixels),
+            max_duration_s=min(DEFAULT_LIMITS.media.max_duration_s, args.max_duration_s),
+        )
+        self._limits = replace(DEFAULT_LIMITS, timeout_s=args.tool_timeout_s, media=media)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tool")
 
     async def invoke(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolReply:
