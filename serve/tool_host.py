@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve as ray_serve
 
 from data_pipeline.errors import InputError
+from data_pipeline.media_source import MediaLimits
 from serve.agent import ToolResult
 from serve.artifacts import Artifact, ArtifactStore
 from serve.config import ServeArgs
 from serve.schemas import RequestError
 from serve.tools.all_tools import load_tools
+from serve.tools.media import ToolLimits
 from serve.tools.run import DEFAULT_LIMITS, ToolRunner
 from serve.tools.spec import ErrorCode, ToolError
 
+MODEL_TOOLS = "ModelTools"  # the deployment whose replicas run the tools with a model
 THREADS = 4  # calls that one replica runs side by side; tools that run models take turns
 
 
@@ -49,20 +52,26 @@ def open_artifacts(args: ServeArgs) -> ArtifactStore:
     return ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, DEFAULT_LIMITS.max_output_bytes)
 
 
+def build_limits(args: ServeArgs) -> ToolLimits:
+    """What a call may use: a tool takes every medium that the service takes, and every result of another tool."""
+    media = MediaLimits(
+        max_pixels=args.max_pixels,
+        max_duration_s=args.max_duration_s,
+        max_bytes=max(args.max_upload_bytes, DEFAULT_LIMITS.max_output_bytes),
+    )
+    return ToolLimits(media=media, timeout_s=args.tool_timeout_s)
+
+
 @ray_serve.deployment
 class ToolHost:
     """Tools in processes of their own, which a replica keeps warm."""
 
     def __init__(self, args: ServeArgs) -> None:
+        self._runner = ToolRunner()
+        self._runner.start(has_models=ray_serve.get_replica_context().deployment == MODEL_TOOLS)
         self._specs = load_tools(args.tool_models, args.tool_files)
         self._store = open_artifacts(args)
-        self._runner = ToolRunner()
-        media = replace(
-            DEFAULT_LIMITS.media,
-            max_pixels=min(DEFAULT_LIMITS.media.max_pixels, args.max_pixels),
-            max_duration_s=min(DEFAULT_LIMITS.media.max_duration_s, args.max_duration_s),
-        )
-        self._limits = replace(DEFAULT_LIMITS, timeout_s=args.tool_timeout_s, media=media)
+        self._limits = build_limits(args)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tool")
 
     async def invoke(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolReply:

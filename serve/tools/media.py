@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import wave
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
@@ -18,6 +18,7 @@ from data_pipeline.errors import MediaError
 from data_pipeline.media_audio import decode_audio
 from data_pipeline.media_image import IMAGE_FORMATS
 from data_pipeline.media_source import (
+    DEFAULT_LIMITS,
     MediaLimits,
     check_codec,
     check_duration,
@@ -26,6 +27,8 @@ from data_pipeline.media_source import (
     open_source,
 )
 from serve.tools.spec import Clip, Sound, ToolFile
+
+RATE_TOLERANCE = 0.05  # of frame rates: times in milliseconds are rounded
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,7 @@ class ToolLimits:
         memory_mb: what decoding and function may allocate.
     """
 
-    media: MediaLimits = field(
-        default_factory=lambda: MediaLimits(max_pixels=25_000_000, max_duration_s=120.0, max_bytes=64 * 2**20)
-    )
+    media: MediaLimits = DEFAULT_LIMITS
     max_clip_bytes: int = 512 * 2**20
     max_output_bytes: int = 64 * 2**20
     max_output_chars: int = 100_000
@@ -99,18 +100,19 @@ def _decode_video(data: bytes, limits: ToolLimits) -> Clip:
         check_pixels(stream.width, stream.height, name, limits.media, "a frame")
         if stream.duration is not None and stream.time_base is not None:
             check_duration(float(stream.duration * stream.time_base), name, limits.media)
-        rate = stream.average_rate or stream.guessed_rate
-        fps = float(rate) if rate else 25.0
+        told_fps = float(stream.average_rate or stream.guessed_rate or 25)
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(limits.media.max_pixels)}
         frames: list[np.ndarray] = []
+        times_s: list[float] = []
         total = 0
         for frame in container.decode(stream):
             if frames and (frame.height, frame.width) != frames[0].shape[:2]:
                 frame = frame.reformat(frames[0].shape[1], frames[0].shape[0])
             frames.append(frame.to_ndarray(format="rgb24"))
             total += frames[-1].nbytes
-            check_duration(len(frames) / fps, name, limits.media)
+            times_s += [] if frame.time is None else [frame.time]
+            check_duration(max(len(frames) / told_fps, times_s[-1] - times_s[0] if times_s else 0), name, limits.media)
             if total > limits.max_clip_bytes:
                 raise MediaError(
                     f"{name} has more than {limits.max_clip_bytes:,} bytes of pixels once decoded; cut it or "
@@ -118,7 +120,17 @@ def _decode_video(data: bytes, limits: ToolLimits) -> Clip:
                 )
     if not frames:
         raise MediaError(f"{name} contains no video frames; give another file.")
-    return Clip(np.stack(frames), fps)
+    return Clip(np.stack(frames), _mean_rate(told_fps, times_s, len(frames)))
+
+
+def _mean_rate(told_fps: float, times_s: list[float], n_frames: int) -> float:
+    """What the file says, unless the times of its frames belie it: for a browser's recording, which says nothing,
+    FFmpeg guesses a thousand frames a second from times that are not quite even."""
+    span_s = max(times_s) - min(times_s) if times_s else 0.0
+    if len(times_s) < n_frames or n_frames < 2 or span_s <= 0:
+        return told_fps
+    measured_fps = (n_frames - 1) / span_s
+    return told_fps if abs(measured_fps / told_fps - 1) < RATE_TOLERANCE else measured_fps
 
 
 def png_file(rgb: np.ndarray) -> ToolFile:

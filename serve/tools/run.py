@@ -56,7 +56,7 @@ class _Worker:
             with theirs, self._lock:
                 for attempt in range(2):
                     try:
-                        self.start_locked()
+                        self._start_locked()
                         assert self._control is not None
                         self._control.settimeout(max(START_S if attempt else deadline - time.monotonic(), 0.01))
                         socket.send_fds(self._control, [json.dumps(request).encode()], [theirs.fileno()])
@@ -72,8 +72,12 @@ class _Worker:
         ours.close()
         raise WireError("the worker of the tools does not start")
 
-    def start_locked(self) -> None:
-        """Start the process where none runs; the lock is held."""
+    def start(self) -> None:
+        """Start the process where none runs, and let it import what it needs while nobody waits for it."""
+        with self._lock:
+            self._start_locked()
+
+    def _start_locked(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
         self._stop_locked()
@@ -129,6 +133,10 @@ class ToolRunner:
         self._resident = _Worker("resident", model_cache_bytes)
         self._resident_turn = threading.Lock()
         self.model_counts: dict[str, int] = {}
+
+    def start(self, has_models: bool) -> None:
+        """Start the worker of tools with a model, or of those without, ahead of the first call; does not wait."""
+        (self._resident if has_models else self._fork).start()
 
     def run(
         self, spec: ToolSpec, values: Mapping[str, Any], media: Mapping[str, bytes], limits: ToolLimits = DEFAULT_LIMITS

@@ -147,6 +147,8 @@ def main(mode: str, fd: int, cache_bytes: int) -> None:
 
         models = None
     else:
+        import transformers  # noqa: F401 - with torch it takes seconds, which no call shall pay for
+
         from serve.tools.models import ModelCache
 
         models = ModelCache(cache_bytes)

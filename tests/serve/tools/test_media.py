@@ -1,0 +1,85 @@
+"""Media in and out of tools: what is decoded, what is refused, what comes back."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from data_pipeline.errors import MediaError
+from data_pipeline.media_source import MediaLimits
+from serve.tools.media import ToolLimits, decode_media, mp4_file, png_file, wav_file
+from serve.tools.spec import Clip, Sound
+
+SHORT = ToolLimits(media=MediaLimits(max_duration_s=2.0))
+
+
+def tone(seconds: float) -> Sound:
+    return Sound(np.sin(np.arange(int(8000 * seconds)) / 5).astype(np.float32) / 2, 8000)
+
+
+def grey_clip(seconds: float, side: int = 16) -> Clip:
+    frames = np.arange(int(10 * seconds), dtype=np.uint8)[:, None, None, None]
+    return Clip(np.broadcast_to(frames * 8, (len(frames), side, side, 3)).copy(), 10.0)
+
+
+def live_recording(times_ms: np.ndarray) -> bytes:
+    """A WebM as browsers record it: times in milliseconds, and no frame rate in the header."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="webm") as container:
+        stream = container.add_stream("libvpx", rate=30, width=32, height=32, pix_fmt="yuv420p")
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, time_ms in enumerate(times_ms):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = int(time_ms), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = file.getvalue()
+    start = data.index(b"\x23\xe3\x83")  # the element DefaultDuration, which becomes one of zeros (Void)
+    size = 4 + (data[start + 3] & 0x7F)
+    return data[:start] + bytes([0xEC, 0x80 | (size - 2)]) + bytes(size - 2) + data[start + size :]
+
+
+def test_sounds_are_taken_up_to_the_limit_and_refused_beyond() -> None:
+    decoded = decode_media("audio", wav_file(tone(1.9)).data, SHORT)
+    assert isinstance(decoded, Sound)
+    assert decoded.duration_s == pytest.approx(1.9)
+    assert decoded.samples == pytest.approx(tone(1.9).samples, abs=1e-4)
+    with pytest.raises(MediaError, match=r"lasts 2\.1 s; at most 2\.0 s are allowed, so cut it first"):
+        decode_media("audio", wav_file(tone(2.1)).data, SHORT)
+
+
+def test_a_sound_that_hides_its_length_is_refused_while_it_is_decoded() -> None:
+    data = bytearray(wav_file(tone(5)).data)
+    data[40:44] = b"\xff\xff\xff\xff"  # as in a stream: the header does not know
+    with pytest.raises(MediaError, match=r"at most 2\.0 s are allowed"):
+        decode_media("audio", bytes(data), SHORT)
+
+
+def test_clips_are_taken_up_to_the_limit_and_refused_beyond() -> None:
+    decoded = decode_media("video", mp4_file(grey_clip(1.9)).data, SHORT)
+    assert isinstance(decoded, Clip)
+    assert (decoded.frames.shape, decoded.fps) == ((19, 16, 16, 3), 10.0)
+    with pytest.raises(MediaError, match=r"at most 2\.0 s are allowed"):
+        decode_media("video", mp4_file(grey_clip(2.5)).data, SHORT)
+    with pytest.raises(MediaError, match="more than 5,000 bytes of pixels"):
+        decode_media("video", mp4_file(grey_clip(1.9)).data, ToolLimits(max_clip_bytes=5000))
+
+
+def test_a_recording_that_tells_no_rate_has_that_of_its_frames() -> None:
+    times_ms = np.cumsum(np.random.default_rng(0).integers(20, 60, 40))
+    decoded = decode_media("video", live_recording(times_ms), SHORT)
+    assert isinstance(decoded, Clip)
+    assert decoded.fps == pytest.approx(39_000 / (times_ms[-1] - times_ms[0]))  # FFmpeg guesses 1000
+    with pytest.raises(MediaError, match=r"at most 2\.0 s are allowed"):
+        decode_media("video", live_recording(2 * times_ms), SHORT)
+
+
+def test_files_hold_what_was_put_in() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    assert (decode_media("image", png_file(pixels).data, SHORT) == pixels).all()
+    with pytest.raises(MediaError, match="one pixel wide"):
+        mp4_file(grey_clip(1, side=1))
