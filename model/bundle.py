@@ -251,7 +251,7 @@ def load_bundle(folder: str | Path) -> Bundle:
     Raises:
         InputError: says which of it is wrong, and how to mend it.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # a link may be set elsewhere while its files are read
     if not (folder / _INFO).is_file():
         raise InputError(f"no bundle at {folder} (it has no {_INFO}); give the folder that `export` wrote.")
     raw = (folder / _INFO).read_bytes()

@@ -10,10 +10,11 @@ from model.mllm import ToolLLM
 
 
 class SharedBackbone:
-    """The backbone is there once, in the first bundle's precision; one model is active at a time.
+    """The backbone is there once, in the first bundle's precision; one model is active at a time. For one thread.
 
     Attributes:
         mllm: the one model object, whichever adapter is active.
+        bundles: name -> bundle of each model, the first one's first.
     """
 
     def __init__(self, bundles: Mapping[str, Bundle], device: str = "cpu", dtype: str | None = None) -> None:
@@ -28,21 +29,46 @@ class SharedBackbone:
         """
         check_shareable(bundles)
         (self._active, first), *others = bundles.items()
+        self.bundles = {self._active: first}
         self.mllm: ToolLLM = first.build_mllm(device, dtype)
         self._adapters = {self._active: "default"}
         self._projectors = {self._active: self.mllm.projector}
-        for i, (name, bundle) in enumerate(others, start=1):
-            self._adapters[name] = f"model{i}"  # PEFT's names are parts of parameter names: no dots
-            self._projectors[name] = bundle.attach_to(self.mllm, self._adapters[name])
-        self.mllm.to(device).eval()
+        self._n_attached = 0
+        for name, bundle in others:
+            self.attach(name, bundle)
 
     def activate(self, name: str) -> ToolLLM:
-        """The model of that name; until the next call `mllm` is that one. For one thread at a time."""
+        """The model of that name; until the next call `mllm` is that one."""
         if name != self._active:
             self.mllm.llm.set_adapter(self._adapters[name])
             self.mllm.projector = self._projectors[name]
             self._active = name
         return self.mllm
+
+    def attach(self, name: str, bundle: Bundle) -> None:
+        """Add a model, or put another bundle in a model's place; where it fails, everything is as before.
+
+        Raises:
+            InputError: it does not share the backbone or the encoder, or its adapter does not fit.
+        """
+        others = {other: known for other, known in self.bundles.items() if other != name}
+        check_shareable({**(others or self.bundles), f"{name} (new)": bundle})
+        self._n_attached += 1
+        adapter_name = f"model{self._n_attached}"  # PEFT's names are parts of parameter names: no dots
+        device = self.mllm.projector.weight.device
+        try:
+            projector = bundle.attach_to(self.mllm, adapter_name)
+        except InputError:
+            self.mllm.llm.delete_adapter(adapter_name)
+            raise
+        self.mllm.to(device).eval()
+        replaced = self._adapters.get(name)
+        self._adapters[name], self._projectors[name], self.bundles[name] = adapter_name, projector, bundle
+        if self._active == name:
+            self._active = ""
+            self.activate(name)
+        if replaced is not None:
+            self.mllm.llm.delete_adapter(replaced)
 
 
 def check_shareable(bundles: Mapping[str, Bundle]) -> None:

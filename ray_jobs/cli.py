@@ -21,7 +21,8 @@ VERBS = {
     "evaluate": "decode and score the test split: constrained, free, shuffled media, baselines",
     "score": "score a file of predictions (see `score --help`)",
     "export": "write the best checkpoint as a bundle and register it in MLflow as champion",
-    "demo": "all of the above on ToolMM-mini, then serve it and ask six questions",
+    "follow": "keep a link to the bundle of MLflow's champion, which a running service takes over",
+    "demo": "the way from prepare to export on ToolMM-mini, then serve it and ask six questions",
     "bench": "measure embedding, training, memory and decoding against a peer in the same run",
     "doctor": "show what this machine and installation can do",
 }

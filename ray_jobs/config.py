@@ -115,6 +115,13 @@ class TrackingOptions(Section):
     registered_model: str = "toolmm"
 
 
+class FollowOptions(Section):
+    """What `follow` keeps: a link to the champion's bundle."""
+
+    link: Path | None = None  # None = champion in runs_dir
+    every_s: float | None = Field(default=None, gt=0)  # look again and again; None = once
+
+
 class RayOptions(Section):
     """How a local Ray is started; ignored where RAY_ADDRESS names a cluster, as inside `ray job submit`."""
 
@@ -135,6 +142,7 @@ class RunSpec(Section):
     evaluate: EvaluateOptions = EvaluateOptions()
     tune: TuneOptions = TuneOptions()
     tracking: TrackingOptions = TrackingOptions()
+    follow: FollowOptions = FollowOptions()
     ray: RayOptions = RayOptions()
 
     @property
@@ -157,6 +165,10 @@ class RunSpec(Section):
     @property
     def tracking_uri(self) -> str:
         return self.tracking.uri or f"sqlite:///{self.run_dir / 'mlflow.db'}"
+
+    @property
+    def champion_link(self) -> Path:
+        return (self.follow.link or self.runs_dir / "champion").absolute()
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

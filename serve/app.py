@@ -37,6 +37,7 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
         **_scaling(args, args.max_batch_size),
         max_ongoing_requests=2 * args.max_batch_size,  # one batch runs while the next gathers
         max_queued_requests=args.max_queued_requests,
+        health_check_period_s=args.bundle_poll_s,  # a replica looks for new bundles when its health is asked after
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
     ).bind(args)
     encoder = MediaEncoder.options(
@@ -79,20 +80,20 @@ def _scaling(args: ServeArgs, target_ongoing_requests: int) -> dict[str, Any]:
     }
 
 
-def _check_models(args: ServeArgs) -> tuple[ServeArgs, dict[str, ServedModel]]:
+def _check_models(args: ServeArgs) -> tuple[ServeArgs, list[ServedModel]]:
     """Read the bundles before anything starts; the main model comes first.
 
     Returns:
-        the arguments with absolute paths, as replicas run in another working directory, and the models by name.
+        the arguments with absolute paths, as replicas run in another working directory, and the models.
 
     Raises:
         InputError: a bundle is incomplete, altered or of another format, or they cannot share a backbone.
     """
     bundles = {name: load_bundle(folder) for name, folder in args.bundles.items()}
     check_shareable(bundles)
-    models = {name: ServedModel(name, bundle.catalog, bundle.revision) for name, bundle in bundles.items()}
+    models = [ServedModel(name, bundle.catalog, bundle.revision) for name, bundle in bundles.items()]
     paths = {
-        "bundle": str(Path(args.bundle).resolve()),
-        "adapters": {name: str(Path(folder).resolve()) for name, folder in args.adapters.items()},
+        "bundle": str(Path(args.bundle).absolute()),  # a link stays one: replicas follow it
+        "adapters": {name: str(Path(folder).absolute()) for name, folder in args.adapters.items()},
     }
     return args.model_copy(update=paths), models

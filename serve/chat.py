@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID, ToolCatalog
+from data_pipeline.catalog import UNKNOWN_TOOL_ID, Tool
 from model.turn_decode_types import TurnRequest, WrittenTurn
 from serve.agent import AgentLimits, AgentResult, ToolResult, iterate_agent, run_agent
 from serve.agent_memory import build_agent_request
@@ -30,7 +30,7 @@ from serve.config import ServeArgs
 from serve.deployment_calls import ask
 from serve.fetch import FetchLimits, fetch_url
 from serve.schemas import Ranking, RequestError, SelectQuery, check_instruction
-from serve.served_model import ServedModel, find_model
+from serve.served_model import ServedModels
 from serve.telemetry import Telemetry
 from serve.tool_host import ToolReply, open_artifacts
 from serve.tools.all_tools import load_tools
@@ -43,7 +43,7 @@ class ChatService:
     def __init__(
         self,
         args: ServeArgs,
-        models: Mapping[str, ServedModel],
+        models: ServedModels,
         predictor: Any,
         encoder: Any,
         local_tools: Any,
@@ -59,8 +59,8 @@ class ChatService:
         self._encoder = encoder
         self._hosts = {"LocalTools": local_tools, "ModelTools": model_tools}
         self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
-        own = self.specs.keys() - load_tools().keys()
-        self._tools = {name: _list_tools(model.catalog, self.specs, own) for name, model in models.items()}
+        self._own = self.specs.keys() - load_tools().keys()
+        self._tools: dict[str, _ModelTools] = {}
 
     async def complete(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
         """Answer a chat: whole, or as server-sent events where the request wants a stream.
@@ -68,7 +68,6 @@ class ChatService:
         Raises:
             RequestError, MediaError: the request is at fault.
         """
-        find_model(self.models, request.base_model)
         if request.is_agent:
             return await self._ask_agent(request)
         answer = await self._select(request)
@@ -104,20 +103,45 @@ class ChatService:
         """What a replica of the predictor says of itself."""
         return await ask(self._predictor.describe)
 
+    def _tools_of(self, request: ChatRequest) -> _ModelTools:
+        """What the model that a request names chooses from."""
+        model = self.models.find(request.base_model)
+        tools = self._tools.get(model.name)
+        if tools is None or tools.revision != model.revision:
+            selectable = {
+                tool_id: self._offer(model.catalog[tool_id])
+                for tool_id in model.catalog.selection_tool_ids
+                if tool_id != UNKNOWN_TOOL_ID
+            }
+            runnable = [tool for tool in model.catalog if tool.tool_id in self.specs]
+            # a model that learnt dialogues knows the tools with a name in them; another may try what it selects from
+            known = [tool.tool_id for tool in runnable if tool.name] or [tool.tool_id for tool in runnable]
+            callable_tools = {tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*known, *sorted(self._own)]}
+            tools = self._tools[model.name] = _ModelTools(model.revision, selectable, callable_tools)
+        return tools
+
+    def _offer(self, tool: Tool) -> OfferedTool:
+        spec = self.specs.get(tool.tool_id)
+        return offer_entry(tool) if spec is None else offer_spec(spec)
+
     # --- a tool chosen from a ranking
 
     async def _select(self, request: ChatRequest) -> ChatCompletion:
-        choice = read_tool_choice(request, self._tools[request.base_model].selectable)
+        choice = read_tool_choice(request, self._tools_of(request).selectable)
         conversation = await self._read(request, is_current_only=True)
         if conversation.tool_results:
             return answer_with_words(request, describe_tool_results(conversation), Usage.of(0, 0))
         if choice.mode == "none":
             return answer_with_words(request, NO_CALL_WANTED, Usage.of(0, 0))
         ranking = await self._rank(request, conversation, choice)
+        await self.models.learn(request.base_model, ranking.revision)
+        if choice.is_catalog and choice.mode != "named":  # of the catalogue of the bundle that answered
+            choice = replace(choice, tools=tuple(self._offer(tool) for tool, _ in ranking.tools))
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
         self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
         words, artifacts = conversation.words, conversation.artifacts
-        return answer_with_tool(request, choice, ranking.tools, words, artifacts, usage)
+        ranked = [(tool.tool_id, probability) for tool, probability in ranking.tools]
+        return answer_with_tool(request, choice, ranked, words, artifacts, usage)
 
     async def _rank(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> Ranking:
         artifact = selection_artifact(conversation)
@@ -140,7 +164,7 @@ class ChatService:
     # --- the agent's loop
 
     async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
-        choice = read_tool_choice(request, self._tools[request.base_model].callable)
+        choice = read_tool_choice(request, self._tools_of(request).callable)
         conversation = await self._read(request)
         agent_request = build_agent_request(conversation, choice, self.specs)
         limits = AgentLimits(
@@ -173,23 +197,11 @@ class ChatService:
 
 @dataclass(frozen=True)
 class _ModelTools:
-    """What a model chooses from: by id, in a selection and in the agent's loop."""
+    """What a bundle's model chooses from, by id: in a selection and in the agent's loop."""
 
+    revision: str
     selectable: dict[str, OfferedTool]
     callable: dict[str, OfferedTool]
-
-
-def _list_tools(catalog: ToolCatalog, specs: Mapping[str, ToolSpec], own: Collection[str]) -> _ModelTools:
-    """`specs` are the tools that run here, `own` the ids of the caller's among them."""
-    selectable = {
-        tool_id: offer_spec(specs[tool_id]) if tool_id in specs else offer_entry(catalog[tool_id])
-        for tool_id in catalog.selection_tool_ids
-        if tool_id != UNKNOWN_TOOL_ID
-    }
-    runnable = [tool for tool in catalog if tool.tool_id in specs]
-    # a model that learnt dialogues knows the tools that have a name in them; another may try what it selects from
-    known = [tool.tool_id for tool in runnable if tool.name] or [tool.tool_id for tool in runnable]
-    return _ModelTools(selectable, {tool_id: offer_spec(specs[tool_id]) for tool_id in [*known, *sorted(own)]})
 
 
 async def _as_async(events: Any) -> AsyncIterator[str]:

@@ -119,7 +119,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
 
     @api.get("/v1/models", responses=describe_errors())
     async def models() -> ModelList:
-        return list_models(list(chat.models), created_s)
+        return list_models(chat.models.names, created_s)
 
     @api.post(
         "/v1/tools/{tool_id:path}/invoke",

@@ -21,7 +21,11 @@ class ServeArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bundle: str = Field(min_length=1, description="bundle folder, readable at this path on every serving node")
+    bundle: str = Field(
+        min_length=1,
+        description="bundle folder, readable at this path on every serving node; where it is a symbolic link (verb "
+        "`follow` keeps one to MLflow's champion), replicas take over what it points to",
+    )
     encoder: str | None = Field(
         default=None, description="encoder name or folder; default: the one that the bundle names"
     )
@@ -30,6 +34,7 @@ class ServeArgs(BaseModel):
         default="auto",
         description="of language model and encoder; auto: as trained for the first, float32 for the second",
     )
+    bundle_poll_s: float = Field(default=10.0, gt=0, description="how often a predictor replica looks for new bundles")
     top_k: int = Field(default=5, ge=1, description="tools named where a request does not say k")
 
     max_batch_size: int = Field(default=16, ge=1, description="questions that the language model answers in one batch")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -42,7 +41,7 @@ from serve.schemas import (
     check_k,
     describe_errors,
 )
-from serve.served_model import ServedModel, find_model
+from serve.served_model import ServedModel, ServedModels
 from serve.telemetry import RequestTelemetry, Telemetry
 from serve.tools.spec import ErrorCode, ToolError
 
@@ -63,7 +62,7 @@ class SelectionService:
     """What the routes do, apart from HTTP. `predictor` and `encoder` are deployment handles."""
 
     def __init__(
-        self, args: ServeArgs, models: Mapping[str, ServedModel], predictor: Any, encoder: Any, telemetry: Telemetry
+        self, args: ServeArgs, models: ServedModels, predictor: Any, encoder: Any, telemetry: Telemetry
     ) -> None:
         self.args = args
         self._models = models
@@ -78,7 +77,7 @@ class SelectionService:
             RequestError, MediaError: the request is at fault.
         """
         start = time.perf_counter()
-        model = find_model(self._models, question.model or self.args.model_name)
+        model = self._models.find(question.model or self.args.model_name)
         instruction = check_instruction(question.instruction, self.args.max_instruction_chars)
         k = check_k(question.k, self.args.top_k, len(model.catalog))
         medium: EncodedMedium | None = None
@@ -92,18 +91,16 @@ class SelectionService:
         with self._telemetry.waiting("Predictor"):
             ranking: Ranking = await ask(self._predictor.select, SelectQuery(model.name, instruction, vector, k))
         end = time.perf_counter()
+        await self._models.learn(model.name, ranking.revision)
         return SelectAnswer(
-            tools=[
-                RankedToolEntry(probability=probability, **asdict(model.catalog[tool_id]))
-                for tool_id, probability in ranking.tools[:k]
-            ],
-            abstained=ranking.tools[0][0] == UNKNOWN_TOOL_ID,
-            p_unknown=dict(ranking.tools).get(UNKNOWN_TOOL_ID),
+            tools=[RankedToolEntry(probability=probability, **asdict(tool)) for tool, probability in ranking.tools[:k]],
+            abstained=ranking.tools[0][0].tool_id == UNKNOWN_TOOL_ID,
+            p_unknown=next((p for tool, p in ranking.tools if tool.tool_id == UNKNOWN_TOOL_ID), None),
             instruction_cut=ranking.is_instruction_cut,
             modality="text" if medium is None else medium.modality,  # pyright: ignore[reportArgumentType]
             media_cached=medium is not None and medium.cached,
             model=model.name,
-            bundle_revision=model.revision,
+            bundle_revision=ranking.revision,
             timing=Timing(
                 media_ms=0.0 if medium is None else (encoded - start) * 1e3,
                 predict_ms=(end - encoded) * 1e3,
@@ -113,7 +110,7 @@ class SelectionService:
 
     def tools(self, model_name: str | None = None) -> ToolList:
         """A model's catalogue; by default the main model's."""
-        model = find_model(self._models, model_name or self.args.model_name)
+        model = self._models.find(model_name or self.args.model_name)
         return ToolList(
             tools=[ToolEntry(**asdict(tool)) for tool in model.catalog],
             catalog_sha256=model.catalog.content_hash,
@@ -123,11 +120,13 @@ class SelectionService:
     async def health(self) -> Health:
         """Ask a replica of each deployment; "ok" only when both answer within a few seconds."""
         predictor, encoder = await asyncio.gather(_state(self._predictor), _state(self._encoder))
+        if predictor == "ok":
+            await self._models.refresh()
         return Health(
             status="ok" if predictor == encoder == "ok" else "unavailable",
             predictor=predictor,
             encoder=encoder,
-            models={name: model.revision for name, model in self._models.items()},
+            models={name: self._models.find(name).revision for name in self._models.names},
         )
 
 
@@ -258,15 +257,15 @@ class Ingress:
     def __init__(
         self,
         args: ServeArgs,
-        models: dict[str, ServedModel],
+        models: list[ServedModel],
         predictor: Any,
         encoder: Any,
         local_tools: Any,
         model_tools: Any,
     ) -> None:
-        telemetry = Telemetry()
-        self._service = SelectionService(args, models, predictor, encoder, telemetry)
-        self._chat = ChatService(args, models, predictor, encoder, local_tools, model_tools, telemetry)
+        telemetry, served = Telemetry(), ServedModels(models, predictor)
+        self._service = SelectionService(args, served, predictor, encoder, telemetry)
+        self._chat = ChatService(args, served, predictor, encoder, local_tools, model_tools, telemetry)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._service, self._chat)

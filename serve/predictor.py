@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from ray import serve as ray_serve
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID
+from data_pipeline.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.encoding import encode_question, longest_answer
+from data_pipeline.errors import InputError
 from model.bundle import Bundle, load_bundle
-from model.decode import Prompt, RankedTool, top_k_tools
+from model.decode import Prompt, top_k_tools
 from model.shared_backbone import SharedBackbone
 from model.trie import CatalogTrie
 from model.turn_decode import EncodedTurn, TurnWriter
 from model.turn_decode_types import TurnRequest, WrittenTurn
 from serve.batching import set_batching
 from serve.config import ServeArgs
-from serve.schemas import Ranking, SelectQuery
+from serve.schemas import Ranking, RequestError, SelectQuery
+from serve.served_model import ServedModel
+
+logger = logging.getLogger("ray.serve")
 
 MAX_TRIES = 64  # of callers' own tools
 _NO_BOUND = 2**31
@@ -28,12 +34,12 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 class _Item(NamedTuple):
-    """A question to a model: how many tools, among which."""
+    """A question to a model: how many tools, among which; None = the catalogue's, as it is when the batch runs."""
 
     model: str
     prompt: Prompt
     k: int
-    trie: CatalogTrie
+    trie: CatalogTrie | None
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,14 @@ class Predictor:
     """One language model with the adapters of all bundles, each under its catalogue: it can name no other tool."""
 
     def __init__(self, args: ServeArgs) -> None:
-        bundles = {name: load_bundle(folder) for name, folder in args.bundles.items()}
+        self._folders = args.bundles
+        bundles = {name: load_bundle(folder) for name, folder in self._folders.items()}
         self._device = args.resolve_device()
         self._shared = SharedBackbone(bundles, self._device, None if args.dtype == "auto" else args.dtype)
         self._tokenizer = self._shared.mllm.tokenizer
         self._models = {name: self._prepare(bundle) for name, bundle in bundles.items()}
+        self._followed = {name: os.path.realpath(folder) for name, folder in self._folders.items()}
+        self._following: asyncio.Task[None] | None = None
         self._largest_batch = 0
         self._tries: OrderedDict[tuple[str, ...], CatalogTrie] = OrderedDict()
         self._writer = TurnWriter(self._shared.mllm)
@@ -63,9 +72,20 @@ class Predictor:
         for batched in (self._rank, self._write):
             set_batching(batched, args.max_batch_size, args.batch_wait_timeout_s)
         # the first pass allocates and compiles; better before the replica is called ready than in a user's request
-        for name, model in self._models.items():
-            warm_up = self._prompt(SelectQuery(name, "warm up", None, 1), model.max_target_tokens)
-            self._rank_blocking([_Item(name, warm_up, 1, model.trie)])
+        for name in self._models:
+            self._warm_up(name)
+
+    async def check_health(self) -> None:
+        """Ray Serve calls this every `bundle_poll_s`: the occasion to look where links to bundles point now."""
+        if self._following is not None:
+            if not self._following.done():
+                return
+            self._following.result()  # a fault that is not the bundle's: the replica is not healthy
+        self._following = asyncio.create_task(self._follow())
+
+    async def list_models(self) -> list[ServedModel]:
+        """What this replica serves now."""
+        return [ServedModel(name, bundle.catalog, bundle.revision) for name, bundle in self._shared.bundles.items()]
 
     async def select(self, query: SelectQuery) -> Ranking:
         """Rank the catalogue's tools.
@@ -73,7 +93,7 @@ class Predictor:
         Raises:
             InputError: the question cannot be turned into a prompt.
         """
-        return await self._answer(query, self._models[query.model].trie)
+        return await self._answer(query, None)
 
     async def select_among(self, query: SelectQuery, tool_ids: tuple[str, ...]) -> Ranking:
         """Rank a caller's own tools, and `unknown` where the catalogue has it.
@@ -81,7 +101,7 @@ class Predictor:
         Raises:
             InputError: as in `select`, or a name that cannot be told from another's beginning.
         """
-        tool_ids = tuple(dict.fromkeys([*tool_ids, *self._models[query.model].also]))
+        tool_ids = tuple(dict.fromkeys([*tool_ids, *self._model(query.model).also]))
         trie = self._tries.get(tool_ids)
         if trie is None:
             trie = self._tries[tool_ids] = CatalogTrie(tool_ids, self._tokenizer)
@@ -96,22 +116,52 @@ class Predictor:
         Raises:
             PromptTooLongError: the dialogue leaves no room for it.
         """
+        self._model(model)
         return await self._write((model, self._writer.encode(request)))
 
-    async def _answer(self, query: SelectQuery, trie: CatalogTrie) -> Ranking:
-        prompt = self._prompt(query, self._models[query.model].max_target_tokens)
+    async def _answer(self, query: SelectQuery, trie: CatalogTrie | None) -> Ranking:
+        prompt = self._prompt(query, self._model(query.model).max_target_tokens)
         whole = self._prompt(query, _NO_BOUND)
-        tools = await self._rank(_Item(query.model, prompt, query.k, trie))
-        return Ranking(
-            tools=[(tool.tool_id, tool.probability) for tool in tools],
-            is_instruction_cut=len(prompt.prompt_ids) < len(whole.prompt_ids),
-            n_prompt_tokens=len(prompt.prompt_ids),
-            n_answer_tokens=len(trie.sequences[trie.tool_ids.index(tools[0].tool_id)]),
-        )
+        ranking = await self._rank(_Item(query.model, prompt, query.k, trie))
+        return replace(ranking, is_instruction_cut=len(prompt.prompt_ids) < len(whole.prompt_ids))
 
     async def describe(self) -> dict[str, object]:
         """What this replica runs; answered only when it can answer requests too."""
-        return {"device": self._device, "models": list(self._models), "largest_batch": self._largest_batch}
+        return {"device": self._device, "largest_batch": self._largest_batch}
+
+    def _model(self, name: str) -> _Model:
+        if name not in self._models:  # while a service is rolled over to other models
+            raise RequestError(
+                f"There is no model {name[:80]!r} now; GET /v1/models lists them.", 404, "model_not_found"
+            )
+        return self._models[name]
+
+    async def _follow(self) -> None:
+        """Take over the bundles that links point to now; one that is faulty is logged and left, the old one goes on."""
+        for name, folder in self._folders.items():
+            target = os.path.realpath(folder)
+            if target == self._followed[name]:
+                continue
+            self._followed[name] = target  # a faulty one is tried once
+            try:
+                bundle = await asyncio.to_thread(load_bundle, target)
+                async with self._model_free:
+                    await asyncio.to_thread(self._take_over, name, bundle)
+            except InputError as error:
+                logger.error("model %s goes on with bundle %s: %s", name, self._shared.bundles[name].revision, error)
+            else:
+                logger.info("model %s took over bundle %s of %s", name, bundle.revision, target)
+
+    def _take_over(self, name: str, bundle: Bundle) -> None:
+        model = self._prepare(bundle)
+        self._shared.attach(name, bundle)
+        self._models[name] = model
+        self._warm_up(name)
+
+    def _warm_up(self, name: str) -> None:
+        model = self._models[name]
+        prompt = self._prompt(SelectQuery(name, "warm up", None, 1), model.max_target_tokens)
+        self._rank_blocking([_Item(name, prompt, 1, None)])
 
     def _prepare(self, bundle: Bundle) -> _Model:
         tool_ids = bundle.catalog.selection_tool_ids
@@ -134,7 +184,7 @@ class Predictor:
         return Prompt(encoded.prompt_ids, query.vector)
 
     @ray_serve.batch
-    async def _rank(self, items: list[_Item]) -> list[list[RankedTool]]:
+    async def _rank(self, items: list[_Item]) -> list[Ranking]:
         self._largest_batch = max(self._largest_batch, len(items))
         async with self._model_free:
             return await asyncio.to_thread(self._rank_blocking, items)
@@ -144,18 +194,25 @@ class Predictor:
         async with self._model_free:
             return await asyncio.to_thread(self._write_blocking, turns)
 
-    def _rank_blocking(self, items: list[_Item]) -> list[list[RankedTool]]:
+    def _rank_blocking(self, items: list[_Item]) -> list[Ranking]:
         """Rank together the questions to one model over one trie."""
-        found: list[list[RankedTool]] = [[] for _ in items]
-        for (name, trie), members in _group([(item.model, item.trie) for item in items]).items():
-            mllm, also = self._shared.activate(name), self._models[name].also
+        found: dict[int, Ranking] = {}
+        for (name, own_trie), members in _group([(item.model, item.trie) for item in items]).items():
+            mllm, model, bundle = self._shared.activate(name), self._models[name], self._shared.bundles[name]
+            trie = model.trie if own_trie is None else own_trie
             k = min(max(items[i].k for i in members), len(trie))
-            rankings = top_k_tools(mllm, [items[i].prompt for i in members], k, trie, also=also)
+            rankings = top_k_tools(mllm, [items[i].prompt for i in members], k, trie, also=model.also)
             for i, ranking in zip(members, rankings, strict=True):
                 # a batch is ranked to its largest k; each question gets back what it asked for, and `unknown`
                 cut = items[i].k
-                found[i] = ranking[:cut] + [tool for tool in ranking[cut:] if tool.tool_id in also]
-        return found
+                tools = ranking[:cut] + [tool for tool in ranking[cut:] if tool.tool_id in model.also]
+                found[i] = Ranking(
+                    tools=[(_entry(bundle.catalog, tool.tool_id), tool.probability) for tool in tools],
+                    revision=bundle.revision,
+                    n_prompt_tokens=len(items[i].prompt.prompt_ids),
+                    n_answer_tokens=len(trie.sequences[trie.tool_ids.index(tools[0].tool_id)]),
+                )
+        return [found[i] for i in range(len(items))]
 
     def _write_blocking(self, turns: list[tuple[str, EncodedTurn]]) -> list[WrittenTurn]:
         found: list[WrittenTurn] = [WrittenTurn("", 0, 0)] * len(turns)
@@ -164,6 +221,10 @@ class Predictor:
             for i, written in zip(members, self._writer.write([turns[i][1] for i in members]), strict=True):
                 found[i] = written
         return found
+
+
+def _entry(catalog: ToolCatalog, tool_id: str) -> Tool:
+    return catalog[tool_id] if tool_id in catalog else Tool(tool_id)
 
 
 def _group(keys: Sequence[_Key]) -> dict[_Key, list[int]]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_pipeline.catalog import Tool
 from data_pipeline.errors import InputError
 
 MediaModality = Literal["image", "audio", "video"]
@@ -127,14 +128,17 @@ class Ranking:
     """What the predictor deployment answers.
 
     Attributes:
-        tools: (tool id, probability), likeliest first: the k best, then `unknown` where it is not among them.
+        tools: (tool, probability), likeliest first: the k best, then `unknown` where it is not among them. Of a
+            caller's own tools only the id is known.
+        revision: of the bundle that answered.
         is_instruction_cut: whether the end of the words was left out because they exceed the model's prompt.
         n_prompt_tokens: that the model read.
         n_answer_tokens: of the likeliest tool's name.
     """
 
-    tools: list[tuple[str, float]]
-    is_instruction_cut: bool
+    tools: list[tuple[Tool, float]]
+    revision: str
+    is_instruction_cut: bool = False
     n_prompt_tokens: int = 0
     n_answer_tokens: int = 0
 

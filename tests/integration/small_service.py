@@ -96,7 +96,7 @@ def make_encoder(folder: Path) -> Path:
     return folder
 
 
-def make_bundle(folder: Path, backbone: Path, encoder_dir: Path, seed: int = 7) -> Path:
+def make_bundle(folder: Path, backbone: Path, encoder_dir: Path, seed: int = 7, catalog: ToolCatalog = CATALOG) -> Path:
     texts = [f"### Human: improve this\n### Assistant: {{'api_name': {tool_id}}}\n###" for tool_id in CATALOG.tool_ids]
     build_tiny_backbone(
         backbone,
@@ -119,7 +119,7 @@ def make_bundle(folder: Path, backbone: Path, encoder_dir: Path, seed: int = 7) 
     save_bundle(
         folder,
         mllm=mllm,
-        catalog=CATALOG,
+        catalog=catalog,
         encoder_id=load_encoder(str(encoder_dir)).encoder_id,
         encoder_name=str(encoder_dir),
         model_config=config,
@@ -142,12 +142,15 @@ def run_service(folder: Path) -> Iterator[Service]:
     """The service on a free port, its files below `folder`; a Ray must be there."""
     encoder_dir = make_encoder(folder / "encoder")
     bundle = load_bundle(make_bundle(folder / "bundle", folder / "backbone", encoder_dir))
+    link = folder / "served"
+    link.symlink_to(bundle.folder)
     second = load_bundle(make_bundle(folder / "second", folder / "backbone2", encoder_dir, seed=9))
     port = free_port()
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         args = {
-            "bundle": str(bundle.folder),
+            "bundle": str(link),
+            "bundle_poll_s": 1,
             "adapters": {SECOND_MODEL: str(second.folder)},
             "max_upload_bytes": MAX_UPLOAD_BYTES,
             "max_pixels": 1_000_000,

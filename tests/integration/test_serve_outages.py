@@ -17,8 +17,9 @@ import pytest
 import ray
 from ray import serve as ray_serve
 from ray.util.state import list_actors
-from small_service import APP, SELECT, Service, make_bundle, picture
+from small_service import APP, CATALOG, SELECT, Service, make_bundle, picture
 
+from data_pipeline.catalog import Tool, ToolCatalog
 from model.bundle import load_bundle
 from serve.app import build_app
 
@@ -85,50 +86,84 @@ def wait_until(is_so: Callable[[], bool], timeout_s: float = 120) -> float:
     return time.perf_counter() - start
 
 
-def kill_one(deployment: str) -> float:
-    """SIGKILL a replica; returns the seconds until another lives."""
+def kill_one(deployment: str, post: Callable[[], httpx.Response]) -> float:
+    """SIGKILL a replica; returns the seconds until a request that is sent now is answered."""
     [pid] = find_replicas(deployment)
     os.kill(pid, signal.SIGKILL)
-    return wait_until(lambda: bool(find_replicas(deployment)) and pid not in find_replicas(deployment))
+    start = time.perf_counter()
+    assert post().status_code == 200
+    assert pid not in find_replicas(deployment)
+    return time.perf_counter() - start
 
 
 def test_a_killed_predictor_fails_no_request(service: Service) -> None:
     with load(lambda client: client.post(service.url + SELECT, json={"instruction": "improve this"})) as found:
         wait_until(lambda: len(found.answers) > 20)
         n_before = len(found.answers)
-        seconds = kill_one("Predictor")
+        seconds = kill_one("Predictor", lambda: service.post(json={"instruction": "improve this"}))
         wait_until(lambda: len(found.answers) > n_before + 5 * CLIENTS)
     assert found.failures == []
-    print(f"the predictor was back after {seconds:.1f} s; the longest request took {found.longest_s:.1f} s")
+    print(f"a request sent when the predictor died took {seconds:.1f} s, the longest one {found.longest_s:.1f} s")
 
 
 def test_a_killed_tool_host_fails_no_request(service: Service) -> None:
     upload = httpx.post(f"{service.url}/v1/artifacts", files={"file": ("a.png", picture(), "image/png")})
     arguments = {"arguments": {"image": upload.json()["id"]}}
-    with load(lambda client: client.post(f"{service.url}/v1/tools/{EDGES}/invoke", json=arguments)) as found:
+
+    def post(client: Any) -> httpx.Response:
+        return client.post(f"{service.url}/v1/tools/{EDGES}/invoke", json=arguments, timeout=120)
+
+    with load(post) as found:
         wait_until(lambda: len(found.answers) > 10)
         n_before = len(found.answers)
-        seconds = kill_one("LocalTools")
+        seconds = kill_one("LocalTools", lambda: post(httpx))
         wait_until(lambda: len(found.answers) > n_before + 3 * CLIENTS)
     assert found.failures == []
-    print(f"the tools were back after {seconds:.1f} s; the longest request took {found.longest_s:.1f} s")
+    print(f"a request sent when the tools died took {seconds:.1f} s, the longest one {found.longest_s:.1f} s")
+
+
+def served(service: Service) -> dict[str, Any]:
+    """The catalogue as it is served, and the bundle's revision."""
+    return httpx.get(f"{service.url}/v1/tools", timeout=120).json()
 
 
 def test_a_new_champion_is_taken_over_without_a_failed_request(service: Service, tmp_path: Path) -> None:
-    folder = make_bundle(tmp_path / "bundle", tmp_path / "backbone", service.encoder_dir, seed=8)
-    revision = load_bundle(folder).revision
-    assert revision != service.bundle.revision
+    """The link points elsewhere: the replica that is there takes the new bundle over, its other tools too."""
+    more = ToolCatalog([*CATALOG, Tool("rotate", "Turns a picture.", "image", "image", "local")])
+    folder = make_bundle(tmp_path / "bundle", tmp_path / "backbone", service.encoder_dir, seed=8, catalog=more)
+    link = Path(service.args["bundle"])
+    replicas = find_replicas("Predictor")
 
-    def served() -> str:
-        return httpx.get(f"{service.url}/v1/tools", timeout=120).json()["bundle_revision"]
+    def point_to(target: Path) -> None:
+        (tmp_path / "link").symlink_to(target)
+        os.replace(tmp_path / "link", link)
 
-    assert served() == service.bundle.revision
     with load(lambda client: client.post(service.url + SELECT, json={"instruction": "improve this"})) as found:
         wait_until(lambda: len(found.answers) > 20)
-        ray_serve.run(build_app({**service.args, "bundle": str(folder)}), name=APP)
+        (broken := tmp_path / "broken").mkdir()
+        point_to(broken)
+        time.sleep(3)
+        assert served(service)["bundle_revision"] == service.bundle.revision, "what is no bundle is not taken over"
+        point_to(folder)
+        seconds = wait_until(lambda: served(service)["bundle_revision"] == load_bundle(folder).revision)
         n_before = len(found.answers)
         wait_until(lambda: len(found.answers) > n_before + 3 * CLIENTS)
     assert found.failures == []
-    assert served() == revision
-    ray_serve.run(build_app(service.args), name=APP)
-    assert served() == service.bundle.revision
+    assert "rotate" in [tool["tool_id"] for tool in served(service)["tools"]]
+    point_to(service.bundle.folder)
+    wait_until(lambda: service.post(json={"instruction": "x"}).json()["bundle_revision"] == service.bundle.revision)
+    assert find_replicas("Predictor") == replicas, "nothing was started anew"
+    print(f"taken over after {seconds:.1f} s; the longest request took {found.longest_s:.1f} s")
+
+
+def test_a_new_deployment_fails_no_request(service: Service) -> None:
+    """`serve deploy` with other arguments replaces the replicas."""
+    replicas = find_replicas("Predictor")
+    with load(lambda client: client.post(service.url + SELECT, json={"instruction": "improve this"})) as found:
+        wait_until(lambda: len(found.answers) > 20)
+        ray_serve.run(build_app({**service.args, "request_timeout_s": 61}), name=APP)
+        n_before = len(found.answers)
+        wait_until(lambda: len(found.answers) > n_before + 3 * CLIENTS)
+    assert found.failures == []
+    assert not set(find_replicas("Predictor")) & set(replicas)
+    print(f"the longest request took {found.longest_s:.1f} s")

@@ -85,6 +85,27 @@ def test_each_model_answers_as_it_does_alone(backbone: Path, tmp_path: Path) -> 
         )
 
 
+def test_a_model_takes_anothers_place(backbone: Path, tmp_path: Path) -> None:
+    """The others answer as before; what was there before is gone; a faulty one changes nothing."""
+    names = ("first", "second", "new", "newer")
+    bundles = [_bundle(tmp_path / name, backbone, i, lora_r=2, modules_to_save=WHOLE) for i, name in enumerate(names)]
+    first, second, new, newer = (_rank(bundle.build_mllm()) for bundle in bundles)
+    assert len({str(ranking) for ranking in (first, second, new, newer)}) == 4
+    shared = SharedBackbone({"a": bundles[0], "b": bundles[1]})
+    n_parameters = sum(1 for _ in shared.mllm.parameters())
+    shared.attach("a", bundles[2])
+    shared.activate("b")
+    shared.attach("a", bundles[3])
+    assert sum(1 for _ in shared.mllm.parameters()) == n_parameters
+    other = _bundle(tmp_path / "o", _build_backbone(tmp_path / "other", "other words"), 9, lora_r=2)
+    with pytest.raises(InputError, match=r"'b' and 'a \(new\)' cannot be served together"):
+        shared.attach("a", other)
+    for name, alone in {"a": newer, "b": second}.items():
+        ranking = _rank(shared.activate(name))
+        assert [tool.probability for tool in ranking] == pytest.approx([tool.probability for tool in alone])
+    assert shared.bundles["a"].revision == bundles[3].revision
+
+
 def test_only_models_of_one_backbone_and_encoder_share(backbone: Path, tmp_path: Path) -> None:
     ours = _bundle(tmp_path / "a", backbone, 1, lora_r=2)
     of_other_encoder = _bundle(tmp_path / "b", backbone, 2, encoder_id="tiny-2", lora_r=2)

@@ -22,7 +22,7 @@ from serve.chat import ChatService
 from serve.config import ServeArgs
 from serve.ingress import SelectionService, build_api
 from serve.schemas import EncodedMedium, Ranking, RequestError, SelectQuery
-from serve.served_model import ServedModel
+from serve.served_model import ServedModel, ServedModels
 from serve.telemetry import Telemetry
 
 CATALOG = ToolCatalog([Tool("deblur", "Sharpens.", "image", "image", "local"), Tool("dehaze"), Tool("unknown")])
@@ -59,12 +59,14 @@ class _Predictor:
     def __init__(self) -> None:
         self.asked: list[SelectQuery] = []
         self.ranking = RANKING
+        self.revision = "rev"
+        self.list_models = _Method(lambda: [ServedModel("toolmm", CATALOG, self.revision)])
         self.select = _Method(self._select)
         self.describe = _Method(lambda: {"largest_batch": 3})
 
     def _select(self, query: SelectQuery) -> Ranking:
         self.asked.append(query)
-        return Ranking(self.ranking, is_instruction_cut=False)
+        return Ranking([(CATALOG[tool_id], p) for tool_id, p in self.ranking], self.revision)
 
 
 class World:
@@ -73,7 +75,7 @@ class World:
     def __init__(self, **args: Any) -> None:
         self.args = ServeArgs.parse({"bundle": "b", "max_upload_bytes": 1000, "max_instruction_chars": 50, **args})
         self.encoder, self.predictor = _Encoder(), _Predictor()
-        models = {name: ServedModel(name, CATALOG, f"rev-{name}") for name in self.args.bundles}
+        models = ServedModels([ServedModel("toolmm", CATALOG, "rev")], self.predictor)
         telemetry = Telemetry()
         self.service = SelectionService(self.args, models, self.predictor, self.encoder, telemetry)
         self.chat = ChatService(self.args, models, self.predictor, self.encoder, None, None, telemetry)
@@ -119,7 +121,7 @@ def test_text_question(world: World) -> None:
         "backend": "local",
     }
     assert (answer["modality"], answer["abstained"], answer["p_unknown"]) == ("text", False, 0.2)
-    assert answer["bundle_revision"] == "rev-toolmm"
+    assert answer["bundle_revision"] == "rev"
     assert answer["timing"]["media_ms"] == 0
     assert world.predictor.asked[0].instruction == " Improve it ", "nothing is stripped"
     assert world.predictor.asked[0].vector is None
@@ -329,7 +331,7 @@ def test_health_asks_both_deployments(world: World) -> None:
         "status": "ok",
         "predictor": "ok",
         "encoder": "ok",
-        "models": {"toolmm": "rev-toolmm"},
+        "models": {"toolmm": "rev"},
     }
 
     def fail() -> None:
