@@ -96,7 +96,7 @@ class UserMessage(_RequestModel):
 class AssistantMessage(_RequestModel):
     role: Literal["assistant"]
     content: _TextContent | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
 
 
 class ToolMessage(_RequestModel):

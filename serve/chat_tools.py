@@ -22,6 +22,7 @@ from serve.tools.spec import ToolSpec
 
 ANY_MEDIUM = "any"
 
+MAX_SCHEMA_CHARS = 100_000  # of a request's tools together
 _MAX_DEPTH, _MAX_VALUES = 8, 64  # of a schema that arguments are made for
 _LARGEST = 1e300
 _MEDIA_WORDS = {
@@ -119,11 +120,20 @@ def read_tool_choice(request: ChatRequest, catalog: Mapping[str, OfferedTool]) -
             keeps the catalogue's arguments if the request says nothing of them.
 
     Raises:
-        RequestError: two tools of one name, a name that no model could write, or a tool chosen that is not offered.
+        RequestError: two tools of one name, a name that no model could write, a tool chosen that is not offered, or
+            too long schemas (413).
     """
     tools = tuple(catalog.values())
     if request.tools is not None:
         brought = [tool.function for tool in request.tools]
+        n_chars = len(json.dumps([function.parameters for function in brought]))
+        if n_chars > MAX_SCHEMA_CHARS:
+            raise RequestError(
+                f"The tools' schemas have {n_chars} characters; at most {MAX_SCHEMA_CHARS} are allowed.",
+                413,
+                "schema_too_large",
+                "tools",
+            )
         for i, function in enumerate(brought):
             fault = _name_fault(function.name, [other.name for other in brought[:i]])
             if fault:
@@ -220,7 +230,8 @@ class _Filler:
                 return schema[key]
         choices = schema.get("enum")
         if isinstance(choices, list) and choices:
-            said = [choice for choice in choices if isinstance(choice, str) and choice.lower() in self._words.lower()]
+            words = self._words.lower()
+            said = [choice for choice in choices if isinstance(choice, str) and choice.lower() in words]
             return max(said, key=len) if said else choices[0]
         kind = schema.get("type", "string")
         if isinstance(kind, list):
@@ -261,7 +272,8 @@ def _required_properties(schema: Mapping[str, Any]) -> list[tuple[str, dict[str,
     properties, required = schema.get("properties"), schema.get("required")
     if not isinstance(properties, dict) or not isinstance(required, list):
         return []
-    return [(name, inner) for name, inner in properties.items() if name in required and isinstance(inner, dict)]
+    names = {name for name in required if isinstance(name, str)}
+    return [(name, inner) for name, inner in properties.items() if name in names and isinstance(inner, dict)]
 
 
 def _bound(schema: Mapping[str, Any], key: str, default: float) -> float:

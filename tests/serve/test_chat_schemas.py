@@ -10,6 +10,7 @@ import pytest
 from serve.chat_schemas import ChatRequest, build_error, list_models, parse_chat_request
 from serve.schemas import RequestError
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "blur", "arguments": "{}"}}
 HELLO = {"role": "user", "content": "hello"}
 
 
@@ -25,12 +26,11 @@ def test_everything_that_clients_send_is_read() -> None:
         {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,"}},
         {"type": "input_video", "input_video": {"data": "", "format": "mp4"}},
     ]
-    call = {"id": "c1", "type": "function", "function": {"name": "blur", "arguments": "{}"}}
     request = parse(
         messages=[
             {"role": "developer", "content": [{"type": "text", "text": "be kind"}]},
             {"role": "user", "content": parts, "name": "ada"},
-            {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []},
+            {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None, "annotations": []},
             {"role": "tool", "content": "done", "tool_call_id": "c1"},
         ],
         tools=[{"type": "function", "function": {"name": "blur", "parameters": {"type": "object"}, "strict": True}}],
@@ -68,6 +68,7 @@ def test_the_agent_is_asked_for_by_flag_or_name() -> None:
         ({"messages": [HELLO, {"role": "user", "content": [{"type": "spell"}]}]}, "messages.1.content.0"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "image_url.url"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
+        ({"messages": [{"role": "assistant", "tool_calls": [CALL] * 129}]}, "messages.0.tool_calls"),
         ({"n": 2}, "n"),
         ({"tools": []}, "tools"),
         ({"stream": "yes"}, "stream"),

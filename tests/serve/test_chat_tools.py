@@ -144,6 +144,14 @@ def test_huge_schemas_are_refused() -> None:
             fill({"type": "object", "properties": properties, "required": list(properties)})
 
 
+def test_long_schemas_are_refused_before_they_are_worked_on() -> None:
+    names = [f"n{i}" for i in range(10_000)]
+    parameters = {"properties": {name: {} for name in names}, "required": names}
+    with pytest.raises(RequestError) as raised:
+        read_tool_choice(request_with(tools=[function("draw", parameters=parameters)]), {})
+    assert (raised.value.status, raised.value.code) == (413, "schema_too_large")
+
+
 def test_what_is_offered_and_wanted() -> None:
     plain = read_tool_choice(request_with(), CATALOG)
     assert (plain.mode, [tool.name for tool in plain.tools], plain.is_catalog) == ("auto", list(CATALOG), True)
