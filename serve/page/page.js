@@ -181,32 +181,45 @@ async function toggleRecording(button) {
     return;
   }
   const kind = button.dataset.record;
+  const label = button.textContent;
+  const buttons = document.querySelectorAll("[data-record]");
+  const release = () => { for (const each of buttons) each.disabled = false; };
+  for (const each of buttons) each.disabled = true; // one recording at a time, also while the browser asks
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: true, video: kind === "video" });
   } catch {
     find("status").textContent = "The browser gave no access to it; allow it, or attach a file.";
+    release();
     return;
   }
   const parts = [];
-  const label = button.textContent;
-  state.recorder = new MediaRecorder(stream);
-  state.recorder.addEventListener("dataavailable", (event) => parts.push(event.data));
-  state.recorder.addEventListener("stop", () => {
+  const recorder = state.recorder = new MediaRecorder(stream);
+  recorder.addEventListener("dataavailable", (event) => parts.push(event.data));
+  recorder.addEventListener("stop", () => {
     for (const track of stream.getTracks()) track.stop();
-    const type = state.recorder.mimeType.split(";")[0] || `${kind}/webm`;
     state.recorder = null;
     button.textContent = label;
-    attach(new File(parts, `recording.${type.split("/")[1]}`, { type: type.replace(/^\w+/, kind) }));
+    release();
+    find("status").textContent = "";
+    // "audio/webm;codecs=opus"; some browsers call a sound video/webm
+    const format = recorder.mimeType.split(";")[0].split("/")[1] || "webm";
+    attach(new File(parts, `recording.${format}`, { type: `${kind}/${format}` }));
   });
-  state.recorder.start();
+  recorder.start();
   button.textContent = "Stop recording";
+  button.disabled = false;
+  find("status").textContent = "Recording …";
 }
 
 find("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const words = find("words").value.trim();
   if (!words || state.busy) return;
+  if (state.recorder) {
+    find("status").textContent = "Stop the recording first, so that it goes with your question.";
+    return;
+  }
   const file = state.file;
   guarded("The model is thinking …", async () => {
     await ask(words, file);

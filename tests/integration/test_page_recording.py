@@ -1,0 +1,184 @@
+"""Camera and microphone of the page, in a real browser with its fake devices; no model and no Ray are behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+from playwright.sync_api import Page, expect, sync_playwright
+from small_service import free_port
+
+from data_pipeline.media import load_media
+from serve.agent import describe_artifact
+from serve.artifacts import Artifact, ArtifactStore
+from serve.chat_content import ChatLimits, parse_conversation, store_media
+from serve.chat_schemas import parse_chat_request
+from serve.page.routes import add_page_routes
+from serve.schemas import RequestError
+from serve.tools.media import ToolLimits, decode_media
+from serve.tools.spec import Clip, Sound
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+FAKE_DEVICES = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+
+
+def build_stand_in(store: ArtifactStore, asked: list[Artifact]) -> FastAPI:
+    """The routes that the page uses, with the service's own reading of uploads and chats, and no model."""
+    api = FastAPI()
+    add_page_routes(api)
+
+    @api.exception_handler(RequestError)
+    async def tell(_: Request, error: RequestError) -> JSONResponse:
+        return JSONResponse({"error": {"message": error.message}}, error.status)
+
+    @api.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"data": [{"id": "toolmm"}]}
+
+    @api.post("/v1/artifacts")
+    async def upload(file: UploadFile) -> dict[str, Any]:
+        return describe_artifact(store.put(await file.read(), file.content_type or "", file.filename or ""))
+
+    @api.post("/v1/chat/completions")
+    async def complete(request: Request) -> dict[str, Any]:
+        conversation = parse_conversation(parse_chat_request(await request.body()), ChatLimits())
+        [medium] = store_media(conversation, store).current_media
+        assert medium.artifact is not None
+        asked.append(medium.artifact)
+        return {"choices": [{"message": {"content": f"You sent {medium.artifact.modality}."}}]}
+
+    @api.get("/favicon.ico")
+    async def icon() -> Response:
+        return Response(status_code=204)
+
+    return api
+
+
+@contextmanager
+def serving(api: FastAPI) -> Iterator[str]:
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path_factory.mktemp("artifacts")), 3600, 2**25)
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Artifact]:
+    """The medium of every question."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def browser_page(store: ArtifactStore, asked: list[Artifact]) -> Iterator[tuple[Page, str]]:
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        pytest.skip("no Chromium: Debian's package `chromium` has it")
+    with serving(build_stand_in(store, asked)) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", *FAKE_DEVICES])
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        expect.set_options(timeout=20_000)
+        yield page, url
+        browser.close()
+
+
+@pytest.fixture
+def page(browser_page: tuple[Page, str]) -> Iterator[Page]:
+    page, url = browser_page
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(url)
+    expect(page.locator("#send")).to_be_enabled()
+    yield page
+    assert faults == []
+
+
+def record(page: Page, name: str, seconds: float) -> None:
+    page.get_by_role("button", name=name).click()
+    stop = page.get_by_role("button", name="Stop recording")
+    expect(stop).to_be_enabled()
+    expect(page.locator("#status")).to_have_text("Recording …")
+    page.wait_for_timeout(1000 * seconds)
+    stop.click()
+    expect(page.locator("#attachment")).to_be_visible()
+    expect(page.get_by_role("button", name=name)).to_be_enabled()
+
+
+def ask(page: Page, words: str, answer: str) -> None:
+    page.get_by_label("What do you want?").fill(words)
+    page.keyboard.press("Enter")
+    expect(page.locator("li.service .words").last).to_have_text(answer)
+
+
+def test_a_recorded_sound_reaches_the_model_and_the_tools(
+    page: Page, store: ArtifactStore, asked: list[Artifact]
+) -> None:
+    record(page, "Record sound", 1.5)
+    expect(page.locator("#preview audio")).to_be_visible()
+    ask(page, "Clean this sound", "You sent audio.")
+    artifact, data = store.open(asked[-1].id)
+    assert (artifact.modality, artifact.media_type, artifact.name) == ("audio", "audio/webm", "recording.webm")
+    assert np.isfinite(load_media("audio", data)).all()
+    sound = decode_media("audio", data, ToolLimits())
+    assert isinstance(sound, Sound)
+    assert 1.0 < sound.duration_s < 4.0
+    assert np.abs(sound.samples).max() > 0.01, "the fake microphone beeps every second"
+
+
+def test_a_recorded_video_reaches_the_model_and_the_tools(
+    page: Page, store: ArtifactStore, asked: list[Artifact]
+) -> None:
+    record(page, "Record video", 1.5)
+    expect(page.locator("#preview video")).to_be_visible()
+    ask(page, "Find the scenes", "You sent video.")
+    artifact, data = store.open(asked[-1].id)
+    assert (artifact.modality, artifact.media_type, artifact.name) == ("video", "video/webm", "recording.webm")
+    assert load_media("video", data).shape == (15, 3, 2, 224, 224)
+    clip = decode_media("video", data, ToolLimits())
+    assert isinstance(clip, Clip)
+    assert 1.0 < len(clip.frames) / clip.fps < 4.0
+    assert 5 < clip.fps < 70, "a browser's file does not tell it"
+    assert np.ptp(clip.frames, axis=0).max() > 50, "the fake camera's picture moves"
+    assert isinstance(decode_media("audio", data, ToolLimits()), Sound)
+
+
+def test_a_question_waits_for_the_recording_and_a_recording_may_be_removed(page: Page, asked: list[Artifact]) -> None:
+    n_asked = len(asked)
+    page.get_by_role("button", name="Record sound").click()
+    expect(page.get_by_role("button", name="Record video")).to_be_disabled()
+    page.get_by_label("What do you want?").fill("Clean this sound")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("Stop the recording first")
+    assert len(asked) == n_asked
+    page.get_by_role("button", name="Stop recording").click()
+    page.get_by_role("button", name="Remove the file").click()
+    expect(page.locator("#attachment")).to_be_hidden()
+
+
+def test_without_leave_the_page_says_what_to_do(page: Page) -> None:
+    page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('denied'); }; }")
+    page.get_by_role("button", name="Record video").click()
+    expect(page.locator("#status")).to_have_text("The browser gave no access to it; allow it, or attach a file.")
+    expect(page.get_by_role("button", name="Record sound")).to_be_enabled()
