@@ -97,9 +97,9 @@ def test_damaged_media(service: Service) -> None:
         return ask(service, SELECT, data={"instruction": "improve this"}, files=file).status_code
 
     with flat_memory(), ThreadPoolExecutor(CLIENTS) as threads:
-        answers = Counter(threads.map(select, mutated(200)))
+        answers = Counter(threads.map(select, mutated(120)))
     assert answers.keys() <= {200, 415, 422}, answers
-    assert min(answers[200], answers[422]) > 20
+    assert min(answers[200], answers[422]) > 12
     assert_healthy(service)
 
 
@@ -137,6 +137,7 @@ def json_bodies() -> dict[str, tuple[str, bytes, int]]:
         "a tool of the file system": ("/v1/tools/../../etc/passwd/invoke", b"{}", 404),
         "a tool with a zero": ("/v1/tools/%00/invoke", b"{}", 404),
         "a schema without end": (CHAT, ask + _tool(b'{"type": "array", "minItems": %s, "items": {}}' % nines), 400),
+        "choices without end": (CHAT, ask + _tool(b'{"enum": [%s]}' % b",".join([b'"a"'] * 50_000)), 413),
         "bounds that exclude each other": (
             CHAT,
             ask + _tool(b'{"type": "integer", "minimum": %s, "maximum": NaN, "enum": []}' % nines),
