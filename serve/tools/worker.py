@@ -147,7 +147,8 @@ def main(mode: str, fd: int, cache_bytes: int) -> None:
 
         models = None
     else:
-        import transformers  # noqa: F401 - with torch it takes seconds, which no call shall pay for
+        import torch  # noqa: F401 - they take seconds, for which no call shall pay
+        import transformers  # noqa: F401
 
         from serve.tools.models import ModelCache
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,10 @@ def test_the_cache_keeps_the_models_used_last_within_its_budget() -> None:
         assert cache.get(model_id, load) == (model_id,)
     assert loaded == ["a", "b", "c", "b", "huge"]  # c pushed b out, for a had been used since
     assert cache.counts() == {"models": 0, "held_bytes": 0, "loads": 5, "hits": 2, "evictions": 5}
+
+
+def test_a_model_that_two_tasks_load_is_kept_for_each() -> None:
+    cache = ModelCache(10)
+    loaders = [partial(lambda task, model_id: LoadedModel((task, model_id), 1), task) for task in ("see", "read")]
+    assert [cache.get("a", load)[0] for load in loaders * 2] == ["see", "read", "see", "read"]
+    assert (cache.n_loads, cache.n_hits) == (2, 2)
