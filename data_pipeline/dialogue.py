@@ -34,6 +34,8 @@ _NEXT_THOUGHT = re.compile(r"^Thought:", re.MULTILINE)
 _TOOL_LINE = re.compile(r"^> (?P<name>[^:\n]+):[ \t]*(?P<usage>[^\n]*)$", re.MULTILINE)
 _TOOL_LIST = re.compile(r"should be one of \[([^\]\n]*)\]")
 _HISTORY = re.compile(r"^Previous conversation:(?P<history>.*?)^New input:(?P<rest>.*)", re.MULTILINE | re.DOTALL)
+_EXCHANGE = re.compile(r"^Human: (?P<human>[^\n]*)\nAI: (?P<reply>[^\n]*)", re.MULTILINE)
+_IMAGE_NOTE = re.compile(r"Provide an image named (?P<name>\S+)\. Description: (?P<description>.*)")
 _REPLY = re.compile(r"^AI:[ \t]*(?P<text>[^\n]*)", re.MULTILINE)
 
 
@@ -166,6 +168,42 @@ def parse_offered_tools(prompt: str) -> dict[str, str]:
             if name.strip():
                 offered.setdefault(name.strip(), "")
     return offered
+
+
+@dataclass(frozen=True)
+class DialoguePrompt:
+    """What stands behind the instructions of a prompt.
+
+    Attributes:
+        images: name -> description of the images made known, in order.
+        exchanges: (what the user said, what was answered) before that, without those.
+        new_input: the user's words.
+    """
+
+    images: dict[str, str]
+    exchanges: tuple[tuple[str, str], ...]
+    new_input: str
+
+
+def split_prompt(prompt: str) -> DialoguePrompt:
+    """Take apart what `render_dialogue_prompt` put together.
+
+    Raises:
+        InputError: it has no "Previous conversation:" and "New input:".
+    """
+    found = _HISTORY.search(prompt)
+    if found is None:
+        raise InputError("the prompt has no 'Previous conversation:' and 'New input:'; render it as a dialogue's.")
+    images: dict[str, str] = {}
+    exchanges = []
+    for exchange in _EXCHANGE.finditer(found["history"]):
+        note = _IMAGE_NOTE.fullmatch(exchange["human"])
+        if note is None:
+            exchanges.append((exchange["human"], exchange["reply"]))
+        else:
+            images[note["name"]] = note["description"]
+    new_input, _, _ = found["rest"].rpartition("\nBegin with a thought.")
+    return DialoguePrompt(images, tuple(exchanges), new_input.strip())
 
 
 def has_history(prompt: str) -> bool:

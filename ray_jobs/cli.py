@@ -19,6 +19,7 @@ VERBS = {
     "train": "train projector and LoRA with Ray Train and DeepSpeed",
     "tune": "sweep over training settings with Ray Tune; export the best trial, promote it if it beats the champion",
     "evaluate": "decode and score the test split: constrained, free, shuffled media, baselines",
+    "evaluate_agent": "put the test split's dialogues to a served agent over HTTP and score its turns",
     "score": "score a file of predictions (see `score --help`)",
     "export": "write the best checkpoint as a bundle and register it in MLflow as champion",
     "follow": "keep a link to the bundle of MLflow's champion, which a running service takes over",

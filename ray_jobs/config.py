@@ -93,6 +93,9 @@ class EvaluateOptions(Section):
     turn_max_new_tokens: int = Field(default=128, ge=8)  # of one turn of a dialogue
     shuffle_seed: int = 0  # of the shuffled-media ablation
     max_questions: int | None = Field(default=None, ge=1)  # the first so many; None = all
+    agent_url: str = "http://127.0.0.1:8000"  # evaluate_agent: of the service; TOOLMM_API_KEY holds its key
+    agent_model: str = "toolmm-agent"  # as GET /v1/models of the service lists it
+    agent_concurrency: int = Field(default=8, ge=1)  # dialogues at the same time
 
 
 class TuneOptions(Section):

@@ -107,6 +107,7 @@ class AgentStep:
         """For the trace in a response; artifacts by id, name and path."""
         thought, _, _ = self.turn.partition("\n")
         return {
+            "turn": self.turn,
             "thought": thought,
             "tool_id": self.tool_id,
             "tool": self.tool,

@@ -14,10 +14,10 @@ from ray import serve as ray_serve
 from data_pipeline.media import MediaLimits, load_media
 from data_pipeline.schema import Modality
 from model.bundle import check_encoder, load_bundle
-from model.encoders import load_encoder
+from model.encoders import FrozenImageBind, load_encoder
 from serve.batching import set_batching
 from serve.config import ServeArgs
-from serve.schemas import EncodedMedium
+from serve.schemas import EncodedMedium, RequestError
 from serve.uploads import sniff_modality
 
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -30,10 +30,12 @@ class MediaEncoder:
     def __init__(self, args: ServeArgs) -> None:
         bundle = load_bundle(args.bundle)  # further models were checked to share its encoder
         self._device = args.resolve_device()
-        self._encoder = load_encoder(
-            args.encoder or bundle.encoder_name, device=self._device, dtype=_DTYPES[args.dtype]
-        )
-        check_encoder(bundle, self._encoder.encoder_id)
+        self._encoder: FrozenImageBind | None = None  # for a model of words alone
+        if bundle.encoder_id:
+            self._encoder = load_encoder(
+                args.encoder or bundle.encoder_name, device=self._device, dtype=_DTYPES[args.dtype]
+            )
+            check_encoder(bundle, self._encoder.encoder_id)
         self._limits = MediaLimits(
             max_bytes=args.max_upload_bytes, max_pixels=args.max_pixels, max_duration_s=args.max_duration_s
         )
@@ -52,16 +54,23 @@ class MediaEncoder:
             claimed_modality: what the request calls it, or None.
 
         Raises:
-            RequestError: the bytes are of no accepted kind, or not of the claimed modality.
+            RequestError: the bytes are of no accepted kind, or not of the claimed modality, or the model sees no media.
             MediaError: they cannot be decoded, or exceed a limit.
         """
+        if self._encoder is None:
+            raise RequestError(
+                "This model was trained on words alone and sees no media; send the words alone, or ask the agent.",
+                status=415,
+                code="unsupported_media",
+                param="media",
+            )
         loop = asyncio.get_running_loop()
         modality = await loop.run_in_executor(self._threads, sniff_modality, data, claimed_modality)
         key = (hashlib.sha256(data).hexdigest(), modality)
         if key in self._vectors:
             self._vectors.move_to_end(key)
             return EncodedMedium(modality.value, self._vectors[key], cached=True)
-        array = await loop.run_in_executor(self._threads, self._decode, modality, data)
+        array = await loop.run_in_executor(self._threads, self._decode, self._encoder.recipe, modality, data)
         batched = {
             Modality.IMAGE: self._encode_image,
             Modality.AUDIO: self._encode_audio,
@@ -77,14 +86,14 @@ class MediaEncoder:
     async def describe(self) -> dict[str, object]:
         """What this replica runs; answered only when it can answer requests too."""
         return {
-            "encoder_id": self._encoder.encoder_id,
+            "encoder_id": "" if self._encoder is None else self._encoder.encoder_id,
             "device": self._device,
             "vectors": len(self._vectors),
             "largest_batch": self._largest_batch,
         }
 
-    def _decode(self, modality: Modality, data: bytes) -> np.ndarray:
-        return load_media(modality, data, recipe=self._encoder.recipe, limits=self._limits)
+    def _decode(self, recipe: str, modality: Modality, data: bytes) -> np.ndarray:
+        return load_media(modality, data, recipe=recipe, limits=self._limits)
 
     @ray_serve.batch
     async def _encode_image(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -103,6 +112,7 @@ class MediaEncoder:
         return await asyncio.to_thread(self._forward_blocking, modality, arrays)
 
     def _forward_blocking(self, modality: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        assert self._encoder is not None, "media are refused before they get here"
         with torch.inference_mode():
             batch = torch.from_numpy(np.stack(arrays)).to(self._device)  # [B, ...] as DESIGN 4.5 says per modality
             vectors = self._encoder.encode(modality, batch).float().cpu().numpy()  # [B, E]

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import serve as ray_serve
+from small_service import free_port
 from small_training import build_base, build_spec, history
 
 from data_pipeline.corpus_files import Corpus
 from model.tiny import build_tiny_backbone
-from ray_jobs import evaluate, prepare, train
+from ray_jobs import evaluate, evaluate_agent, export, prepare, train
 from ray_jobs.cli import main
 from ray_jobs.config import RunSpec, load_run_spec
+from ray_jobs.train import TrainSummary
+from serve.app import build_app
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
@@ -56,6 +60,37 @@ def test_its_files_go_through_the_scorer(
     everything = result["dialogues"]["all"]
     for ours, papers in (("thought", "sr_t"), ("action", "sr_act"), ("args", "sr_args"), ("acc", "sr")):
         assert scored[ours] == pytest.approx(everything[papers], abs=1e-12)
+
+
+def test_the_served_agent_takes_the_evaluation(
+    trained: tuple[RunSpec, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPT4Tools' scores of the service: the model under constraints, real files, tools that run."""
+    spec, by_model = trained
+    bundle = export.write_bundle(spec, TrainSummary.load(spec.run_dir))
+    port = free_port()
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        args = {"bundle": str(bundle.folder), "artifacts": str(spec.runs_dir / "artifacts"), "agent_max_steps": 3}
+        ray_serve.run(build_app(args), name="agent")
+        served = spec.model_copy(
+            update={"evaluate": spec.evaluate.model_copy(update={"agent_url": f"http://127.0.0.1:{port}"})}
+        )
+        result = evaluate_agent.run(served)
+    finally:
+        ray_serve.shutdown()
+    printed = capsys.readouterr().out
+    print(printed)
+    assert result["seen"]["n"] >= 60
+    assert result["unseen"]["n"] >= 30
+    assert result["executed"] > 60
+    assert result["faults"] == result["refused"] == 0, "every call was of an offered tool, with files that exist"
+    for group in ("seen", "unseen"):
+        assert result[group]["malformed_frac"] == result[group]["invented_frac"] == 0
+    # below the model's own: weights are missing here, and training never showed a tool that failed
+    assert result["seen"]["sr_t"] >= 0.7
+    assert result["all"]["sr_act"] >= by_model["dialogues"]["all"]["sr_act"], "bound to what is offered"
+    assert "SR_act" in printed
 
 
 def test_questions_and_dialogues_mix_by_weight(tmp_path: Path) -> None:

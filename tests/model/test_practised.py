@@ -1,0 +1,21 @@
+"""The benchmarks' model: enough tools, and answers in the right form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.encoding import encode_question
+from model.decode import Prompt
+from model.practised import N_TOOLS, TASKS, build_practised_mllm, render_question, sample_with_generate
+
+
+def test_it_names_a_tool_of_the_task(tmp_path: Path) -> None:
+    mllm, tools_of = build_practised_mllm(tmp_path / "backbone", 60)
+    assert len({tool for tools in tools_of.values() for tool in tools}) == N_TOOLS
+    question = render_question(TASKS[1], np.random.default_rng(0))
+    prompt = Prompt(encode_question(mllm.tokenizer, question, False, ()).prompt_ids)
+    first, second = sample_with_generate(mllm, prompt, 2)
+    assert first.startswith("{'api_name':") or "api_name" in first
+    assert first != second
