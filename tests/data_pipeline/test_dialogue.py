@@ -13,6 +13,7 @@ from data_pipeline.dialogue import (
     OBSERVATION,
     TURN_STOP,
     Answer,
+    DialoguePrompt,
     ToolCall,
     has_history,
     parse_offered_tools,
@@ -24,6 +25,7 @@ from data_pipeline.dialogue import (
     render_exchange,
     render_image_note,
     render_observation,
+    split_prompt,
     split_turns,
 )
 from data_pipeline.errors import InputError
@@ -139,3 +141,15 @@ def test_an_image_note_is_no_earlier_turn() -> None:
     assert has_history(render_dialogue_prompt(tools, NOTE + "\n" + render_exchange("Hi.", "Hello."), "Crop it."))
     earlier_call = render_dialogue_prompt(tools, NOTE, "Crop it.") + CALL + " image/b.png\n"
     assert has_history(earlier_call), "released prompts hold the earlier calls of a chain"
+
+
+def test_a_prompt_is_taken_apart_again() -> None:
+    notes = [render_image_note("image/a.png", "a cat: on a mat."), render_image_note("image/b.png", "")]
+    history = "\n".join([notes[0], render_exchange("Hello there", "Good day."), notes[1]])
+    prompt = split_prompt(render_dialogue_prompt([Tool("t", usage="to do it")], history, "What is in image/a.png?"))
+    assert prompt.images == {"image/a.png": "a cat: on a mat.", "image/b.png": ""}
+    assert prompt.exchanges == (("Hello there", "Good day."),)
+    assert prompt.new_input == "What is in image/a.png?"
+    assert split_prompt(render_dialogue_prompt([Tool("t", usage="x")], "", "Hi")) == DialoguePrompt({}, (), "Hi")
+    with pytest.raises(InputError, match="has no 'Previous conversation:'"):
+        split_prompt("What is this?")

@@ -381,3 +381,25 @@ def test_the_page_asks_no_one_else(world: World) -> None:
         assert world.client.get(path).status_code == 200, path
     assert "//" not in answer.text.replace("<!doctype", ""), "no address of another host"
     assert world.client.get("/page/routes.py").status_code == 404
+
+
+def test_an_answer_of_a_newer_bundle_is_learnt_from(world: World) -> None:
+    """The predictor takes over a bundle by itself; its catalogue becomes ours with its first answer."""
+    newer = ToolCatalog([*CATALOG, Tool("rotate", "Turns.")])
+    world.predictor.revision = "newer"
+    world.predictor.list_models = _Method(lambda: [ServedModel("toolmm", newer, "newer")])
+    world.predictor.ranking = [("unknown", 0.8), ("deblur", 0.2)]
+    assert world.client.get("/v1/tools").json()["bundle_revision"] == "rev"
+    assert world.select(instruction="turn it").json()["bundle_revision"] == "newer"
+    listed = world.client.get("/v1/tools").json()
+    assert (listed["bundle_revision"], len(listed["tools"])) == ("newer", 4)
+    assert world.client.get("/healthz").json()["models"] == {"toolmm": "newer"}
+
+
+def test_models_are_chosen_by_name(world: World) -> None:
+    world.select(instruction="x", model="toolmm")
+    assert world.predictor.asked[-1].model == "toolmm"
+    _assert_error(world.select(instruction="x", model="other"), 404, "model_not_found", "model")
+    form = world.client.post(SELECT, data={"instruction": "x", "model": "other"}, files={"file": ("a", b"x")})
+    _assert_error(form, 404, "model_not_found", "model")
+    _assert_error(world.client.get("/v1/tools", params={"model": "other"}), 404, "model_not_found", "model")
