@@ -28,6 +28,7 @@ lint: install
 
 bench: install
 	$(RUN) -m ray_jobs bench
+	$(RUN) -m serve.bench
 
 # Write requirements.lock from what the extras resolve to in a new environment. torch's local build tag (+cpu) is dropped:
 # the same file installs the CPU build or the CUDA build, whichever the machine's index offers.

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from data_pipeline.media import MediaLimits, load_media
 from data_pipeline.schema import Modality
 from model.bundle import check_encoder, load_bundle
 from model.encoders import FrozenImageBind, load_encoder
-from serve.batching import set_batching
+from serve.batching import Batcher
 from serve.config import ServeArgs
 from serve.schemas import EncodedMedium, RequestError
 from serve.uploads import sniff_modality
@@ -42,9 +43,12 @@ class MediaEncoder:
         self._threads = ThreadPoolExecutor(args.encoder_threads, thread_name_prefix="decode")
         self._vectors: OrderedDict[tuple[str, Modality], np.ndarray] = OrderedDict()
         self._max_vectors = args.media_cache_entries
-        self._largest_batch = 0
-        for batched in (self._encode_image, self._encode_audio, self._encode_video):
-            set_batching(batched, args.encoder_max_batch_size, args.batch_wait_timeout_s)
+        self._batchers = {
+            modality: Batcher(
+                partial(self._forward, modality.value), args.encoder_max_batch_size, args.batch_wait_timeout_s
+            )
+            for modality in (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
+        }
 
     async def encode(self, data: bytes, claimed_modality: str | None) -> EncodedMedium:
         """Encode one medium.
@@ -71,12 +75,7 @@ class MediaEncoder:
             self._vectors.move_to_end(key)
             return EncodedMedium(modality.value, self._vectors[key], cached=True)
         array = await loop.run_in_executor(self._threads, self._decode, self._encoder.recipe, modality, data)
-        batched = {
-            Modality.IMAGE: self._encode_image,
-            Modality.AUDIO: self._encode_audio,
-            Modality.VIDEO: self._encode_video,
-        }
-        vector = await batched[modality](array)  # [E] float32
+        vector = await self._batchers[modality].ask(array)  # [E] float32
         if self._max_vectors:
             self._vectors[key] = vector
             while len(self._vectors) > self._max_vectors:
@@ -89,29 +88,13 @@ class MediaEncoder:
             "encoder_id": "" if self._encoder is None else self._encoder.encoder_id,
             "device": self._device,
             "vectors": len(self._vectors),
-            "largest_batch": self._largest_batch,
+            "largest_batch": max(batcher.largest_batch for batcher in self._batchers.values()),
         }
 
     def _decode(self, recipe: str, modality: Modality, data: bytes) -> np.ndarray:
         return load_media(modality, data, recipe=recipe, limits=self._limits)
 
-    @ray_serve.batch
-    async def _encode_image(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return await self._forward("image", arrays)
-
-    @ray_serve.batch
-    async def _encode_audio(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return await self._forward("audio", arrays)
-
-    @ray_serve.batch
-    async def _encode_video(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return await self._forward("video", arrays)
-
-    async def _forward(self, modality: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        self._largest_batch = max(self._largest_batch, len(arrays))
-        return await asyncio.to_thread(self._forward_blocking, modality, arrays)
-
-    def _forward_blocking(self, modality: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    def _forward(self, modality: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
         assert self._encoder is not None, "media are refused before they get here"
         with torch.inference_mode():
             batch = torch.from_numpy(np.stack(arrays)).to(self._device)  # [B, ...] as DESIGN 4.5 says per modality

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from model.shared_backbone import SharedBackbone
 from model.trie import CatalogTrie
 from model.turn_decode import EncodedTurn, TurnWriter
 from model.turn_decode_types import TurnRequest, WrittenTurn
-from serve.batching import set_batching
+from serve.batching import Batcher
 from serve.config import ServeArgs
 from serve.schemas import Ranking, RequestError, SelectQuery
 from serve.served_model import ServedModel
@@ -29,6 +30,7 @@ from serve.served_model import ServedModel
 logger = logging.getLogger("ray.serve")
 
 MAX_TRIES = 64  # of callers' own tools
+SWITCH_INTERVAL_S = 5e-4  # the model's thread starts many small operations, each of which needs the GIL; Python's 5e-3
 _NO_BOUND = 2**31
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -57,6 +59,7 @@ class Predictor:
     """One language model with the adapters of all bundles, each under its catalogue: it can name no other tool."""
 
     def __init__(self, args: ServeArgs) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._folders = args.bundles
         bundles = {name: load_bundle(folder) for name, folder in self._folders.items()}
         self._device = args.resolve_device()
@@ -65,12 +68,12 @@ class Predictor:
         self._models = {name: self._prepare(bundle) for name, bundle in bundles.items()}
         self._followed = {name: os.path.realpath(folder) for name, folder in self._folders.items()}
         self._following: asyncio.Task[None] | None = None
-        self._largest_batch = 0
         self._tries: OrderedDict[tuple[str, ...], CatalogTrie] = OrderedDict()
         self._writer = TurnWriter(self._shared.mllm)
         self._model_free = asyncio.Lock()  # one batch at a time, of questions or of turns
-        for batched in (self._rank, self._write):
-            set_batching(batched, args.max_batch_size, args.batch_wait_timeout_s)
+        batching = (args.max_batch_size, args.batch_wait_timeout_s, self._model_free)
+        self._rankings = Batcher(self._rank, *batching)
+        self._turns = Batcher(self._write, *batching)
         # the first pass allocates and compiles; better before the replica is called ready than in a user's request
         for name in self._models:
             self._warm_up(name)
@@ -117,17 +120,21 @@ class Predictor:
             PromptTooLongError: the dialogue leaves no room for it.
         """
         self._model(model)
-        return await self._write((model, self._writer.encode(request)))
+        return await self._turns.ask((model, self._writer.encode(request)))
 
     async def _answer(self, query: SelectQuery, trie: CatalogTrie | None) -> Ranking:
-        prompt = self._prompt(query, self._model(query.model).max_target_tokens)
-        whole = self._prompt(query, _NO_BOUND)
-        ranking = await self._rank(_Item(query.model, prompt, query.k, trie))
-        return replace(ranking, is_instruction_cut=len(prompt.prompt_ids) < len(whole.prompt_ids))
+        model = self._model(query.model)
+        prompt = self._prompt(query, _NO_BOUND)
+        is_cut = False
+        if len(prompt.prompt_ids) + model.reserve_tokens > model.max_target_tokens:  # it may be too long
+            whole, prompt = prompt, self._prompt(query, model.max_target_tokens)
+            is_cut = len(prompt.prompt_ids) < len(whole.prompt_ids)
+        ranking = await self._rankings.ask(_Item(query.model, prompt, query.k, trie))
+        return replace(ranking, is_instruction_cut=is_cut)
 
     async def describe(self) -> dict[str, object]:
         """What this replica runs; answered only when it can answer requests too."""
-        return {"device": self._device, "largest_batch": self._largest_batch}
+        return {"device": self._device, "largest_batch": self._rankings.largest_batch}
 
     def _model(self, name: str) -> _Model:
         if name not in self._models:  # while a service is rolled over to other models
@@ -161,7 +168,7 @@ class Predictor:
     def _warm_up(self, name: str) -> None:
         model = self._models[name]
         prompt = self._prompt(SelectQuery(name, "warm up", None, 1), model.max_target_tokens)
-        self._rank_blocking([_Item(name, prompt, 1, None)])
+        self._rank([_Item(name, prompt, 1, None)])
 
     def _prepare(self, bundle: Bundle) -> _Model:
         tool_ids = bundle.catalog.selection_tool_ids
@@ -183,18 +190,7 @@ class Predictor:
         )
         return Prompt(encoded.prompt_ids, query.vector)
 
-    @ray_serve.batch
-    async def _rank(self, items: list[_Item]) -> list[Ranking]:
-        self._largest_batch = max(self._largest_batch, len(items))
-        async with self._model_free:
-            return await asyncio.to_thread(self._rank_blocking, items)
-
-    @ray_serve.batch
-    async def _write(self, turns: list[tuple[str, EncodedTurn]]) -> list[WrittenTurn]:
-        async with self._model_free:
-            return await asyncio.to_thread(self._write_blocking, turns)
-
-    def _rank_blocking(self, items: list[_Item]) -> list[Ranking]:
+    def _rank(self, items: list[_Item]) -> list[Ranking]:
         """Rank together the questions to one model over one trie."""
         found: dict[int, Ranking] = {}
         for (name, own_trie), members in _group([(item.model, item.trie) for item in items]).items():
@@ -214,7 +210,7 @@ class Predictor:
                 )
         return [found[i] for i in range(len(items))]
 
-    def _write_blocking(self, turns: list[tuple[str, EncodedTurn]]) -> list[WrittenTurn]:
+    def _write(self, turns: list[tuple[str, EncodedTurn]]) -> list[WrittenTurn]:
         found: list[WrittenTurn] = [WrittenTurn("", 0, 0)] * len(turns)
         for name, members in _group([name for name, _ in turns]).items():
             self._shared.activate(name)

@@ -1,0 +1,118 @@
+"""Requests that come while the model works are answered together; errors and callers who leave disturb no other."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from serve.batching import Batcher
+
+
+class _Model:
+    """Answers with the double; it works until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.error: Exception | None = None
+
+    def __call__(self, items: list[int]) -> Sequence[int]:
+        self.batches.append(items)
+        assert self.go_on.wait(10)
+        if self.error is not None:
+            raise self.error
+        return [2 * item for item in items]
+
+
+async def _ask_one_by_one(batcher: Batcher[int, int], items: Sequence[int]) -> list[asyncio.Task[int]]:
+    """Each comes well after the one before, as clients' requests do."""
+    tasks = []
+    for item in items:
+        tasks.append(asyncio.create_task(batcher.ask(item)))
+        await asyncio.sleep(0.02)
+    return tasks
+
+
+def test_what_waits_for_a_busy_model_becomes_one_batch() -> None:
+    async def run() -> None:
+        model.go_on.clear()
+        tasks = await _ask_one_by_one(batcher, range(8))
+        model.go_on.set()
+        assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8, 10, 12, 14]
+
+    model = _Model()
+    batcher = Batcher(model, 5, 0.001)
+    asyncio.run(run())
+    assert model.batches == [[0], [1, 2, 3, 4, 5], [6, 7]]
+    assert batcher.largest_batch == 5
+
+
+def test_callers_that_were_just_answered_are_waited_for() -> None:
+    async def ask_twice(item: int) -> None:
+        await batcher.ask(item)
+        await asyncio.sleep(0.01 * item)  # the way of an answer and of the next question
+        await batcher.ask(item)
+
+    async def run() -> None:
+        await asyncio.gather(*(ask_twice(item) for item in range(1, 4)))
+
+    model = _Model()
+    batcher = Batcher(model, 8, 5.0)
+    asyncio.run(run())
+    assert model.batches == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_nobody_is_waited_for_longer_than_said() -> None:
+    async def run() -> float:
+        await asyncio.gather(*(batcher.ask(item) for item in range(4)))
+        start = asyncio.get_running_loop().time()
+        assert await batcher.ask(9) == 18, "three of four have gone"
+        assert asyncio.get_running_loop().time() - start < 2
+        assert await batcher.ask(8) == 16
+        return start
+
+    model = _Model()
+    batcher = Batcher(model, 8, 0.05)
+    asyncio.run(run())
+    assert model.batches == [[0, 1, 2, 3], [9], [8]]
+
+
+def test_an_error_reaches_its_batch_alone_and_a_caller_may_leave() -> None:
+    async def run() -> None:
+        model.error = ValueError("broken")
+        with pytest.raises(ValueError, match="broken"):
+            await batcher.ask(1)
+        model.error = None
+        model.go_on.clear()
+        first, second, third = await _ask_one_by_one(batcher, (1, 2, 3))
+        second.cancel()
+        await asyncio.sleep(0)
+        model.go_on.set()
+        assert (await first, await third) == (2, 6)
+
+    model = _Model()
+    batcher = Batcher(model, 8, 0)
+    asyncio.run(run())
+    assert model.batches == [[1], [1], [3]]
+
+
+def test_batchers_of_one_model_take_turns() -> None:
+    """Never two batches at once on one model."""
+    running = threading.Semaphore(1)
+
+    def answer(items: list[int]) -> list[int]:
+        assert running.acquire(blocking=False)
+        threading.Event().wait(0.01)
+        running.release()
+        return items
+
+    async def run() -> None:
+        lock = asyncio.Lock()
+        batchers = [Batcher(answer, 2, 0, lock) for _ in range(2)]
+        assert await asyncio.gather(*(batchers[i % 2].ask(i) for i in range(8))) == list(range(8))
+
+    asyncio.run(run())
