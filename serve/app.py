@@ -15,7 +15,7 @@ from serve.encoder import MediaEncoder
 from serve.ingress import Ingress
 from serve.predictor import Predictor
 from serve.served_model import ServedModel
-from serve.tool_host import THREADS, ToolHost
+from serve.tool_host import LOCAL_TOOLS, MODEL_TOOLS, THREADS, ToolHost
 from serve.tools.all_tools import load_tools
 
 QUIET = {"enable_access_log": False}  # the ingress logs each request once, as JSON
@@ -64,7 +64,7 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
             logging_config=QUIET,
             ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": num_gpus},
         ).bind(args)
-        for name, num_gpus in (("LocalTools", 0.0), ("ModelTools", args.tool_num_gpus))
+        for name, num_gpus in ((LOCAL_TOOLS, 0.0), (MODEL_TOOLS, args.tool_num_gpus))
     )
     return Ingress.options(
         num_replicas=args.ingress_replicas,

@@ -32,7 +32,7 @@ from serve.fetch import FetchLimits, fetch_url
 from serve.schemas import Ranking, RequestError, SelectQuery, check_instruction
 from serve.served_model import ServedModels
 from serve.telemetry import Telemetry
-from serve.tool_host import ToolReply, open_artifacts
+from serve.tool_host import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, open_artifacts
 from serve.tools.all_tools import load_tools
 from serve.tools.spec import ToolSpec
 
@@ -57,7 +57,7 @@ class ChatService:
         self.specs: Mapping[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
         self._predictor = predictor
         self._encoder = encoder
-        self._hosts = {"LocalTools": local_tools, "ModelTools": model_tools}
+        self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
         self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
         self._own = self.specs.keys() - load_tools().keys()
         self._tools: dict[str, _ModelTools] = {}
@@ -89,7 +89,7 @@ class ChatService:
                 404,
                 "tool_not_found",
             )
-        deployment = "ModelTools" if spec.method == "model" else "LocalTools"
+        deployment = MODEL_TOOLS if spec.method == "model" else LOCAL_TOOLS
         start, code = time.perf_counter(), "unavailable"
         try:
             with self.telemetry.waiting(deployment):

@@ -21,7 +21,8 @@ from serve.tools.media import ToolLimits
 from serve.tools.run import DEFAULT_LIMITS, ToolRunner
 from serve.tools.spec import ErrorCode, ToolError
 
-MODEL_TOOLS = "ModelTools"  # the deployment whose replicas run the tools with a model
+# the two deployments: of tools that run a model, and of all others
+MODEL_TOOLS, LOCAL_TOOLS = "ModelTools", "LocalTools"
 THREADS = 4  # calls that one replica runs side by side; tools that run models take turns
 
 
