@@ -18,8 +18,6 @@ from serve.served_model import ServedModel
 from serve.tool_host import LOCAL_TOOLS, MODEL_TOOLS, THREADS, ToolHost
 from serve.tools.all_tools import load_tools
 
-QUIET = {"enable_access_log": False}  # the ingress logs each request once, as JSON
-
 
 def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
     """Bind ingress, encoder, predictor and tools to the bundles.
@@ -35,19 +33,24 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
         args = args.model_copy(update={"encoder": str(Path(args.encoder).resolve())})
     args = args.model_copy(update={"tool_files": [str(Path(file).resolve()) for file in args.tool_files]})
     load_tools(args.tool_models, args.tool_files)  # a faulty one is refused here as well
+    common: dict[str, Any] = {
+        "logging_config": {"enable_access_log": False},  # the ingress logs each request once, as JSON
+        # a replica that is replaced answers what it has: its requests may be waiting for another one that starts
+        "graceful_shutdown_timeout_s": args.request_timeout_s,
+    }
     predictor = Predictor.options(
         **_scaling(args, args.max_batch_size),
         max_ongoing_requests=2 * args.max_batch_size,  # one batch runs while the next gathers
         max_queued_requests=args.max_queued_requests,
         health_check_period_s=args.bundle_poll_s,  # a replica looks for new bundles when its health is asked after
-        logging_config=QUIET,
+        **common,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
     ).bind(args)
     encoder = MediaEncoder.options(
         **_scaling(args, args.encoder_max_batch_size),
         max_ongoing_requests=3 * args.encoder_max_batch_size + args.encoder_threads,  # a batch per modality may gather
         max_queued_requests=args.max_queued_requests,
-        logging_config=QUIET,
+        **common,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.encoder_num_gpus},
     ).bind(args)
     local_tools, model_tools = (
@@ -61,7 +64,7 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
             },
             max_ongoing_requests=2 * THREADS,
             max_queued_requests=args.max_queued_requests,
-            logging_config=QUIET,
+            **common,
             ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": num_gpus},
         ).bind(args)
         for name, num_gpus in ((LOCAL_TOOLS, 0.0), (MODEL_TOOLS, args.tool_num_gpus))
@@ -69,7 +72,7 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
     return Ingress.options(
         num_replicas=args.ingress_replicas,
         max_ongoing_requests=args.max_queued_requests,
-        logging_config=QUIET,
+        **common,
         ray_actor_options={"num_cpus": 0},  # it mostly waits, and must find room on a machine of two cores
     ).bind(args, models, predictor, encoder, local_tools, model_tools)
 
