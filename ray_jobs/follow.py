@@ -81,12 +81,9 @@ def _fetch(uri: str, name: str, version: str, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    patiently(
-        lambda: mlflow.artifacts.download_artifacts(
-            f"models:/{name}/{version}", dst_path=str(temporary), tracking_uri=uri
-        ),
-        uri,
-    )
+    mlflow.set_tracking_uri(uri)  # MLflow resolves models:/ there, whatever a call is told
+    source = f"models:/{name}/{version}"
+    patiently(lambda: mlflow.artifacts.download_artifacts(source, dst_path=str(temporary)), uri)
     found = list(temporary.rglob("bundle.json"))
     if len(found) != 1:
         raise InputError(

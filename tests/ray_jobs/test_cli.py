@@ -115,7 +115,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"    {verb} " in shown for verb in VERBS)
+    assert all(f"\n    {verb}" in shown for verb in VERBS)
 
 
 def test_input_errors_are_found_wherever_ray_puts_them() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -46,10 +48,13 @@ class _Bundle:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Registry:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Registry]:
     monkeypatch.chdir(tmp_path)  # MLflow puts artifacts into ./mlruns
     monkeypatch.setattr(follow, "load_bundle", _Bundle)
-    return _Registry(tmp_path)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")  # what this process used before must not matter
+    yield _Registry(tmp_path)
+    mlflow.set_tracking_uri(before)
 
 
 def test_the_link_follows_the_champion(registry: _Registry, tmp_path: Path) -> None:
