@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID
+from data_pipeline.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.errors import InputError, MediaError
 from serve.body import BodyLimit, SelectInput, read_select_input
 from serve.chat import ChatService
@@ -43,7 +44,7 @@ from serve.schemas import (
 )
 from serve.served_model import ServedModel, ServedModels
 from serve.telemetry import RequestTelemetry, Telemetry
-from serve.tools.spec import ErrorCode, ToolError
+from serve.tools.spec import ErrorCode, ToolError, ToolSpec
 
 logger = logging.getLogger("ray.serve")
 
@@ -108,11 +109,18 @@ class SelectionService:
             ),
         )
 
-    def tools(self, model_name: str | None = None) -> ToolList:
-        """A model's catalogue; by default the main model's."""
+    def tools(self, specs: Mapping[str, ToolSpec], model_name: str | None = None) -> ToolList:
+        """A model's catalogue, by default the main model's, and what else can be run.
+
+        Args:
+            specs: the tools that this service runs, by id.
+            model_name: a name of `GET /v1/models`.
+        """
         model = self._models.find(model_name or self.args.model_name)
+        others = [_describe_spec(spec) for tool_id, spec in specs.items() if tool_id not in model.catalog]
         return ToolList(
-            tools=[ToolEntry(**asdict(tool)) for tool in model.catalog],
+            tools=[_describe_tool(tool, specs.get(tool.tool_id)) for tool in model.catalog],
+            others=others,
             catalog_sha256=model.catalog.content_hash,
             bundle_revision=model.revision,
         )
@@ -128,6 +136,17 @@ class SelectionService:
             encoder=encoder,
             models={name: self._models.find(name).revision for name in self._models.names},
         )
+
+
+def _describe_tool(tool: Tool, spec: ToolSpec | None) -> ToolEntry:
+    return ToolEntry(**asdict(tool), parameters=None if spec is None else spec.json_schema())
+
+
+def _describe_spec(spec: ToolSpec) -> ToolEntry:
+    """A tool that no catalogue entry tells of."""
+    media = next((argument.kind for argument in spec.arguments if argument.is_media), "text")
+    backend = "huggingface" if spec.method == "model" else "local"
+    return _describe_tool(Tool(spec.tool_id, spec.description, media, spec.result, backend), spec)
 
 
 async def _state(handle: Any) -> str:
@@ -172,7 +191,7 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
 
     @api.get("/v1/tools", responses=describe_errors(404, 422))
     async def tools(model: str | None = None) -> ToolList:
-        return service.tools(model)
+        return service.tools(chat.specs, model)
 
     @api.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> JSONResponse:

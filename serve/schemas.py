@@ -74,10 +74,15 @@ class ToolEntry(BaseModel):
     input_modality: str
     output_modality: str
     backend: str
+    parameters: dict[str, Any] | None = Field(
+        None,
+        description="JSON schema of what `/v1/tools/{tool_id}/invoke` takes; null where this service does not run it",
+    )
 
 
 class ToolList(BaseModel):
-    tools: list[ToolEntry]
+    tools: list[ToolEntry] = Field(description="the model's catalogue")
+    others: list[ToolEntry] = Field(description="tools that this service runs beside it")
     catalog_sha256: str
     bundle_revision: str
 

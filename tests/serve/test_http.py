@@ -324,6 +324,12 @@ def test_tools_lists_the_catalogue(world: World) -> None:
     body = world.client.get("/v1/tools").json()
     assert [tool["tool_id"] for tool in body["tools"]] == list(CATALOG.tool_ids)
     assert body["catalog_sha256"] == CATALOG.content_hash
+    assert [tool["parameters"] for tool in body["tools"]] == [None] * 3, "names that nothing here runs"
+    others = {tool["tool_id"]: tool for tool in body["others"]}
+    assert others.keys() == world.chat.specs.keys()
+    edges = others["local/detect-edges"]
+    assert (edges["input_modality"], edges["output_modality"], edges["backend"]) == ("image", "image", "local")
+    assert edges["parameters"] == world.chat.specs["local/detect-edges"].json_schema()
 
 
 def test_health_asks_both_deployments(world: World) -> None:
