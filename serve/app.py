@@ -28,10 +28,8 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
         InputError: bad arguments, a faulty file of tools, or a bundle that is incomplete, altered or of another format.
     """
     args = ServeArgs.parse(args)
-    args, models = _check_models(args)
-    if args.encoder is not None and Path(args.encoder).is_dir():
-        args = args.model_copy(update={"encoder": str(Path(args.encoder).resolve())})
-    args = args.model_copy(update={"tool_files": [str(Path(file).resolve()) for file in args.tool_files]})
+    models = _read_models(args)
+    args = _with_absolute_paths(args)
     load_tools(args.tool_models, args.tool_files)  # a faulty one is refused here as well
     common: dict[str, Any] = {
         "logging_config": {"enable_access_log": False},  # the ingress logs each request once, as JSON
@@ -89,20 +87,24 @@ def _scaling(args: ServeArgs, target_ongoing_requests: int) -> dict[str, Any]:
     }
 
 
-def _check_models(args: ServeArgs) -> tuple[ServeArgs, list[ServedModel]]:
-    """Read the bundles before anything starts; the main model comes first.
-
-    Returns:
-        the arguments with absolute paths, as replicas run in another working directory, and the models.
+def _read_models(args: ServeArgs) -> list[ServedModel]:
+    """The models of the bundles, the main one first.
 
     Raises:
         InputError: a bundle is incomplete, altered or of another format, or they cannot share a backbone.
     """
     bundles = {name: load_bundle(folder) for name, folder in args.bundles.items()}
     check_shareable(bundles)
-    models = [ServedModel(name, bundle.catalog, bundle.revision) for name, bundle in bundles.items()]
-    paths = {
+    return [ServedModel(name, bundle.catalog, bundle.revision) for name, bundle in bundles.items()]
+
+
+def _with_absolute_paths(args: ServeArgs) -> ServeArgs:
+    """Replicas run in another working directory."""
+    paths: dict[str, Any] = {
         "bundle": str(Path(args.bundle).absolute()),  # a link stays one: replicas follow it
         "adapters": {name: str(Path(folder).absolute()) for name, folder in args.adapters.items()},
+        "tool_files": [str(Path(file).resolve()) for file in args.tool_files],
     }
-    return args.model_copy(update=paths), models
+    if args.encoder is not None and Path(args.encoder).is_dir():
+        paths["encoder"] = str(Path(args.encoder).resolve())
+    return args.model_copy(update=paths)

@@ -135,7 +135,7 @@ class ChatService:
             return answer_with_words(request, NO_CALL_WANTED, Usage.of(0, 0))
         ranking = await self._rank(request, conversation, choice)
         await self.models.learn(request.base_model, ranking.revision)
-        if choice.is_catalog and choice.mode != "named":  # of the catalogue of the bundle that answered
+        if choice.is_open:  # of the catalogue of the bundle that answered
             choice = replace(choice, tools=tuple(self._offer(tool) for tool, _ in ranking.tools))
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
         self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
@@ -151,7 +151,7 @@ class ChatService:
         k = max(2, request.top_logprobs or 0)  # the likeliest may be `unknown` where a call is required
         query = SelectQuery(request.base_model, words, vector, k)
         with self.telemetry.waiting("Predictor"):
-            if choice.is_catalog and choice.mode != "named":
+            if choice.is_open:
                 return await ask(self._predictor.select, query)
             return await ask(self._predictor.select_among, query, names)
 

@@ -78,6 +78,11 @@ class ToolChoice:
     named: str = ""
     is_catalog: bool = True
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the model chooses from its whole catalogue."""
+        return self.is_catalog and self.mode != "named"
+
     def __getitem__(self, name: str) -> OfferedTool:
         return next(tool for tool in self.tools if tool.name == name)
 

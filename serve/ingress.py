@@ -127,14 +127,14 @@ class SelectionService:
 
     async def health(self) -> Health:
         """Ask a replica of each deployment; "ok" only when both answer within a few seconds."""
-        predictor, encoder = await asyncio.gather(_state(self._predictor), _state(self._encoder))
-        if predictor == "ok":
+        (predictor, said), (encoder, _) = await asyncio.gather(_describe(self._predictor), _describe(self._encoder))
+        if predictor == "ok" and said["revisions"] != self._models.revisions:
             await self._models.refresh()
         return Health(
             status="ok" if predictor == encoder == "ok" else "unavailable",
             predictor=predictor,
             encoder=encoder,
-            models={name: self._models.find(name).revision for name in self._models.names},
+            models=self._models.revisions,
         )
 
 
@@ -149,15 +149,16 @@ def _describe_spec(spec: ToolSpec) -> ToolEntry:
     return _describe_tool(Tool(spec.tool_id, spec.description, media, spec.result, backend), spec)
 
 
-async def _state(handle: Any) -> str:
+async def _describe(handle: Any) -> tuple[str, dict[str, Any]]:
+    """The word ok and what a replica says of itself, or in a few words what is wrong."""
     try:
-        await asyncio.wait_for(ask(handle.describe), HEALTH_TIMEOUT_S)
+        said = await asyncio.wait_for(ask(handle.describe), HEALTH_TIMEOUT_S)
     except TimeoutError:
-        return f"no answer within {HEALTH_TIMEOUT_S:g} s"
+        return f"no answer within {HEALTH_TIMEOUT_S:g} s", {}
     except Exception as error:  # whatever is wrong with a replica, this is the place that tells
         logger.warning("health: a deployment failed", exc_info=error)
-        return "failed"
-    return "ok"
+        return "failed", {}
+    return "ok", said
 
 
 def build_api(service: SelectionService, chat: ChatService) -> FastAPI:

@@ -134,7 +134,8 @@ class Predictor:
 
     async def describe(self) -> dict[str, object]:
         """What this replica runs; answered only when it can answer requests too."""
-        return {"device": self._device, "largest_batch": self._rankings.largest_batch}
+        revisions = {name: bundle.revision for name, bundle in self._shared.bundles.items()}
+        return {"device": self._device, "largest_batch": self._rankings.largest_batch, "revisions": revisions}
 
     def _model(self, name: str) -> _Model:
         if name not in self._models:  # while a service is rolled over to other models

@@ -39,6 +39,11 @@ class ServedModels:
         """The main model first."""
         return list(self._models)
 
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Name -> revision of the bundle."""
+        return {name: model.revision for name, model in self._models.items()}
+
     def find(self, name: str) -> ServedModel:
         """The model that a request names; `RequestError` (404) where there is none."""
         model = self._models.get(name)

@@ -11,8 +11,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -67,12 +67,9 @@ class Telemetry:
             registry=self.registry,
         )
 
-    @contextmanager
-    def waiting(self, deployment: str) -> Iterator[None]:
+    def waiting(self, deployment: str) -> AbstractContextManager[None]:
         """While a deployment is asked: its queue and its batches under way, as this ingress sees them."""
-        gauge = self._asked.labels(deployment)
-        with gauge.track_inprogress():
-            yield
+        return self._asked.labels(deployment).track_inprogress()
 
     def count_tokens(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Count what one answer took."""

@@ -132,14 +132,20 @@ def ask(page: Page, words: str, answer: str) -> None:
     expect(page.locator("li.service .words").last).to_have_text(answer)
 
 
+def send_recording(page: Page, store: ArtifactStore, asked: list[Artifact], modality: str, words: str) -> bytes:
+    """What the browser recorded, as it lies in the store when the model has been asked about it."""
+    record(page, "Record sound" if modality == "audio" else "Record video", 1.5)
+    expect(page.locator(f"#preview {modality}")).to_be_visible()
+    ask(page, words, f"You sent {modality}.")
+    artifact, data = store.open(asked[-1].id)
+    assert (artifact.modality, artifact.media_type, artifact.name) == (modality, f"{modality}/webm", "recording.webm")
+    return data
+
+
 def test_a_recorded_sound_reaches_the_model_and_the_tools(
     page: Page, store: ArtifactStore, asked: list[Artifact]
 ) -> None:
-    record(page, "Record sound", 1.5)
-    expect(page.locator("#preview audio")).to_be_visible()
-    ask(page, "Clean this sound", "You sent audio.")
-    artifact, data = store.open(asked[-1].id)
-    assert (artifact.modality, artifact.media_type, artifact.name) == ("audio", "audio/webm", "recording.webm")
+    data = send_recording(page, store, asked, "audio", "Clean this sound")
     assert np.isfinite(load_media("audio", data)).all()
     sound = decode_media("audio", data, ToolLimits())
     assert isinstance(sound, Sound)
@@ -150,11 +156,7 @@ def test_a_recorded_sound_reaches_the_model_and_the_tools(
 def test_a_recorded_video_reaches_the_model_and_the_tools(
     page: Page, store: ArtifactStore, asked: list[Artifact]
 ) -> None:
-    record(page, "Record video", 1.5)
-    expect(page.locator("#preview video")).to_be_visible()
-    ask(page, "Find the scenes", "You sent video.")
-    artifact, data = store.open(asked[-1].id)
-    assert (artifact.modality, artifact.media_type, artifact.name) == ("video", "video/webm", "recording.webm")
+    data = send_recording(page, store, asked, "video", "Find the scenes")
     assert load_media("video", data).shape == (15, 3, 2, 224, 224)
     clip = decode_media("video", data, ToolLimits())
     assert isinstance(clip, Clip)

@@ -62,7 +62,7 @@ class _Predictor:
         self.revision = "rev"
         self.list_models = _Method(lambda: [ServedModel("toolmm", CATALOG, self.revision)])
         self.select = _Method(self._select)
-        self.describe = _Method(lambda: {"largest_batch": 3})
+        self.describe = _Method(lambda: {"largest_batch": 3, "revisions": {"toolmm": self.revision}})
 
     def _select(self, query: SelectQuery) -> Ranking:
         self.asked.append(query)
