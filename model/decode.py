@@ -137,7 +137,8 @@ def top_k_tools(
         k: how many tools; a catalogue that holds fewer is ranked whole.
         trie: the catalogue.
         also: tool ids whose probability is wanted even outside the k best; they come behind the k best.
-        width: frontier nodes per prompt and pass; by default k + 3, at most 16: fewer are rarely enough for k tools.
+        width: frontier nodes per prompt and pass; by default k / 2 + 2, at most 16: one more costs tokens
+            and hardly saves a pass (docs/results.md).
         stats: filled with what it cost.
 
     Returns:
@@ -146,7 +147,7 @@ def top_k_tools(
     Raises:
         InputError: k or width below 1, or a tool of `also` is not in the catalogue.
     """
-    width = min(k + 3, MAX_DEFAULT_WIDTH) if width is None else width
+    width = min(k // 2 + 2, MAX_DEFAULT_WIDTH) if width is None else width
     if k < 1 or width < 1:
         raise InputError(f"k is {k} and width {width}; both must be at least 1.")
     searches = [_Search(trie, min(k, len(trie)), also) for _ in prompts]

@@ -1,4 +1,4 @@
-"""A tiny model with habits, for benchmarks: it answers in the right form, with many right tools per question.
+"""A tiny model with habits, for benchmarks: it answers in the right form, with several right tools per question.
 
 An untrained one will not do: sampling from it never ends, and a search under a flat distribution has to look
 everywhere.
@@ -25,16 +25,24 @@ logger = logging.getLogger(__name__)
 TEMPERATURE = 0.4  # of samples: MLLM-Tool section 4.1
 MAX_NEW_TOKENS = 64
 N_TOOLS = 933  # as many as ToolMMBench's catalogue has
+VOCAB_SIZE = 340  # at which a target takes 27 tokens, as ToolMMBench's do under Llama's tokenizer
 TASKS = ("detection", "captioning", "translation", "summarization", "denoising", "tagging", "depth", "pose", "speech")
 OWNERS = ("facebook", "google", "microsoft", "openai", "laion", "Helsinki-NLP", "zoo", "nvidia")
+WISHES = tuple((owner, task) for owner in OWNERS for task in TASKS)
 FAMILIES = ("bert", "t5", "vit", "wav2vec2", "resnet", "detr", "whisper", "blip")
 TAILS = ("", "-base", "-large", "-small", "-v2", "-finetuned")
 
 
-def render_question(task: str, rng: np.random.Generator) -> str:
-    """Words that ask for a tool of one of `TASKS`."""
-    opening = str(rng.choice(["please find me a tool for", "I need", "what does", "could you do some"]))
-    return f"{opening} {task} on the file that I have just recorded on my old phone"
+def render_question(wish: tuple[str, str], rng: np.random.Generator) -> str:
+    """Words that ask for any tool of one of `WISHES`."""
+    opening = str(rng.choice(["please find me a tool by", "I need one by", "what does", "could you take one by"]))
+    return f"{opening} {wish[0]} for {wish[1]} on the file that I have just recorded"
+
+
+def draw_questions(n: int, seed: int) -> list[str]:
+    """Questions for random `WISHES`."""
+    rng = np.random.default_rng(seed)
+    return [render_question(WISHES[i], rng) for i in rng.integers(len(WISHES), size=n)]
 
 
 def sample_with_generate(mllm: ToolLLM, prompt: Prompt, n_samples: int) -> list[str]:
@@ -59,46 +67,48 @@ def sample_with_generate(mllm: ToolLLM, prompt: Prompt, n_samples: int) -> list[
     return texts
 
 
-def _build_tools() -> dict[str, list[str]]:
-    """Made-up names in the shape of hub ids, by task."""
+def _build_tools() -> dict[tuple[str, str], list[str]]:
+    """Made-up names in the shape of hub ids, by wish: 13 each."""
     rng = np.random.default_rng(0)
-    tools: dict[str, list[str]] = {task: [] for task in TASKS}
+    tools: dict[tuple[str, str], list[str]] = {wish: [] for wish in WISHES}
     names = {"unknown"}
-    tools[TASKS[0]].append("unknown")
+    tools[WISHES[0]].append("unknown")
     while len(names) < N_TOOLS:
-        task = TASKS[len(names) % len(TASKS)]
-        words = rng.choice(OWNERS), rng.choice(FAMILIES), task, rng.choice(TAILS)
-        name = "{}/{}-{}{}".format(*words)
+        owner, task = WISHES[len(names) % len(WISHES)]
+        name = f"{owner}/{rng.choice(FAMILIES)}-{task}{rng.choice(TAILS)}"
         if name not in names:
             names.add(name)
-            tools[task].append(name)
+            tools[owner, task].append(name)
     return tools
 
 
-def build_practised_mllm(folder: Path, n_steps: int = 200) -> tuple[ToolLLM, dict[str, list[str]]]:
-    """A tiny Llama, trained for some seconds to name any of many right tools for a task; its adapter is untrained.
+def build_practised_mllm(
+    folder: Path, n_steps: int = 200, n_layers: int = 4
+) -> tuple[ToolLLM, dict[tuple[str, str], list[str]]]:
+    """A tiny Llama, trained for some seconds to name any of the right tools for a wish; its adapter is untrained.
 
     Args:
         folder: where the backbone is saved.
         n_steps: of 16 questions each.
+        n_layers: of the backbone.
 
     Returns:
-        the model, and the tools of each of `TASKS`.
+        the model, and the tools of each of `WISHES`.
     """
     tools_of = _build_tools()
     rng = np.random.default_rng(0)
-    questions = [render_question(task, rng) for task in TASKS for _ in range(20)]
+    questions = [render_question(wish, rng) for wish in WISHES for _ in range(3)]
     texts = [piece for question in questions for piece in render_prompt(question, False) if piece]
     texts += [render_target(tool) for tools in tools_of.values() for tool in tools]
-    build_tiny_backbone(folder, texts, vocab_size=1024, hidden_size=128, n_layers=4, intermediate_size=384)
+    build_tiny_backbone(folder, texts, vocab_size=VOCAB_SIZE, hidden_size=128, n_layers=n_layers, intermediate_size=384)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     llm = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").train()
     optimizer = torch.optim.AdamW(llm.parameters(), lr=3e-3)
     for _ in range(n_steps):
         rows = []
-        for task in rng.choice(TASKS, 16):
-            tool = str(rng.choice(tools_of[str(task)]))
-            rows.append(encode_question(tokenizer, render_question(str(task), rng), False, [tool]))
+        for i in rng.integers(len(WISHES), size=16):
+            tool = str(rng.choice(tools_of[WISHES[i]]))
+            rows.append(encode_question(tokenizer, render_question(WISHES[i], rng), False, [tool]))
         length = max(len(row.prompt_ids) + len(row.answers[0]) for row in rows)
         ids, labels = torch.zeros(len(rows), length, dtype=torch.long), torch.full((len(rows), length), -100)
         for i, row in enumerate(rows):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,8 @@ def decoding(mllm: Any) -> Iterator[None]:
         raise InputError(f"a {name} cannot decode here: {reason}; take a backbone such as Llama, Vicuna or OPT.")
     attention = causal_lm.config._attn_implementation
     in_training = [module for module in mllm.modules() if module.training]
-    mllm.eval()
+    if in_training:
+        mllm.eval()
     if attention != "sdpa":
         causal_lm.set_attn_implementation("sdpa")
     try:
@@ -215,7 +217,7 @@ class TreeCache:
                 positions[i, offset:end] = path.length + np.arange(len(tokens))
                 for first, beyond in path.spans:
                     visible[i, offset:end, first:beyond] = True
-                visible[i, offset:end, start + offset : start + end] = np.tri(len(tokens), dtype=bool)
+                visible[i, offset:end, start + offset : start + end] = _lower_triangle(len(tokens))
                 paths[i].append(path.extended(start + offset, start + end))
                 last.append((i, end - 1))
                 offset = end
@@ -235,7 +237,11 @@ class TreeCache:
 
     def _run(self, visible: np.ndarray | None, positions: np.ndarray, **inputs: Tensor) -> Tensor:
         """One pass of the base model without its head: hidden states [B, Q, D]; plain causal attention for None."""
-        mask = None if visible is None else torch.from_numpy(visible).to(self._device)[:, None]  # [B, 1, Q, columns]
+        mask = None
+        if visible is not None:
+            # what is added to the scores: every layer would make it of a boolean mask anew
+            seen = torch.from_numpy(visible).to(self._device)[:, None]  # [B, 1, Q, columns]
+            mask = torch.zeros(seen.shape, dtype=self._base.dtype, device=self._device).masked_fill_(~seen, -torch.inf)
         output = self._base(
             attention_mask=mask,
             position_ids=torch.from_numpy(positions).to(self._device),
@@ -245,3 +251,9 @@ class TreeCache:
         )
         self._stats.forward_passes += 1
         return output.last_hidden_state
+
+
+@lru_cache(maxsize=256)
+def _lower_triangle(n: int) -> np.ndarray:
+    """bool [n, n]: what a block's tokens see of their block."""
+    return np.tri(n, dtype=bool)

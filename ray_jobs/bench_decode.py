@@ -19,17 +19,16 @@ from data_pipeline.prompts import render_target
 from model.decode import DecodeStats, Prompt, RankedTool, generate_free, score_all_tools, top_k_tools
 from model.practised import (
     MAX_NEW_TOKENS,
-    TASKS,
     TEMPERATURE,
     build_practised_mllm,
-    render_question,
+    draw_questions,
     sample_with_generate,
 )
 from model.trie import CatalogTrie
 
 K = 10
 BATCH_SIZE = 16
-WIDTHS = (1, 4, 32)
+WIDTHS = (1, 4, 13, 32)
 TRAIN_STEPS = 200
 
 
@@ -38,11 +37,8 @@ def run() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         mllm, tools_of = build_practised_mllm(Path(folder) / "backbone", TRAIN_STEPS)
     trie = CatalogTrie([tool for tools in tools_of.values() for tool in tools], mllm.tokenizer)
-    rng = np.random.default_rng(1)
-    tasks = [str(task) for task in rng.choice(TASKS, BATCH_SIZE)]
-    table = _Table(
-        [Prompt(encode_question(mllm.tokenizer, render_question(task, rng), False, ()).prompt_ids) for task in tasks]
-    )
+    questions = draw_questions(BATCH_SIZE, seed=1)
+    table = _Table([Prompt(encode_question(mllm.tokenizer, question, False, ()).prompt_ids) for question in questions])
 
     def search(batch: Sequence[Prompt], stats: DecodeStats, width: int | None = None) -> list[Any]:
         return top_k_tools(mllm, batch, K, trie, width=width, stats=stats)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from data_pipeline.catalog import Tool, ToolCatalog
 from data_pipeline.encoding import encode_question
@@ -104,6 +105,44 @@ def test_a_model_takes_anothers_place(backbone: Path, tmp_path: Path) -> None:
         ranking = _rank(shared.activate(name))
         assert [tool.probability for tool in ranking] == pytest.approx([tool.probability for tool in alone])
     assert shared.bundles["a"].revision == bundles[3].revision
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_a_lone_model_is_merged_and_answers_as_before(backbone: Path, tmp_path: Path, adapter: str) -> None:
+    """Also after others took its place, came beside it, or were refused."""
+    names = ("first", "new", "newer", "second")
+    bundles = [_bundle(tmp_path / name, backbone, i, lora_r=2, adapter=adapter) for i, name in enumerate(names)]
+    alone = [_rank(bundle.build_mllm()) for bundle in bundles]
+
+    def check(name: str, number: int, *, is_merged: bool) -> None:
+        ranking = _rank(shared.activate(name))
+        assert [tool.probability for tool in ranking] == pytest.approx(
+            [tool.probability for tool in alone[number]], 1e-4
+        )
+        assert _is_merged(shared) == is_merged
+
+    shared = SharedBackbone({"a": bundles[0]})
+    check("a", 0, is_merged=True)
+    for number in (1, 2):
+        shared.attach("a", bundles[number])
+        check("a", number, is_merged=True)
+    other = _bundle(tmp_path / "o", _build_backbone(tmp_path / "other", "other words"), 9, lora_r=2)
+    with pytest.raises(InputError, match="cannot be served together"):
+        shared.attach("a", other)
+    check("a", 2, is_merged=True)
+    shared.attach("b", bundles[3])
+    for name, number in (("b", 3), ("a", 2), ("b", 3)):
+        check(name, number, is_merged=False)
+
+
+def test_in_half_precision_nothing_is_merged(backbone: Path, tmp_path: Path) -> None:
+    assert not _is_merged(SharedBackbone({"a": _bundle(tmp_path / "a", backbone, 1, lora_r=2)}, dtype="bfloat16"))
+
+
+def _is_merged(shared: SharedBackbone) -> bool:
+    merged = {module.merged for module in shared.mllm.llm.modules() if isinstance(module, BaseTunerLayer)}
+    assert len(merged) == 1, "all layers or none"
+    return merged.pop()
 
 
 def test_only_models_of_one_backbone_and_encoder_share(backbone: Path, tmp_path: Path) -> None:

@@ -116,3 +116,43 @@ def test_batchers_of_one_model_take_turns() -> None:
         assert await asyncio.gather(*(batchers[i % 2].ask(i) for i in range(8))) == list(range(8))
 
     asyncio.run(run())
+
+
+def test_the_next_batch_begins_before_the_last_ones_callers_go_on() -> None:
+    def keep_the_loop_busy(_: object) -> None:
+        threading.Event().wait(0.3)
+        begun.append(len(model.batches))
+
+    async def run() -> None:
+        model.go_on.clear()
+        tasks = await _ask_one_by_one(batcher, (1, 2, 3))
+        tasks[0].add_done_callback(keep_the_loop_busy)
+        model.go_on.set()
+        await asyncio.gather(*tasks)
+
+    begun: list[int] = []
+    model = _Model()
+    batcher = Batcher(model, 2, 0)
+    asyncio.run(run())
+    assert model.batches == [[1], [2, 3]]
+    assert begun == [2], "of two batches"
+
+
+def test_after_a_long_batch_its_callers_are_waited_for_longer() -> None:
+    async def ask_twice(item: int) -> None:
+        await batcher.ask(item)
+        await asyncio.sleep(0.02 * item)
+        await batcher.ask(item)
+
+    async def run() -> None:
+        await asyncio.gather(*(ask_twice(item) for item in range(1, 4)))
+
+    def answer(items: list[int]) -> list[int]:
+        batches.append(items)
+        threading.Event().wait(1.0)
+        return items
+
+    batches: list[list[int]] = []
+    batcher = Batcher(answer, 8, 0)
+    asyncio.run(run())
+    assert batches == [[1, 2, 3], [1, 2, 3]]
