@@ -22,6 +22,7 @@ from serve.schemas import RequestError
 
 KEYS_VARIABLE = "TOOLMM_API_KEYS"
 KEYS_FILE_VARIABLE = "TOOLMM_API_KEYS_FILE"
+HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"  # Ray Serve's
 LOCAL_CALLER = "local"
 MIN_KEY_CHARS = 16
 
@@ -52,7 +53,8 @@ class ApiKeys:
         An entry is `key`, `name:key` or `name:sha256=<hex digest of the key>`; names are for logs and rates.
 
         Raises:
-            InputError: an entry that is malformed, too short or there twice, told by its place and never by its text.
+            InputError: an entry that is malformed, too short or there twice, told by its place and never by its text;
+                or no key behind HAProxy, which hides who asks.
         """
         entries = [
             (f"entry {i} of {KEYS_VARIABLE}", text)
@@ -75,6 +77,11 @@ class ApiKeys:
             if name in digests or digest in digests.values():
                 raise InputError(f"{where}: its name or its key is there twice; remove one.")
             digests[name] = digest
+        if not digests and environment.get(HAPROXY_VARIABLE) == "1":
+            raise InputError(
+                f"behind HAProxy ({HAPROXY_VARIABLE}=1) every request seems to come from this machine, so the service "
+                f"needs keys: set {KEYS_VARIABLE}, or unset {HAPROXY_VARIABLE}."
+            )
         return cls(digests)
 
     def find(self, key: str) -> str | None:

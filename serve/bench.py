@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 import socket
 import tempfile
 import threading
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# As cluster.yaml sets them for every node; read when Ray Serve is imported, and passed on to all that Ray starts.
+# See serve/README.md; read when Ray Serve is imported, and passed on to all that Ray starts.
 os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 
@@ -39,6 +40,7 @@ from model.shared_backbone import SharedBackbone
 from model.trie import CatalogTrie
 from serve.app import build_app
 
+API_KEY = secrets.token_hex()  # behind HAProxy the service wants one
 CLIENTS = 16
 K = 5
 ROUNDS = 5
@@ -185,6 +187,7 @@ def _prompt(mllm: ToolLLM, question: str) -> Prompt:
 @contextmanager
 def _serving(folder: Path) -> Iterator[int]:
     """The service as it is deployed; yields its port."""
+    os.environ["TOOLMM_API_KEYS"] = API_KEY
     if not ray.is_initialized():
         ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
     with socket.socket() as listener:
@@ -209,7 +212,8 @@ class _Client:
     def ask(self, question: str) -> bool:
         """Whether the answer was one."""
         body = json.dumps({"instruction": question})
-        self._connection.request("POST", "/v1/tools/select", body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"}
+        self._connection.request("POST", "/v1/tools/select", body, headers)
         response = self._connection.getresponse()
         response.read()
         return response.status == 200

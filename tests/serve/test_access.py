@@ -94,6 +94,15 @@ def test_bad_keys_are_told_by_their_place(text: str, tmp_path: Path) -> None:
         ApiKeys.load({"TOOLMM_API_KEYS_FILE": str(tmp_path / "empty")})
 
 
+def test_behind_haproxy_keys_are_needed() -> None:
+    """Ray Serve's HAProxy hides the client's address: without keys, strangers would pass for this machine."""
+    behind = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+    with pytest.raises(InputError, match=r"needs keys: set TOOLMM_API_KEYS, or unset RAY_SERVE_ENABLE_HA_PROXY\."):
+        ApiKeys.load(behind)
+    assert ApiKeys.load({**behind, "TOOLMM_API_KEYS": "a-key-that-is-long-enough"}).digests
+    assert not ApiKeys.load({"RAY_SERVE_ENABLE_HA_PROXY": "0"}).digests
+
+
 def test_rates_are_per_key(keys: ApiKeys) -> None:
     now = [0.0]
     gate = Gate(keys, RateLimit(per_minute=30, burst=3, clock=lambda: now[0]))
