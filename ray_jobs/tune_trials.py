@@ -106,8 +106,11 @@ class TrialFolders:
         if self.has_summary(record.name):
             record.status, record.reason = "finished", ""
             best = self.load_summary(record.name).metrics
-            if record.epochs_run < best["epoch"]:  # the last report was on its way when the sweep was killed
+            if best["epoch"] not in [epoch["epoch"] for epoch in record.epochs]:
+                # its report was on its way when the sweep was killed, and the training goes on from its checkpoint
+                later = [epoch for epoch in record.epochs if epoch["epoch"] > best["epoch"]]
                 record.add_epoch(best)
+                record.epochs += later
         elif failure.is_file():
             record.status, record.reason = "failed", failure.read_text(encoding="utf-8").strip()
         else:

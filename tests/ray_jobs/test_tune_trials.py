@@ -60,6 +60,16 @@ def test_a_trial_ends_as_its_folder_says(tmp_path: Path) -> None:
     assert sorted(folders.load(), key=lambda record: record.name) == sorted(records.values(), key=lambda r: r.name)
 
 
+def test_the_best_epoch_is_known_even_if_its_report_was_lost_at_a_kill(tmp_path: Path) -> None:
+    folders = TrialFolders(tmp_path, "sweep")
+    record = build_record("a", [0.3], status="running")
+    record.add_epoch({"epoch": 3, "step": 30, SCORE_KEY: 0.5})
+    build_summary({"epoch": 2, "step": 20, SCORE_KEY: 0.6}).save(folders.make("a"))
+    folders.close(record)
+    assert [epoch["epoch"] for epoch in record.epochs] == [1, 2, 3]
+    assert (record.best_score, record.epochs_run) == (0.6, 3)
+
+
 def test_the_best_is_a_finished_one_and_the_cheaper_of_equals() -> None:
     stopped = build_record("a", [0.9], status="stopped")
     dear = build_record("b", [0.5, 0.6, 0.8], status="finished")
