@@ -67,30 +67,22 @@ class Batcher(Generic[_Item, _Answer]):
     async def _work(self) -> None:
         """Until nobody waits. The model begins its next batch first, then those of the last one get their answers."""
         loop = asyncio.get_running_loop()
-        batch: list[tuple[_Item, asyncio.Future[_Answer]]] = []
-        answers: Sequence[_Answer | Exception] = ()
         while self._waiting:
-            if 2 * len(self._waiting) < self._wanted() or self._is_free.locked():
-                _deliver(batch, answers)
-                batch, answers = [], ()
+            if 2 * len(self._waiting) < self._wanted():
                 await self._wait_for_company()
             async with self._is_free:
-                following = self._take()
-                items = [item for item, _ in following]
-                running = loop.run_in_executor(None, self._answer, items) if items else None
-                _deliver(batch, answers)
-                batch = following
+                batch = self._take()
+                if not batch:  # their callers have gone
+                    continue
                 self.largest_batch = max(self.largest_batch, len(batch))
                 start = loop.time()
                 try:
-                    answers = await running if running else ()
+                    answers = await loop.run_in_executor(None, self._answer, [item for item, _ in batch])
                 except Exception as error:  # noqa: BLE001  (whatever it is, it goes to those who wait)
                     answers = [error] * len(batch)
                 self._seconds = loop.time() - start
             self._n_callers = len(batch) + len(self._waiting)
-            if not self._waiting:
-                _deliver(batch, answers)
-                batch, answers = [], ()
+            loop.call_soon(_deliver, batch, answers)  # after the next batch has begun, if that can begin at once
 
     async def _wait_for_company(self) -> None:
         with suppress(TimeoutError):

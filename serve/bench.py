@@ -195,8 +195,12 @@ def _serving(folder: Path) -> Iterator[int]:
         port = listener.getsockname()[1]
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        args: dict[str, Any] = {"bundle": str(folder / "bundle"), "artifacts": str(folder / "artifacts"), "top_k": K}
-        args["ingress_replicas"] = INGRESS_REPLICAS
+        args = {
+            "bundle": str(folder / "bundle"),
+            "artifacts": str(folder / "artifacts"),
+            "top_k": K,
+            "ingress_replicas": INGRESS_REPLICAS,
+        }
         ray_serve.run(build_app(args), name="toolmm-bench")
         yield port
     finally:
