@@ -20,7 +20,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from data_pipeline.stream import BatchForm, MicroStep, TokenizedSplit, stream_micro_steps
 from model.config import ModelConfig
 from model.mllm import ToolLLM, to_tensors
-from ray_jobs.checkpoint import CheckpointStore, Cursor, load_cursor, load_moments, load_parameters
+from ray_jobs.checkpoint import CheckpointStore, Cursor, load_cursor, load_metrics, load_moments, load_parameters
 from ray_jobs.config import RunSpec
 from ray_jobs.progress import Progress
 from ray_jobs.schedule import learning_rate
@@ -110,6 +110,8 @@ def run_training(job: TrainJob) -> None:
     engine: Any = deepspeed.initialize(model=mllm, model_parameters=groups, config=config_json)[0]
     if last:
         restore_training_state(engine, parameters, load_moments(last), cursor.step)
+        if "train/epoch_loss" in (reported := load_metrics(last)):
+            ray.train.report(reported)  # again: at the end of an epoch its report may have been on its way at the kill
     del parameters
     tracker = None
     if rank == 0:

@@ -92,11 +92,7 @@ def test_a_killed_sweep_goes_on_and_its_best_trial_is_promoted(killed: RunSpec) 
     assert result["trials"] == {"finished": 1, "stopped": 1, "failed": 2}
     assert result["best"]["parameters"]["train.lr"] == GOOD
     winner, stopped = trials[True, GOOD], trials[True, LEARNS_NOTHING]
-    assert winner["status"] == "finished"
-    reported = [epoch["epoch"] for epoch in winner["epochs"]]
-    on_its_way = len(before[True, GOOD]["epochs"]) + 1  # this one's report may have been, at the kill; MLflow has it
-    assert [epoch for epoch in range(1, EPOCHS + 1) if epoch not in reported] in ([], [on_its_way])
-    assert reported == sorted(set(reported))
+    assert (winner["status"], len(winner["epochs"])) == ("finished", EPOCHS)
     assert (stopped["status"], len(stopped["epochs"])) == ("stopped", EPOCHS // 2)
     for lr in (GOOD, LEARNS_NOTHING):
         assert trials[False, lr]["status"] == "failed"
