@@ -4,15 +4,23 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 
+# uv installs in a fifth of pip's time. What pip is told of the place of packages, by its files or variables, holds for uv too.
+pip_says = $${PIP_$(1):-$$($(VENV)/bin/pip config get global.$(2) 2>/dev/null)}
+UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$(call pip_says,FIND_LINKS,find-links)}" \
+	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_says,INDEX_URL,index-url)}" \
+	$(VENV)/bin/uv pip install --quiet --python $(RUN)
+
 .PHONY: install demo test lint bench clean lock
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --disable-pip-version-check --quiet --requirement requirements.lock
-	$(VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --editable .
-	touch $@
+	@echo 'installing what requirements.lock names into $(VENV): a minute or more'
+	@$(VENV)/bin/pip install --disable-pip-version-check --quiet uv==0.13.9
+	@$(UV) --compile-bytecode --requirement requirements.lock
+	@$(UV) --no-deps --editable .
+	@touch $@
 
 demo: install
 	$(RUN) -m ray_jobs demo --config demo $(if $(KEEP),--keep)

@@ -26,7 +26,7 @@ from ray_jobs.config import RunSpec
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 EPOCHS = 10
-EPOCHS_COMPARED = 4  # of the run that is broken off twice
+EPOCHS_COMPARED = 2  # of the run that is broken off
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +84,14 @@ def test_checkpoint_holds_what_was_trained_and_nothing_else(whole: tuple[RunSpec
 def test_a_broken_run_goes_on_elsewhere_as_if_nothing_had_happened(
     base: list[str], whole: tuple[RunSpec, train.TrainSummary]
 ) -> None:
-    """One epoch on two workers under ZeRO-2, the next on one under ZeRO-3, then two again."""
+    """One epoch on two workers under ZeRO-3, then on one under ZeRO-2; the whole run was on two under ZeRO-2."""
     whole_spec, whole_summary = whole
     expected = history(whole_spec, whole_summary.mlflow_run_id, "train/loss")
     steps_per_epoch = len(expected) // EPOCHS
     spec = build_spec(base, "broken")
     shutil.copytree(whole_spec.corpus_dir, spec.corpus_dir)
     run_ids = set()
-    for end_epoch, workers, zero_stage in ((1, 2, 2), (2, 1, 3), (EPOCHS_COMPARED, 2, 3)):
+    for end_epoch, workers, zero_stage in ((1, 2, 3), (EPOCHS_COMPARED, 1, 2)):
         shape = (f"train.workers={workers}", f"train.zero_stage={zero_stage}")
         summary = train.launch(build_spec(base, "broken", *shape, f"train.max_steps={end_epoch * steps_per_epoch}"))
         run_ids.add(summary.mlflow_run_id)
