@@ -37,7 +37,7 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
         "graceful_shutdown_timeout_s": args.request_timeout_s,
     }
     predictor = Predictor.options(
-        **_scaling(args, args.max_batch_size),
+        **_scaling(args, args.max_batch_size),  # in calls; under load several questions share one (questions.py)
         max_ongoing_requests=2 * args.max_batch_size,  # one batch runs while the next gathers
         max_queued_requests=args.max_queued_requests,
         health_check_period_s=args.bundle_poll_s,  # a replica looks for new bundles when its health is asked after

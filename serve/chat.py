@@ -29,6 +29,7 @@ from serve.chat_tools import OfferedTool, ToolChoice, offer_entry, offer_spec, r
 from serve.config import ServeArgs
 from serve.deployment_calls import ask
 from serve.fetch import FetchLimits, fetch_url
+from serve.questions import Questions
 from serve.schemas import Ranking, RequestError, SelectQuery, check_instruction
 from serve.served_model import ServedModels
 from serve.telemetry import Telemetry
@@ -56,6 +57,7 @@ class ChatService:
         self.store = open_artifacts(args)
         self.specs: Mapping[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
         self._predictor = predictor
+        self._questions = Questions(predictor)
         self._encoder = encoder
         self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
         self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
@@ -149,11 +151,9 @@ class ChatService:
         words = check_instruction(conversation.words, self.args.max_instruction_chars)
         names = (choice.named,) if choice.mode == "named" else tuple(tool.name for tool in choice.tools)
         k = max(2, request.top_logprobs or 0)  # the likeliest may be `unknown` where a call is required
-        query = SelectQuery(request.base_model, words, vector, k)
+        query = SelectQuery(request.base_model, words, vector, k, None if choice.is_open else names)
         with self.telemetry.waiting("Predictor"):
-            if choice.is_open:
-                return await ask(self._predictor.select, query)
-            return await ask(self._predictor.select_among, query, names)
+            return await self._questions.ask(query)
 
     async def _encode(self, artifact: Artifact) -> Any:
         _, data = await asyncio.to_thread(self.store.open, artifact.id)

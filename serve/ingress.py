@@ -25,12 +25,12 @@ from serve.chat_schemas import build_error
 from serve.config import ServeArgs
 from serve.deployment_calls import ask
 from serve.page.routes import add_page_routes
+from serve.questions import Questions
 from serve.schemas import (
     BODY_ERRORS,
     EncodedMedium,
     Health,
     RankedToolEntry,
-    Ranking,
     RequestError,
     SelectAnswer,
     SelectQuery,
@@ -69,6 +69,7 @@ class SelectionService:
         self._models = models
         self._telemetry = telemetry
         self._predictor = predictor
+        self._questions = Questions(predictor)
         self._encoder = encoder
 
     async def select(self, question: SelectInput) -> SelectAnswer:
@@ -90,7 +91,7 @@ class SelectionService:
         encoded = time.perf_counter()
         vector = None if medium is None else medium.vector
         with self._telemetry.waiting("Predictor"):
-            ranking: Ranking = await ask(self._predictor.select, SelectQuery(model.name, instruction, vector, k))
+            ranking = await self._questions.ask(SelectQuery(model.name, instruction, vector, k))
         end = time.perf_counter()
         await self._models.learn(model.name, ranking.revision)
         return SelectAnswer(

@@ -90,28 +90,31 @@ class Predictor:
         """What this replica serves now."""
         return [ServedModel(name, bundle.catalog, bundle.revision) for name, bundle in self._shared.bundles.items()]
 
-    async def select(self, query: SelectQuery) -> Ranking:
-        """Rank the catalogue's tools.
+    async def select(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
+        """Rank the catalogue's tools, or a caller's own and `unknown` where the catalogue has it, for each question.
 
-        Raises:
-            InputError: the question cannot be turned into a prompt.
+        Returns:
+            in order the answers, or an error in the place of a question that cannot be turned into a prompt, or one of
+            whose tools cannot be told from another's beginning.
         """
-        return await self._answer(query, None)
+        return await asyncio.gather(*(self._answer_or_error(query) for query in queries))
 
-    async def select_among(self, query: SelectQuery, tool_ids: tuple[str, ...]) -> Ranking:
-        """Rank a caller's own tools, and `unknown` where the catalogue has it.
+    async def _answer_or_error(self, query: SelectQuery) -> Ranking | InputError:
+        try:
+            trie = None if query.tool_ids is None else self._own_trie(query.model, query.tool_ids)
+            return await self._answer(query, trie)
+        except InputError as error:
+            return error
 
-        Raises:
-            InputError: as in `select`, or a name that cannot be told from another's beginning.
-        """
-        tool_ids = tuple(dict.fromkeys([*tool_ids, *self._model(query.model).also]))
+    def _own_trie(self, model: str, tool_ids: tuple[str, ...]) -> CatalogTrie:
+        tool_ids = tuple(dict.fromkeys([*tool_ids, *self._model(model).also]))
         trie = self._tries.get(tool_ids)
         if trie is None:
             trie = self._tries[tool_ids] = CatalogTrie(tool_ids, self._tokenizer)
             if len(self._tries) > MAX_TRIES:
                 self._tries.popitem(last=False)
         self._tries.move_to_end(tool_ids)
-        return await self._answer(query, trie)
+        return trie
 
     async def write_turn(self, model: str, request: TurnRequest) -> WrittenTurn:
         """Write one turn of a dialogue.

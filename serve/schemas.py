@@ -150,12 +150,21 @@ class Ranking:
 
 @dataclass(frozen=True)
 class SelectQuery:
-    """What the predictor deployment is asked; `vector` is [E] float32 or None without a medium."""
+    """What the predictor deployment is asked.
+
+    Attributes:
+        model: its name.
+        instruction: the question's words.
+        vector: [E] float32, or None without a medium.
+        k: how many tools are wanted.
+        tool_ids: a caller's own tools, to choose among; None = the model's catalogue.
+    """
 
     model: str
     instruction: str
     vector: np.ndarray | None
     k: int
+    tool_ids: tuple[str, ...] | None = None
 
 
 class RequestError(InputError):

@@ -7,7 +7,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,9 +64,9 @@ class _Predictor:
         self.select = _Method(self._select)
         self.describe = _Method(lambda: {"largest_batch": 3, "revisions": {"toolmm": self.revision}})
 
-    def _select(self, query: SelectQuery) -> Ranking:
-        self.asked.append(query)
-        return Ranking([(CATALOG[tool_id], p) for tool_id, p in self.ranking], self.revision)
+    def _select(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
+        self.asked += queries
+        return [Ranking([(CATALOG[tool_id], p) for tool_id, p in self.ranking], self.revision) for _ in queries]
 
 
 class World:
