@@ -54,8 +54,8 @@ class ServedModels:
         return model
 
     async def learn(self, name: str, revision: str) -> None:
-        """Take note of the revision that answered."""
-        if self._models[name].revision != revision:
+        """Take note of the revision that answered; the model may be gone by now."""
+        if self.revisions.get(name) != revision:
             await self.refresh()
 
     async def refresh(self) -> None:
