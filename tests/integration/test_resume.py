@@ -36,7 +36,8 @@ SETTINGS = (
     "model.lora_dropout=0.1",
     "train.lora_plus_ratio=2",
 )
-KILL_FROM_STEP = 15  # in the second epoch, some steps behind a checkpoint
+KILL_JOB_FROM_STEP = 15  # in the second epoch
+KILL_WORKER_FROM_STEP = 25  # of the job when it goes on
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def wait_for_step(spec: RunSpec, step: int, timeout_s: float = 400) -> None:
 
 def kill_later(spec: RunSpec, kill: Callable[[], None]) -> threading.Thread:
     def run() -> None:
-        wait_for_step(spec, KILL_FROM_STEP)
+        wait_for_step(spec, KILL_WORKER_FROM_STEP)
         time.sleep(0.3)  # some steps on, so that there is work to lose
         kill()
 
@@ -105,33 +106,28 @@ def assert_equal_runs(undisturbed: tuple[RunSpec, TrainSummary], spec: RunSpec, 
     assert (run.info.run_id, run.info.status) == (summary.mlflow_run_id, "FINISHED")
 
 
-def test_a_killed_worker_changes_nothing(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
-    spec = build_spec(base, "worker-killed", "train.max_failures=1")
+def test_a_killed_job_and_then_a_killed_worker_change_nothing(
+    base: list[str], undisturbed: tuple[RunSpec, TrainSummary]
+) -> None:
+    spec = build_spec(base, "job-killed", "train.max_failures=1")
     copy_corpus(undisturbed[0], spec)
-    killer = kill_later(spec, kill_a_worker)
-    summary = train.launch(spec)
-    killer.join(1)
-    assert not killer.is_alive(), "the run ended before the kill"
-    assert_equal_runs(undisturbed, spec, summary)
-
-
-def test_a_killed_job_goes_on_when_submitted_again(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
-    spec = build_spec(base, "job-killed")
-    copy_corpus(undisturbed[0], spec)
-    command = [sys.executable, "-m", "ray_jobs", "train", *base, "name=job-killed"]
+    command = [sys.executable, "-m", "ray_jobs", "train", *base, "train.max_failures=1", "name=job-killed"]
     env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with (spec.run_dir / "job.log").open("w") as log:
         job = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for_step(spec, KILL_FROM_STEP)
+        wait_for_step(spec, KILL_JOB_FROM_STEP)
     except AssertionError as error:
         raise AssertionError((spec.run_dir / "job.log").read_text()) from error
     finally:
         job.kill()
         job.wait()
     last = max((spec.run_dir / "checkpoints").glob("*/step-*"))
-    assert load_cursor(last).step < 13 * EPOCHS, "the job ended before the kill"
+    assert load_cursor(last).step < KILL_WORKER_FROM_STEP, "the job went on too long before the kill"
+    killer = kill_later(spec, kill_a_worker)
     summary = train.launch(spec)
+    killer.join(1)
+    assert not killer.is_alive(), "the run ended before the kill"
     assert_equal_runs(undisturbed, spec, summary)
 
 
