@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -68,15 +69,21 @@ def wait_for_step(spec: RunSpec, step: int, timeout_s: float = 400) -> None:
     raise AssertionError(f"no checkpoint of step {step} within {timeout_s} s")
 
 
-def kill_later(spec: RunSpec, kill: Callable[[], None]) -> threading.Thread:
-    def run() -> None:
-        wait_for_step(spec, KILL_WORKER_FROM_STEP)
-        time.sleep(0.3)  # some steps on, so that there is work to lose
-        kill()
+def kill_later(spec: RunSpec, kill: Callable[[], None]) -> Future[None]:
+    """Done when the kill is; what goes wrong with it is the result's error."""
+    killed: Future[None] = Future()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
+    def run() -> None:
+        try:
+            wait_for_step(spec, KILL_WORKER_FROM_STEP)
+            time.sleep(0.3)  # some steps on, so that there is work to lose
+            kill()
+            killed.set_result(None)
+        except BaseException as error:  # noqa: BLE001  (for the test, whatever it is)
+            killed.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return killed
 
 
 def kill_a_worker() -> None:
@@ -124,10 +131,9 @@ def test_a_killed_job_and_then_a_killed_worker_change_nothing(
         job.wait()
     last = max((spec.run_dir / "checkpoints").glob("*/step-*"))
     assert load_cursor(last).step < KILL_WORKER_FROM_STEP, "the job went on too long before the kill"
-    killer = kill_later(spec, kill_a_worker)
+    killed = kill_later(spec, kill_a_worker)
     summary = train.launch(spec)
-    killer.join(1)
-    assert not killer.is_alive(), "the run ended before the kill"
+    killed.result(1)  # else the run ended before the kill
     assert_equal_runs(undisturbed, spec, summary)
 
 
