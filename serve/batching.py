@@ -82,7 +82,7 @@ class Batcher(Generic[_Item, _Answer]):
                     answers = [error] * len(batch)
                 self._seconds = loop.time() - start
             self._n_callers = len(batch) + len(self._waiting)
-            loop.call_soon(_deliver, batch, answers)  # after the next batch has begun, if that can begin at once
+            loop.call_soon(deliver, batch, answers)  # after the next batch has begun, if that can begin at once
 
     async def _wait_for_company(self) -> None:
         with suppress(TimeoutError):
@@ -104,9 +104,10 @@ class Batcher(Generic[_Item, _Answer]):
         return batch
 
 
-def _deliver(batch: Sequence[tuple[_Item, asyncio.Future[_Answer]]], answers: Sequence[_Answer | Exception]) -> None:
+def deliver(batch: Sequence[tuple[_Item, asyncio.Future[_Answer]]], answers: Sequence[_Answer | Exception]) -> None:
+    """Give each item's answer, or error, to its caller if that is still there."""
     for (_, future), answer in zip(batch, answers, strict=True):
-        if future.done():  # its caller has gone
+        if future.done():
             continue
         if isinstance(answer, Exception):
             future.set_exception(answer)

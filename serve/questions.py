@@ -7,8 +7,10 @@ the call holds one question or several (docs/results.md).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
+from serve.batching import deliver
 from serve.deployment_calls import ask
 from serve.schemas import Ranking, SelectQuery
 
@@ -42,7 +44,7 @@ class Questions:
             self._start(self._call(self._take()))
         return await future
 
-    def _start(self, call: Any) -> None:
+    def _start(self, call: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(call)
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
@@ -63,10 +65,4 @@ class Questions:
             answers = await ask(self._predictor.select, [query for query, _ in questions])
         except Exception as error:  # noqa: BLE001  (whatever it is, it goes to those who wait)
             answers = [error] * len(questions)
-        for (_, future), answer in zip(questions, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
+        deliver(questions, answers)
