@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def wait_for_step(spec: RunSpec, step: int, timeout_s: float = 400) -> None:
     raise AssertionError(f"no checkpoint of step {step} within {timeout_s} s")
 
 
-def kill_later(spec: RunSpec, kill: Callable[[], None]) -> Future[None]:
+def kill_a_worker_later(spec: RunSpec) -> Future[None]:
     """Done when the kill is; what goes wrong with it is the result's error."""
     killed: Future[None] = Future()
 
@@ -77,7 +76,7 @@ def kill_later(spec: RunSpec, kill: Callable[[], None]) -> Future[None]:
         try:
             wait_for_step(spec, KILL_WORKER_FROM_STEP)
             time.sleep(0.3)  # some steps on, so that there is work to lose
-            kill()
+            kill_a_worker()
             killed.set_result(None)
         except BaseException as error:  # noqa: BLE001  (for the test, whatever it is)
             killed.set_exception(error)
@@ -131,7 +130,7 @@ def test_a_killed_job_and_then_a_killed_worker_change_nothing(
         job.wait()
     last = max((spec.run_dir / "checkpoints").glob("*/step-*"))
     assert load_cursor(last).step < KILL_WORKER_FROM_STEP, "the job went on too long before the kill"
-    killed = kill_later(spec, kill_a_worker)
+    killed = kill_a_worker_later(spec)
     summary = train.launch(spec)
     killed.result(1)  # else the run ended before the kill
     assert_equal_runs(undisturbed, spec, summary)
