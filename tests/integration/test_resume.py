@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,8 +36,7 @@ SETTINGS = (
     "model.lora_dropout=0.1",
     "train.lora_plus_ratio=2",
 )
-KILL_JOB_FROM_STEP = 15  # in the second epoch
-KILL_WORKER_FROM_STEP = 25  # of the job when it goes on
+KILL_FROM_STEP = 15  # in the second epoch, some steps behind a checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +67,15 @@ def wait_for_step(spec: RunSpec, step: int, timeout_s: float = 400) -> None:
     raise AssertionError(f"no checkpoint of step {step} within {timeout_s} s")
 
 
-def kill_a_worker_later(spec: RunSpec) -> Future[None]:
-    """Done when the kill is; what goes wrong with it is the result's error."""
-    killed: Future[None] = Future()
-
+def kill_later(spec: RunSpec, kill: Callable[[], None]) -> threading.Thread:
     def run() -> None:
-        try:
-            wait_for_step(spec, KILL_WORKER_FROM_STEP)
-            time.sleep(0.3)  # some steps on, so that there is work to lose
-            kill_a_worker()
-            killed.set_result(None)
-        except BaseException as error:  # noqa: BLE001  (for the test, whatever it is)
-            killed.set_exception(error)
+        wait_for_step(spec, KILL_FROM_STEP)
+        time.sleep(0.3)  # some steps on, so that there is work to lose
+        kill()
 
-    threading.Thread(target=run, daemon=True).start()
-    return killed
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
 def kill_a_worker() -> None:
@@ -112,27 +105,33 @@ def assert_equal_runs(undisturbed: tuple[RunSpec, TrainSummary], spec: RunSpec, 
     assert (run.info.run_id, run.info.status) == (summary.mlflow_run_id, "FINISHED")
 
 
-def test_a_killed_job_and_then_a_killed_worker_change_nothing(
-    base: list[str], undisturbed: tuple[RunSpec, TrainSummary]
-) -> None:
-    spec = build_spec(base, "job-killed", "train.max_failures=1")
+def test_a_killed_worker_changes_nothing(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
+    spec = build_spec(base, "worker-killed", "train.max_failures=1")
     copy_corpus(undisturbed[0], spec)
-    command = [sys.executable, "-m", "ray_jobs", "train", *base, "train.max_failures=1", "name=job-killed"]
+    killer = kill_later(spec, kill_a_worker)
+    summary = train.launch(spec)
+    killer.join(1)
+    assert not killer.is_alive(), "the run ended before the kill"
+    assert_equal_runs(undisturbed, spec, summary)
+
+
+def test_a_killed_job_goes_on_when_submitted_again(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
+    spec = build_spec(base, "job-killed")
+    copy_corpus(undisturbed[0], spec)
+    command = [sys.executable, "-m", "ray_jobs", "train", *base, "name=job-killed"]
     env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with (spec.run_dir / "job.log").open("w") as log:
         job = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for_step(spec, KILL_JOB_FROM_STEP)
+        wait_for_step(spec, KILL_FROM_STEP)
     except AssertionError as error:
         raise AssertionError((spec.run_dir / "job.log").read_text()) from error
     finally:
         job.kill()
         job.wait()
     last = max((spec.run_dir / "checkpoints").glob("*/step-*"))
-    assert load_cursor(last).step < KILL_WORKER_FROM_STEP, "the job went on too long before the kill"
-    killed = kill_a_worker_later(spec)
+    assert load_cursor(last).step < 13 * EPOCHS, "the job ended before the kill"
     summary = train.launch(spec)
-    killed.result(1)  # else the run ended before the kill
     assert_equal_runs(undisturbed, spec, summary)
 
 
