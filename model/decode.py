@@ -8,7 +8,6 @@ tool that does not exist has none.
 from __future__ import annotations
 
 import heapq
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,14 +35,12 @@ __all__ = [
     "DecodeStats",
     "Prompt",
     "RankedTool",
-    "generate_free",
     "greedy_tools",
     "p_unknown",
     "score_all_tools",
     "top_k_tools",
 ]
 
-ANSWER_STOP = "###"
 MAX_DEFAULT_WIDTH = (
     16  # frontier nodes per prompt and pass; beyond it passes hardly get fewer (ray_jobs/bench_decode.py)
 )
@@ -63,11 +60,12 @@ def p_unknown(ranking: Iterable[RankedTool]) -> float | None:
 
 
 class _Search:
-    """Uniform-cost search for the k likeliest leaves below one prompt."""
+    """Uniform-cost search for the k likeliest leaves below one prompt, `width` nodes at a time."""
 
-    def __init__(self, trie: CatalogTrie, k: int, also: Sequence[str]) -> None:
+    def __init__(self, trie: CatalogTrie, k: int, also: Sequence[str], width: int) -> None:
         self._trie = trie
         self._k = k
+        self._width = width
         self._on_the_way = {node for tool_id in also for node in trie.ancestors(tool_id)}
         self._also = {trie.tool_ids.index(tool_id) for tool_id in also}
         self._required: list[tuple[float, int, CachedPath]] = []  # nodes on the way to a tool of `also`
@@ -93,10 +91,10 @@ class _Search:
             else:
                 heapq.heappushpop(self._best, (total, -tool))
 
-    def next_nodes(self, width: int) -> list[tuple[float, int, CachedPath]]:
+    def next_nodes(self) -> list[tuple[float, int, CachedPath]]:
         """The nodes to expand next, as (log probability, node, parent's path); none when the search is over."""
         taken, self._required = self._required, []
-        for _ in range(width):
+        for _ in range(self._width):
             if not self._frontier or self._is_hopeless(-self._frontier[0][0]):
                 break
             taken.append(heapq.heappop(self._frontier))
@@ -147,36 +145,74 @@ def top_k_tools(
     Raises:
         InputError: k or width below 1, or a tool of `also` is not in the catalogue.
     """
-    width = min(k // 2 + 2, MAX_DEFAULT_WIDTH) if width is None else width
-    if k < 1 or width < 1:
-        raise InputError(f"k is {k} and width {width}; both must be at least 1.")
-    searches = [_Search(trie, min(k, len(trie)), also) for _ in prompts]
-    if trie.n_nodes == 1:  # one tool: nothing to decide
-        return [[RankedTool(trie.tool_ids[0], 1.0)] for _ in prompts]
-    if not prompts:
-        return []
-    stats = DecodeStats() if stats is None else stats
-    with decoding(mllm):
-        cache = TreeCache(mllm, prompts, trie.edge(0), stats)
-        choices = score_children(mllm, trie, cache.hidden, [0] * len(prompts), stats)
-        for search, path, choice in zip(searches, cache.paths, choices, strict=True):
-            search.add_children(0, 0.0, path, choice)
-        active = list(searches)  # row i of the cache belongs to active[i]
+    search = ToolSearch(mllm, trie, also, stats)
+    search.add(prompts, k, width)
+    return search.run()
+
+
+class ToolSearch:
+    """What `top_k_tools` does, for prompts that come one after the other: run as they come, searched together."""
+
+    def __init__(
+        self, mllm: Any, trie: CatalogTrie, also: Sequence[str] = (), stats: DecodeStats | None = None
+    ) -> None:
+        """Arguments as of `top_k_tools`."""
+        self._mllm = mllm
+        self._trie = trie
+        self._also = also
+        self._stats = DecodeStats() if stats is None else stats
+        self._rows: list[_Search] = []
+        self._cache: TreeCache | None = None  # as many rows
+
+    def add(self, prompts: Sequence[Prompt], k: int, width: int | None = None) -> None:
+        """Run further prompts; not after `run`. Arguments and errors as of `top_k_tools`."""
+        width = min(k // 2 + 2, MAX_DEFAULT_WIDTH) if width is None else width
+        if k < 1 or width < 1:
+            raise InputError(f"k is {k} and width {width}; both must be at least 1.")
+        rows = [_Search(self._trie, min(k, len(self._trie)), self._also, width) for _ in prompts]
+        if prompts and self._trie.n_nodes > 1:  # one tool: nothing to decide
+            with decoding(self._mllm):
+                self._run_prompts(prompts, rows)
+        self._rows += rows
+
+    def run(self) -> list[list[RankedTool]]:
+        """The tools of every prompt, in the order in which they were added."""
+        if self._trie.n_nodes == 1:
+            return [[RankedTool(self._trie.tool_ids[0], 1.0)] for _ in self._rows]
+        if self._cache is None:
+            return []
+        with decoding(self._mllm):
+            self._search(self._cache)
+        return [row.ranking() for row in self._rows]
+
+    def _run_prompts(self, prompts: Sequence[Prompt], rows: Sequence[_Search]) -> None:
+        cache = TreeCache(self._mllm, prompts, self._trie.edge(0), self._stats)
+        for row, path, choice in zip(rows, cache.paths, self._score(cache.hidden, [0] * len(prompts)), strict=True):
+            row.add_children(0, 0.0, path, choice)
+        if self._cache is None:
+            self._cache = cache
+        else:
+            self._cache.append_rows(cache)
+
+    def _search(self, cache: TreeCache) -> None:
+        active = list(self._rows)  # row i of the cache belongs to active[i]
         while True:
-            nodes = [search.next_nodes(width) for search in active]
-            kept = [row for row, taken in enumerate(nodes) if taken]
+            nodes = [row.next_nodes() for row in active]
+            kept = [i for i, taken in enumerate(nodes) if taken]
             if not kept:
-                break
+                return
             if len(kept) < len(active):
                 cache.select_rows(kept)
-                active, nodes = [active[row] for row in kept], [nodes[row] for row in kept]
-            blocks = [[(path, trie.edge(node)) for _, node, path in taken] for taken in nodes]
+                active, nodes = [active[i] for i in kept], [nodes[i] for i in kept]
+            blocks = [[(path, self._trie.edge(node)) for _, node, path in taken] for taken in nodes]
             paths, hidden = cache.extend(blocks)
-            choices = iter(score_children(mllm, trie, hidden, [node for taken in nodes for _, node, _ in taken], stats))
-            for search, taken, ends in zip(active, nodes, paths, strict=True):
+            choices = iter(self._score(hidden, [node for taken in nodes for _, node, _ in taken]))
+            for row, taken, ends in zip(active, nodes, paths, strict=True):
                 for (log_probability, node, _), end in zip(taken, ends, strict=True):
-                    search.add_children(node, log_probability, end, next(choices))
-    return [search.ranking() for search in searches]
+                    row.add_children(node, log_probability, end, next(choices))
+
+    def _score(self, hidden: Tensor, nodes: Sequence[int]) -> list[np.ndarray]:
+        return score_children(self._mllm, self._trie, hidden, nodes, self._stats)
 
 
 def greedy_tools(
@@ -249,77 +285,6 @@ def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: CatalogTrie) -> 
     return np.exp(result)
 
 
-def generate_free(
-    mllm: Any,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int = 64,
-    n_samples: int = 1,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    *,
-    stats: DecodeStats | None = None,
-) -> list[list[str]]:
-    """Decode without the catalogue, as the paper does (there: 10 samples at temperature 0.4, top_p 1).
-
-    A row ends with `###` in its text, the eos token, or `max_new_tokens`. What a prompt's samples are depends on the
-    seed, the prompt and its medium alone, and not on its neighbours in the batch (up to rounding).
-
-    Args:
-        mllm: a `ToolLLM`.
-        prompts: the batch; each runs once, whatever `n_samples` is.
-        max_new_tokens: limit for each answer.
-        n_samples: answers per prompt; more than one needs a temperature above 0.
-        temperature: 0 takes the likeliest token.
-        top_p: sample from the smallest set of tokens that holds this probability.
-        seed: of the sampling.
-        stats: filled with what it cost.
-
-    Returns:
-        [prompt][sample] the decoded text up to and excluding `###`, line breaks kept.
-
-    Raises:
-        InputError: an argument is out of its range.
-    """
-    if max_new_tokens < 1 or n_samples < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise InputError(
-            f"max_new_tokens={max_new_tokens}, n_samples={n_samples}, temperature={temperature}, top_p={top_p}: the "
-            "first two must be at least 1, temperature at least 0, top_p above 0 and at most 1."
-        )
-    if n_samples > 1 and temperature == 0:
-        raise InputError(f"{n_samples} samples at temperature 0 are all the same; set a temperature, such as 0.4.")
-    if not prompts:
-        return []
-    stats = DecodeStats() if stats is None else stats
-    draws = np.concatenate([_draws(prompt, seed, n_samples, max_new_tokens) for prompt in prompts])
-    produced: list[list[int]] = [[] for _ in draws]
-    active = list(range(len(draws)))  # row i of the cache belongs to sample active[i]
-    with decoding(mllm):
-        cache = TreeCache(mllm, prompts, np.empty(0, dtype=np.int32), stats)
-        origin = [sample // n_samples for sample in active]
-        paths, hidden = [cache.paths[row] for row in origin], cache.hidden[origin]
-        if n_samples > 1:
-            cache.select_rows(origin)
-        for step in range(max_new_tokens):
-            tokens = _pick_tokens(token_logits(mllm, hidden), temperature, top_p, draws[active, step]).tolist()
-            stats.decisions += len(tokens)
-            for sample, token in zip(active, tokens, strict=True):
-                produced[sample].append(token)
-            kept = [
-                i for i, sample in enumerate(active) if not is_finished(mllm.tokenizer, produced[sample], ANSWER_STOP)
-            ]
-            if not kept or step == max_new_tokens - 1:
-                break
-            if len(kept) < len(active):
-                cache.select_rows(kept)
-                active, paths = [active[i] for i in kept], [paths[i] for i in kept]
-            blocks = [[(path, np.array(produced[sample][-1:]))] for path, sample in zip(paths, active, strict=True)]
-            extended, hidden = cache.extend(blocks)
-            paths = [row[0] for row in extended]
-    texts = [decode_text(mllm.tokenizer, ids).split(ANSWER_STOP)[0] for ids in produced]
-    return [texts[i : i + n_samples] for i in range(0, len(texts), n_samples)]
-
-
 def score_children(
     mllm: Any, trie: CatalogTrie, hidden: Tensor, nodes: Sequence[int], stats: DecodeStats
 ) -> list[np.ndarray]:
@@ -335,38 +300,3 @@ def score_children(
     if not all(np.isfinite(choice).all() for choice in choices):
         raise FloatingPointError("the language model's logits are not finite: its weights or its media vectors are bad")
     return choices
-
-
-def _draws(prompt: Prompt, seed: int, n_samples: int, n_tokens: int) -> np.ndarray:
-    """Uniform numbers float64 [n_samples, n_tokens] that belong to this prompt wherever it is decoded."""
-    content = np.asarray(prompt.prompt_ids, dtype=np.int32).tobytes()
-    if prompt.media is not None:
-        content += np.asarray(prompt.media, dtype=np.float32).tobytes()
-    return np.random.default_rng([seed, zlib.crc32(content)]).random((n_samples, n_tokens))
-
-
-def _pick_tokens(logits: Tensor, temperature: float, top_p: float, uniform: np.ndarray) -> Tensor:
-    """One token per row of logits [N, V]: the likeliest, or by inverting the cumulative distribution at `uniform`."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    cumulative = probabilities.cumsum(-1)
-    n_kept = (cumulative - probabilities < top_p).sum(-1, keepdim=True)  # [N, 1], the nucleus of Holtzman et al. 2020
-    mass = cumulative.gather(1, n_kept - 1)
-    target = torch.from_numpy(uniform).to(logits)[:, None] * mass
-    index = torch.minimum((cumulative <= target).sum(-1, keepdim=True), n_kept - 1)
-    return order.gather(1, index)[:, 0]
-
-
-def is_finished(tokenizer: Any, ids: list[int], stop: str) -> bool:
-    """Whether a text just ended: with the eos token, or with the ASCII string `stop` in the last tokens.
-
-    A token holds at least one byte, so as many tokens as `stop` has characters hold it; some more, since it may end
-    inside a token.
-    """
-    return ids[-1] == tokenizer.eos_token_id or stop in decode_text(tokenizer, ids[-(len(stop) + 5) :])
-
-
-def decode_text(tokenizer: Any, ids: list[int]) -> str:
-    """The text of generated tokens, special ones left out, white space as it was generated."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from data_pipeline.dialogue import TURN_STOP, Answer, parse_turn, render_answer
 from data_pipeline.encoding import encode_turn
-from model.decode import decode_text, score_children
+from model.decode import score_children
+from model.free_decode import decode_text
 from model.tree_cache import CachedPath, DecodeStats, causal_lm_of, token_logits
 from model.trie import CatalogTrie
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from data_pipeline.encoding import encode_question
 from data_pipeline.prompts import render_target
-from model.decode import DecodeStats, Prompt, RankedTool, generate_free, score_all_tools, top_k_tools
+from model.decode import DecodeStats, Prompt, RankedTool, score_all_tools, top_k_tools
+from model.free_decode import generate_free
 from model.practised import (
     MAX_NEW_TOKENS,
     TEMPERATURE,

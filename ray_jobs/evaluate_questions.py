@@ -23,7 +23,8 @@ from data_pipeline.prompts import render_target
 from data_pipeline.schema import ToolRecord
 from model.backbone import load_tokenizer
 from model.baselines import knn_baseline, majority_baseline
-from model.decode import Prompt, generate_free, top_k_tools
+from model.decode import Prompt, top_k_tools
+from model.free_decode import generate_free
 from model.metrics import SelectionScores, score_records
 from model.score_tables import plot_scores, render_table
 from model.trie import CatalogTrie

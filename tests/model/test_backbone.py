@@ -18,7 +18,8 @@ from data_pipeline.errors import InputError
 from data_pipeline.packing import build_micro_batch
 from model.backbone import load_backbone
 from model.config import ModelConfig
-from model.decode import Prompt, generate_free, score_all_tools, top_k_tools
+from model.decode import Prompt, score_all_tools, top_k_tools
+from model.free_decode import generate_free
 from model.mllm import ToolLLM, to_tensors
 from model.trie import CatalogTrie
 

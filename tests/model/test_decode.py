@@ -31,12 +31,13 @@ from model.decode import (
     DecodeStats,
     Prompt,
     RankedTool,
-    generate_free,
+    ToolSearch,
     greedy_tools,
     p_unknown,
     score_all_tools,
     top_k_tools,
 )
+from model.free_decode import generate_free
 from model.mllm import ToolLLM
 from model.trie import CatalogTrie
 
@@ -254,6 +255,48 @@ def test_backbone_without_tree_masks_is_refused(small) -> None:
     mllm.llm = BloomForCausalLM(config)
     with pytest.raises(InputError, match="cannot decode"):
         top_k_tools(mllm, prompts[:1], 1, trie)
+
+
+@pytest.mark.parametrize("parts", [(0, 1), (1, 0), (2, 1, 0)])
+def test_prompts_that_come_one_after_the_other_are_ranked_as_together(
+    small: tuple[ToolLLM, CatalogTrie, list[Prompt], np.ndarray], parts: tuple[int, ...]
+) -> None:
+    """Longer ones behind shorter ones and the other way round, each part with another k."""
+    mllm, trie, prompts, _ = small
+    order = [prompts[i :: len(parts)] for i in parts]
+    search, stats = ToolSearch(mllm, trie, also=("unknown",), stats=(found := DecodeStats())), DecodeStats()
+    for k, part in enumerate(order, start=3):
+        search.add(part, k)
+    rankings = iter(search.run())
+    for k, part in enumerate(order, start=3):
+        for expected in top_k_tools(mllm, part, k, trie, also=("unknown",), stats=stats):
+            ranking = next(rankings)
+            assert [tool.tool_id for tool in ranking] == [tool.tool_id for tool in expected]
+            np.testing.assert_allclose(
+                [tool.probability for tool in ranking], [tool.probability for tool in expected], rtol=1e-4
+            )
+    assert found.prompt_tokens == stats.prompt_tokens
+    assert found.decisions == stats.decisions
+    assert found.forward_passes < stats.forward_passes
+
+
+def test_prompts_that_cannot_be_added_leave_the_others(
+    small: tuple[ToolLLM, CatalogTrie, list[Prompt], np.ndarray],
+) -> None:
+    mllm, trie, prompts, _ = small
+    search = ToolSearch(mllm, trie)
+    search.add(prompts[:2], 3)
+    with pytest.raises(InputError, match="shapes"):
+        search.add([prompts[1], Prompt(prompts[2].prompt_ids, np.zeros(3))], 3)
+    with pytest.raises(InputError, match="at least 1"):
+        search.add(prompts[2:], 0)
+    search.add([], 3)
+    search.add(prompts[3:], 3)
+    expected = top_k_tools(mllm, [*prompts[:2], prompts[3]], 3, trie)
+    assert [[tool.tool_id for tool in ranking] for ranking in search.run()] == [
+        [tool.tool_id for tool in ranking] for ranking in expected
+    ]
+    assert ToolSearch(mllm, trie).run() == []
 
 
 def test_bfloat16_is_close_to_float32(small) -> None:

@@ -3,60 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
 
-from data_pipeline.catalog import Tool, ToolCatalog
 from data_pipeline.encoding import encode_question
 from data_pipeline.errors import InputError
-from model.bundle import Bundle, load_bundle, save_bundle
-from model.config import ModelConfig
 from model.decode import Prompt, RankedTool, top_k_tools
 from model.mllm import ToolLLM
 from model.shared_backbone import SharedBackbone
-from model.tiny import build_tiny_backbone
 from model.trie import CatalogTrie
 
-ENCODER_DIM = 6
-CATALOG = ToolCatalog([Tool("deblur"), Tool("dehaze"), Tool("detect-edges"), Tool("unknown")])
 WHOLE = ["embed_tokens", "lm_head"]
-
-
-def _build_backbone(folder: Path, words: str) -> Path:
-    sizes = {"vocab_size": 300, "hidden_size": 32, "n_layers": 2, "n_heads": 2, "intermediate_size": 48}
-    return build_tiny_backbone(folder, [words] * 3, **sizes, max_positions=256)
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _build_backbone(tmp_path_factory.mktemp("backbone") / "tiny", "### Human: <Img></Img> Improve this\n")
-
-
-def _bundle(folder: Path, backbone: Path, seed: int, encoder_id: str = "tiny-1", **fields: Any) -> Bundle:
-    """A bundle whose every trained value is random."""
-    config = ModelConfig(backbone=str(backbone), encoder_dim=ENCODER_DIM, lora_alpha=8, **fields)
-    mllm = ToolLLM.build(config)
-    generator = torch.Generator().manual_seed(seed)
-    mllm.load_trainable_state_dict(
-        {name: torch.randn(value.shape, generator=generator) for name, value in mllm.trainable_state_dict().items()}
-    )
-    save_bundle(
-        folder,
-        mllm=mllm,
-        catalog=CATALOG,
-        encoder_id=encoder_id,
-        encoder_name="tiny",
-        model_config=config,
-        data_hash="d" * 64,
-        metrics={},
-        resolved_config={},
-        git_revision="",
-    )
-    return load_bundle(folder)
+    return build_backbone(tmp_path_factory.mktemp("backbone") / "tiny", "### Human: <Img></Img> Improve this\n")
 
 
 def _rank(mllm: ToolLLM) -> list[RankedTool]:
@@ -70,10 +35,10 @@ def _rank(mllm: ToolLLM) -> list[RankedTool]:
 def test_each_model_answers_as_it_does_alone(backbone: Path, tmp_path: Path) -> None:
     """Of other ranks, other kinds, with and without modules trained whole, in any order."""
     bundles = {
-        "first": _bundle(tmp_path / "a", backbone, 1, lora_r=2, modules_to_save=WHOLE),
-        "v1.2": _bundle(tmp_path / "b", backbone, 2, lora_r=4, modules_to_save=WHOLE),
-        "adapter-only": _bundle(tmp_path / "c", backbone, 3, lora_r=2),
-        "dora": _bundle(tmp_path / "d", backbone, 4, lora_r=2, adapter="dora"),
+        "first": build_bundle(tmp_path / "a", backbone, 1, lora_r=2, modules_to_save=WHOLE),
+        "v1.2": build_bundle(tmp_path / "b", backbone, 2, lora_r=4, modules_to_save=WHOLE),
+        "adapter-only": build_bundle(tmp_path / "c", backbone, 3, lora_r=2),
+        "dora": build_bundle(tmp_path / "d", backbone, 4, lora_r=2, adapter="dora"),
     }
     alone = {name: _rank(bundle.build_mllm()) for name, bundle in bundles.items()}
     assert len({tuple(ranking) for ranking in alone.values()}) == len(bundles)
@@ -89,7 +54,9 @@ def test_each_model_answers_as_it_does_alone(backbone: Path, tmp_path: Path) -> 
 def test_a_model_takes_anothers_place(backbone: Path, tmp_path: Path) -> None:
     """The others answer as before; what was there before is gone; a faulty one changes nothing."""
     names = ("first", "second", "new", "newer")
-    bundles = [_bundle(tmp_path / name, backbone, i, lora_r=2, modules_to_save=WHOLE) for i, name in enumerate(names)]
+    bundles = [
+        build_bundle(tmp_path / name, backbone, i, lora_r=2, modules_to_save=WHOLE) for i, name in enumerate(names)
+    ]
     first, second, new, newer = (_rank(bundle.build_mllm()) for bundle in bundles)
     assert len({str(ranking) for ranking in (first, second, new, newer)}) == 4
     shared = SharedBackbone({"a": bundles[0], "b": bundles[1]})
@@ -98,7 +65,7 @@ def test_a_model_takes_anothers_place(backbone: Path, tmp_path: Path) -> None:
     shared.activate("b")
     shared.attach("a", bundles[3])
     assert sum(1 for _ in shared.mllm.parameters()) == n_parameters
-    other = _bundle(tmp_path / "o", _build_backbone(tmp_path / "other", "other words"), 9, lora_r=2)
+    other = build_bundle(tmp_path / "o", build_backbone(tmp_path / "other", "other words"), 9, lora_r=2)
     with pytest.raises(InputError, match=r"'b' and 'a \(new\)' cannot be served together"):
         shared.attach("a", other)
     for name, alone in {"a": newer, "b": second}.items():
@@ -111,7 +78,7 @@ def test_a_model_takes_anothers_place(backbone: Path, tmp_path: Path) -> None:
 def test_a_lone_model_is_merged_and_answers_as_before(backbone: Path, tmp_path: Path, adapter: str) -> None:
     """Also after others took its place, came beside it, or were refused."""
     names = ("first", "new", "newer", "second")
-    bundles = [_bundle(tmp_path / name, backbone, i, lora_r=2, adapter=adapter) for i, name in enumerate(names)]
+    bundles = [build_bundle(tmp_path / name, backbone, i, lora_r=2, adapter=adapter) for i, name in enumerate(names)]
     alone = [_rank(bundle.build_mllm()) for bundle in bundles]
 
     def check(name: str, number: int, *, is_merged: bool) -> None:
@@ -126,7 +93,7 @@ def test_a_lone_model_is_merged_and_answers_as_before(backbone: Path, tmp_path: 
     for number in (1, 2):
         shared.attach("a", bundles[number])
         check("a", number, is_merged=True)
-    other = _bundle(tmp_path / "o", _build_backbone(tmp_path / "other", "other words"), 9, lora_r=2)
+    other = build_bundle(tmp_path / "o", build_backbone(tmp_path / "other", "other words"), 9, lora_r=2)
     with pytest.raises(InputError, match="cannot be served together"):
         shared.attach("a", other)
     check("a", 2, is_merged=True)
@@ -136,7 +103,7 @@ def test_a_lone_model_is_merged_and_answers_as_before(backbone: Path, tmp_path: 
 
 
 def test_in_half_precision_nothing_is_merged(backbone: Path, tmp_path: Path) -> None:
-    assert not _is_merged(SharedBackbone({"a": _bundle(tmp_path / "a", backbone, 1, lora_r=2)}, dtype="bfloat16"))
+    assert not _is_merged(SharedBackbone({"a": build_bundle(tmp_path / "a", backbone, 1, lora_r=2)}, dtype="bfloat16"))
 
 
 def _is_merged(shared: SharedBackbone) -> bool:
@@ -146,12 +113,12 @@ def _is_merged(shared: SharedBackbone) -> bool:
 
 
 def test_only_models_of_one_backbone_and_encoder_share(backbone: Path, tmp_path: Path) -> None:
-    ours = _bundle(tmp_path / "a", backbone, 1, lora_r=2)
-    of_other_encoder = _bundle(tmp_path / "b", backbone, 2, encoder_id="tiny-2", lora_r=2)
+    ours = build_bundle(tmp_path / "a", backbone, 1, lora_r=2)
+    of_other_encoder = build_bundle(tmp_path / "b", backbone, 2, encoder_id="tiny-2", lora_r=2)
     with pytest.raises(
         InputError, match=r"'x' and 'y' cannot be served together: they differ in their encoder \('tiny-1' and"
     ):
         SharedBackbone({"x": ours, "y": of_other_encoder})
-    other = _build_backbone(tmp_path / "other", "Other words make another tokenizer, too")
+    other = build_backbone(tmp_path / "other", "Other words make another tokenizer, too")
     with pytest.raises(InputError, match="they differ in their backbone's files; serve"):
-        SharedBackbone({"x": ours, "y": _bundle(tmp_path / "c", other, 2, lora_r=2)})
+        SharedBackbone({"x": ours, "y": build_bundle(tmp_path / "c", other, 2, lora_r=2)})
