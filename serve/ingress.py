@@ -95,7 +95,7 @@ class SelectionService:
         end = time.perf_counter()
         await self._models.learn(model.name, ranking.revision)
         return SelectAnswer(
-            tools=[RankedToolEntry(probability=probability, **asdict(tool)) for tool, probability in ranking.tools[:k]],
+            tools=[_entry(tool, probability) for tool, probability in ranking.tools[:k]],
             abstained=ranking.tools[0][0].tool_id == UNKNOWN_TOOL_ID,
             p_unknown=next((p for tool, p in ranking.tools if tool.tool_id == UNKNOWN_TOOL_ID), None),
             instruction_cut=ranking.is_instruction_cut,
@@ -137,6 +137,17 @@ class SelectionService:
             encoder=encoder,
             models=self._models.revisions,
         )
+
+
+def _entry(tool: Tool, probability: float) -> RankedToolEntry:
+    return RankedToolEntry(
+        tool_id=tool.tool_id,
+        probability=probability,
+        description=tool.description,
+        input_modality=tool.input_modality,
+        output_modality=tool.output_modality,
+        backend=tool.backend,
+    )
 
 
 def _describe_tool(tool: Tool, spec: ToolSpec | None) -> ToolEntry:

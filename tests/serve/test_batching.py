@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 import pytest
 
@@ -156,3 +156,76 @@ def test_after_a_long_batch_its_callers_are_waited_for_longer() -> None:
     batcher = Batcher(answer, 8, 0)
     asyncio.run(run())
     assert batches == [[1, 2, 3], [1, 2, 3]]
+
+
+def _start_with_callers(batcher: Batcher[int, int], n: int) -> Awaitable[list[int]]:
+    """So many callers at once: as many are expected afterwards."""
+    return asyncio.gather(*(batcher.ask(item) for item in range(n)))
+
+
+def test_what_is_there_is_read_while_the_others_are_waited_for() -> None:
+    async def run() -> None:
+        await _start_with_callers(batcher, 6)
+        first = asyncio.gather(*(batcher.ask(item) for item in (10, 11, 12)))
+        await asyncio.sleep(0.05)
+        assert reads == [[10, 11, 12]], "half of the six callers of late"
+        later = asyncio.create_task(batcher.ask(13))
+        await asyncio.sleep(0.05)
+        assert reads == [[10, 11, 12], [13]]
+        last = asyncio.gather(*(batcher.ask(item) for item in (14, 15)))
+        assert [*await first, await later, *await last] == [20, 22, 24, 26, 28, 30]
+
+    reads: list[list[int]] = []
+    answered: list[list[int]] = []
+    read: list[int] = []
+
+    def note(items: list[int]) -> None:
+        reads.append(items)
+        read.extend(items)
+
+    def answer(items: list[int]) -> list[int]:
+        answered.append(items)
+        everyone = [*read, *items]
+        read.clear()
+        return [2 * item for item in everyone]
+
+    batcher = Batcher(answer, 8, 5.0, read=note)
+    asyncio.run(run())
+    assert answered[-1] == [14, 15], "with the last ones there is nothing to wait for"
+    assert batcher.largest_batch == 6
+
+
+def test_those_who_do_not_come_are_not_waited_for_long() -> None:
+    async def run() -> None:
+        await _start_with_callers(batcher, 4)
+        assert await asyncio.gather(*(batcher.ask(item) for item in (5, 6))) == [5, 6]
+
+    reads: list[list[int]] = []
+    answered: list[list[int]] = []
+
+    def answer(items: list[int]) -> list[int]:
+        answered.append(items)
+        return items or [5, 6]
+
+    batcher = Batcher(answer, 4, 0.05, read=reads.append)
+    asyncio.run(run())
+    assert answered[-1] == []
+    assert reads[-1] == [5, 6]
+
+
+def test_an_error_while_reading_goes_to_the_whole_batch() -> None:
+    async def run() -> None:
+        await _start_with_callers(batcher, 4)
+        faulty[:] = [5]
+        for error in await asyncio.gather(*(batcher.ask(item) for item in (5, 6)), return_exceptions=True):
+            assert isinstance(error, ValueError)
+        assert await asyncio.gather(*(batcher.ask(item) for item in range(4))) == list(range(4))
+
+    faulty: list[int] = []
+
+    def read(items: list[int]) -> None:
+        if items[:1] == faulty:
+            raise ValueError("no")
+
+    batcher = Batcher(lambda items: items, 4, 0.05, read=read)
+    asyncio.run(run())
