@@ -102,7 +102,8 @@ def decoding(mllm: Any) -> Iterator[None]:
         name = type(causal_lm).__name__
         raise InputError(f"a {name} cannot decode here: {reason}; take a backbone such as Llama, Vicuna or OPT.")
     attention = causal_lm.config._attn_implementation
-    in_training = [module for module in mllm.modules() if module.training]
+    # walking all modules takes a millisecond, in a pass that may take ten
+    in_training = [module for module in mllm.modules() if module.training] if mllm.training else []
     if in_training:
         mllm.eval()
     if attention != "sdpa":

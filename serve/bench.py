@@ -1,9 +1,9 @@
 """What HTTP, batching and the agent's machinery cost: `python -m serve.bench`, a part of `make bench`.
 
-One run, one tiny backbone, 933 tools, words alone: the engine in this process, batch after batch; the service with
-sixteen clients that ask one question after the other; the service at a steady 80 % of that; and the papers' way, one
-sampled `generate` for one question after the other. They take turns, round after round: a machine's speed changes by
-more than what is compared.
+Two tiny backbones, one after the other, 933 tools, words alone: the engine in this process, batch after batch; the
+service with sixteen clients that ask one question after the other; the service at a steady 80 % of that; and the
+papers' way, one sampled `generate` for one question after the other. They take turns, round after round: a machine's
+speed changes by more than what is compared. What a request costs beside the model does not grow with the model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ API_KEY = secrets.token_hex()  # behind HAProxy the service wants one
 CLIENTS = 16
 K = 5
 ROUNDS = 5
-N_LAYERS = 8
+DEPTHS = (8, 16)  # of the backbones, in layers
 INGRESS_REPLICAS = 2  # one Python process that speaks HTTP for each core, as the other one waits for the model
 SECONDS = 8.0  # of the clients' load in each round; half of it for the engine
 SHARE = 0.8  # of the load that the clients reach
@@ -53,17 +53,18 @@ N_SAMPLED = 24
 BATCH_SIZES = (8, 16)
 
 
-def run(rounds: int = ROUNDS, seconds: float = SECONDS, n_steps: int = 200) -> dict[str, Any]:
+def run(n_layers: int, rounds: int = ROUNDS, seconds: float = SECONDS, n_steps: int = 200) -> dict[str, Any]:
     """Measure, print a table, and return the numbers: means over the rounds; of p99 over p50 the median.
 
     Args:
+        n_layers: of the backbone.
         rounds: in which everything is measured once.
         seconds: of the clients' load in each of them.
         n_steps: of the model's practice.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sampler, tools_of = build_practised_mllm(folder / "backbone", n_steps, N_LAYERS)
+        sampler, tools_of = build_practised_mllm(folder / "backbone", n_steps, n_layers)
         catalog = ToolCatalog([Tool(tool_id) for tools in tools_of.values() for tool_id in tools])
         _save(folder / "bundle", sampler, catalog)
         torch.set_num_threads(1)  # as a replica with one CPU has
@@ -81,9 +82,13 @@ def run(rounds: int = ROUNDS, seconds: float = SECONDS, n_steps: int = 200) -> d
                 closed, steady = closed + reached, steady + calm
                 tails.append(calm.percentile_ms(99) / calm.percentile_ms(50))
                 rates["sampled"].append(_run_sampling(sampler, questions))
-                print(f"round {number + 1} of {rounds}: HTTP {closed.queries_per_s:.1f} queries/s so far", flush=True)
+                print(
+                    f"{n_layers} layers, round {number + 1} of {rounds}: HTTP {closed.queries_per_s:.1f} queries/s",
+                    flush=True,
+                )
     mean = {name: float(np.mean(values)) for name, values in rates.items()}
     results = {
+        "n_layers": n_layers,
         "engine_queries_per_s": {str(size): mean[f"engine {size}"] for size in BATCH_SIZES},
         "http": closed.summarise(),
         "steady": steady.summarise(),
@@ -126,7 +131,7 @@ class _Load:
 
 def _show(results: dict[str, Any]) -> None:
     closed, steady = results["http"], results["steady"]
-    print(f"{'way':<44}{'queries/s':>11}{'p50 ms':>9}{'p99 ms':>9}")
+    print(f"{str(results['n_layers']) + ' layers':<44}{'queries/s':>11}{'p50 ms':>9}{'p99 ms':>9}")
     for size, rate in results["engine_queries_per_s"].items():
         print(f"{'engine in one process, batches of ' + size:<44}{rate:>11.1f}")
     for name, load in ((f"HTTP, {CLIENTS} clients", closed), (f"HTTP, steady {SHARE:.0%} of that", steady)):
@@ -272,4 +277,4 @@ def _run_threads(work: Callable[[int], None], n: int) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run()))
+    print(json.dumps([run(n_layers) for n_layers in DEPTHS]))
