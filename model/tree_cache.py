@@ -10,20 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from data_pipeline.encoding import MEDIA_SLOT_ID
 from data_pipeline.errors import InputError
 from model.backbone import takes_packs
+from model.growing_cache import GrowingCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +176,7 @@ class TreeCache:
         Leaves `paths` (one per row: prompt and forced tokens) and `hidden` [B, D] (at the last of these tokens).
         """
         self._base = causal_lm_of(mllm).base_model
-        self._cache = DynamicCache()
+        self._cache = GrowingCache()
         self._stats = stats
         ids, lengths = pad_prompts(prompts, forced)  # [B, T]
         self.n_columns = ids.shape[1]
@@ -194,9 +192,7 @@ class TreeCache:
     def append_rows(self, other: TreeCache) -> None:
         """Take over the rows of another cache, behind the own ones; neither may have been extended yet."""
         self.n_columns = max(self.n_columns, other.n_columns)
-        for mine, others in zip(self._layers, other._layers, strict=True):
-            mine.keys = self._stack(mine.keys, others.keys)
-            mine.values = self._stack(mine.values, others.values)
+        self._cache.append_rows(other._cache)
         self.paths += other.paths
         self.hidden = torch.cat([self.hidden, other.hidden])  # [B, D] and [N, D] -> [B + N, D]
 
@@ -241,16 +237,7 @@ class TreeCache:
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be taken several times. Paths stay valid."""
-        self._cache.batch_select_indices(torch.tensor(rows, dtype=torch.long, device=self._device))
-
-    @property
-    def _layers(self) -> list[DynamicLayer]:
-        return cast(list[DynamicLayer], self._cache.layers)
-
-    def _stack(self, *rows: Tensor | None) -> Tensor:
-        """[B, H, columns, D] each -> all of them, padded on the right where no path leads."""
-        parts = [part for part in rows if part is not None]  # they hold the prompts: none is
-        return torch.cat([pad(part, (0, 0, 0, self.n_columns - part.shape[2])) for part in parts])
+        self._cache.select_rows(rows)
 
     @property
     def _device(self) -> torch.device:

@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tupl
     backbone = build_tiny_backbone(
         runs / "backbone", texts, vocab_size=1200, hidden_size=128, n_layers=3, n_heads=4, intermediate_size=256
     )
-    spec = load_run_spec("dialogue_demo", [*base, f"model.backbone={backbone}"])
+    spec = load_run_spec("dialogue_demo", [*base, f"model.backbone={backbone}", "train.validation_dialogues=10"])
     train.run(spec)
     return spec, evaluate.run(spec)
 

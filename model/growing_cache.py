@@ -1,0 +1,87 @@
+"""Keys and values of a batch whose rows grow by a few columns in every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 128  # columns that are allocated beyond those in use
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's, with room for further columns: a pass writes its own, where `DynamicLayer` copies all of them.
+
+    Attributes:
+        keys, values: [B, H, columns, D], views of a larger storage once they have grown.
+    """
+
+    _storage: tuple[Tensor, Tensor] | None = None  # of keys and values: [B, H, columns + room, D]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append columns [B, H, Q, D]; returns keys and values with them."""
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        if start == 0:  # many batches never grow: no room yet
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            return self.keys, self.values
+        if self._storage is None or self._storage[0].shape[2] < end:
+            self._storage = (_with_room(self.keys, end + ROOM), _with_room(self.values, end + ROOM))
+        for storage, states in zip(self._storage, (key_states, value_states), strict=True):
+            storage[:, :, start:end] = states
+        self.keys, self.values = (storage[:, :, :end] for storage in self._storage)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order."""
+        if self._storage is None:
+            super().batch_select_indices(indices)
+            return
+        end = self.get_seq_length()
+        self._storage = (self._storage[0][indices], self._storage[1][indices])
+        self.keys, self.values = (storage[:, :, :end] for storage in self._storage)
+
+    def append_rows(self, other: GrowingLayer) -> None:
+        """Append another batch's rows; the shorter ones are padded on the right."""
+        self._storage = None
+        self.keys = _stack(self.keys, other.keys)
+        self.values = _stack(self.values, other.values)
+
+
+class GrowingCache(Cache):
+    """A cache of growing layers, as many as the model has."""
+
+    layers: list[GrowingLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=GrowingLayer)
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may be taken several times."""
+        self.batch_select_indices(torch.tensor(rows, dtype=torch.long, device=self.layers[0].device))
+
+    def append_rows(self, other: GrowingCache) -> None:
+        """Append another cache's rows; the shorter ones are padded on the right."""
+        for mine, others in zip(self.layers, other.layers, strict=True):
+            mine.append_rows(others)
+
+
+def _with_room(states: Tensor | None, n_columns: int) -> Tensor:
+    assert states is not None  # it holds the prompts
+    batch_size, n_heads, n_used, head_dim = states.shape
+    storage = states.new_empty(batch_size, n_heads, n_columns, head_dim)
+    storage[:, :, :n_used] = states
+    return storage
+
+
+def _stack(*parts: Tensor | None) -> Tensor:
+    """[B, H, columns, D] each -> all rows."""
+    present = [part for part in parts if part is not None]  # they hold the prompts: none is absent
+    n_columns = max(part.shape[2] for part in present)
+    return torch.cat([pad(part, (0, 0, 0, n_columns - part.shape[2])) for part in present])
