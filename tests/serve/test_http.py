@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from ray.serve.exceptions import BackPressureError
 from starlette.types import Message
 
@@ -409,3 +413,19 @@ def test_models_are_chosen_by_name(world: World) -> None:
     form = world.client.post(SELECT, data={"instruction": "x", "model": "other"}, files={"file": ("a", b"x")})
     _assert_error(form, 404, "model_not_found", "model")
     _assert_error(world.client.get("/v1/tools", params={"model": "other"}), 404, "model_not_found", "model")
+
+
+def test_requests_are_spans_where_there_is_a_tracer_provider(world: World) -> None:
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    trace.set_tracer_provider(provider)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    for body in ({"instruction": "a secret wish"}, {"instruction": "a secret wish", "k": "secret"}):
+        world.client.post(SELECT, json=body, headers={"traceparent": parent, "Authorization": "Bearer secret-key"})
+    provider.shutdown()  # other tests leave no spans
+    found = spans.get_finished_spans()
+    requests = [span for span in found if span.kind == trace.SpanKind.SERVER]
+    assert [span.attributes["http.response.status_code"] for span in requests if span.attributes] == [200, 400]
+    assert {span.attributes["http.route"] for span in requests if span.attributes} == {SELECT}
+    assert {format(span.context.trace_id, "032x") for span in found if span.context} == {parent.split("-")[1]}
+    assert not any("secret" in span.to_json() for span in found)
