@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -67,15 +68,22 @@ def wait_for_step(spec: RunSpec, step: int, timeout_s: float = 400) -> None:
     raise AssertionError(f"no checkpoint of step {step} within {timeout_s} s")
 
 
-def kill_later(spec: RunSpec, kill: Callable[[], None]) -> threading.Thread:
-    def run() -> None:
-        wait_for_step(spec, KILL_FROM_STEP)
-        time.sleep(0.3)  # some steps on, so that there is work to lose
-        kill()
+def kill_later(spec: RunSpec, kill: Callable[[], None]) -> Future[None]:
+    """Its result is there once the kill has happened; what went wrong is raised by it."""
+    killed: Future[None] = Future()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
+    def run() -> None:
+        try:
+            wait_for_step(spec, KILL_FROM_STEP)
+            time.sleep(0.3)  # some steps on, so that there is work to lose
+            kill()
+        except BaseException as error:  # noqa: BLE001  (the test raises it)
+            killed.set_exception(error)
+        else:
+            killed.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()  # not a pool's, which would be waited for at the end
+    return killed
 
 
 def kill_a_worker() -> None:
@@ -108,10 +116,10 @@ def assert_equal_runs(undisturbed: tuple[RunSpec, TrainSummary], spec: RunSpec, 
 def test_a_killed_worker_changes_nothing(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
     spec = build_spec(base, "worker-killed", "train.max_failures=1")
     copy_corpus(undisturbed[0], spec)
-    killer = kill_later(spec, kill_a_worker)
+    killed = kill_later(spec, kill_a_worker)
     summary = train.launch(spec)
-    killer.join(1)
-    assert not killer.is_alive(), "the run ended before the kill"
+    assert killed.done(), "the run ended before the kill"
+    killed.result()
     assert_equal_runs(undisturbed, spec, summary)
 
 
