@@ -32,7 +32,7 @@ class GrowingLayer(DynamicLayer):
             self.keys, self.values = key_states, value_states
             return self.keys, self.values
         if self._storage is None or self._storage[0].shape[2] < end:
-            self._storage = (_with_room(self.keys, end + ROOM), _with_room(self.values, end + ROOM))
+            self._storage = (_widen(self.keys, end + ROOM), _widen(self.values, end + ROOM))
         for storage, states in zip(self._storage, (key_states, value_states), strict=True):
             storage[:, :, start:end] = states
         self.keys, self.values = (storage[:, :, :end] for storage in self._storage)
@@ -49,9 +49,10 @@ class GrowingLayer(DynamicLayer):
 
     def append_rows(self, other: GrowingLayer) -> None:
         """Append another batch's rows; the shorter ones are padded on the right."""
+        n_columns = max(self.get_seq_length(), other.get_seq_length())
         self._storage = None
-        self.keys = _stack(self.keys, other.keys)
-        self.values = _stack(self.values, other.values)
+        self.keys = torch.cat([_widen(self.keys, n_columns), _widen(other.keys, n_columns)])
+        self.values = torch.cat([_widen(self.values, n_columns), _widen(other.values, n_columns)])
 
 
 class GrowingCache(Cache):
@@ -72,16 +73,7 @@ class GrowingCache(Cache):
             mine.append_rows(others)
 
 
-def _with_room(states: Tensor | None, n_columns: int) -> Tensor:
-    assert states is not None  # it holds the prompts
-    batch_size, n_heads, n_used, head_dim = states.shape
-    storage = states.new_empty(batch_size, n_heads, n_columns, head_dim)
-    storage[:, :, :n_used] = states
-    return storage
-
-
-def _stack(*parts: Tensor | None) -> Tensor:
-    """[B, H, columns, D] each -> all rows."""
-    present = [part for part in parts if part is not None]  # they hold the prompts: none is absent
-    n_columns = max(part.shape[2] for part in present)
-    return torch.cat([pad(part, (0, 0, 0, n_columns - part.shape[2])) for part in present])
+def _widen(states: Tensor | None, n_columns: int) -> Tensor:
+    """[B, H, columns, D] -> [B, H, n_columns, D], zeros on the right."""
+    assert states is not None  # they hold the prompts
+    return pad(states, (0, 0, 0, n_columns - states.shape[2]))
