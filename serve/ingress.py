@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -95,7 +94,7 @@ class SelectionService:
         end = time.perf_counter()
         await self._models.learn(model.name, ranking.revision)
         return SelectAnswer(
-            tools=[_entry(tool, probability) for tool, probability in ranking.tools[:k]],
+            tools=[RankedToolEntry(probability=probability, **vars(tool)) for tool, probability in ranking.tools[:k]],
             abstained=ranking.tools[0][0].tool_id == UNKNOWN_TOOL_ID,
             p_unknown=next((p for tool, p in ranking.tools if tool.tool_id == UNKNOWN_TOOL_ID), None),
             instruction_cut=ranking.is_instruction_cut,
@@ -139,19 +138,8 @@ class SelectionService:
         )
 
 
-def _entry(tool: Tool, probability: float) -> RankedToolEntry:
-    return RankedToolEntry(
-        tool_id=tool.tool_id,
-        probability=probability,
-        description=tool.description,
-        input_modality=tool.input_modality,
-        output_modality=tool.output_modality,
-        backend=tool.backend,
-    )
-
-
 def _describe_tool(tool: Tool, spec: ToolSpec | None) -> ToolEntry:
-    return ToolEntry(**asdict(tool), parameters=None if spec is None else spec.json_schema())
+    return ToolEntry(**vars(tool), parameters=None if spec is None else spec.json_schema())
 
 
 def _describe_spec(spec: ToolSpec) -> ToolEntry:
