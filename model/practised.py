@@ -17,6 +17,7 @@ from data_pipeline.encoding import encode_question
 from data_pipeline.prompts import render_prompt, render_target
 from model.config import ModelConfig
 from model.decode import Prompt
+from model.free_decode import ANSWER_STOP
 from model.mllm import ToolLLM
 from model.tiny import build_tiny_backbone
 
@@ -59,7 +60,7 @@ def sample_with_generate(mllm: ToolLLM, prompt: Prompt, n_samples: int) -> list[
                 temperature=TEMPERATURE,
                 top_k=0,
                 max_new_tokens=MAX_NEW_TOKENS,
-                stop_strings="###",
+                stop_strings=ANSWER_STOP,
                 tokenizer=tokenizer,
                 pad_token_id=tokenizer.pad_token_id,
             )
