@@ -1,4 +1,4 @@
-"""The attention mask of a pack, from its one array `subtree_end` (see data_pipeline.answer_tree)."""
+"""The attention mask of a pack, from its one array `subtree_end` (see data_pipeline.batches.answer_tree)."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ import numpy as np
 from scipy import sparse
 
 from data_pipeline.errors import InputError
-from data_pipeline.prompts import ANSWER_END, render_target
-from data_pipeline.schema import Modality, ToolRecord
+from data_pipeline.records.prompts import ANSWER_END, render_target
+from data_pipeline.records.schema import Modality, ToolRecord
 
 N_BUCKETS = 1 << 18  # hashed words and word pairs; collisions are rare with the some 10^4 terms of these corpora
 _TEST_BATCH = 256  # test questions whose similarities to all training questions are held at once

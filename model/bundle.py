@@ -28,10 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from data_pipeline.catalog import ToolCatalog
-from data_pipeline.encoding import MAX_TARGET_TOKENS
+from data_pipeline.batches.encoding import MAX_TARGET_TOKENS
 from data_pipeline.errors import InputError
-from data_pipeline.prompts import PROMPT_FORMAT, PROMPT_VERSION
+from data_pipeline.records.catalog import ToolCatalog
+from data_pipeline.records.prompts import PROMPT_FORMAT, PROMPT_VERSION
 from model.config import ModelConfig
 from model.mllm import ToolLLM
 

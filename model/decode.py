@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from model.tree_cache import (
     CachedPath,
     DecodeStats,

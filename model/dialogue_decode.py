@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.dialogue import TURN_STOP, ToolCall, parse_turn
-from data_pipeline.encoding import encode_turn
+from data_pipeline.batches.encoding import encode_turn
 from data_pipeline.errors import InputError
-from data_pipeline.schema import Turn
+from data_pipeline.records.dialogue import TURN_STOP, ToolCall, parse_turn
+from data_pipeline.records.schema import Turn
 from model.free_decode import decode_text, is_finished
 from model.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding, token_logits
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.dialogue import ToolCall, parse_offered_tools, parse_turn
 from data_pipeline.errors import InputError
-from data_pipeline.schema import ToolRecord, Turn
+from data_pipeline.records.dialogue import ToolCall, parse_offered_tools, parse_turn
+from data_pipeline.records.schema import ToolRecord, Turn
 from model.gpt4tools_metrics import GPT4TOOLS_RULE, ItemScore, estimate_means, score_gpt4tools
 from model.intervals import Estimate, estimate_proportion
 from model.score_tables import render_dialogue_markdown

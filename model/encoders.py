@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data_pipeline.errors import InputError
-from data_pipeline.media import RECIPES
+from data_pipeline.media.load import RECIPES
 from model.imagebind import ImageBind, ImageBindConfig
 
 CHECKPOINT_VARIABLE = "TOOLMM_IMAGEBIND_CHECKPOINT"
@@ -32,7 +32,7 @@ class Encoder(Protocol):
     Attributes:
         encoder_id: name, hash of the weights, media recipe: equal ids give equal vectors. Safe as a folder name.
         embed_dim: width E of the vectors.
-        recipe: how `data_pipeline.media` has to load media for it.
+        recipe: how `data_pipeline.media.load` has to load media for it.
     """
 
     encoder_id: str
@@ -40,7 +40,7 @@ class Encoder(Protocol):
     recipe: str
 
     def encode(self, modality: str, x: Tensor) -> Tensor:
-        """A batch as `data_pipeline.media` loads it -> (B, E) float32, without gradient."""
+        """A batch as `data_pipeline.media.load` loads it -> (B, E) float32, without gradient."""
         ...
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import InputError
-from data_pipeline.schema import AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 from model.intervals import Estimate, estimate_mean, estimate_proportion
 from model.score_tables import render_selection_csv, render_selection_markdown
 

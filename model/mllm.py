@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from data_pipeline.batches.packing import PackedBatch
 from data_pipeline.errors import InputError
-from data_pipeline.packing import PackedBatch
 from model.attention import AttentionBackend, build_mask
 from model.backbone import attach_adapter, load_backbone, load_tokenizer, takes_packs
 from model.config import ModelConfig

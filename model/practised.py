@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_pipeline.encoding import encode_question
-from data_pipeline.prompts import render_prompt, render_target
+from data_pipeline.batches.encoding import encode_question
+from data_pipeline.records.prompts import render_prompt, render_target
 from model.config import ModelConfig
 from model.decode import Prompt
 from model.free_decode import ANSWER_STOP

@@ -29,9 +29,9 @@ from safetensors.torch import save_file
 from scipy.fft import idctn
 from torch import Tensor, nn
 
-from data_pipeline.media import load_media
-from data_pipeline.schema import Modality
-from data_pipeline.toolmm_mini.media_files import MEDIA_KINDS, render_media, seeded_generator
+from data_pipeline.media.load import load_media
+from data_pipeline.records.schema import Modality
+from data_pipeline.sources.toolmm_mini.media_files import MEDIA_KINDS, render_media, seeded_generator
 from model.imagebind import ImageBind, ImageBindConfig
 from model.imagebind_layers import FrameConv, VisionPreprocessor
 

@@ -18,7 +18,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from data_pipeline.encoding import MEDIA_SLOT_ID
+from data_pipeline.batches.encoding import MEDIA_SLOT_ID
 from data_pipeline.errors import InputError
 from model.backbone import takes_packs
 from model.growing_cache import GrowingCache

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import InputError
-from data_pipeline.prompts import render_target
+from data_pipeline.records.prompts import render_target
 
 
 class CatalogTrie:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from data_pipeline.dialogue import TURN_STOP, Answer, parse_turn, render_answer, render_call
-from data_pipeline.encoding import encode_dialogue, encode_turn
+from data_pipeline.batches.encoding import encode_dialogue, encode_turn
 from data_pipeline.errors import InputError
+from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer, render_call
 from model.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding
 from model.turn_decode_row import Blocks, Read, TokenKinds, TurnRow
 from model.turn_decode_types import (

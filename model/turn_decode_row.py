@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.dialogue import TURN_STOP, Answer, parse_turn, render_answer
-from data_pipeline.encoding import encode_turn
+from data_pipeline.batches.encoding import encode_turn
+from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer
 from model.decode import score_children
 from model.free_decode import decode_text
 from model.tree_cache import CachedPath, DecodeStats, causal_lm_of, token_logits

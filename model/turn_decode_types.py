@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_pipeline.errors import InputError
-from data_pipeline.schema import Turn
+from data_pipeline.records.schema import Turn
 
 MEDIA_KINDS = ("image", "audio", "video")
 ANSWER = ""  # stands for an answer among the names of tools

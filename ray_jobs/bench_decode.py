@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.encoding import encode_question
-from data_pipeline.prompts import render_target
+from data_pipeline.batches.encoding import encode_question
+from data_pipeline.records.prompts import render_target
 from model.decode import DecodeStats, Prompt, RankedTool, score_all_tools, top_k_tools
 from model.free_decode import generate_free
 from model.practised import (

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from data_pipeline.corpus import Corpus, PrepareOptions, build_corpus
-from data_pipeline.media import load_media
-from data_pipeline.schema import Modality
+from data_pipeline.corpus.build import Corpus, PrepareOptions, build_corpus
+from data_pipeline.media.load import load_media
+from data_pipeline.records.schema import Modality
 from ray_jobs.embed import embed_corpus
 
 IMAGE_SIDE_PX = 640

@@ -16,10 +16,10 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from data_pipeline.encoding import longest_answer
-from data_pipeline.schema import CORPUS_SCHEMA, Modality, ToolRecord
-from data_pipeline.stream import BatchForm, TokenizedSplit, stream_micro_steps, tokenize_split
-from data_pipeline.training_plan import TrainingPlan, UniformPlan
+from data_pipeline.batches.encoding import longest_answer
+from data_pipeline.batches.plan import TrainingPlan, UniformPlan
+from data_pipeline.batches.stream import BatchForm, TokenizedSplit, stream_micro_steps, tokenize_split
+from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord
 from model.backbone import load_tokenizer
 from model.config import ModelConfig
 from model.tiny import build_tiny_backbone

@@ -18,8 +18,8 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from data_pipeline.corpus_files import Corpus
-from data_pipeline.prompts import render_prompt, render_target
+from data_pipeline.corpus.files import Corpus
+from data_pipeline.records.prompts import render_prompt, render_target
 from model.tiny import build_tiny_backbone
 from ray_jobs import prepare, tune
 from ray_jobs.cluster import connect

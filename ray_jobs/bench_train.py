@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.encoding import EncodedQuestion, encode_question
-from data_pipeline.packing import (
+from data_pipeline.batches.encoding import EncodedQuestion, encode_question
+from data_pipeline.batches.packing import (
     Layout,
     PlanIndex,
     build_micro_batch,
@@ -33,7 +33,7 @@ from data_pipeline.packing import (
     split_step,
     split_step_rows,
 )
-from data_pipeline.prompts import render_prompt, render_target
+from data_pipeline.records.prompts import render_prompt, render_target
 from model.backbone import attach_adapter, load_backbone
 from model.config import ModelConfig
 from model.mllm import ToolLLM, to_tensors

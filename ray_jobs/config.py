@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data_pipeline.corpus import PrepareOptions
+from data_pipeline.corpus.build import PrepareOptions
 from data_pipeline.errors import InputError
 from model.config import ModelConfig
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from data_pipeline.batch_plan import PlanIndex
-from data_pipeline.corpus_files import Corpus
-from data_pipeline.encoding import EncodedQuestion, encode_dialogue, encode_question
+from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_question
+from data_pipeline.batches.steps import PlanIndex
+from data_pipeline.batches.stream import TokenizedSplit
+from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
-from data_pipeline.schema import Modality, ToolRecord
-from data_pipeline.stream import TokenizedSplit
+from data_pipeline.records.schema import Modality, ToolRecord
 from ray_jobs.config import RunSpec
 
 # Without a tokenizer, tokens are guessed from characters: a subword vocabulary of 32,000 has about 4 characters of

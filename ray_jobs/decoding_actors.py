@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from data_pipeline.stream import keep_order
+from data_pipeline.batches.stream import keep_order
 from model.config import ModelConfig
 from model.mllm import ToolLLM
 from ray_jobs.checkpoint import load_parameters

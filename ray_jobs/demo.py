@@ -21,10 +21,10 @@ from typing import Any
 import ray
 import yaml
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID
-from data_pipeline.corpus_files import Corpus
+from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
-from data_pipeline.schema import Modality, ToolRecord
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
+from data_pipeline.records.schema import Modality, ToolRecord
 from ray_jobs import embed, evaluate, export, prepare, train
 from ray_jobs.config import RunSpec
 

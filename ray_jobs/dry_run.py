@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.training_plan import TrainingPlan, count_seen
+from data_pipeline.batches.plan import TrainingPlan, count_seen
 from model.cost import ModelSize, StateBytes, compute_activation_bytes, compute_flops, compute_state_bytes
 from model.shapes import build_shape, load_shape
 from ray_jobs.config import RunSpec

@@ -21,11 +21,11 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from data_pipeline.corpus import Corpus
+from data_pipeline.corpus.build import Corpus
+from data_pipeline.corpus.splits import SPLITS
 from data_pipeline.errors import InputError
-from data_pipeline.feature_lake import FeatureLake
-from data_pipeline.schema import Modality
-from data_pipeline.splits import SPLITS
+from data_pipeline.media.feature_lake import FeatureLake
+from data_pipeline.records.schema import Modality
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.embed_stages import EncodeBatch, decode_batch

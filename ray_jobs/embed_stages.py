@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.errors import MediaError
-from data_pipeline.feature_lake import FeatureLake
-from data_pipeline.media import load_media
-from data_pipeline.media_source import describe_source
-from data_pipeline.schema import Modality
+from data_pipeline.media.feature_lake import FeatureLake
+from data_pipeline.media.limits import describe_source
+from data_pipeline.media.load import load_media
+from data_pipeline.records.schema import Modality
 
 
 def decode_batch(batch: pa.Table, recipe: str) -> pa.Table:
@@ -25,7 +25,7 @@ def decode_batch(batch: pa.Table, recipe: str) -> pa.Table:
 
     Args:
         batch: one row: modality, and lists sha256 and path.
-        recipe: of `data_pipeline.media`.
+        recipe: of `data_pipeline.media.load`.
 
     Returns:
         one row: the decoded media's sha256s and their stacked tensor (bytes and shape), the reasons why others are

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.corpus_files import Corpus
-from data_pipeline.dialogue import DialoguePrompt, parse_offered_tools, render_answer, split_prompt
+from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
-from data_pipeline.schema import ToolRecord
+from data_pipeline.records.dialogue import DialoguePrompt, parse_offered_tools, render_answer, split_prompt
+from data_pipeline.records.schema import ToolRecord
 from model.dialogue_scores import called_tool_ids, score_dialogues
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate_dialogues import DialogueEvaluation

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.encoding import encode_dialogue
-from data_pipeline.schema import ToolRecord, Turn
+from data_pipeline.batches.encoding import encode_dialogue
+from data_pipeline.records.schema import ToolRecord, Turn
 from model.backbone import load_tokenizer
 from model.dialogue_decode import generate_dialogue
 from model.dialogue_scores import DialogueScores, join_gold, score_dialogues

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID
-from data_pipeline.encoding import encode_question, longest_answer
-from data_pipeline.prompts import render_target
-from data_pipeline.schema import ToolRecord
+from data_pipeline.batches.encoding import encode_question, longest_answer
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
+from data_pipeline.records.prompts import render_target
+from data_pipeline.records.schema import ToolRecord
 from model.backbone import load_tokenizer
 from model.baselines import knn_baseline, majority_baseline
 from model.decode import Prompt, top_k_tools

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.corpus_files import Corpus
+from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
-from data_pipeline.feature_lake import FeatureLake
-from data_pipeline.schema import ToolRecord
+from data_pipeline.media.feature_lake import FeatureLake
+from data_pipeline.records.schema import ToolRecord
 from ray_jobs.config import RunSpec
 
 EMBED_FILE = "embed.json"  # which encoder made the run's vectors; `embed` writes it

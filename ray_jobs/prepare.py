@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_pipeline.corpus import build_corpus
-from data_pipeline.splits import SPLITS
+from data_pipeline.corpus.build import build_corpus
+from data_pipeline.corpus.splits import SPLITS
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 

@@ -7,9 +7,9 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from data_pipeline.encoding import encode_question, longest_answer
-from data_pipeline.media import load_media
-from data_pipeline.schema import Modality
+from data_pipeline.batches.encoding import encode_question, longest_answer
+from data_pipeline.media.load import load_media
+from data_pipeline.records.schema import Modality
 from model.bundle import check_encoder, load_bundle
 from model.decode import Prompt, top_k_tools
 from model.trie import CatalogTrie

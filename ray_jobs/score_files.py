@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.catalog import ToolCatalog
 from data_pipeline.errors import InputError
-from data_pipeline.schema import CORPUS_SCHEMA, AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.catalog import ToolCatalog
+from data_pipeline.records.schema import CORPUS_SCHEMA, AmbiguityType, Modality, ToolRecord
 from model.metrics import GoldItem
 
 _AMBIGUITY_BY_CODE = dict(enumerate((kind for kind in AmbiguityType if kind is not AmbiguityType.NONE), start=1))

@@ -21,9 +21,9 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal import constants as train_constants
 
-from data_pipeline.corpus_files import Corpus
+from data_pipeline.batches.plan import count_seen
+from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
-from data_pipeline.training_plan import count_seen
 from model.config import ModelConfig
 from ray_jobs.checkpoint import PARAMETERS_FILE, CheckpointStore, load_metrics
 from ray_jobs.cluster import connect

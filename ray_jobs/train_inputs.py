@@ -8,14 +8,14 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from data_pipeline.corpus_files import Corpus
-from data_pipeline.encoding import encode_dialogue, encode_question, longest_answer
+from data_pipeline.batches.encoding import encode_dialogue, encode_question, longest_answer
+from data_pipeline.batches.paper_sampler import PaperPlan
+from data_pipeline.batches.plan import TrainingPlan, UniformPlan, mixture_repeats
+from data_pipeline.batches.stream import BatchForm, TokenizedSplit, tokenize_split
+from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
-from data_pipeline.paper_sampler import PaperPlan
-from data_pipeline.prompts import render_prompt, render_target
-from data_pipeline.schema import CORPUS_SCHEMA, ToolRecord
-from data_pipeline.stream import BatchForm, TokenizedSplit, tokenize_split
-from data_pipeline.training_plan import TrainingPlan, UniformPlan, mixture_repeats
+from data_pipeline.records.prompts import render_prompt, render_target
+from data_pipeline.records.schema import CORPUS_SCHEMA, ToolRecord
 from model.backbone import load_tokenizer
 from model.config import ModelConfig
 from model.dialogue_scores import called_tool_ids

@@ -15,7 +15,7 @@ import numpy as np
 import ray
 from ray import tune as ray_tune
 
-from data_pipeline.corpus_files import MANIFEST_FILE, Corpus
+from data_pipeline.corpus.files import MANIFEST_FILE, Corpus
 from data_pipeline.errors import InputError
 from ray_jobs import embed, prepare
 from ray_jobs.cluster import connect

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from data_pipeline.prompts import render_target
-from data_pipeline.schema import ToolRecord
+from data_pipeline.records.prompts import render_target
+from data_pipeline.records.schema import ToolRecord
 from model.decode import Prompt, greedy_tools
 from model.dialogue_decode import generate_dialogue
 from model.dialogue_scores import score_dialogues

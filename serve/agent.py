@@ -1,8 +1,8 @@
 """The agent's loop: thought, action, the tool runs, observation, and again, until there is an answer or a limit.
 
-Protocol: GPT4Tools, supplement Table 4 (`data_pipeline/dialogue.py`). The loop trusts neither the model nor the tools:
-a tool that is not offered, a file that nobody gave and arguments that the tool does not take are refused, and the model
-is told so in place of a result. What writes turns and what runs tools is injected.
+Protocol: GPT4Tools, supplement Table 4 (`data_pipeline/records/dialogue.py`). The loop trusts neither the model nor the
+tools: a tool that is not offered, a file that nobody gave and arguments that the tool does not take are refused, and
+the model is told so in place of a result. What writes turns and what runs tools is injected.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from data_pipeline.dialogue import Answer, ToolCall, parse_turn, render_dialogue_prompt, render_observation
 from data_pipeline.errors import InputError
-from data_pipeline.schema import Turn
+from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn, render_dialogue_prompt, render_observation
+from data_pipeline.records.schema import Turn
 from model.turn_decode_types import PromptTooLongError, TurnRequest, WrittenTurn
 from serve.agent_tools import build_dialogue_tool, build_turn_tool, read_arguments
 from serve.artifacts import Artifact

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from data_pipeline.dialogue import render_exchange, render_image_note
+from data_pipeline.records.dialogue import render_exchange, render_image_note
 from serve.agent import AgentRequest
 from serve.artifacts import Artifact
 from serve.chat_content import ARTIFACT_SCHEME, ChatTurn, Conversation

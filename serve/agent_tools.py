@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline.catalog import Tool
 from data_pipeline.errors import InputError
-from data_pipeline.gpt4tools_catalog import GPT4TOOLS_TOOLS
+from data_pipeline.records.catalog import Tool
+from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
 from model.turn_decode_types import TurnArgument, TurnTool
 from serve.artifacts import Artifact
 from serve.tools.spec import Argument, ToolSpec

@@ -22,7 +22,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from data_pipeline.schema import Modality
+from data_pipeline.records.schema import Modality
 from serve.schemas import RequestError
 from serve.uploads import sniff_modality
 

@@ -30,8 +30,8 @@ import ray
 import torch
 from ray import serve as ray_serve
 
-from data_pipeline.catalog import Tool, ToolCatalog
-from data_pipeline.encoding import encode_question
+from data_pipeline.batches.encoding import encode_question
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.bundle import load_bundle, save_bundle
 from model.decode import Prompt, top_k_tools
 from model.mllm import ToolLLM

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from serve.agent import AgentResult, AgentStep
 from serve.artifacts import Artifact
 from serve.chat_content import Conversation

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID, Tool
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from serve.artifacts import Artifact
 from serve.chat_content import Conversation
 from serve.chat_schemas import ChatRequest, FunctionDefinition, NamedTool
@@ -309,7 +309,7 @@ def _media_modality(name: str, schema: Mapping[str, Any]) -> str | None:
 
 
 def _name_fault(name: str, earlier: Sequence[str]) -> str:
-    """What keeps the model's answer form from holding the name (`data_pipeline.catalog.Tool`); "" for nothing."""
+    """What keeps the model's answer form from holding a name (`data_pipeline.records.catalog`); "" for nothing."""
     if any(c.isspace() or c in "{}[],'\"" for c in name):
         return "holds white space or one of { } [ ] , ' \""
     if name == UNKNOWN_TOOL_ID:

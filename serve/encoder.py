@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from ray import serve as ray_serve
 
-from data_pipeline.media import MediaLimits, load_media
-from data_pipeline.schema import Modality
+from data_pipeline.media.load import MediaLimits, load_media
+from data_pipeline.records.schema import Modality
 from model.bundle import check_encoder, load_bundle
 from model.encoders import FrozenImageBind, load_encoder
 from serve.batching import Batcher

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from model.bundle import Bundle
 from model.decode import Prompt, RankedTool, ToolSearch
 from model.shared_backbone import SharedBackbone

@@ -15,8 +15,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 
-from data_pipeline.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.errors import InputError, MediaError
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from serve.body import BodyLimit, SelectInput, read_select_input
 from serve.chat import ChatService
 from serve.chat_routes import add_chat_routes, build_gate

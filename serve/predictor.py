@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ray import serve as ray_serve
 
-from data_pipeline.encoding import encode_question, longest_answer
+from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.errors import InputError
 from model.bundle import Bundle, load_bundle
 from model.decode import Prompt

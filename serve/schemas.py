@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_pipeline.catalog import Tool
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
 
 MediaModality = Literal["image", "audio", "video"]
 

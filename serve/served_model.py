@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.catalog import ToolCatalog
+from data_pipeline.records.catalog import ToolCatalog
 from serve.deployment_calls import ask
 from serve.schemas import RequestError
 

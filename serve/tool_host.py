@@ -11,7 +11,7 @@ from typing import Any
 from ray import serve as ray_serve
 
 from data_pipeline.errors import InputError
-from data_pipeline.media_source import MediaLimits
+from data_pipeline.media.limits import MediaLimits
 from serve.agent import ToolResult
 from serve.artifacts import Artifact, ArtifactStore
 from serve.config import ServeArgs

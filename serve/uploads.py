@@ -11,7 +11,7 @@ import io
 import av
 from av.stream import Disposition
 
-from data_pipeline.schema import Modality
+from data_pipeline.records.schema import Modality
 from serve.schemas import RequestError
 
 ALLOWED_KINDS = (

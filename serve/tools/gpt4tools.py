@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_pipeline.catalog import Tool
-from data_pipeline.gpt4tools_catalog import GPT4TOOLS_TOOLS, PREFIX
+from data_pipeline.records.catalog import Tool
+from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, PREFIX
 from serve.tools.hub import generating, seeing
 from serve.tools.images import drawing, faces, outlines, quality, reading, resolution
 from serve.tools.spec import Argument, Method, ToolOutput, ToolSpec

@@ -15,9 +15,9 @@ from av.video.frame import PictureType
 from PIL import Image, ImageOps
 
 from data_pipeline.errors import MediaError
-from data_pipeline.media_audio import decode_audio
-from data_pipeline.media_image import IMAGE_FORMATS
-from data_pipeline.media_source import (
+from data_pipeline.media.audio import decode_audio
+from data_pipeline.media.image import IMAGE_FORMATS
+from data_pipeline.media.limits import (
     DEFAULT_LIMITS,
     MediaLimits,
     check_codec,

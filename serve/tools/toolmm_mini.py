@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data_pipeline.toolmm_mini.catalog import build_catalog
+from data_pipeline.sources.toolmm_mini.catalog import build_catalog
 from serve.tools.hub.seeing import (
     answer_question,
     caption_picture,

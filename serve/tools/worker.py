@@ -24,7 +24,7 @@ from typing import Any
 import cv2
 
 from data_pipeline.errors import InputError, MediaError
-from data_pipeline.media_source import MediaLimits
+from data_pipeline.media.limits import MediaLimits
 from serve.tools.media import ToolLimits, decode_media
 from serve.tools.spec import ToolError, ToolOutput
 from serve.tools.tool_file import load_tool_file

@@ -19,9 +19,9 @@ from PIL import Image
 from ray import serve as ray_serve
 from safetensors.torch import save_file
 
-from data_pipeline.catalog import Tool, ToolCatalog
-from data_pipeline.encoding import encode_question
-from data_pipeline.media import load_media
+from data_pipeline.batches.encoding import encode_question
+from data_pipeline.media.load import load_media
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.bundle import Bundle, load_bundle, save_bundle
 from model.config import ModelConfig
 from model.decode import Prompt, top_k_tools

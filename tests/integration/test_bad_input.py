@@ -1,6 +1,6 @@
 """Bad input to the commands: one clear sentence, exit code 2, no traceback, and nothing half-written.
 
-Media that cannot be decoded are in tests/data_pipeline/test_media.py and tests/ray_jobs/test_embed.py, files of
+Media that cannot be decoded are in tests/data_pipeline/media/test_load.py and tests/ray_jobs/test_embed.py, files of
 predictions in tests/ray_jobs/test_score.py, damaged bundles in tests/model/test_bundle.py.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.corpus_files import Corpus
-from data_pipeline.feature_lake import FeatureLake
+from data_pipeline.corpus.files import Corpus
+from data_pipeline.media.feature_lake import FeatureLake
 from model.tiny import build_tiny_backbone
 from ray_jobs.cli import main
 from ray_jobs.features import save_embed_info

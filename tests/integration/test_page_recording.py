@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from playwright.sync_api import Page, expect, sync_playwright
 from small_service import free_port
 
-from data_pipeline.media import load_media
+from data_pipeline.media.load import load_media
 from serve.agent import describe_artifact
 from serve.artifacts import Artifact, ArtifactStore
 from serve.chat_content import ChatLimits, parse_conversation, store_media

@@ -19,7 +19,7 @@ from ray import serve as ray_serve
 from ray.util.state import list_actors
 from small_service import APP, CATALOG, SELECT, Service, make_bundle, picture
 
-from data_pipeline.catalog import Tool, ToolCatalog
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.bundle import load_bundle
 from serve.app import build_app
 

@@ -15,7 +15,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from small_training import VERBS, build_base, build_spec, history
 
-from data_pipeline.corpus_files import Corpus
+from data_pipeline.corpus.files import Corpus
 from model.bundle import load_bundle
 from model.config import ModelConfig
 from model.mllm import ToolLLM

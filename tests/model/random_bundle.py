@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.catalog import Tool, ToolCatalog
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.bundle import Bundle, load_bundle, save_bundle
 from model.config import ModelConfig
 from model.mllm import ToolLLM

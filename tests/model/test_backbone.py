@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from data_pipeline.batches.packing import build_micro_batch
 from data_pipeline.errors import InputError
-from data_pipeline.packing import build_micro_batch
 from model.backbone import load_backbone
 from model.config import ModelConfig
 from model.decode import Prompt, score_all_tools, top_k_tools

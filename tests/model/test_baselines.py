@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import InputError
-from data_pipeline.schema import Modality, ToolRecord
+from data_pipeline.records.schema import Modality, ToolRecord
 from model.baselines import knn_baseline, majority_baseline
 from model.metrics import parse_answer
 

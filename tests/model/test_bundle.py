@@ -16,9 +16,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from data_pipeline.catalog import Tool, ToolCatalog
-from data_pipeline.encoding import encode_question
+from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.bundle import Bundle, check_encoder, load_bundle, save_bundle
 from model.config import ModelConfig
 from model.decode import Prompt, top_k_tools

@@ -10,9 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import OPTConfig, OPTForCausalLM
 
-from data_pipeline.batch_plan import PlanIndex
-from data_pipeline.encoding import EncodedQuestion
-from data_pipeline.packing import build_micro_batch
+from data_pipeline.batches.encoding import EncodedQuestion
+from data_pipeline.batches.packing import build_micro_batch
+from data_pipeline.batches.steps import PlanIndex
 from model.backbone import attach_adapter
 from model.config import ModelConfig
 from model.cost import ModelSize, compute_activation_bytes, compute_flops, compute_state_bytes

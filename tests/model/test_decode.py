@@ -23,9 +23,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from data_pipeline.encoding import encode_question
+from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
-from data_pipeline.prompts import render_target
+from data_pipeline.records.prompts import render_target
 from model.config import ModelConfig
 from model.decode import (
     DecodeStats,

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.dialogue import TURN_STOP, render_answer, render_call, render_observation
-from data_pipeline.encoding import EncodedQuestion, encode_dialogue, encode_turn
+from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_turn
+from data_pipeline.batches.packing import build_micro_batch
 from data_pipeline.errors import InputError
-from data_pipeline.packing import build_micro_batch
-from data_pipeline.schema import Turn
+from data_pipeline.records.dialogue import TURN_STOP, render_answer, render_call, render_observation
+from data_pipeline.records.schema import Turn
 from model.dialogue_decode import _advance, _Dialogue, generate_dialogue
 from model.mllm import ToolLLM, to_tensors
 from model.tiny import build_tiny_backbone

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.encoding import encode_dialogue
-from data_pipeline.packing import build_micro_batch
-from data_pipeline.schema import Turn
+from data_pipeline.batches.encoding import encode_dialogue
+from data_pipeline.batches.packing import build_micro_batch
+from data_pipeline.records.schema import Turn
 from model.mllm import to_tensors
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from data_pipeline.catalog import Tool
-from data_pipeline.dialogue import render_answer, render_call, render_dialogue_prompt, render_observation
 from data_pipeline.errors import InputError
-from data_pipeline.schema import Modality, ToolRecord, Turn
+from data_pipeline.records.catalog import Tool
+from data_pipeline.records.dialogue import render_answer, render_call, render_dialogue_prompt, render_observation
+from data_pipeline.records.schema import Modality, ToolRecord, Turn
 from model.dialogue_scores import called_tool_ids, join_gold, join_turns, score_dialogues
 from model.gpt4tools_metrics import score_item
 

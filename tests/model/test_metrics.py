@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import InputError
-from data_pipeline.prompts import render_target
-from data_pipeline.schema import AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.prompts import render_target
+from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 from model.metrics import GoldItem, parse_answer, score_records, score_selection
 from ray_jobs.score_files import read_catalog_names, read_selection_gold, read_selection_predictions
 

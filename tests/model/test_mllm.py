@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from data_pipeline.encoding import MEDIA_SLOT_ID, encode_question
+from data_pipeline.batches.encoding import MEDIA_SLOT_ID, encode_question
+from data_pipeline.batches.packing import build_micro_batch, collate, pack_questions, pack_row
 from data_pipeline.errors import InputError
-from data_pipeline.packing import build_micro_batch, collate, pack_questions, pack_row
 from model.attention import build_mask
 from model.config import ModelConfig
 from model.mllm import ToolLLM, compute_loss, to_tensors

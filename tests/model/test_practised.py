@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.encoding import encode_question
+from data_pipeline.batches.encoding import encode_question
 from model.decode import Prompt
 from model.practised import N_TOOLS, build_practised_mllm, draw_questions, sample_with_generate
 

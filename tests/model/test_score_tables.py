@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipeline.schema import AmbiguityType, Modality
+from data_pipeline.records.schema import AmbiguityType, Modality
 from model.intervals import Estimate
 from model.metrics import GoldItem, SelectionScores, score_selection
 from model.score_tables import SELECTION_ROWS, plot_scores, render_estimate, render_table

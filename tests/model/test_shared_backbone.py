@@ -9,7 +9,7 @@ import pytest
 from peft.tuners.tuners_utils import BaseTunerLayer
 from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
 
-from data_pipeline.encoding import encode_question
+from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from model.decode import Prompt, RankedTool, top_k_tools
 from model.mllm import ToolLLM

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.schema import Modality
-from data_pipeline.toolmm_mini.media_files import MEDIA_KINDS
-from data_pipeline.toolmm_mini.questions import load_grammar
+from data_pipeline.records.schema import Modality
+from data_pipeline.sources.toolmm_mini.media_files import MEDIA_KINDS
+from data_pipeline.sources.toolmm_mini.questions import load_grammar
 from model.encoders import WEIGHTS_DIR, load_encoder
 from model.imagebind import ImageBind, ImageBindConfig
 from model.tiny_encoder import (

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import InputError
-from data_pipeline.prompts import render_target
+from data_pipeline.records.prompts import render_target
 from model.trie import CatalogTrie
 
 NAMES = ("t5", "t5-base", "t5-base-finetuned", "org/t5-base", "org/t5", "unknown", "zoo/resnet-50", "zoo/resnet-101")

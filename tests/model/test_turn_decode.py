@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.catalog import Tool
-from data_pipeline.dialogue import (
+from data_pipeline.batches.encoding import encode_dialogue
+from data_pipeline.batches.packing import build_micro_batch
+from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
+from data_pipeline.records.dialogue import (
     Answer,
     ToolCall,
     parse_turn,
@@ -20,10 +23,7 @@ from data_pipeline.dialogue import (
     render_dialogue_prompt,
     render_observation,
 )
-from data_pipeline.encoding import encode_dialogue
-from data_pipeline.errors import InputError
-from data_pipeline.packing import build_micro_batch
-from data_pipeline.schema import Turn
+from data_pipeline.records.schema import Turn
 from model.decode import score_all_tools
 from model.dialogue_decode import generate_dialogue
 from model.mllm import ToolLLM, to_tensors

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.encoding import EncodedQuestion, encode_question
-from data_pipeline.packing import PlanIndex, build_micro_batch, split_step, split_step_rows
-from data_pipeline.prompts import render_target
+from data_pipeline.batches.encoding import EncodedQuestion, encode_question
+from data_pipeline.batches.packing import PlanIndex, build_micro_batch, split_step, split_step_rows
+from data_pipeline.records.prompts import render_target
 from model.config import ModelConfig
 from model.mllm import ToolLLM, to_tensors
 from model.tiny import build_tiny_backbone

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.packing import packing_statistics
+from data_pipeline.batches.packing import packing_statistics
 from model.config import ModelConfig
 from model.mllm import ToolLLM, to_tensors
 from model.tiny import build_tiny_backbone
@@ -34,7 +34,7 @@ def test_questions_are_like_the_released_ones(config: ModelConfig) -> None:
 
 def test_all_loops_compute_the_same_loss(config: ModelConfig) -> None:
     """On the rows of one step: the mean over all answer tokens."""
-    from data_pipeline.packing import build_micro_batch
+    from data_pipeline.batches.packing import build_micro_batch
 
     mllm = ToolLLM.build(config).eval()
     data = build_data(mllm.tokenizer, build_questions()[0])

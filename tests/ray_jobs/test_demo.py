@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import InputError
-from data_pipeline.schema import AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 from ray_jobs.demo import choose_questions
 
 MEDIA_ROOT = Path("/media-root")

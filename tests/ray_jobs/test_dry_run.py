@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.encoding import encode_question
+from data_pipeline.batches.encoding import encode_question
+from data_pipeline.batches.packing import PlanIndex, build_micro_batch, plan_epoch, split_step
 from data_pipeline.errors import InputError
-from data_pipeline.packing import PlanIndex, build_micro_batch, plan_epoch, split_step
 from model.config import ModelConfig
 from model.cost import ModelSize, compute_flops
 from model.mllm import ToolLLM, to_tensors

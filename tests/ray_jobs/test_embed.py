@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from data_pipeline.corpus import Corpus, PrepareOptions, build_corpus
+from data_pipeline.corpus.build import Corpus, PrepareOptions, build_corpus
 from data_pipeline.errors import InputError
-from data_pipeline.feature_lake import FeatureLake
-from data_pipeline.media import load_media
+from data_pipeline.media.feature_lake import FeatureLake
+from data_pipeline.media.load import load_media
 from model.encoders import load_encoder
 from model.imagebind import ImageBind, ImageBindConfig
 from ray_jobs.embed import embed_corpus
@@ -208,7 +208,7 @@ def test_bad_encoder_and_lake_are_input_errors(
 INTERRUPTED_PASS = """
 import sys
 import ray
-from data_pipeline.corpus import Corpus
+from data_pipeline.corpus.build import Corpus
 from ray_jobs.embed import embed_corpus
 ray.init(address=sys.argv[1], log_to_driver=False)
 embed_corpus(Corpus.open(sys.argv[2]), sys.argv[3], sys.argv[4], dtype="float32", batch_size=1)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.catalog import Tool, ToolCatalog
 from data_pipeline.errors import InputError
-from data_pipeline.schema import Modality, ToolRecord, Turn
+from data_pipeline.records.catalog import Tool, ToolCatalog
+from data_pipeline.records.schema import Modality, ToolRecord, Turn
 from ray_jobs import evaluate as job
 from ray_jobs.config import load_run_spec
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.catalog import Tool
-from data_pipeline.dialogue import (
+from data_pipeline.records.catalog import Tool
+from data_pipeline.records.dialogue import (
     render_answer,
     render_call,
     render_dialogue_prompt,
     render_exchange,
     render_image_note,
 )
-from data_pipeline.schema import Modality, ToolRecord, Turn
+from data_pipeline.records.schema import Modality, ToolRecord, Turn
 from model.dialogue_scores import score_dialogues
 from ray_jobs.evaluate_agent import AgentRun, ask_agent
 

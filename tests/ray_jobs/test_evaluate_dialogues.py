@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline.dialogue import render_answer, render_call, render_observation
-from data_pipeline.schema import Modality, ToolRecord, Turn
+from data_pipeline.records.dialogue import render_answer, render_call, render_observation
+from data_pipeline.records.schema import Modality, ToolRecord, Turn
 from model.gpt4tools_metrics import score_gpt4tools
 from ray_jobs import evaluate_dialogues as job
 from ray_jobs.config import EvaluateOptions

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.prompts import render_target
-from data_pipeline.schema import AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.prompts import render_target
+from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 from model.metrics import SelectionScores, score_records
 from ray_jobs.evaluate import name_metrics
 from ray_jobs.evaluate_questions import (

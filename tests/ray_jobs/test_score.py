@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.catalog import ToolCatalog
 from data_pipeline.errors import InputError
-from data_pipeline.schema import CORPUS_SCHEMA, AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.catalog import ToolCatalog
+from data_pipeline.records.schema import CORPUS_SCHEMA, AmbiguityType, Modality, ToolRecord
 from ray_jobs.cli import main
 from ray_jobs.score import add_arguments, run
 

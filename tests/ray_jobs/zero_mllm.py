@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from toy_batches import build_toy_mllm, toy_media, toy_questions
 
-from data_pipeline.encoding import EncodedQuestion
-from data_pipeline.packing import build_micro_batch
+from data_pipeline.batches.encoding import EncodedQuestion
+from data_pipeline.batches.packing import build_micro_batch
 from model.mllm import ToolLLM, to_tensors
 from ray_jobs.config import TrainOptions
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 import serve.encoder
-from data_pipeline.catalog import ToolCatalog
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import ToolCatalog
 from model.bundle import Bundle
 from serve.app import build_app
 from serve.config import ServeArgs

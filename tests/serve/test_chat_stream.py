@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.catalog import Tool
+from data_pipeline.records.catalog import Tool
 from serve.agent import AgentResult, AgentStep
 from serve.artifacts import Artifact
 from serve.chat_content import ChatTurn, Conversation, PastCall

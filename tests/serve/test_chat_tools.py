@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from data_pipeline.catalog import Tool
+from data_pipeline.records.catalog import Tool
 from serve.artifacts import Artifact
 from serve.chat_content import ChatTurn, Conversation, Medium
 from serve.chat_schemas import ChatRequest, FunctionDefinition, parse_chat_request

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
 
-from data_pipeline.encoding import encode_question
+from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from model.decode import Prompt
 from model.turn_decode_types import PromptTooLongError, TurnRequest, WrittenTurn

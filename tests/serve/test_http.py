@@ -20,8 +20,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from ray.serve.exceptions import BackPressureError
 from starlette.types import Message
 
-from data_pipeline.catalog import Tool, ToolCatalog
 from data_pipeline.errors import InputError, MediaError
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from serve.chat import ChatService
 from serve.config import ServeArgs
 from serve.ingress import SelectionService, build_api

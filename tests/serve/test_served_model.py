@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from data_pipeline.catalog import Tool, ToolCatalog
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from serve.schemas import RequestError
 from serve.served_model import ServedModel, ServedModels
 

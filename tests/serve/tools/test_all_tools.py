@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from data_pipeline.errors import InputError
-from data_pipeline.gpt4tools_catalog import GPT4TOOLS_TOOLS
-from data_pipeline.schema import Modality
-from data_pipeline.toolmm_mini.catalog import build_catalog
-from data_pipeline.toolmm_mini.media_files import render_media
+from data_pipeline.records.schema import Modality
+from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
+from data_pipeline.sources.toolmm_mini.catalog import build_catalog
+from data_pipeline.sources.toolmm_mini.media_files import render_media
 from serve.tools.all_tools import load_tools
 from serve.tools.media import png_file
 from serve.tools.run import ToolRunner

@@ -10,7 +10,7 @@ import pytest
 from scipy.signal import butter, sosfilt
 
 from data_pipeline.errors import MediaError
-from data_pipeline.toolmm_mini import sounds
+from data_pipeline.sources.toolmm_mini import sounds
 from serve.tools.audio import pitch, repair, rhythm, voice
 from serve.tools.audio.spectrum import to_samples, to_spectrum
 from serve.tools.spec import Sound

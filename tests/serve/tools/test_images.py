@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from skimage import data
 
-from data_pipeline.toolmm_mini import pictures
-from data_pipeline.toolmm_mini.domains import render_portrait
-from data_pipeline.toolmm_mini.emblems import render_barcode, render_fabric, render_score, render_text
-from data_pipeline.toolmm_mini.scenes import render_scene
+from data_pipeline.sources.toolmm_mini import pictures
+from data_pipeline.sources.toolmm_mini.domains import render_portrait
+from data_pipeline.sources.toolmm_mini.emblems import render_barcode, render_fabric, render_score, render_text
+from data_pipeline.sources.toolmm_mini.scenes import render_scene
 from serve.tools.images import drawing, faces, light, noise, outlines, patterns, quality, reading, resolution
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import MediaError
-from data_pipeline.media_source import MediaLimits
+from data_pipeline.media.limits import MediaLimits
 from serve.tools.media import ToolLimits, decode_media, mp4_file, png_file, wav_file
 from serve.tools.spec import Clip, Sound
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.media_source import MediaLimits
+from data_pipeline.media.limits import MediaLimits
 from serve.tools.all_tools import load_tools
 from serve.tools.media import ToolLimits, decode_media, png_file
 from serve.tools.run import ToolRunner

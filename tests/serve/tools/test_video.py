@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.errors import InputError, MediaError
-from data_pipeline.toolmm_mini import clips, pictures
+from data_pipeline.sources.toolmm_mini import clips, pictures
 from serve.tools.media import ToolLimits, decode_media, mp4_file
 from serve.tools.spec import Clip
 from serve.tools.video import cuts, faults, motion

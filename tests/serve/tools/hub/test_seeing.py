@@ -33,8 +33,8 @@ from transformers import (
     VitPoseImageProcessorPil,
 )
 
-from data_pipeline.schema import Modality
-from data_pipeline.toolmm_mini.media_files import render_media
+from data_pipeline.records.schema import Modality
+from data_pipeline.sources.toolmm_mini.media_files import render_media
 from serve.tools.all_tools import load_tools
 from serve.tools.media import ToolLimits, decode_media
 from serve.tools.models import ModelCache

@@ -1,0 +1,166 @@
+"""Questions and answers as token ids, in the pieces in which MLLM-Tool's training code tokenises them.
+
+Reference: MLLM-Tool/MLLM-Tool, `code/model/anyToImageVideoAudio.py`: the bos token once, every piece of the prompt
+and the answer tokenised on its own without special tokens, loss on the answer alone. One deviation: where question and
+answer are too long together, the reference cuts the end of the sequence and so the answer; here the question is cut
+and the answer is whole. Dialogues (GPT4Tools' form) are tokenised turn by turn, so that what the model reads while it
+answers turn by turn is what it read in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.batches.answer_tree import AnswerTree, build_answer_tree
+from data_pipeline.errors import InputError
+from data_pipeline.records.prompts import render_prompt, render_target
+from data_pipeline.records.schema import Turn
+
+MEDIA_SLOT_ID = -200  # marks the one position that the projected media vector takes; no vocabulary has it
+MAX_TARGET_TOKENS = 512  # MLLM-Tool's `max_tgt_len`
+
+_MARK = "\x00"  # stands for the instruction while a prompt is taken apart
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedQuestion:
+    """One question and all its right answers as token ids.
+
+    Attributes:
+        prompt_ids: int32 [P]: bos (where the tokenizer has one), prefix, MEDIA_SLOT_ID where a medium goes, the
+            question.
+        answers: one int32 [A_i] per right tool, end marker included; of a dialogue, all its turns as one.
+        bears_loss: one bool [A_i] per answer: which of its tokens are to be predicted; None = all of them.
+    """
+
+    prompt_ids: np.ndarray
+    answers: list[np.ndarray]
+    bears_loss: list[np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        masks = self.answers if self.bears_loss is None else self.bears_loss
+        assert [len(mask) for mask in masks] == [len(answer) for answer in self.answers]
+
+    @property
+    def has_media(self) -> bool:
+        return bool((self.prompt_ids == MEDIA_SLOT_ID).any())
+
+    @property
+    def n_loss_tokens(self) -> list[int]:
+        """Loss-bearing tokens of each answer."""
+        if self.bears_loss is None:
+            return [len(answer) for answer in self.answers]
+        return [int(mask.sum()) for mask in self.bears_loss]
+
+    @cached_property
+    def tree(self) -> AnswerTree:
+        """All answers behind one copy of the prompt."""
+        return build_answer_tree(self.prompt_ids, self.answers, self.bears_loss)
+
+
+def encode_question(
+    tokenizer: Any,
+    instruction: str,
+    has_media: bool,
+    tool_ids: Sequence[str],
+    max_target_tokens: int = MAX_TARGET_TOKENS,
+    reserve_tokens: int = 0,
+) -> EncodedQuestion:
+    """Tokenise a question and its answers.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, or any callable `tokenizer(text, add_special_tokens=False).input_ids`
+            with a `bos_token_id`; one without a bos token gives sequences without it.
+        instruction: the user's words, unstripped.
+        has_media: whether a media slot is spliced in.
+        tool_ids: every right tool; () when serving.
+        max_target_tokens: bound on what follows the prefix and the media slot: question and longest answer together.
+        reserve_tokens: room for an answer that the question must leave even if its own answers are shorter. Training
+            and serving cut alike if both give the longest answer of the catalogue here (`longest_answer`).
+
+    Raises:
+        InputError: if not even an empty question fits beside the answer.
+    """
+    answers = [_token_ids(tokenizer, render_target(tool_id)) for tool_id in tool_ids]
+    room = max_target_tokens - max([reserve_tokens, *(len(answer) for answer in answers)])
+    prefix, question_ids = _encode_prompt(tokenizer, instruction, has_media)
+    if len(question_ids) > room:
+        question_ids = _cut_question(tokenizer, instruction, has_media, room)
+    bos = [] if tokenizer.bos_token_id is None else [np.array([tokenizer.bos_token_id], dtype=np.int32)]
+    return EncodedQuestion(np.concatenate([*bos, *prefix, question_ids]), answers)
+
+
+def encode_dialogue(tokenizer: Any, record_prompt: str, turns: Sequence[Turn]) -> EncodedQuestion:
+    """Tokenise a dialogue: the assistant's words and the end token bear loss, the prompt and the observations do not.
+
+    Args:
+        tokenizer: as in `encode_question`, with an `eos_token_id`.
+        record_prompt: everything that the model reads before its first turn.
+        turns: assistant and observation in turn, from assistant to assistant; () when serving.
+
+    Returns:
+        one answer: all turns, each tokenised on its own, and the end token; no answer without turns.
+
+    Raises:
+        InputError: the turns do not alternate, or the tokenizer has no end token.
+    """
+    bos = [] if tokenizer.bos_token_id is None else [np.array([tokenizer.bos_token_id], dtype=np.int32)]
+    prompt_ids = np.concatenate([*bos, encode_turn(tokenizer, record_prompt)])
+    if not turns:
+        return EncodedQuestion(prompt_ids, [])
+    roles = [turn.role for turn in turns]
+    if len(turns) % 2 == 0 or roles != (["assistant", "observation"] * len(turns))[: len(turns)]:
+        raise InputError(
+            f"the turns of a dialogue are {', '.join(roles)}; they must be assistant and observation in turn, from "
+            "assistant to assistant."
+        )
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end token (eos), which ends a dialogue; take a backbone that has one.")
+    pieces = [encode_turn(tokenizer, turn.text) for turn in turns]
+    pieces[-1] = np.append(pieces[-1], np.int32(tokenizer.eos_token_id))
+    bears_loss = [np.full(len(piece), turn.role == "assistant") for turn, piece in zip(turns, pieces, strict=True)]
+    return EncodedQuestion(prompt_ids, [np.concatenate(pieces)], [np.concatenate(bears_loss)])
+
+
+def encode_turn(tokenizer: Any, text: str) -> np.ndarray:
+    """One turn of a dialogue on its own, without special tokens: int32 [A]."""
+    return _token_ids(tokenizer, text)
+
+
+def longest_answer(tokenizer: Any, tool_ids: Iterable[str]) -> int:
+    """Number of tokens of the longest answer that names one of the tools; 0 without tools."""
+    return max((len(_token_ids(tokenizer, render_target(tool_id))) for tool_id in tool_ids), default=0)
+
+
+def _encode_prompt(tokenizer: Any, instruction: str, has_media: bool) -> tuple[list[np.ndarray], np.ndarray]:
+    """The prompt after bos, as (pieces before the question, question): only the last piece holds the user's words."""
+    slot = np.array([MEDIA_SLOT_ID], dtype=np.int32)
+    pieces = render_prompt(instruction, has_media)
+    *prefix, question = [slot if piece is None else _token_ids(tokenizer, piece) for piece in pieces]
+    return prefix, question
+
+
+def _cut_question(tokenizer: Any, instruction: str, has_media: bool, room: int) -> np.ndarray:
+    """The question piece in at most `room` tokens: the end of the user's words goes, what frames them stays."""
+    piece = render_prompt(_MARK, has_media)[-1]
+    assert piece is not None
+    opening, closing = piece.split(_MARK)
+    closing_ids = _token_ids(tokenizer, closing)
+    kept = room - len(closing_ids)
+    if kept <= len(_token_ids(tokenizer, opening)):
+        raise InputError(
+            f"max_target_tokens leaves {room} tokens for a question beside its longest answer, too few for any word "
+            "of it; raise max_target_tokens or shorten the tool's name."
+        )
+    return np.concatenate([_token_ids(tokenizer, opening + instruction)[:kept], closing_ids])
+
+
+def _token_ids(tokenizer: Any, text: str) -> np.ndarray:
+    if not text:
+        return np.zeros(0, dtype=np.int32)
+    return np.array(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)

@@ -1,0 +1,212 @@
+"""Token sequences for training: packs of answer trees, or the papers' padded rows, and their batch form (numpy only).
+
+In the layout "packed" one sequence holds many questions, each a tree (see `answer_tree`) that sees nothing of the
+others. In the layout "rows" every (question, answer) pair is a chain of its own, padded on the right to the longest
+of its micro batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from data_pipeline.batches.answer_tree import AnswerTree, build_answer_row
+from data_pipeline.batches.encoding import MEDIA_SLOT_ID, EncodedQuestion
+from data_pipeline.batches.steps import (
+    PackingStatistics,
+    PlanIndex,
+    packing_statistics,
+    plan_epoch,
+    split_step,
+    split_step_rows,
+    steps_per_epoch,
+)
+
+__all__ = [
+    "Layout",
+    "Pack",
+    "PackedBatch",
+    "PackingStatistics",
+    "PlanIndex",
+    "build_micro_batch",
+    "collate",
+    "pack_questions",
+    "pack_row",
+    "packing_statistics",
+    "plan_epoch",
+    "split_step",
+    "split_step_rows",
+    "steps_per_epoch",
+]
+
+Layout = Literal["packed", "rows"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """One sequence of T tokens with Q questions, L loss terms and M media slots; positions index the sequence.
+
+    Attributes:
+        input_ids: int32 [T], MEDIA_SLOT_ID at the slots.
+        position_ids: int32 [T].
+        subtree_end: int32 [T]; query q sees key k iff k <= q < subtree_end[k].
+        loss_position: int32 [L].
+        loss_target: int32 [L].
+        loss_weight: float32 [L]; sums to the number of loss-bearing answer tokens as separate rows.
+        media_position: int32 [M].
+        media_row: int32 [M]; which row of the caller's media matrix goes there.
+        n_rows: number of question-answer pairs.
+        question_index: int32 [Q]; which of the caller's questions these are.
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    subtree_end: np.ndarray
+    loss_position: np.ndarray
+    loss_target: np.ndarray
+    loss_weight: np.ndarray
+    media_position: np.ndarray
+    media_row: np.ndarray
+    n_rows: int
+    question_index: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """B sequences padded to T tokens; `loss_position` and `media_position` index the flattened [B*T] tokens.
+
+    A padding token bears no loss and sees itself alone. `lengths` (int32 [B]) counts the real tokens of each
+    sequence; they come first. The other fields are those of `Pack`. In the layout "rows" every sequence is a chain,
+    for which plain causal attention is enough.
+    """
+
+    layout: Layout
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    subtree_end: np.ndarray
+    lengths: np.ndarray
+    loss_position: np.ndarray
+    loss_target: np.ndarray
+    loss_weight: np.ndarray
+    media_position: np.ndarray
+    media_row: np.ndarray
+    n_rows: int
+    question_index: np.ndarray
+
+
+def pack_questions(
+    questions: Sequence[EncodedQuestion],
+    question_index: Sequence[int] | np.ndarray,
+    media_row: Sequence[int] | np.ndarray,
+) -> Pack:
+    """Lay questions behind one another in one sequence; without any, one blind token, so that an idle rank can step.
+
+    Args:
+        questions: those of this pack, Q of them.
+        question_index: [Q], their numbers in the caller's list.
+        media_row: [Q], the row of each in the caller's media matrix; -1 for text.
+    """
+    n_rows = sum(len(question.answers) for question in questions)
+    return _concatenate([question.tree for question in questions], question_index, media_row, n_rows)
+
+
+def pack_row(question: EncodedQuestion, answer: int, question_index: int, media_row: int) -> Pack:
+    """One (question, answer) pair as a chain of its own."""
+    bears_loss = None if question.bears_loss is None else question.bears_loss[answer]
+    row = build_answer_row(question.prompt_ids, question.answers[answer], bears_loss)
+    return _concatenate([row], [question_index], [media_row], 1)
+
+
+def _concatenate(
+    trees: Sequence[AnswerTree],
+    question_index: Sequence[int] | np.ndarray,
+    media_row: Sequence[int] | np.ndarray,
+    n_rows: int,
+) -> Pack:
+    if not trees:
+        blind = np.zeros(1, dtype=np.int32)
+        nothing = np.zeros(0, dtype=np.int32)
+        no_weight = np.zeros(0, dtype=np.float32)
+        return Pack(blind, blind, blind + 1, nothing, nothing, no_weight, nothing, nothing, 0, nothing)
+    lengths = np.array([len(tree.input_ids) for tree in trees], dtype=np.int32)
+    starts = np.cumsum(lengths, dtype=np.int32) - lengths
+    starts_of_losses = np.repeat(starts, [len(tree.loss_target) for tree in trees])
+    input_ids = np.concatenate([tree.input_ids for tree in trees])
+    media_position = np.flatnonzero(input_ids == MEDIA_SLOT_ID).astype(np.int32)
+    media_question = np.searchsorted(starts, media_position, side="right") - 1
+    return Pack(
+        input_ids=input_ids,
+        position_ids=np.concatenate([tree.position_ids for tree in trees]),
+        subtree_end=np.concatenate([tree.subtree_end for tree in trees]) + np.repeat(starts, lengths),
+        loss_position=np.concatenate([tree.loss_position for tree in trees]) + starts_of_losses,
+        loss_target=np.concatenate([tree.loss_target for tree in trees]),
+        loss_weight=np.concatenate([tree.loss_weight for tree in trees]),
+        media_position=media_position,
+        media_row=np.asarray(media_row, dtype=np.int32)[media_question],
+        n_rows=n_rows,
+        question_index=np.asarray(question_index, dtype=np.int32),
+    )
+
+
+def collate(packs: Sequence[Pack], layout: Layout = "packed", pad_id: int = 0, pad_to_multiple: int = 1) -> PackedBatch:
+    """Stack sequences and pad them on the right.
+
+    Args:
+        packs: B of them; the layout "packed" normally has one.
+        layout: "rows" states that every pack is one chain.
+        pad_id: id of padding tokens.
+        pad_to_multiple: the padded length is a multiple of it; block-wise attention kernels like 128.
+    """
+    lengths = np.array([len(pack.input_ids) for pack in packs], dtype=np.int32)
+    n_tokens = -(-int(lengths.max()) // pad_to_multiple) * pad_to_multiple
+    shape = (len(packs), n_tokens)
+    input_ids = np.full(shape, pad_id, dtype=np.int32)
+    position_ids = np.zeros(shape, dtype=np.int32)
+    subtree_end = np.tile(np.arange(1, n_tokens + 1, dtype=np.int32), (len(packs), 1))
+    for row, (pack, length) in enumerate(zip(packs, lengths, strict=True)):
+        input_ids[row, :length] = pack.input_ids
+        position_ids[row, :length] = pack.position_ids
+        subtree_end[row, :length] = pack.subtree_end
+    return PackedBatch(
+        layout=layout,
+        input_ids=input_ids,
+        position_ids=position_ids,
+        subtree_end=subtree_end,
+        lengths=lengths,
+        loss_position=np.concatenate([pack.loss_position + row * n_tokens for row, pack in enumerate(packs)]),
+        loss_target=np.concatenate([pack.loss_target for pack in packs]),
+        loss_weight=np.concatenate([pack.loss_weight for pack in packs]),
+        media_position=np.concatenate([pack.media_position + row * n_tokens for row, pack in enumerate(packs)]),
+        media_row=np.concatenate([pack.media_row for pack in packs]),
+        n_rows=sum(pack.n_rows for pack in packs),
+        question_index=np.concatenate([pack.question_index for pack in packs]),
+    )
+
+
+def build_micro_batch(
+    questions: Sequence[EncodedQuestion],
+    selection: np.ndarray,
+    media_row: np.ndarray,
+    pad_id: int = 0,
+    pad_to_multiple: int = 1,
+) -> PackedBatch:
+    """The batch of one micro step.
+
+    Args:
+        questions: all questions of the split, N of them.
+        selection: what `split_step` returned for this rank and micro step: question indices [Q] (layout "packed") or
+            pairs of question index and answer number [R, 2] (layout "rows").
+        media_row: int [N], the row of each question in the media matrix; -1 for text.
+        pad_id: id of padding tokens.
+        pad_to_multiple: see `collate`.
+    """
+    if selection.ndim == 1 or len(selection) == 0:
+        pack = pack_questions(
+            [questions[index] for index in selection.ravel()], selection.ravel(), media_row[selection.ravel()]
+        )
+        return collate([pack], "packed" if selection.ndim == 1 else "rows", pad_id, pad_to_multiple)
+    packs = [pack_row(questions[index], answer, index, int(media_row[index])) for index, answer in selection.tolist()]
+    return collate(packs, "rows", pad_id, pad_to_multiple)

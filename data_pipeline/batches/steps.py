@@ -1,0 +1,279 @@
+"""Which questions make up each optimizer step of an epoch, and how a step is dealt to ranks and micro steps.
+
+The plan of an epoch depends on (seed, epoch) alone. How many ranks there are only changes how a step is dealt, never
+what is in it, so a run that resumes at another world size takes the very same steps (DESIGN, idea 5).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from data_pipeline.batches.encoding import EncodedQuestion
+from data_pipeline.errors import InputError
+
+_SUBSET_STREAM = 1  # keeps the draw of the mixture's subsets apart from the epochs' permutations
+
+
+@dataclass(frozen=True, eq=False)
+class PlanIndex:
+    """Sizes of N questions: all that planning needs.
+
+    Attributes:
+        n_rows: int64 [N]; right answers of each question.
+        n_tokens: int64 [N]; tokens of its tree.
+        row_tokens: int64 [sum(n_rows)]; tokens of each (question, answer) row, question by question.
+    """
+
+    n_rows: np.ndarray
+    n_tokens: np.ndarray
+    row_tokens: np.ndarray
+
+    @classmethod
+    def from_questions(cls, questions: Sequence[EncodedQuestion]) -> PlanIndex:
+        return cls(
+            n_rows=np.array([len(question.answers) for question in questions], dtype=np.int64),
+            n_tokens=np.array([len(question.tree.input_ids) for question in questions], dtype=np.int64),
+            row_tokens=np.array(
+                [len(question.prompt_ids) + len(answer) for question in questions for answer in question.answers],
+                dtype=np.int64,
+            ),
+        )
+
+    def __len__(self) -> int:
+        return len(self.n_rows)
+
+    @property
+    def total_rows(self) -> int:
+        return int(self.n_rows.sum())
+
+
+def steps_per_epoch(index: PlanIndex, global_batch_size: int, repeats: np.ndarray | None = None) -> int:
+    """Optimizer steps of every epoch: its rows / global_batch_size, rounded; at least 1, at most its questions.
+
+    Args:
+        index: sizes of all N questions.
+        global_batch_size: in question-answer rows.
+        repeats: see `plan_epoch`; the rows are those expected, so that all epochs have equally many steps.
+    """
+    if global_batch_size < 1:
+        raise InputError(f"global_batch_size is {global_batch_size}; it must be at least 1 question-answer row.")
+    if repeats is None:
+        return min(len(index), max(1, round(index.total_rows / global_batch_size)))
+    n_questions = int(count_appearances(len(index), repeats, 0, 0).sum())
+    if n_questions == 0:
+        raise InputError(
+            "train.mixture gives every question so small a weight that none is left; raise the weight of a source."
+        )
+    return min(n_questions, max(1, round(float(repeats @ index.n_rows) / global_batch_size)))
+
+
+def plan_epoch(
+    index: PlanIndex, seed: int, epoch: int, global_batch_size: int, repeats: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Cut an epoch's shuffled questions into optimizer steps of about `global_batch_size` question-answer rows.
+
+    Without repeats every question is in exactly one step, with all its answers. The rows are shared out evenly: with
+    S = `steps_per_epoch` steps, step s ends at the question at which the running count of rows comes nearest to
+    (s + 1) / S of all rows. So there is no small rest at the end, and the loss of a step is divided by that step's own
+    weight.
+
+    Args:
+        index: sizes of all N questions.
+        seed: of the run.
+        epoch: 0-based.
+        global_batch_size: in question-answer rows, over all ranks and micro steps.
+        repeats: float [N], times that each question is in an epoch on average. One of weight w is there floor(w) times,
+            and once more in a share w - floor(w) of the epochs; all questions of one weight together are there
+            round(w * how many they are) times in every epoch. None: each once.
+
+    Returns:
+        one int64 array of question indices per step; a function of the arguments alone.
+    """
+    if len(index) == 0:
+        return []
+    n_steps = steps_per_epoch(index, global_batch_size, repeats)
+    drawn = np.repeat(np.arange(len(index)), count_appearances(len(index), repeats, seed, epoch))
+    order = drawn[np.random.default_rng([seed, epoch]).permutation(len(drawn))]
+    rows_after = np.cumsum(index.n_rows[order])  # [questions drawn]
+    middles = rows_after - index.n_rows[order] / 2
+    ends = np.searchsorted(middles, rows_after[-1] * np.arange(1, n_steps) / n_steps, side="left")
+    # A question with very many answers may span several ends: move them apart, so that no step is empty.
+    steps = np.arange(n_steps - 1)
+    ends = np.maximum.accumulate(np.maximum(ends - steps, 1)) + steps
+    ends = np.minimum(ends, len(order) - (n_steps - 1) + steps)
+    return np.split(order, ends)
+
+
+def count_appearances(n_questions: int, repeats: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+    """int64 [N]: how often each of N questions is in this epoch; see `plan_epoch` for the arguments.
+
+    The questions of one weight that come once more are a window that moves over their shuffled circle from epoch to
+    epoch: over many epochs no question is ahead of another of its weight by more than one.
+    """
+    if repeats is None:
+        return np.ones(n_questions, dtype=np.int64)
+    times = np.floor(repeats).astype(np.int64)
+    for number, weight in enumerate(np.unique(repeats)):
+        members = np.flatnonzero(repeats == weight)
+        n_extra = round(weight * len(members)) - int(times[members].sum())
+        circle = np.random.default_rng([seed, number, _SUBSET_STREAM]).permutation(members)
+        times[circle[(epoch * n_extra + np.arange(n_extra)) % len(members)]] += 1
+    return times
+
+
+def split_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: int) -> list[list[np.ndarray]]:
+    """Deal a step's questions to ranks and micro steps for the layout "packed", with balanced token counts.
+
+    Takes the fewest micro steps with which no pack exceeds `pack_tokens`; a question longer than that is a pack of
+    its own. Packs of one micro step are of like size on all ranks, because ranks wait for each other there.
+
+    Args:
+        step: question indices.
+        index: sizes of all questions.
+        world_size: number of ranks.
+        pack_tokens: budget of one pack.
+
+    Returns:
+        [rank][micro_step] -> question indices int64 [Q]. All ranks have equally many micro steps. A pack is empty
+        only where the step has fewer questions than packs.
+    """
+    sizes = index.n_tokens[step]
+    budget = max(pack_tokens, int(sizes.max(initial=1)))
+    order = np.argsort(-sizes, kind="stable")
+    n_micro = max(1, -(-int(sizes.sum()) // (world_size * budget)))
+    while True:
+        bins, loads = _fill_evenly(order, sizes, world_size * n_micro)
+        if max(loads) <= budget:
+            break
+        n_micro += 1
+    by_load = sorted(range(len(bins)), key=lambda number: -loads[number])
+    return [
+        [step[np.sort(np.array(bins[by_load[micro * world_size + rank]], dtype=np.int64))] for micro in range(n_micro)]
+        for rank in range(world_size)
+    ]
+
+
+def _fill_evenly(order: np.ndarray, sizes: np.ndarray, n_bins: int) -> tuple[list[list[int]], list[int]]:
+    """Longest first, each into the emptiest bin."""
+    bins: list[list[int]] = [[] for _ in range(n_bins)]
+    heap = [(0, number) for number in range(n_bins)]
+    for item in order.tolist():
+        load, number = heap[0]
+        bins[number].append(item)
+        heapq.heapreplace(heap, (load + int(sizes[item]), number))
+    loads = [0] * n_bins
+    for load, number in heap:
+        loads[number] = load
+    return bins, loads
+
+
+def split_step_rows(
+    step: np.ndarray, index: PlanIndex, world_size: int, micro_batch_size: int
+) -> list[list[np.ndarray]]:
+    """Deal a step's (question, answer) rows to ranks and micro steps for the layout "rows".
+
+    Answers of one question go to different micro batches, as in the papers, where rows are shuffled one by one.
+
+    Returns:
+        [rank][micro_step] -> pairs int64 [R, 2] of question index and answer number, R <= micro_batch_size. All ranks
+        have equally many micro steps; one is empty only where the step has fewer rows than micro batches.
+    """
+    counts = index.n_rows[step]
+    first = np.cumsum(counts) - counts
+    answers = np.arange(int(counts.sum())) - np.repeat(first, counts)
+    pairs = np.stack([np.repeat(step, counts), answers], axis=1)  # [rows, 2]
+    n_micro = max(1, -(-len(pairs) // (world_size * micro_batch_size)))
+    n_batches = world_size * n_micro
+    return [[pairs[micro * world_size + rank :: n_batches] for micro in range(n_micro)] for rank in range(world_size)]
+
+
+@dataclass(frozen=True)
+class PackingStatistics:
+    """What packing saves over the papers' rows for the same optimizer steps.
+
+    Attributes:
+        steps: optimizer steps counted.
+        questions: in them.
+        rows: question-answer pairs in them.
+        packed_tokens: processed in the layout "packed", padding included.
+        packed_used_frac: share of these that is not padding.
+        row_tokens: processed in the layout "rows", padding included.
+        row_used_frac: share of these that is not padding.
+        packed_tokens_per_step: mean.
+        row_tokens_per_step: mean.
+        packed_to_row_frac: packed_tokens / row_tokens.
+        packed_to_unpadded_row_frac: packed_tokens / row tokens without their padding.
+        micro_steps_per_step: packed, mean.
+        rank_imbalance: packed, mean over micro steps of the largest pack over the mean pack of the ranks; 1 is even.
+    """
+
+    steps: int
+    questions: int
+    rows: int
+    packed_tokens: int
+    packed_used_frac: float
+    row_tokens: int
+    row_used_frac: float
+    packed_tokens_per_step: float
+    row_tokens_per_step: float
+    packed_to_row_frac: float
+    packed_to_unpadded_row_frac: float
+    micro_steps_per_step: float
+    rank_imbalance: float
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def packing_statistics(
+    steps: Sequence[np.ndarray],
+    index: PlanIndex,
+    world_size: int,
+    pack_tokens: int,
+    micro_batch_size: int = 4,
+    pad_to_multiple: int = 1,
+) -> PackingStatistics:
+    """Count the tokens of planned steps in both layouts.
+
+    Args:
+        steps: of `plan_epoch`.
+        index: sizes of all questions.
+        world_size: number of ranks.
+        pack_tokens: budget of one pack.
+        micro_batch_size: rows padded together in the layout "rows"; 4 in MLLM-Tool's 7B runs.
+        pad_to_multiple: what a pack's length is padded to.
+    """
+    row_starts = np.cumsum(index.n_rows) - index.n_rows
+    packed_tokens = row_tokens = n_micro = 0
+    imbalances: list[float] = []
+    for step in steps:
+        ranks = split_step(step, index, world_size, pack_tokens)
+        n_micro += len(ranks[0])
+        for packs in zip(*ranks, strict=True):
+            sizes = [max(1, int(index.n_tokens[pack].sum())) for pack in packs]
+            packed_tokens += sum(-(-size // pad_to_multiple) * pad_to_multiple for size in sizes)
+            imbalances.append(max(sizes) * len(sizes) / sum(sizes))
+        for rank in split_step_rows(step, index, world_size, micro_batch_size):
+            lengths = [index.row_tokens[row_starts[pairs[:, 0]] + pairs[:, 1]] for pairs in rank]
+            row_tokens += sum(len(batch) * int(batch.max(initial=0)) for batch in lengths)
+    chosen = np.concatenate(steps)
+    used_rows = int(sum(index.row_tokens[row_starts[q] : row_starts[q] + index.n_rows[q]].sum() for q in chosen))
+    return PackingStatistics(
+        steps=len(steps),
+        questions=len(chosen),
+        rows=int(index.n_rows[chosen].sum()),
+        packed_tokens=packed_tokens,
+        packed_used_frac=int(index.n_tokens[chosen].sum()) / packed_tokens,
+        row_tokens=row_tokens,
+        row_used_frac=used_rows / row_tokens,
+        packed_tokens_per_step=packed_tokens / len(steps),
+        row_tokens_per_step=row_tokens / len(steps),
+        packed_to_row_frac=packed_tokens / row_tokens,
+        packed_to_unpadded_row_frac=packed_tokens / used_rows,
+        micro_steps_per_step=n_micro / len(steps),
+        rank_imbalance=float(np.mean(imbalances)),
+    )

@@ -1,0 +1,312 @@
+"""Build a corpus: read, validate, hash media, dedupe, split, audit for leaks, write (DESIGN 4.3).
+
+The result depends on the source, the options and the seed alone, not on how many workers there are: rows keep the
+source's order, and every choice is a hash of (seed, content).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_pipeline.corpus.files import (
+    CATALOG_FILE,
+    FORMAT,
+    MANIFEST_FILE,
+    Corpus,
+    find_missing_tools,
+    hash_rows,
+    write_shards,
+)
+from data_pipeline.corpus.leaks import LeakAudit, audit_leaks
+from data_pipeline.corpus.splits import SPLITS, assign_splits
+from data_pipeline.corpus.stats import count_dialogues, count_split, count_tools
+from data_pipeline.errors import InputError
+from data_pipeline.media.hashing import hash_media
+from data_pipeline.records.schema import SCHEMA_VERSION, ToolRecord
+from data_pipeline.sources.read import SourceName, SourceOptions, unite_sources
+from data_pipeline.sources.reading import Rejected, SourceReading, merge_records
+
+__all__ = ["Corpus", "CorpusSummary", "PrepareOptions", "build_corpus"]
+
+logger = logging.getLogger(__name__)
+
+REJECTED_FILE = "rejected.jsonl"
+DROP_RULE = "test records with an exact (instruction, medium) pair or a medium of train or val"
+
+
+class PrepareOptions(BaseModel):
+    """What `prepare` builds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: SourceName = "toolmm-mini"
+    path: Path | None = None  # the source's folder or file; not for what is generated
+    media_root: Path | None = None  # folder that media paths are relative to, readable by every node
+    catalog: Path | None = None  # jsonl: catalog.jsonl or one tool id a line; None = beside the records
+    size: str = "demo"  # of what is generated
+    also: list[SourceOptions] = Field(default_factory=list)  # further sources; at most one of all may have media
+    test_frac: float = Field(
+        default=0.2, gt=0, lt=1
+    )  # of each modality's questions, where the source prescribes no test split
+    resplit: bool = (
+        False  # ignore the splits that the source prescribes: 8:2 so that no test tool is unseen in training
+    )
+    val_frac: float = Field(
+        default=0.05, ge=0, lt=1
+    )  # of the training questions, where the source prescribes no val split
+    leak: Literal["report", "drop"] = "report"  # drop = remove test questions whose pair or medium is in train or val
+    missing_media: Literal["keep", "drop", "error"] = "keep"  # records whose file is absent: keep = without a hash
+    shard_rows: int = Field(default=10_000, ge=1)  # rows of one Parquet file
+
+    @property
+    def sources(self) -> list[SourceOptions]:
+        """All sources, the first one first."""
+        first = self.model_dump(include=set(SourceOptions.model_fields))
+        return [SourceOptions.model_validate(first), *self.also]
+
+
+@dataclass(frozen=True)
+class CorpusSummary:
+    """What was built. `manifest` is that of the corpus."""
+
+    path: Path
+    data_hash: str
+    manifest: dict[str, Any]
+
+
+@dataclass
+class _Cleaning:
+    """Records on their way into the corpus, and what was found wrong with the others."""
+
+    records: list[ToolRecord]
+    rejected: list[Rejected]
+    n_duplicates: int = 0
+    n_missing_records: int = 0
+    n_missing_files: int = 0
+
+
+def build_corpus(options: PrepareOptions, out_dir: Path, seed: int = 0) -> CorpusSummary:
+    """Build the corpus at `out_dir`, replacing a corpus that is there; on an error nothing is left behind.
+
+    Args:
+        options: what to build.
+        out_dir: the corpus folder; it must be on a file system that every Ray node shares.
+        seed: of the split and of what is generated.
+
+    Raises:
+        InputError: bad source, or no usable record; `out_dir` exists and is no corpus.
+    """
+    with _replacing_folder(out_dir.absolute()) as partial:
+        reading = unite_sources(options.sources, partial, seed)
+        cleaning = _read_all(reading)
+        _attach_media_hashes(cleaning, reading.media_root, options.missing_media)
+        if options.resplit:  # before questions are joined: one may stand in both prescribed splits
+            cleaning.records = [replace(record, split="") for record in cleaning.records]
+        _dedupe(cleaning)
+        if not cleaning.records:
+            raise InputError(f"source {reading.name!r} gave no usable record ({_reasons(cleaning.rejected)}).")
+        missing_tools = find_missing_tools(cleaning.records, reading.catalog)
+        if missing_tools:
+            raise InputError(
+                f"records name tools that the catalogue lacks: {', '.join(missing_tools[:5])}; add them to it."
+            )
+        by_split = _split(cleaning.records, options, seed)
+        audit = audit_leaks(by_split["train"] + by_split["val"], by_split["test"], _count_copies(by_split, reading))
+        if options.leak == "drop":
+            by_split["test"] = [record for record in by_split["test"] if record.record_id not in audit.leaked_ids]
+        val_audit = audit_leaks(by_split["train"], by_split["val"])
+        manifest = _build_manifest(options, seed, reading, cleaning, by_split, audit, val_audit, partial)
+        _write_corpus(partial, manifest, reading, cleaning, by_split, options.shard_rows)
+    return CorpusSummary(path=out_dir.absolute(), data_hash=manifest["data_hash"], manifest=manifest)
+
+
+@contextmanager
+def _replacing_folder(out_dir: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `out_dir` that takes its place at the end, or is removed on an error."""
+    is_corpus = (out_dir / MANIFEST_FILE).is_file()
+    if out_dir.exists() and not is_corpus and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise InputError(f"{out_dir} exists and is not a corpus; name another folder or remove it.")
+    partial = out_dir.with_name(out_dir.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+    is_parent_new = not out_dir.parent.exists()
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_parent_new:
+            with suppress(OSError):  # somebody else put something there meanwhile
+                out_dir.parent.rmdir()
+        raise
+    old = out_dir.with_name(out_dir.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out_dir.exists():
+        out_dir.rename(old)
+    partial.rename(out_dir)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_all(reading: SourceReading) -> _Cleaning:
+    records, rejected, ids = [], [], set()
+    for item in reading:
+        if isinstance(item, Rejected):
+            rejected.append(item)
+        elif item.record_id in ids:
+            raise InputError(f"record id {item.record_id!r} of source {reading.name!r} is used twice; make it unique.")
+        else:
+            ids.add(item.record_id)
+            records.append(item)
+    return _Cleaning(records, rejected)
+
+
+def _attach_media_hashes(
+    cleaning: _Cleaning, media_root: Path | None, missing_media: Literal["keep", "drop", "error"]
+) -> None:
+    """Hash the media that are there; treat records whose file is absent as the option says."""
+    uris = list(dict.fromkeys(record.media_uri for record in cleaning.records if record.has_media))
+    hashes = hash_media(media_root.absolute(), uris) if media_root is not None else dict.fromkeys(uris, "")
+    missing = [uri for uri in uris if not hashes[uri]]
+    cleaning.n_missing_files = len(missing)
+    if missing and missing_media == "error":
+        raise InputError(
+            f"{len(missing)} of {len(uris)} media files are missing or unreadable below media_root {media_root}, the "
+            f"first is {missing[0]!r}; fetch them, or set missing_media to keep or drop."
+        )
+    kept, modality_by_sha256 = [], {}
+    for record in cleaning.records:
+        sha256 = hashes.get(record.media_uri, "")
+        if record.has_media and not sha256:
+            cleaning.n_missing_records += 1
+            if missing_media == "drop":
+                cleaning.rejected.append(
+                    Rejected("the media file is missing", f"{record.record_id}: {record.media_uri}")
+                )
+                continue
+        elif sha256 and modality_by_sha256.setdefault(sha256, record.modality) is not record.modality:
+            # the feature lake holds one vector per content hash
+            reason = "the same file serves as two modalities; store the sound track as a file of its own"
+            cleaning.rejected.append(Rejected(reason, f"{record.record_id}: {record.media_uri}"))
+            continue
+        kept.append(replace(record, media_sha256=sha256))
+    cleaning.records = kept
+
+
+def _dedupe(cleaning: _Cleaning) -> None:
+    """Join records of one question within one split; media are compared by content where it is known.
+
+    A prompt of a dialogue and a question in the same words are two things.
+    """
+    records: dict[tuple[str, ...], ToolRecord] = {}
+    for record in cleaning.records:
+        medium = record.media_sha256 or record.media_uri
+        kind = "dialogue" if record.is_dialogue else record.modality.value
+        key = (record.split, kind, medium, record.instruction)
+        if key in records:
+            cleaning.n_duplicates += 1
+            records[key] = merge_records(records[key], record)
+        else:
+            records[key] = record
+    cleaning.records = list(records.values())
+
+
+def _split(records: Sequence[ToolRecord], options: PrepareOptions, seed: int) -> dict[str, list[ToolRecord]]:
+    """Each source on its own: one may prescribe its splits and another leave them to us."""
+    by_source: dict[str, list[ToolRecord]] = {}
+    for record in records:
+        by_source.setdefault(record.source, []).append(record)
+    by_split: dict[str, list[ToolRecord]] = {split: [] for split in SPLITS}
+    for members in by_source.values():
+        splits = assign_splits(members, options.test_frac, options.val_frac, seed)
+        for record, split in zip(members, splits, strict=True):
+            by_split[split].append(replace(record, split=split))
+    return by_split
+
+
+def _count_copies(by_split: dict[str, list[ToolRecord]], reading: SourceReading) -> dict[str, int]:
+    """How often the released test file holds each test record's question."""
+    merged = reading.merged_source_indexes
+    return {
+        record.record_id: 1 + len(merged[record.source_index])
+        for record in by_split["test"]
+        if record.source_index in merged
+    }
+
+
+def _reasons(rejected: Sequence[Rejected]) -> str:
+    reasons = Counter(item.reason for item in rejected).most_common(3)
+    return "; ".join(f"{count} x {reason}" for reason, count in reasons) or "the source is empty"
+
+
+def _build_manifest(
+    options: PrepareOptions,
+    seed: int,
+    reading: SourceReading,
+    cleaning: _Cleaning,
+    by_split: dict[str, list[ToolRecord]],
+    audit: LeakAudit,
+    val_audit: LeakAudit,
+    partial: Path,
+) -> dict[str, Any]:
+    """Everything but the list of files. Holds no time stamp: the same input gives the same manifest."""
+    media_root = None
+    if reading.media_root is not None:
+        media_root = "." if reading.media_root == partial else str(reading.media_root.absolute())
+    return {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "source": reading.name,
+        "licences": reading.licences,
+        "options": options.model_dump(mode="json") | {"seed": seed},
+        "data_hash": hash_rows((record for split in SPLITS for record in by_split[split]), reading.catalog),
+        "catalog_hash": reading.catalog.content_hash,
+        "media_root": media_root,
+        "counts": {split: count_split(by_split[split]) for split in SPLITS},
+        "tools": count_tools(by_split, reading.catalog),
+        "dialogues": count_dialogues(by_split),
+        "leaks": {
+            "test_vs_train_and_val": audit.by_modality,
+            "val_vs_train": val_audit.by_modality,
+            "policy": options.leak,
+            "dropped": len(audit.leaked_ids) if options.leak == "drop" else 0,
+            "drop_rule": DROP_RULE,
+        },
+        "missing_media": {
+            "files": cleaning.n_missing_files,
+            "records": cleaning.n_missing_records,
+            "policy": options.missing_media,
+        },
+        "duplicates_merged": cleaning.n_duplicates,
+        "merged_source_indexes": {str(index): others for index, others in reading.merged_source_indexes.items()},
+        "repairs": {kind: count for kind, count in sorted(reading.repairs.items()) if count},
+        "rejected": dict(Counter(item.reason for item in cleaning.rejected).most_common()),
+    }
+
+
+def _write_corpus(
+    partial: Path,
+    manifest: dict[str, Any],
+    reading: SourceReading,
+    cleaning: _Cleaning,
+    by_split: dict[str, list[ToolRecord]],
+    shard_rows: int,
+) -> None:
+    from data_pipeline.corpus.report import write_report  # lazily: it imports matplotlib
+
+    manifest["files"] = write_shards(partial, by_split, shard_rows)
+    reading.catalog.save_jsonl(partial / CATALOG_FILE)
+    with (partial / REJECTED_FILE).open("w", encoding="utf-8") as file:
+        for item in cleaning.rejected:
+            file.write(json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) + "\n")
+    write_report(partial, manifest, by_split)
+    (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    logger.info("corpus written source=%s data_hash=%s", reading.name, manifest["data_hash"][:12])

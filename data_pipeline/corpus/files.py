@@ -1,0 +1,176 @@
+"""A corpus on disk: `{train,val,test}/*.parquet`, `catalog.jsonl`, `manifest.json`, `report.md` (DESIGN 4.3)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.corpus.splits import SPLITS
+from data_pipeline.errors import InputError
+from data_pipeline.media.hashing import hash_file
+from data_pipeline.records.catalog import ToolCatalog
+from data_pipeline.records.schema import CORPUS_SCHEMA, SCHEMA_VERSION, ToolRecord
+
+if TYPE_CHECKING:
+    import ray.data
+
+MANIFEST_FILE = "manifest.json"
+CATALOG_FILE = "catalog.jsonl"
+FORMAT = "toolmm-corpus"
+
+
+class Corpus:
+    """A prepared corpus, opened for reading. Reading a shard checks its hash."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], catalog: ToolCatalog, media_root: Path | None) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.catalog = catalog
+        self.media_root = media_root
+
+    @classmethod
+    def open(cls, path: str | Path, media_root: str | Path | None = None) -> Corpus:
+        """Open a corpus folder: manifest, catalogue hash, and presence and size of every shard are checked.
+
+        Args:
+            path: folder that `prepare` wrote.
+            media_root: where the media are now, if not where the manifest says.
+
+        Raises:
+            InputError: no corpus there, or something is missing or altered.
+        """
+        folder = Path(path).absolute()
+        manifest = _load_manifest(folder)
+        catalog = ToolCatalog.load_jsonl(folder / CATALOG_FILE)
+        if catalog.content_hash != manifest["catalog_hash"]:
+            raise InputError(f"{folder / CATALOG_FILE} was altered since `prepare` wrote it; run `prepare` again.")
+        for entry in manifest["files"]:
+            _check_size(folder / entry["path"], entry["bytes"])
+        root = media_root if media_root is not None else manifest["media_root"]
+        return cls(folder, manifest, catalog, None if root is None else folder / root)
+
+    @property
+    def data_hash(self) -> str:
+        return self.manifest["data_hash"]
+
+    def shards(self, split: str) -> list[Path]:
+        """The split's Parquet files in order, each checked against its hash."""
+        if split not in SPLITS:
+            raise InputError(f"split {split!r} is unknown; it must be one of {', '.join(SPLITS)}.")
+        entries = [entry for entry in self.manifest["files"] if entry["split"] == split]
+        for entry in entries:
+            if hash_file(self.path / entry["path"]) != entry["sha256"]:
+                raise _damaged(self.path / entry["path"], "its content is not what `prepare` wrote")
+        return [self.path / entry["path"] for entry in entries]
+
+    def table(self, split: str) -> pa.Table:
+        """All rows of the split, in order, in `CORPUS_SCHEMA`."""
+        tables = [_read_shard(shard) for shard in self.shards(split)]
+        return pa.concat_tables(tables) if tables else CORPUS_SCHEMA.empty_table()
+
+    def records(self, split: str) -> Iterator[ToolRecord]:
+        for shard in self.shards(split):
+            for row in _read_shard(shard).to_pylist():
+                yield ToolRecord.from_row(row)
+
+    def dataset(self, split: str) -> ray.data.Dataset:
+        """The split as a Ray Dataset, one block of work per shard."""
+        import ray.data
+
+        shards = self.shards(split)
+        if not shards:
+            return ray.data.from_arrow(CORPUS_SCHEMA.empty_table())
+        return ray.data.read_parquet([str(shard) for shard in shards], override_num_blocks=len(shards))
+
+
+def write_shards(folder: Path, records_by_split: dict[str, list[ToolRecord]], shard_rows: int) -> list[dict[str, Any]]:
+    """Write the rows as Parquet in Ray tasks; file names and bytes depend on the rows and `shard_rows` alone.
+
+    Returns:
+        the manifest's entries: path (relative), split, rows, bytes, sha256; in order.
+    """
+    import ray
+
+    write = ray.remote(_write_shard)
+    jobs = []
+    for split in SPLITS:
+        (folder / split).mkdir()
+        records = records_by_split.get(split, [])
+        for number, start in enumerate(range(0, len(records), shard_rows)):
+            rows = [record.to_row() for record in records[start : start + shard_rows]]
+            path = f"{split}/part-{number:05d}.parquet"
+            jobs.append(write.remote(pa.Table.from_pylist(rows, CORPUS_SCHEMA), str(folder), path, split))
+    return ray.get(jobs)
+
+
+def _write_shard(table: pa.Table, folder: str, path: str, split: str) -> dict[str, Any]:
+    file = Path(folder) / path
+    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+    return {
+        "path": path,
+        "split": split,
+        "rows": len(table),
+        "bytes": file.stat().st_size,
+        "sha256": hash_file(file),
+    }
+
+
+def hash_rows(records: Iterable[ToolRecord], catalog: ToolCatalog) -> str:
+    """The corpus's `data_hash`: sha256 over the catalogue's hash and all rows as canonical JSON, in order."""
+    digest = hashlib.sha256(catalog.content_hash.encode())
+    for record in records:
+        digest.update(json.dumps(record.to_row(), sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def find_missing_tools(records: Sequence[ToolRecord], catalog: ToolCatalog) -> list[str]:
+    """Tool ids that records name and the catalogue lacks."""
+    named = (tool_id for record in records for tool_id in record.valid_tool_ids + record.candidate_tool_ids)
+    return sorted({tool_id for tool_id in named if tool_id not in catalog})
+
+
+def _load_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise InputError(
+            f"no corpus at {folder} ({MANIFEST_FILE} is missing); run `prepare` first or correct the path."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        is_ours = manifest["format"] == FORMAT
+        version = manifest["schema_version"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); run `prepare` again.") from error
+    if not is_ours or version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} describes format {manifest['format']!r}, schema version {version!r}; this code reads {FORMAT!r}, "
+            f"version {SCHEMA_VERSION}: run `prepare` again."
+        )
+    return manifest
+
+
+def _check_size(path: Path, expected_bytes: int) -> None:
+    if not path.is_file():
+        raise _damaged(path, "it is missing")
+    if path.stat().st_size != expected_bytes:
+        raise _damaged(path, f"it has {path.stat().st_size} bytes instead of {expected_bytes}")
+
+
+def _read_shard(path: Path) -> pa.Table:
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, str(error)) from error
+    if table.schema != CORPUS_SCHEMA:
+        raise _damaged(path, "its columns are not those of a corpus")
+    return table
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"corpus shard {path} cannot be used: {why}; copy the corpus again or run `prepare` again.")

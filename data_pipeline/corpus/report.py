@@ -1,0 +1,164 @@
+"""`report.md` of a corpus: what is in it, what was mended, left out or leaks, with figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from data_pipeline.corpus.splits import SPLITS
+from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
+
+FIGURES = "figures"
+
+
+def write_report(folder: Path, manifest: Mapping[str, Any], by_split: Mapping[str, Sequence[ToolRecord]]) -> None:
+    """Write `report.md` and `figures/*.png` into the corpus folder."""
+    (folder / FIGURES).mkdir()
+    _plot_stacked(folder / FIGURES / "modality.png", "modality", [m.value for m in Modality], manifest, "by_modality")
+    ambiguous = [kind.value for kind in AmbiguityType if kind is not AmbiguityType.NONE]
+    _plot_stacked(folder / FIGURES / "ambiguity.png", "ambiguity type", ambiguous, manifest, "by_ambiguity_type")
+    _plot_answers(folder / FIGURES / "answers.png", by_split)
+    _plot_tools(folder / FIGURES / "tools.png", by_split)
+    (folder / "report.md").write_text(render_report(manifest), encoding="utf-8")
+
+
+def render_report(manifest: Mapping[str, Any]) -> str:
+    """The report as Markdown; every number comes from the manifest."""
+    counts = manifest["counts"]
+    sections = [
+        f"# Corpus report: {manifest['source']}",
+        f"Data hash `{manifest['data_hash']}`, schema version {manifest['schema_version']}.",
+        *(f"Licence of {name}: {licence}." for name, licence in manifest["licences"].items()),
+        "## Questions",
+        "One question is one distinct (words, medium); `rows` counts its right answers one by one, as the papers do.",
+        _table(["", *SPLITS], _count_rows(counts)),
+        f"![by modality]({FIGURES}/modality.png) ![by ambiguity type]({FIGURES}/ambiguity.png)",
+        f"![right answers per question]({FIGURES}/answers.png) ![questions per tool]({FIGURES}/tools.png)",
+        "## Tools",
+        _table(["", "tools"], [[key.replace("_", " "), value] for key, value in manifest["tools"].items()]),
+        *_dialogue_sections(manifest["dialogues"]),
+        "## Leaks",
+        "Held-out questions that training has seen: the same words with the same medium, or just the same medium.",
+        "In brackets: as the source counts, which may repeat a question.",
+        _table(["compared", "modality", "questions", "exact pairs", "shared media"], _leak_rows(manifest["leaks"])),
+        _leak_policy(manifest["leaks"]),
+        "## Missing, duplicate, mended, rejected",
+        _table(["", "number"], _defect_rows(manifest)),
+        "Rejected items are listed one by one in `rejected.jsonl`. Media that cannot be decoded are found when they "
+        "are encoded: see the feature lake's quarantine.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _count_rows(counts: Mapping[str, Any]) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    for key in ("questions", "rows"):
+        rows.append([key, *(counts[split][key] for split in SPLITS)])
+    for group in ("by_modality", "by_ambiguity_type"):
+        name = group.removeprefix("by_").replace("_", " ")
+        for kind in counts[SPLITS[0]][group]:
+            rows.append([f"{name}: {kind}", *(counts[split][group][kind] for split in SPLITS)])
+    for key in ("one_to_one", "one_to_many", "unknown", "distinct_media"):
+        rows.append([key.replace("_", " "), *(counts[split][key] for split in SPLITS)])
+    return rows
+
+
+def _dialogue_sections(dialogues: Mapping[str, Any]) -> list[str]:
+    """The section on dialogues; none for a corpus without them."""
+    if not dialogues:
+        return []
+    rows = [[key.replace("_", " "), *(dialogues[split][key] for split in SPLITS)] for key in dialogues[SPLITS[0]]]
+    return [
+        "## Dialogues",
+        "By the number of tools called, with earlier turns in the prompt, and by whether a dialogue of the training "
+        "split calls every tool that is called. The tables above count dialogues among the text questions, and those "
+        "that call no tool under `unknown`.",
+        _table(["", *SPLITS], rows),
+    ]
+
+
+def _leak_rows(leaks: Mapping[str, Any]) -> list[list[Any]]:
+    return [
+        [label, modality]
+        + [f"{numbers[key]} ({numbers['released_' + key]})" for key in ("checked", "exact_pairs", "shared_media")]
+        for label, key in (("test / train + val", "test_vs_train_and_val"), ("val / train", "val_vs_train"))
+        for modality, numbers in leaks[key].items()
+    ]
+
+
+def _leak_policy(leaks: Mapping[str, Any]) -> str:
+    if leaks["policy"] == "drop":
+        return (
+            f"{leaks['dropped']} test questions were dropped: {leaks['drop_rule']}. The table shows the state before."
+        )
+    return "Nothing was dropped (`leak=report`); build with `leak=drop` for a leak-free test split."
+
+
+def _defect_rows(manifest: Mapping[str, Any]) -> list[list[Any]]:
+    missing = manifest["missing_media"]
+    rows: list[list[Any]] = [
+        ["media files missing", missing["files"]],
+        [f"records whose medium is missing (policy: {missing['policy']})", missing["records"]],
+        ["duplicate questions merged", manifest["duplicates_merged"]],
+    ]
+    rows += [[f"mended: {kind}", count] for kind, count in manifest["repairs"].items()]
+    rows += [[f"rejected: {reason}", count] for reason, count in manifest["rejected"].items()]
+    return rows
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += [
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _new_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # no version in the file: the same input, the same bytes
+
+
+def _plot_stacked(path: Path, what: str, kinds: Sequence[str], manifest: Mapping[str, Any], group: str) -> None:
+    figure, axes = _new_figure(f"Questions by {what}", "", "questions")
+    bottom = [0] * len(kinds)
+    for split in SPLITS:
+        heights = [manifest["counts"][split][group][kind] for kind in kinds]
+        axes.bar(kinds, heights, bottom=bottom, label=split)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    axes.legend()
+    _save(figure, path)
+
+
+def _plot_answers(path: Path, by_split: Mapping[str, Sequence[ToolRecord]]) -> None:
+    figure, axes = _new_figure("Right answers per question", "right answers", "questions")
+    for split in SPLITS:
+        numbers = sorted(Counter(len(record.valid_tool_ids) for record in by_split[split]).items())
+        axes.plot([n for n, _ in numbers], [count for _, count in numbers], marker="o", markersize=3, label=split)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.legend()
+    _save(figure, path)
+
+
+def _plot_tools(path: Path, by_split: Mapping[str, Sequence[ToolRecord]]) -> None:
+    figure, axes = _new_figure("The long tail of tools", "tool, by rank", "questions")
+    for split in SPLITS:
+        counts = Counter(tool_id for record in by_split[split] for tool_id in record.valid_tool_ids)
+        axes.plot(range(1, len(counts) + 1), sorted(counts.values(), reverse=True), label=split)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.legend()
+    _save(figure, path)

@@ -1,0 +1,216 @@
+"""The strings of GPT4Tools' protocol: prompts, calls, answers, and how a response falls into turns.
+
+Reference: GPT4Tools, supplement Table 4; AILab-CVC/GPT4Tools, `eval/evaluate_result.py` at commit 643faa8. The lines
+`Thought:`, `Action:`, `Action Input:`, `Observation:` and `AI:`, the tool lines `> name: usage` and the headings
+`Previous conversation:` and `New input:` are the protocol's; the other words of the prompt are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
+from data_pipeline.records.schema import Turn
+
+DIALOGUE_FORMAT = "gpt4tools"
+DIALOGUE_VERSION = 1
+
+TURN_STOP = "\nObservation:"  # ends a turn that calls a tool; the last turn of a response ends with the eos token
+ASSISTANT = "assistant"
+OBSERVATION = "observation"
+
+_THOUGHT = "Thought: Do I need to use a tool?"
+_IMAGE_RECEIVED = "Received."
+
+_CALL = re.compile(
+    rf"{re.escape(_THOUGHT)} Yes[ \t]*\nAction: (?P<name>[^\n]*)\nAction Input: (?P<arguments>[^\n]*){TURN_STOP}"
+)
+_ANSWER = re.compile(rf"{re.escape(_THOUGHT)} No[ \t]*\nAI: (?P<text>.*)", re.DOTALL)
+_PROTOCOL_LINE = re.compile(r"^(Thought|Action|Action Input|Observation):", re.MULTILINE)
+_NEXT_THOUGHT = re.compile(r"^Thought:", re.MULTILINE)
+_TOOL_LINE = re.compile(r"^> (?P<name>[^:\n]+):[ \t]*(?P<usage>[^\n]*)$", re.MULTILINE)
+_TOOL_LIST = re.compile(r"should be one of \[([^\]\n]*)\]")
+_HISTORY = re.compile(r"^Previous conversation:(?P<history>.*?)^New input:(?P<rest>.*)", re.MULTILINE | re.DOTALL)
+_EXCHANGE = re.compile(r"^Human: (?P<human>[^\n]*)\nAI: (?P<reply>[^\n]*)", re.MULTILINE)
+_IMAGE_NOTE = re.compile(r"Provide an image named (?P<name>\S+)\. Description: (?P<description>.*)")
+_REPLY = re.compile(r"^AI:[ \t]*(?P<text>[^\n]*)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A turn that calls a tool: its name and its arguments as one string, stripped."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A turn that answers the user, stripped."""
+
+    text: str
+
+
+def render_dialogue_prompt(tools: Sequence[Tool], history: str, new_input: str) -> str:
+    """Render the whole prompt in front of the first turn; it ends with a line break.
+
+    Args:
+        tools: those that may be called, in the order in which they are offered; at least one.
+        history: earlier exchanges, as `render_exchange` writes them, joined by line breaks; "" at the beginning.
+        new_input: the user's words.
+    """
+    lines = "\n".join(f"> {tool.call_name}: {tool.usage or tool.description}" for tool in tools)
+    names = ", ".join(tool.call_name for tool in tools)
+    earlier = f"{history}\n\n" if history else ""
+    return (
+        "You help with text and images. Only tools see images. Keep to the file names that you are given.\n"
+        f"\nTools:\n{lines}\n"
+        f"\nTo use a tool, write:\n{_THOUGHT} Yes\nAction: its name, should be one of [{names}]\n"
+        f"Action Input: its input\nObservation: its result\n"
+        f"\nTo answer the user, write:\n{_THOUGHT} No\nAI: your answer\n"
+        f"\nPrevious conversation:\n{earlier}New input: {new_input}\nBegin with a thought.\n"
+    )
+
+
+def render_exchange(human: str, reply: str) -> str:
+    """One earlier exchange: what the user said and what was answered."""
+    return f"Human: {human}\nAI: {reply}"
+
+
+def render_image_note(image_name: str, description: str) -> str:
+    """The exchange that makes an image known (supplement Table 4)."""
+    return render_exchange(f"Provide an image named {image_name}. Description: {description}", _IMAGE_RECEIVED)
+
+
+def render_call(name: str, arguments: str) -> str:
+    """Render a turn that calls a tool, `TURN_STOP` included."""
+    return f"{_THOUGHT} Yes\nAction: {name}\nAction Input: {arguments}{TURN_STOP}"
+
+
+def render_answer(text: str) -> str:
+    """Render a turn that answers the user."""
+    return f"{_THOUGHT} No\nAI: {text}"
+
+
+def render_observation(result: str) -> str:
+    """Render what stands between a call and the next turn."""
+    return f" {result}\n"
+
+
+def parse_turn(text: str) -> ToolCall | Answer | None:
+    """Read one assistant turn; None where it does not follow the protocol.
+
+    White space around the turn, after the thought and around name, arguments and answer is forgiven. A call must end in
+    `TURN_STOP`, name a tool on one line and give the arguments on one line. An answer may have several lines, but none
+    that begins like a line of the protocol.
+    """
+    stripped = text.strip()
+    call = _CALL.fullmatch(stripped)
+    if call is not None and call["name"].strip():
+        return ToolCall(call["name"].strip(), call["arguments"].strip())
+    answer = _ANSWER.fullmatch(stripped)
+    if answer is not None and answer["text"].strip() and not _PROTOCOL_LINE.search(answer["text"]):
+        return Answer(answer["text"].strip())
+    return None
+
+
+def split_turns(output: str) -> tuple[Turn, ...]:
+    """Cut a response into turns; their texts joined are the response, whatever it is.
+
+    What follows "Observation:" (at the beginning of a line) up to the next line that begins with "Thought:" is an
+    observation, the rest is the assistant's.
+    """
+    turns: list[Turn] = []
+    position = 0
+    while position < len(output):
+        stop = output.find(TURN_STOP, position)
+        end = len(output) if stop < 0 else stop + len(TURN_STOP)
+        turns.append(Turn(ASSISTANT, output[position:end]))
+        thought = _NEXT_THOUGHT.search(output, end)
+        position = len(output) if thought is None else thought.start()
+        if position > end:
+            turns.append(Turn(OBSERVATION, output[end:position]))
+    return tuple(turns)
+
+
+def read_turns(turns: Sequence[Turn]) -> list[ToolCall | Answer]:
+    """The assistant's turns of a dialogue, parsed.
+
+    Raises:
+        InputError: the turns are not those of a dialogue; equal faults have equal words.
+    """
+    if not turns:
+        raise InputError("the dialogue has no turn; give at least one assistant turn.")
+    roles = [turn.role for turn in turns]
+    if roles != [OBSERVATION if position % 2 else ASSISTANT for position in range(len(turns))] or len(turns) % 2 == 0:
+        raise InputError("the turns do not go assistant, observation, assistant, ..., assistant; order them so.")
+    parsed: list[ToolCall | Answer] = []
+    for turn in turns[::2]:
+        step = parse_turn(turn.text)
+        if step is None:
+            raise InputError("an assistant turn is neither a tool call nor an answer; write one of the two forms.")
+        parsed.append(step)
+    if any(isinstance(step, Answer) for step in parsed[:-1]):
+        raise InputError("an answer is followed by another turn; only the last turn may answer.")
+    return parsed
+
+
+def parse_offered_tools(prompt: str) -> dict[str, str]:
+    """Name -> usage of every tool that a prompt offers, in order; "" where only the list of names has it."""
+    history = _HISTORY.search(prompt)
+    head = prompt if history is None else prompt[: history.start()]  # a user's words may look like a tool line
+    offered = {found["name"].strip(): found["usage"].strip() for found in _TOOL_LINE.finditer(head)}
+    for names in _TOOL_LIST.findall(head):
+        for name in names.split(","):
+            if name.strip():
+                offered.setdefault(name.strip(), "")
+    return offered
+
+
+@dataclass(frozen=True)
+class DialoguePrompt:
+    """What stands behind the instructions of a prompt.
+
+    Attributes:
+        images: name -> description of the images made known, in order.
+        exchanges: (what the user said, what was answered) before that, without those.
+        new_input: the user's words.
+    """
+
+    images: dict[str, str]
+    exchanges: tuple[tuple[str, str], ...]
+    new_input: str
+
+
+def split_prompt(prompt: str) -> DialoguePrompt:
+    """Take apart what `render_dialogue_prompt` put together.
+
+    Raises:
+        InputError: it has no "Previous conversation:" and "New input:".
+    """
+    found = _HISTORY.search(prompt)
+    if found is None:
+        raise InputError("the prompt has no 'Previous conversation:' and 'New input:'; render it as a dialogue's.")
+    images: dict[str, str] = {}
+    exchanges = []
+    for exchange in _EXCHANGE.finditer(found["history"]):
+        note = _IMAGE_NOTE.fullmatch(exchange["human"])
+        if note is None:
+            exchanges.append((exchange["human"], exchange["reply"]))
+        else:
+            images[note["name"]] = note["description"]
+    new_input, _, _ = found["rest"].rpartition("\nBegin with a thought.")
+    return DialoguePrompt(images, tuple(exchanges), new_input.strip())
+
+
+def has_history(prompt: str) -> bool:
+    """Whether a prompt holds earlier turns: a reply other than to an image being made known, or a call after the
+    user's new words, as the released training rows have it."""
+    found = _HISTORY.search(prompt)
+    if found is None:
+        return False
+    replies = [reply["text"].strip() for reply in _REPLY.finditer(found["history"])]
+    return any(reply != _IMAGE_RECEIVED for reply in replies) or f"\n{_THOUGHT} " in found["rest"]

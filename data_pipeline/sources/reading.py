@@ -1,0 +1,121 @@
+"""What reading a source yields: records, rejected items and counts of the defects that were mended on the way."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from data_pipeline.records.schema import AmbiguityType, ToolRecord
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An item of a source that cannot become a record.
+
+    Attributes:
+        reason: what is wrong, the same words for the same fault, so that reasons can be counted.
+        where: file and position.
+    """
+
+    reason: str
+    where: str
+
+
+@dataclass
+class SourceReading:
+    """One pass over a source.
+
+    Attributes:
+        name: of the source.
+        licence: terms of its data, as far as they are known.
+        catalog: every tool that an answer may name.
+        media_root: folder that `media_uri`s are relative to, or None where there are no media files.
+        items: records and rejected items, in source order.
+        repairs: what was mended, counted by kind; complete once `items` is exhausted.
+        merged_source_indexes: test positions folded into an earlier record with the same question, by that
+            record's `source_index`; complete once `items` is exhausted.
+        parts: the readings that this one unites; () for a single source.
+    """
+
+    name: str
+    licence: str
+    catalog: ToolCatalog
+    media_root: Path | None
+    items: Iterable[ToolRecord | Rejected]
+    repairs: Counter[str] = field(default_factory=Counter)
+    merged_source_indexes: dict[int, list[int]] = field(default_factory=dict)
+    parts: tuple[SourceReading, ...] = ()
+
+    @property
+    def licences(self) -> dict[str, str]:
+        """Name of a source -> terms of its data."""
+        return {reading.name: reading.licence for reading in self.parts or (self,)}
+
+    def __iter__(self) -> Iterator[ToolRecord | Rejected]:
+        return iter(self.items)
+
+
+def merge_records(first: ToolRecord, other: ToolRecord) -> ToolRecord:
+    """Join two records of one question: every tool of both, in order; of two dialogues the first stands.
+
+    Where one says "unknown" and the other names tools, the tools stand: a question with an answer is answerable.
+    """
+    if first.is_dialogue:  # its tools are those that its turns call
+        return first
+    tool_ids = tuple(dict.fromkeys(first.valid_tool_ids + other.valid_tool_ids))
+    if first.valid_tool_ids == (UNKNOWN_TOOL_ID,) or other.valid_tool_ids == (UNKNOWN_TOOL_ID,):
+        tool_ids = tuple(tool_id for tool_id in tool_ids if tool_id != UNKNOWN_TOOL_ID) or (UNKNOWN_TOOL_ID,)
+    ambiguity = first.ambiguity_type if first.is_ambiguous else other.ambiguity_type
+    candidates = tuple(dict.fromkeys(first.candidate_tool_ids + other.candidate_tool_ids))
+    return replace(
+        first,
+        valid_tool_ids=tool_ids,
+        ambiguity_type=AmbiguityType(ambiguity),
+        candidate_tool_ids=candidates,
+        media_sha256=first.media_sha256 or other.media_sha256,
+    )
+
+
+def relative_media_uri(path: str, prefix: str = "") -> str:
+    """Normalise a media path to one below the media root.
+
+    Args:
+        path: as the source gives it, "/" between its parts.
+        prefix: folder that the source leaves out.
+
+    Raises:
+        InputError: the path is empty, absolute or climbs out of the media root.
+    """
+    uri = posixpath.normpath(posixpath.join(prefix, path)) if path.strip() else ""
+    if not uri or posixpath.isabs(path) or uri == "." or uri.split("/")[0] == ".." or "\\" in path or "\0" in path:
+        raise InputError(f"media path {path!r} does not lie below the media root; give a relative path with '/'.")
+    return uri
+
+
+def catalog_with_unknown(tools: Iterable[Tool]) -> ToolCatalog:
+    """The catalogue plus the answer "none of them", which every catalogue has."""
+    by_id = list(tools)
+    if all(tool.tool_id != UNKNOWN_TOOL_ID for tool in by_id):
+        by_id.append(Tool(UNKNOWN_TOOL_ID, description="None of the tools in the catalogue solves the question."))
+    return ToolCatalog(by_id)
+
+
+def check_encodable(text: str) -> None:
+    """Refuse text that UTF-8 cannot hold (a lone surrogate from a JSON escape), as Parquet could not store it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text holds a lone surrogate at character {error.start}; write the character itself."
+        ) from error
+
+
+def require_folder(path: Path | None, what: str) -> Path:
+    if path is None or not path.is_dir():
+        raise InputError(f"{what}: {path} is not a folder; give an existing one.")
+    return path

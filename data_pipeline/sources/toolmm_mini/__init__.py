@@ -1,0 +1,15 @@
+"""ToolMM-mini: a small fair model of ToolMMBench and of GPT4Tools that is made from a seed (DESIGN section 5)."""
+
+from data_pipeline.sources.toolmm_mini.catalog import build_catalog
+from data_pipeline.sources.toolmm_mini.dialogues import DIALOGUE_SIZES, DialogueSize, generate_dialogues
+from data_pipeline.sources.toolmm_mini.generate import SIZES, MiniSize, generate
+
+__all__ = [
+    "DIALOGUE_SIZES",
+    "SIZES",
+    "DialogueSize",
+    "MiniSize",
+    "build_catalog",
+    "generate",
+    "generate_dialogues",
+]

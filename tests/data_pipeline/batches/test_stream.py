@@ -1,0 +1,257 @@
+"""From corpus rows to micro steps over Ray Data: every row once, any start, any world size."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray.data
+
+from data_pipeline.batches.encoding import MEDIA_SLOT_ID, encode_question
+from data_pipeline.batches.packing import Layout
+from data_pipeline.batches.plan import UniformPlan
+from data_pipeline.batches.steps import PlanIndex
+from data_pipeline.batches.stream import BatchForm, MicroStep, TokenizedSplit, stream_micro_steps, tokenize_split
+from data_pipeline.errors import InputError
+from data_pipeline.records.prompts import render_target
+from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord, Turn
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+N_QUESTIONS = 60
+TOOLS = ("lab/dehaze", "lab/deblur", "sound/pitch", "t5", "t5-base")
+GLOBAL_BATCH_SIZE = 16
+PAD_ID = 2
+MICRO_BATCH_SIZE = 3
+PACKED = BatchForm("packed", PAD_ID)
+MEDIA = np.arange(20 * 4, dtype=np.float16).reshape(20, 4)  # M = 20 vectors of width E = 4
+
+
+class CharacterTokenizer:
+    """One id per character."""
+
+    bos_token_id = 1
+    eos_token_id = 0
+
+    def __call__(self, text: str, add_special_tokens: bool) -> Any:
+        return SimpleNamespace(input_ids=[ord(character) + 3 for character in text])
+
+
+def build_records() -> list[ToolRecord]:
+    """Questions of one to four answers; the words name the question; a third is text, the others share 20 media."""
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(N_QUESTIONS):
+        has_media = number % 3 > 0
+        tool_ids = rng.choice(TOOLS, size=rng.integers(1, 5), replace=False).tolist()
+        records.append(
+            ToolRecord(
+                record_id=f"r{number}",
+                source="test",
+                modality=Modality.IMAGE if has_media else Modality.TEXT,
+                instruction=f"[{number}]" + "w" * int(rng.integers(0, 30)),
+                valid_tool_ids=tuple(tool_ids),
+                media_uri=f"{number % 20}.png" if has_media else "",
+                media_sha256=f"sha{number % 20}" if has_media else "",
+            )
+        )
+    return records
+
+
+RECORDS = build_records()
+EXPECTED_ROWS = Counter((number, tool_id) for number, record in enumerate(RECORDS) for tool_id in record.valid_tool_ids)
+
+
+def to_dataset(records: list[ToolRecord]) -> ray.data.Dataset:
+    """Several blocks, which Ray Data may finish in any order."""
+    table = pa.Table.from_pylist([record.to_row() for record in records], schema=CORPUS_SCHEMA)
+    return ray.data.from_arrow([table[start : start + 13] for start in range(0, len(table), 13)])
+
+
+@pytest.fixture(scope="module")
+def split(ray_session: None) -> TokenizedSplit:
+    media_rows = {f"sha{number}": number for number in range(20)}
+    return tokenize_split(to_dataset(RECORDS), CharacterTokenizer(), media_rows, MEDIA, 512, 0, 2048)
+
+
+@pytest.fixture(scope="module")
+def steps(split: TokenizedSplit) -> int:
+    """Of an epoch."""
+    return build_plan(split).total_steps(1)
+
+
+def build_plan(split: TokenizedSplit, layout: Layout = "packed") -> UniformPlan:
+    return UniformPlan(split.index, split.loss_weight, 3, GLOBAL_BATCH_SIZE, layout, 300, MICRO_BATCH_SIZE)
+
+
+def stream(
+    split: TokenizedSplit, rank: int, world_size: int, first: int, end: int, form: BatchForm = PACKED
+) -> list[MicroStep]:
+    plan = ray.put(build_plan(split, form.layout))
+    return list(stream_micro_steps(split, plan, form, rank, world_size, first, end))
+
+
+def read_rows(micro: MicroStep) -> Counter[tuple[int, str]]:
+    """The (question, answer) rows of a micro step, found by walking its trees: an answer ends where a loss term does.
+
+    In a tree, the path to a token runs through every earlier token whose subtree holds it.
+    """
+    batch, found = micro.batch, Counter[tuple[int, str]]()
+    n_tokens = batch.input_ids.shape[1]
+    for position, target in zip(batch.loss_position, batch.loss_target, strict=True):
+        row, column = divmod(int(position), n_tokens)
+        before = np.arange(column + 1)
+        path = before[batch.subtree_end[row, : column + 1] > column]
+        ids = batch.input_ids[row, path].tolist()
+        text = "".join("" if i in (1, MEDIA_SLOT_ID) else chr(i - 3) for i in ids) + chr(int(target) - 3)
+        if not text.endswith("}\n###"):
+            continue
+        words, answer = text.split("\n### Assistant: ")
+        tool_id = next(tool_id for tool_id in TOOLS if render_target(tool_id) == answer)
+        found[int(words[words.index("[") + 1 : words.index("]")]), tool_id] += 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def two_ranks(split: TokenizedSplit, steps: int) -> list[list[MicroStep]]:
+    """Both ranks' streams of two epochs."""
+    return [stream(split, rank, 2, 0, 2 * steps) for rank in range(2)]
+
+
+def test_the_split_knows_its_size(split: TokenizedSplit, steps: int) -> None:
+    assert len(split.index) == len(split.modalities) == len(split.sources) == N_QUESTIONS
+    assert split.modalities == [record.modality.value for record in RECORDS]
+    assert split.n_too_long == 0
+    assert steps == round(sum(EXPECTED_ROWS.values()) / GLOBAL_BATCH_SIZE) > 5
+    questions = [
+        encode_question(CharacterTokenizer(), record.instruction, record.has_media, record.valid_tool_ids)
+        for record in RECORDS
+    ]
+    index, expected = split.index, PlanIndex.from_questions(questions)
+    assert np.array_equal(index.n_rows, expected.n_rows)
+    assert np.array_equal(index.n_tokens, expected.n_tokens)
+    assert np.array_equal(index.row_tokens, expected.row_tokens)
+
+
+def test_two_ranks_together_see_every_row_of_an_epoch_once(steps: int, two_ranks: list[list[MicroStep]]) -> None:
+    for epoch in range(2):
+        of_epoch = range(epoch * steps, (epoch + 1) * steps)
+        micros = [micro for rank in two_ranks for micro in rank if micro.step in of_epoch]
+        assert sum((read_rows(micro) for micro in micros), Counter()) == EXPECTED_ROWS
+        assert sum(micro.batch.n_rows for micro in micros) == sum(EXPECTED_ROWS.values())
+    by_step = rows_by_step([micro for rank in two_ranks for micro in rank])
+    assert by_step[0] != by_step[steps], "each epoch has its own order"
+
+
+def test_ranks_keep_step_and_end_each_step_together(two_ranks: list[list[MicroStep]]) -> None:
+    first, second = ([(micro.step, micro.is_last) for micro in rank] for rank in two_ranks)
+    assert first == second
+    steps = [step for step, _ in first]
+    assert steps == sorted(steps)
+    last_of = {step: position for position, step in enumerate(steps)}
+    assert [is_last for _, is_last in first] == [last_of[step] == n for n, step in enumerate(steps)]
+    assert len(steps) > len(last_of), "some step has several micro steps"
+
+
+def test_step_weight_is_the_answer_tokens_of_the_whole_step(two_ranks: list[list[MicroStep]]) -> None:
+    """Divided by it, the summed losses of all ranks and micro steps are the step's mean per answer token."""
+    weights: dict[int, float] = defaultdict(float)
+    for micro in (micro for rank in two_ranks for micro in rank):
+        weights[micro.step] += float(micro.batch.loss_weight.sum())
+    assert all(micro.step_weight == weights[micro.step] for rank in two_ranks for micro in rank)
+    answer_tokens = sum(len(render_target(tool_id)) * n for (_, tool_id), n in EXPECTED_ROWS.items())
+    assert sum(weights.values()) == 2 * answer_tokens
+
+
+def test_every_slot_gets_the_vector_of_its_question(two_ranks: list[list[MicroStep]]) -> None:
+    n_slots = 0
+    for micro in (micro for rank in two_ranks for micro in rank):
+        batch = micro.batch
+        assert micro.media.dtype == np.float32
+        assert np.array_equal(np.flatnonzero(batch.input_ids.ravel() == MEDIA_SLOT_ID), batch.media_position)
+        with_media = [int(q) for q in batch.question_index if RECORDS[q].has_media]
+        assert np.array_equal(micro.media[batch.media_row], MEDIA[[q % 20 for q in with_media]].astype(np.float32))
+        n_slots += len(with_media)
+    assert n_slots == 2 * sum(record.has_media for record in RECORDS)
+
+
+@pytest.mark.parametrize("first_step", [1, 9])
+def test_a_stream_that_starts_later_is_the_tail_of_the_whole(
+    split: TokenizedSplit, steps: int, two_ranks: list[list[MicroStep]], first_step: int
+) -> None:
+    """Also where the start is in the middle of an epoch or in the second one."""
+    end = 2 * steps
+    expected = [micro for micro in two_ranks[1] if micro.step >= first_step]
+    found = stream(split, 1, 2, first_step, end)
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        assert (one.step, one.is_last, one.step_weight) == (other.step, other.is_last, other.step_weight)
+        assert np.array_equal(one.media, other.media)
+        for name in ("input_ids", "position_ids", "subtree_end", "loss_position", "loss_target", "loss_weight"):
+            assert np.array_equal(getattr(one.batch, name), getattr(other.batch, name)), name
+
+
+def rows_by_step(micros: list[MicroStep]) -> dict[int, Counter[tuple[int, str]]]:
+    rows: dict[int, Counter[tuple[int, str]]] = defaultdict(Counter)
+    for micro in micros:
+        rows[micro.step] += read_rows(micro)
+    return rows
+
+
+def test_steps_hold_the_same_at_any_world_size_and_in_both_layouts(
+    split: TokenizedSplit, steps: int, two_ranks: list[list[MicroStep]]
+) -> None:
+    expected = rows_by_step([micro for rank in two_ranks for micro in rank if micro.step < steps])
+    alone = stream(split, 0, 1, 0, steps)
+    assert rows_by_step(alone) == expected
+    as_rows = [
+        micro
+        for rank in range(2)
+        for micro in stream(split, rank, 2, 0, steps, BatchForm("rows", PAD_ID, pad_to_multiple=8))
+    ]
+    assert rows_by_step(as_rows) == expected
+    for micro in as_rows:
+        batch = micro.batch
+        assert batch.layout == "rows"
+        assert len(batch.lengths) == max(1, batch.n_rows) <= MICRO_BATCH_SIZE
+        assert batch.input_ids.shape[1] % 8 == 0
+        for row, length in enumerate(batch.lengths):
+            assert (batch.input_ids[row, length:] == PAD_ID).all()
+            assert (batch.position_ids[row, :length] == np.arange(length)).all()
+    weights = {micro.step: micro.step_weight for micro in alone}
+    assert weights == {micro.step: micro.step_weight for micro in as_rows}
+
+
+def test_an_input_error_in_a_task_arrives_as_one() -> None:
+    with pytest.raises(InputError, match="max_target_tokens leaves 10 tokens for a question"):
+        tokenize_split(to_dataset(RECORDS[:3]), CharacterTokenizer(), {}, MEDIA, 40, 30, 2048)
+
+
+def test_nothing_to_do_and_nothing_to_train_on(split: TokenizedSplit) -> None:
+    assert stream(split, 0, 1, 4, 4) == []
+    empty = ray.data.from_arrow(CORPUS_SCHEMA.empty_table())
+    with pytest.raises(InputError, match="holds no usable question"):
+        tokenize_split(empty, CharacterTokenizer(), {}, MEDIA, 512, 0, 2048)
+
+
+def test_dialogues_come_with_their_loss_mask_and_too_long_ones_are_left_out() -> None:
+    def build(number: int, words: str) -> ToolRecord:
+        turns = (Turn("assistant", "call:"), Turn("observation", " seen "), Turn("assistant", "done"))
+        return ToolRecord(f"d{number}", "talk", Modality.TEXT, words, ("t5",), turns=turns)
+
+    records = [RECORDS[0], build(1, "short"), build(2, "x" * 100), RECORDS[3]]
+    split = tokenize_split(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, max_dialogue_tokens=60)
+    assert split.n_too_long == 1
+    assert split.sources == ["test", "talk", "test"]
+    n_words = len("call:") + len("done") + 1  # the end token too, the observation not
+    assert split.loss_weight[1] == n_words
+    (micro,) = stream(split, 0, 1, 0, 1)
+    assert sorted(micro.batch.question_index.tolist()) == [0, 1, 2]
+    assert micro.step_weight == micro.batch.loss_weight.sum() == split.loss_weight.sum()
+    targets = "".join(chr(i - 3) if i else "$" for i in micro.batch.loss_target.tolist())
+    assert "call:done$" in targets
+    assert "seen" not in targets

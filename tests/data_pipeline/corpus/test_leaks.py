@@ -1,0 +1,119 @@
+"""Splits and the leak audit, on made-up records and against the counts of the released files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.corpus.leaks import audit_leaks
+from data_pipeline.corpus.splits import assign_splits, group_key
+from data_pipeline.errors import InputError
+from data_pipeline.records.schema import Modality, ToolRecord
+from data_pipeline.sources.read import read_source
+
+
+def _record(number: int, *tool_ids: str, **fields: object) -> ToolRecord:
+    values = {"modality": Modality.IMAGE, "instruction": f"question {number}", "media_uri": f"{number}.png"} | fields
+    return ToolRecord(record_id=str(number), source="test", valid_tool_ids=tool_ids or ("a",), **values)  # type: ignore[arg-type]
+
+
+def test_released_leaks_are_found(shared_dir: Path) -> None:
+    reading = read_source("toolmmbench", shared_dir / "toolmmbench")
+    records = [item for item in reading if isinstance(item, ToolRecord)]
+    test = [record for record in records if record.split == "test"]
+    copies = {
+        record.record_id: 1 + len(reading.merged_source_indexes.get(record.source_index or -1, [])) for record in test
+    }
+    audit = audit_leaks([record for record in records if record.split == "train"], test, copies)
+    # Counted by a plain loop over the released rows: 29 of 98 audio and 2 of 13 video test rows repeat a (file, query)
+    # pair of a training row; 60 and 4 use a file that is in the training data. One audio row repeats another test row.
+    assert audit.by_modality["audio"] == {
+        "checked": 97,
+        "exact_pairs": 29,
+        "shared_media": 59,
+        "released_checked": 98,
+        "released_exact_pairs": 29,
+        "released_shared_media": 60,
+    }
+    assert audit.by_modality["video"] == {
+        "checked": 13,
+        "exact_pairs": 2,
+        "shared_media": 4,
+        "released_checked": 13,
+        "released_exact_pairs": 2,
+        "released_shared_media": 4,
+    }
+    assert audit.by_modality["text"]["exact_pairs"] == audit.by_modality["image"]["shared_media"] == 0
+
+
+def test_audit_compares_content_where_it_is_known() -> None:
+    seen = [_record(0, media_sha256="s0"), _record(1), _record(2, modality=Modality.TEXT, media_uri="")]
+    held_out = [
+        _record(10, media_uri="copy.png", media_sha256="s0", instruction="question 0"),  # the same bytes elsewhere
+        _record(11, media_uri="copy.png", media_sha256="s0"),
+        _record(12, media_uri="1.png", media_sha256="s1", instruction="question 1"),  # only here is the file at hand
+        _record(13, instruction="question 0"),  # the same words about another medium: no leak
+        _record(14, modality=Modality.TEXT, media_uri="", instruction="question 2"),
+        _record(15, modality=Modality.TEXT, media_uri="", instruction="question 1"),  # a text is no medium
+        _record(16, modality=Modality.VIDEO, media_uri="1.png"),  # another modality
+    ]
+    audit = audit_leaks(seen, held_out)
+    assert audit.exact_pairs == ("10", "12", "14")
+    assert audit.shared_media == ("10", "11", "12")
+    assert audit.leaked_ids == {"10", "11", "12", "14"}
+
+
+@pytest.fixture
+def records() -> list[ToolRecord]:
+    """300 questions about 100 pictures (two files hold the same bytes), 100 texts, a tail of rare tools."""
+    pictures = [
+        _record(i, f"tool{i % 7}", media_uri=f"{i % 100}.png", media_sha256=f"s{i % 100 % 99}") for i in range(300)
+    ]
+    texts = [
+        _record(300 + i, f"text{i % 5}", modality=Modality.TEXT, media_uri="", instruction=f"Say  {i // 2}")
+        for i in range(100)
+    ]
+    rare = [_record(400 + i, f"rare{i}") for i in range(20)]
+    return pictures + texts + rare
+
+
+def test_split_keeps_media_and_words_together_and_every_tool_in_training(records: list[ToolRecord]) -> None:
+    splits = assign_splits(records, test_frac=0.2, val_frac=0.1, seed=3)
+    sides: dict[str, set[str]] = {}
+    for record, split in zip(records, splits, strict=True):
+        sides.setdefault(group_key(record), set()).add(split)
+    assert all(len(side) == 1 for side in sides.values())
+    used = {
+        split: {tool for record, s in zip(records, splits, strict=True) if s == split for tool in record.valid_tool_ids}
+        for split in ("train", "val", "test")
+    }
+    assert used["test"] <= used["train"]
+    assert used["val"] <= used["train"]
+    assert {f"rare{i}" for i in range(20)} <= used["train"]
+    counts = Counter((record.modality, split) for record, split in zip(records, splits, strict=True))
+    assert 55 <= counts[Modality.IMAGE, "test"] <= 64
+    assert counts[Modality.TEXT, "test"] == 20
+    held_out = [record for record, split in zip(records, splits, strict=True) if split != "train"]
+    training = [record for record, split in zip(records, splits, strict=True) if split == "train"]
+    assert not audit_leaks(training, held_out).leaked_ids
+
+
+def test_split_depends_on_seed_and_content_not_on_order(records: list[ToolRecord]) -> None:
+    splits = assign_splits(records, 0.2, 0.1, seed=3)
+    backwards = assign_splits(records[::-1], 0.2, 0.1, seed=3)
+    assert backwards[::-1] == splits
+    assert assign_splits(records, 0.2, 0.1, seed=4) != splits
+
+
+def test_prescribed_splits_stand_and_val_is_carved(records: list[ToolRecord]) -> None:
+    prescribed = [replace(r, split="test" if i % 10 == 0 else "train") for i, r in enumerate(records)]
+    splits = assign_splits(prescribed, 0.5, 0.1, seed=0)
+    assert [s == "test" for s in splits] == [r.split == "test" for r in prescribed]
+    assert 20 <= splits.count("val") <= 38
+    with_val = [replace(r, split="val" if i % 10 == 1 else r.split) for i, r in enumerate(prescribed)]
+    assert assign_splits(with_val, 0.5, 0.1, seed=0) == [r.split for r in with_val]
+    with pytest.raises(InputError, match="prescribe a split"):
+        assign_splits([*prescribed, records[0]], 0.2, 0.1, seed=0)
