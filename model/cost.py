@@ -20,7 +20,7 @@ from typing import Any
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from model.mllm import ToolLLM
+from model.llm.tool_llm import ToolLLM
 
 FP32_BYTES = 4
 NF4_BITS = 4.127  # with double quantisation: Dettmers et al. 2023, arXiv 2305.14314, section 3

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
 
 from data_pipeline.errors import InputError
-from model.backbone import attach_adapter
-from model.config import ModelConfig
-from model.mllm import ToolLLM
-from model.tiny import build_tiny_backbone
+from model.llm.backbone import attach_adapter
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
+from model.tiny.backbone import build_tiny_backbone
 
 # Touvron et al. 2023a, Table 2, and 2023b, section 2.2: both generations differ in the length of the context alone.
 _LLAMA_7B: dict[str, Any] = {
@@ -68,7 +68,7 @@ def load_shape(backbone: str) -> tuple[PretrainedConfig, str]:
         InputError: it is neither here nor one of the papers'.
     """
     if backbone == "tiny":
-        return _tiny_shape(), "model.tiny's defaults"
+        return _tiny_shape(), "model.tiny.backbone's defaults"
     try:
         config = AutoConfig.from_pretrained(backbone, local_files_only=True)
         return config, "its config.json"

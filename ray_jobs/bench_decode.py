@@ -1,6 +1,6 @@
 """Cost of naming the ten likeliest tools: exact search against ten samples, as the paper draws them, and brute force.
 
-The model is `model.practised`'s.
+The model is `model.tiny.practised`'s.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.records.prompts import render_target
-from model.decode import DecodeStats, Prompt, RankedTool, score_all_tools, top_k_tools
-from model.free_decode import generate_free
-from model.practised import (
+from model.decode.free import generate_free
+from model.decode.tools import DecodeStats, Prompt, RankedTool, score_all_tools, top_k_tools
+from model.decode.trie import CatalogTrie
+from model.tiny.practised import (
     MAX_NEW_TOKENS,
     TEMPERATURE,
     build_practised_mllm,
     draw_questions,
     sample_with_generate,
 )
-from model.trie import CatalogTrie
 
 K = 10
 BATCH_SIZE = 16

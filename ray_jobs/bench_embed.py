@@ -89,7 +89,7 @@ class _BareForward:
     def __init__(self, encoder_dir: str, batch: np.ndarray, threads: int, use_gpu: bool) -> None:
         import torch
 
-        from model.encoders import load_encoder
+        from model.imagebind.encoders import load_encoder
 
         if not use_gpu:
             torch.set_num_threads(threads)
@@ -136,7 +136,7 @@ def _save_encoder(folder: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from model.imagebind import ImageBind, ImageBindConfig
+    from model.imagebind.network import ImageBind, ImageBindConfig
 
     config = ImageBindConfig(
         out_embed_dim=EMBED_DIM,

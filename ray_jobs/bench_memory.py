@@ -20,9 +20,9 @@ from data_pipeline.batches.encoding import longest_answer
 from data_pipeline.batches.plan import TrainingPlan, UniformPlan
 from data_pipeline.batches.stream import BatchForm, TokenizedSplit, stream_micro_steps, tokenize_split
 from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord
-from model.backbone import load_tokenizer
-from model.config import ModelConfig
-from model.tiny import build_tiny_backbone
+from model.llm.backbone import load_tokenizer
+from model.llm.config import ModelConfig
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.bench_train import GLOBAL_BATCH_SIZE, PACK_TOKENS, build_questions
 
 EPOCHS = 3
@@ -92,7 +92,7 @@ class _Worker:
         os.environ |= {"DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_RANK": "0"}
         import deepspeed
 
-        from model.mllm import ToolLLM
+        from model.llm.tool_llm import ToolLLM
         from ray_jobs.config import TrainOptions
         from ray_jobs.zero import deepspeed_config, disable_compiled_collectives, parameter_groups
 
@@ -110,7 +110,7 @@ class _Worker:
         self, split: TokenizedSplit, plan: list[ray.ObjectRef[TrainingPlan]], steps_per_part: int, parts: int
     ) -> list[float]:
         """Peak resident memory in MiB of each part of the training."""
-        from model.mllm import to_tensors
+        from model.llm.tool_llm import to_tensors
 
         engine = self._engine
         engine.train()

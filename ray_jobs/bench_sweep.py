@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.records.prompts import render_prompt, render_target
-from model.tiny import build_tiny_backbone
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs import prepare, tune
 from ray_jobs.cluster import connect
 from ray_jobs.config import RayOptions, RunSpec

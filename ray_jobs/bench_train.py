@@ -34,10 +34,10 @@ from data_pipeline.batches.packing import (
     split_step_rows,
 )
 from data_pipeline.records.prompts import render_prompt, render_target
-from model.backbone import attach_adapter, load_backbone
-from model.config import ModelConfig
-from model.mllm import ToolLLM, to_tensors
-from model.tiny import build_tiny_backbone
+from model.llm.backbone import attach_adapter, load_backbone
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM, to_tensors
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import TrainOptions
 
 # right answers per distinct (medium, question) pair of ToolMMBench's test file (3/5 of it, all modalities in the

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.corpus.build import PrepareOptions
 from data_pipeline.errors import InputError
-from model.config import ModelConfig
+from model.llm.config import ModelConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import ray.data
 
 from data_pipeline.batches.stream import keep_order
-from model.config import ModelConfig
-from model.mllm import ToolLLM
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
 from ray_jobs.checkpoint import load_parameters
 from ray_jobs.config import EvaluateOptions
 

@@ -8,7 +8,7 @@ import platform
 import shutil
 from typing import Any
 
-from model.encoders import load_encoder
+from model.imagebind.encoders import load_encoder
 from ray_jobs.config import RunSpec
 
 PACKAGES = ("torch", "ray", "transformers", "peft", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "numpy")

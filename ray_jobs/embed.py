@@ -109,7 +109,7 @@ def embed_corpus(
     Args:
         corpus: its media root must be readable by every node.
         lake_path: root of the lake, on a file system that all nodes share.
-        encoder_name: as `model.encoders.load_encoder` takes it.
+        encoder_name: as `model.imagebind.encoders.load_encoder` takes it.
         dtype: of the stored vectors.
         batch_size: clips of one forward: an image is one, a sound three, a video fifteen.
         num_actors: encoder replicas.
@@ -262,7 +262,7 @@ def _stream_batches(
 
 def _describe_encoder(encoder_name: str) -> dict[str, Any]:
     """Runs as a task: the driver needs the encoder's identity, not the encoder."""
-    from model.encoders import load_encoder
+    from model.imagebind.encoders import load_encoder
 
     encoder = load_encoder(encoder_name, device="cpu")
     return {"encoder_id": encoder.encoder_id, "embed_dim": encoder.embed_dim, "recipe": encoder.recipe}

@@ -69,7 +69,7 @@ class EncodeBatch:
     def __init__(self, encoder_name: str, lake_path: str, encoder_id: str, threads: int, use_gpu: bool) -> None:
         import torch
 
-        from model.encoders import load_encoder
+        from model.imagebind.encoders import load_encoder
 
         # Batches may be views of Ray's object store, which is read-only; the encoder only reads them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
-from model.dialogue_scores import called_tool_ids
+from model.scoring.dialogues import called_tool_ids
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.decoding_actors import TrainedModel

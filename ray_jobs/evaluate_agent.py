@@ -30,7 +30,7 @@ from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import DialoguePrompt, parse_offered_tools, render_answer, split_prompt
 from data_pipeline.records.schema import ToolRecord
-from model.dialogue_scores import called_tool_ids, score_dialogues
+from model.scoring.dialogues import called_tool_ids, score_dialogues
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate_dialogues import DialogueEvaluation
 from ray_jobs.progress import PROGRESS_INTERVAL_S

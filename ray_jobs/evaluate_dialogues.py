@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from data_pipeline.batches.encoding import encode_dialogue
 from data_pipeline.records.schema import ToolRecord, Turn
-from model.backbone import load_tokenizer
-from model.dialogue_decode import generate_dialogue
-from model.dialogue_scores import DialogueScores, join_gold, score_dialogues
+from model.decode.dialogue import generate_dialogue
+from model.llm.backbone import load_tokenizer
+from model.scoring.dialogues import DialogueScores, join_gold, score_dialogues
 from ray_jobs.decoding_actors import TrainedModel, decode_on_actors
 
 GOLD_FILE = "gold_dialogues.jsonl"

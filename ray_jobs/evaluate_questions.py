@@ -21,13 +21,13 @@ from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
-from model.backbone import load_tokenizer
-from model.baselines import knn_baseline, majority_baseline
-from model.decode import Prompt, top_k_tools
-from model.free_decode import generate_free
-from model.metrics import SelectionScores, score_records
-from model.score_tables import plot_scores, render_table
-from model.trie import CatalogTrie
+from model.decode.free import generate_free
+from model.decode.tools import Prompt, top_k_tools
+from model.decode.trie import CatalogTrie
+from model.llm.backbone import load_tokenizer
+from model.scoring.baselines import knn_baseline, majority_baseline
+from model.scoring.selection import SelectionScores, score_records
+from model.scoring.tables import plot_scores, render_table
 from ray_jobs.decoding_actors import TrainedModel, decode_on_actors
 from ray_jobs.features import MediaVectors
 

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from model.bundle import Bundle, load_bundle, save_bundle
-from model.config import ModelConfig
-from model.mllm import ToolLLM
+from model.llm.bundle import Bundle, load_bundle, save_bundle
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
 from ray_jobs.checkpoint import load_parameters
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate import EVALUATION_FILE

@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 
 from data_pipeline.errors import InputError
-from model.bundle import load_bundle
+from model.llm.bundle import load_bundle
 from ray_jobs.config import RunSpec
 from ray_jobs.model_versions import CHAMPION, get_champion
 from ray_jobs.tracking import patiently

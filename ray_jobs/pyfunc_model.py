@@ -10,9 +10,9 @@ import pandas as pd
 from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.media.load import load_media
 from data_pipeline.records.schema import Modality
-from model.bundle import check_encoder, load_bundle
-from model.decode import Prompt, top_k_tools
-from model.trie import CatalogTrie
+from model.decode.tools import Prompt, top_k_tools
+from model.decode.trie import CatalogTrie
+from model.llm.bundle import check_encoder, load_bundle
 
 
 class ToolSelector(mlflow.pyfunc.PythonModel):
@@ -49,7 +49,7 @@ class ToolSelector(mlflow.pyfunc.PythonModel):
     def _encode(self, modality: Modality, media: bytes) -> Any:
         import torch
 
-        from model.encoders import load_encoder
+        from model.imagebind.encoders import load_encoder
 
         if self._encoder is None:
             self._encoder = load_encoder(self._bundle.encoder_name)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
-from model.gpt4tools_metrics import score_gpt4tools
-from model.metrics import SelectionScores, score_selection
-from model.score_tables import plot_scores
+from model.scoring.gpt4tools import score_gpt4tools
+from model.scoring.selection import SelectionScores, score_selection
+from model.scoring.tables import plot_scores
 from ray_jobs.score_files import (
     read_catalog_names,
     read_gpt4tools_gold,

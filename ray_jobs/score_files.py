@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import ToolCatalog
 from data_pipeline.records.schema import CORPUS_SCHEMA, AmbiguityType, Modality, ToolRecord
-from model.metrics import GoldItem
+from model.scoring.selection import GoldItem
 
 _AMBIGUITY_BY_CODE = dict(enumerate((kind for kind in AmbiguityType if kind is not AmbiguityType.NONE), start=1))
 _AMBIGUITY_BY_CODE[-1] = AmbiguityType.NONE

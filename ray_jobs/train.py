@@ -24,7 +24,7 @@ from ray.train.v2._internal import constants as train_constants
 from data_pipeline.batches.plan import count_seen
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
-from model.config import ModelConfig
+from model.llm.config import ModelConfig
 from ray_jobs.checkpoint import PARAMETERS_FILE, CheckpointStore, load_metrics
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec

@@ -16,10 +16,10 @@ from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_prompt, render_target
 from data_pipeline.records.schema import CORPUS_SCHEMA, ToolRecord
-from model.backbone import load_tokenizer
-from model.config import ModelConfig
-from model.dialogue_scores import called_tool_ids
-from model.tiny import build_tiny_backbone
+from model.llm.backbone import load_tokenizer
+from model.llm.config import ModelConfig
+from model.scoring.dialogues import called_tool_ids
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import RunSpec
 from ray_jobs.features import MediaVectors, load_media_vectors, split_usable
 from ray_jobs.validation import ValidationSet

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
 
 from data_pipeline.batches.stream import BatchForm, MicroStep, TokenizedSplit, stream_micro_steps
-from model.config import ModelConfig
-from model.mllm import ToolLLM, to_tensors
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM, to_tensors
 from ray_jobs.checkpoint import CheckpointStore, Cursor, load_cursor, load_metrics, load_moments, load_parameters
 from ray_jobs.config import RunSpec
 from ray_jobs.progress import Progress

@@ -15,12 +15,12 @@ import torch.distributed as dist
 
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
-from model.decode import Prompt, greedy_tools
-from model.dialogue_decode import generate_dialogue
-from model.dialogue_scores import score_dialogues
-from model.metrics import SelectionScores, score_records
-from model.mllm import ToolLLM
-from model.trie import CatalogTrie
+from model.decode.dialogue import generate_dialogue
+from model.decode.tools import Prompt, greedy_tools
+from model.decode.trie import CatalogTrie
+from model.llm.tool_llm import ToolLLM
+from model.scoring.dialogues import score_dialogues
+from model.scoring.selection import SelectionScores, score_records
 
 SCORE_KEY = "val/score"  # what the best checkpoint is best at: the mean over the tasks that are validated
 ACCURACY_KEY = "val/tool_accuracy"

@@ -21,7 +21,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from model.mllm import ToolLLM
+from model.llm.tool_llm import ToolLLM
 from ray_jobs.config import TrainOptions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

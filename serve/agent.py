@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn, render_dialogue_prompt, render_observation
 from data_pipeline.records.schema import Turn
-from model.turn_decode_types import PromptTooLongError, TurnRequest, WrittenTurn
+from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from serve.agent_tools import build_dialogue_tool, build_turn_tool, read_arguments
 from serve.artifacts import Artifact
 from serve.tools.spec import ToolError, ToolSpec
@@ -170,7 +170,7 @@ async def iterate_agent(
     """Run the loop; cancelling it cancels the turn or the tool under way.
 
     Args:
-        write_turn: writes one turn (`model.turn_decode.TurnWriter` behind a deployment).
+        write_turn: writes one turn (`model.decode.turn.TurnWriter` behind a deployment).
         invoke: runs a tool by its id with checked arguments, media as artifact ids. It raises `ToolError`, `InputError`
             or `TimeoutError` for what the model shall be told; anything else ends the loop.
         request: the dialogue so far.

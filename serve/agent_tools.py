@@ -9,7 +9,7 @@ from typing import Any
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
-from model.turn_decode_types import TurnArgument, TurnTool
+from model.decode.turn_types import TurnArgument, TurnTool
 from serve.artifacts import Artifact
 from serve.tools.spec import Argument, ToolSpec
 
@@ -68,7 +68,7 @@ def read_arguments(spec: ToolSpec, text: str, files: Mapping[str, Artifact]) -> 
 
 
 def build_turn_tool(spec: ToolSpec) -> TurnTool:
-    """The tool as `model.turn_decode` takes it."""
+    """The tool as `model.decode.turn` takes it."""
     return TurnTool(spec.call_name, tuple(map(_turn_argument, dialogue_arguments(spec))))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ray.serve import Application
 
-from model.bundle import load_bundle
-from model.shared_backbone import check_shareable
+from model.llm.bundle import load_bundle
+from model.llm.shared_backbone import check_shareable
 from serve.config import ServeArgs
 from serve.encoder import MediaEncoder
 from serve.ingress import Ingress

@@ -32,12 +32,12 @@ from ray import serve as ray_serve
 
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.records.catalog import Tool, ToolCatalog
-from model.bundle import load_bundle, save_bundle
-from model.decode import Prompt, top_k_tools
-from model.mllm import ToolLLM
-from model.practised import build_practised_mllm, draw_questions, sample_with_generate
-from model.shared_backbone import SharedBackbone
-from model.trie import CatalogTrie
+from model.decode.tools import Prompt, top_k_tools
+from model.decode.trie import CatalogTrie
+from model.llm.bundle import load_bundle, save_bundle
+from model.llm.shared_backbone import SharedBackbone
+from model.llm.tool_llm import ToolLLM
+from model.tiny.practised import build_practised_mllm, draw_questions, sample_with_generate
 from serve.app import build_app
 
 API_KEY = secrets.token_hex()  # behind HAProxy the service wants one

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
-from model.turn_decode_types import TurnRequest, WrittenTurn
+from model.decode.turn_types import TurnRequest, WrittenTurn
 from serve.agent import AgentLimits, AgentResult, ToolResult, iterate_agent, run_agent
 from serve.agent_memory import build_agent_request
 from serve.artifacts import Artifact

@@ -14,8 +14,8 @@ from ray import serve as ray_serve
 
 from data_pipeline.media.load import MediaLimits, load_media
 from data_pipeline.records.schema import Modality
-from model.bundle import check_encoder, load_bundle
-from model.encoders import FrozenImageBind, load_encoder
+from model.imagebind.encoders import FrozenImageBind, load_encoder
+from model.llm.bundle import check_encoder, load_bundle
 from serve.batching import Batcher
 from serve.config import ServeArgs
 from serve.schemas import EncodedMedium, RequestError

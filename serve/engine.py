@@ -9,12 +9,12 @@ from typing import NamedTuple, TypeVar
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
-from model.bundle import Bundle
-from model.decode import Prompt, RankedTool, ToolSearch
-from model.shared_backbone import SharedBackbone
-from model.trie import CatalogTrie
-from model.turn_decode import TurnWriter
-from model.turn_decode_types import TurnRequest, WrittenTurn
+from model.decode.tools import Prompt, RankedTool, ToolSearch
+from model.decode.trie import CatalogTrie
+from model.decode.turn import TurnWriter
+from model.decode.turn_types import TurnRequest, WrittenTurn
+from model.llm.bundle import Bundle
+from model.llm.shared_backbone import SharedBackbone
 from serve.schemas import Ranking
 
 MAX_TRIES = 64  # of callers' own tools

@@ -13,9 +13,9 @@ from ray import serve as ray_serve
 
 from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.errors import InputError
-from model.bundle import Bundle, load_bundle
-from model.decode import Prompt
-from model.turn_decode_types import TurnRequest, WrittenTurn
+from model.decode.tools import Prompt
+from model.decode.turn_types import TurnRequest, WrittenTurn
+from model.llm.bundle import Bundle, load_bundle
 from serve.batching import Batcher
 from serve.config import ServeArgs
 from serve.engine import Engine, Question

@@ -22,14 +22,14 @@ from safetensors.torch import save_file
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.media.load import load_media
 from data_pipeline.records.catalog import Tool, ToolCatalog
-from model.bundle import Bundle, load_bundle, save_bundle
-from model.config import ModelConfig
-from model.decode import Prompt, top_k_tools
-from model.encoders import load_encoder
-from model.imagebind import ImageBind, ImageBindConfig
-from model.mllm import ToolLLM
-from model.tiny import build_tiny_backbone
-from model.trie import CatalogTrie
+from model.decode.tools import Prompt, top_k_tools
+from model.decode.trie import CatalogTrie
+from model.imagebind.encoders import load_encoder
+from model.imagebind.network import ImageBind, ImageBindConfig
+from model.llm.bundle import Bundle, load_bundle, save_bundle
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
+from model.tiny.backbone import build_tiny_backbone
 from serve.app import build_app
 from serve.schemas import ErrorAnswer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlflow.tracking import MlflowClient
 
 from data_pipeline.records.prompts import render_prompt, render_target
-from model.tiny import build_tiny_backbone
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import RunSpec, load_run_spec
 
 VERBS = {

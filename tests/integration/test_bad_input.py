@@ -1,7 +1,7 @@
 """Bad input to the commands: one clear sentence, exit code 2, no traceback, and nothing half-written.
 
 Media that cannot be decoded are in tests/data_pipeline/media/test_load.py and tests/ray_jobs/test_embed.py, files of
-predictions in tests/ray_jobs/test_score.py, damaged bundles in tests/model/test_bundle.py.
+predictions in tests/ray_jobs/test_score.py, damaged bundles in tests/model/llm/test_bundle.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.media.feature_lake import FeatureLake
-from model.tiny import build_tiny_backbone
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.cli import main
 from ray_jobs.features import save_embed_info
 from ray_jobs.train import TrainSummary

@@ -12,7 +12,7 @@ from small_service import free_port
 from small_training import build_base, build_spec, history
 
 from data_pipeline.corpus.files import Corpus
-from model.tiny import build_tiny_backbone
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs import evaluate, evaluate_agent, export, prepare, train
 from ray_jobs.cli import main
 from ray_jobs.config import RunSpec, load_run_spec

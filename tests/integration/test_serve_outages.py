@@ -20,7 +20,7 @@ from ray.util.state import list_actors
 from small_service import APP, CATALOG, SELECT, Service, make_bundle, picture
 
 from data_pipeline.records.catalog import Tool, ToolCatalog
-from model.bundle import load_bundle
+from model.llm.bundle import load_bundle
 from serve.app import build_app
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -16,9 +16,9 @@ from mlflow.tracking import MlflowClient
 from small_training import VERBS, build_base, build_spec, history
 
 from data_pipeline.corpus.files import Corpus
-from model.bundle import load_bundle
-from model.config import ModelConfig
-from model.mllm import ToolLLM
+from model.llm.bundle import load_bundle
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
 from ray_jobs import evaluate, export, prepare, train
 from ray_jobs.checkpoint import load_cursor, load_moments, load_parameters
 from ray_jobs.config import RunSpec

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from data_pipeline.records.catalog import Tool, ToolCatalog
-from model.bundle import Bundle, load_bundle, save_bundle
-from model.config import ModelConfig
-from model.mllm import ToolLLM
-from model.tiny import build_tiny_backbone
+from model.llm.bundle import Bundle, load_bundle, save_bundle
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
+from model.tiny.backbone import build_tiny_backbone
 
 ENCODER_DIM = 6
 CATALOG = ToolCatalog([Tool("deblur"), Tool("dehaze"), Tool("detect-edges"), Tool("unknown")])

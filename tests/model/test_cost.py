@@ -13,12 +13,12 @@ from transformers import OPTConfig, OPTForCausalLM
 from data_pipeline.batches.encoding import EncodedQuestion
 from data_pipeline.batches.packing import build_micro_batch
 from data_pipeline.batches.steps import PlanIndex
-from model.backbone import attach_adapter
-from model.config import ModelConfig
 from model.cost import ModelSize, compute_activation_bytes, compute_flops, compute_state_bytes
-from model.mllm import ToolLLM, to_tensors
+from model.llm.backbone import attach_adapter
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM, to_tensors
 from model.shapes import build_shape, load_shape
-from model.tiny import build_tiny_backbone
+from model.tiny.backbone import build_tiny_backbone
 
 
 @pytest.fixture(scope="module")

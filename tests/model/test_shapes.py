@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import InputError
-from model.config import ModelConfig
-from model.mllm import ToolLLM
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
 from model.shapes import SHAPES, build_shape, load_shape
-from model.tiny import build_tiny_backbone
+from model.tiny.backbone import build_tiny_backbone
 
 # parameters as the models' own papers and cards give them, projector (1024 -> width, with bias) and adapter apart
 PUBLISHED = {

@@ -12,9 +12,9 @@ from torch import Tensor
 from data_pipeline.batches.encoding import EncodedQuestion, encode_question
 from data_pipeline.batches.packing import PlanIndex, build_micro_batch, split_step, split_step_rows
 from data_pipeline.records.prompts import render_target
-from model.config import ModelConfig
-from model.mllm import ToolLLM, to_tensors
-from model.tiny import build_tiny_backbone
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM, to_tensors
+from model.tiny.backbone import build_tiny_backbone
 
 ENCODER_DIM = 12
 TOOLS = (

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data_pipeline.batches.packing import packing_statistics
-from model.config import ModelConfig
-from model.mllm import ToolLLM, to_tensors
-from model.tiny import build_tiny_backbone
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM, to_tensors
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs import bench_train
 from ray_jobs.bench_train import build_data, build_questions, build_trainer_rows, pad_right
 

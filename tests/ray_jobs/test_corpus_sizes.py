@@ -13,7 +13,7 @@ from data_pipeline.batches.encoding import encode_question
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.records.schema import Modality, ToolRecord
 from data_pipeline.sources.toolmm_mini import generate_dialogues
-from model.tiny import build_tiny_backbone
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import load_run_spec
 from ray_jobs.corpus_sizes import load_corpus_sizes
 

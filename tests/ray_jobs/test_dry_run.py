@@ -13,10 +13,10 @@ import torch
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.batches.packing import PlanIndex, build_micro_batch, plan_epoch, split_step
 from data_pipeline.errors import InputError
-from model.config import ModelConfig
 from model.cost import ModelSize, compute_flops
-from model.mllm import ToolLLM, to_tensors
-from model.tiny import build_tiny_backbone
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM, to_tensors
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import config_names, load_run_spec
 from ray_jobs.dry_run import ASSUMED_UTILIZATION, measure_core_flops, run_dry
 

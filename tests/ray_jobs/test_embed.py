@@ -25,8 +25,8 @@ from data_pipeline.corpus.build import Corpus, PrepareOptions, build_corpus
 from data_pipeline.errors import InputError
 from data_pipeline.media.feature_lake import FeatureLake
 from data_pipeline.media.load import load_media
-from model.encoders import load_encoder
-from model.imagebind import ImageBind, ImageBindConfig
+from model.imagebind.encoders import load_encoder
+from model.imagebind.network import ImageBind, ImageBindConfig
 from ray_jobs.embed import embed_corpus
 from ray_jobs.embed_stages import decode_batch
 

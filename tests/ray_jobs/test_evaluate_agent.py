@@ -15,7 +15,7 @@ from data_pipeline.records.dialogue import (
     render_image_note,
 )
 from data_pipeline.records.schema import Modality, ToolRecord, Turn
-from model.dialogue_scores import score_dialogues
+from model.scoring.dialogues import score_dialogues
 from ray_jobs.evaluate_agent import AgentRun, ask_agent
 
 TOOLS = [Tool("g/edges", name="Find Edges"), Tool("g/ask", name="Ask The Image")]

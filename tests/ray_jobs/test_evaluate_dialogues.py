@@ -12,7 +12,7 @@ import pytest
 
 from data_pipeline.records.dialogue import render_answer, render_call, render_observation
 from data_pipeline.records.schema import Modality, ToolRecord, Turn
-from model.gpt4tools_metrics import score_gpt4tools
+from model.scoring.gpt4tools import score_gpt4tools
 from ray_jobs import evaluate_dialogues as job
 from ray_jobs.config import EvaluateOptions
 from ray_jobs.decoding_actors import TrainedModel

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
-from model.metrics import SelectionScores, score_records
+from model.scoring.selection import SelectionScores, score_records
 from ray_jobs.evaluate import name_metrics
 from ray_jobs.evaluate_questions import (
     QuestionEvaluation,

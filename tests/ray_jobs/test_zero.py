@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data_pipeline.errors import InputError
-from model.config import ModelConfig
-from model.mllm import ToolLLM
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
 from ray_jobs.config import TrainOptions, check_training
 from ray_jobs.zero import MOMENTS, deepspeed_config, parameter_groups
 

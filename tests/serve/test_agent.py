@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.records.dialogue import ToolCall, parse_turn, render_answer, render_call
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
-from model.turn_decode_types import PromptTooLongError, TurnArgument, TurnRequest, TurnTool, WrittenTurn
+from model.decode.turn_types import PromptTooLongError, TurnArgument, TurnRequest, TurnTool, WrittenTurn
 from serve.agent import AgentLimits, AgentRequest, AgentResult, AgentStep, ToolResult, iterate_agent, run_agent
 from serve.agent_tools import build_dialogue_tool, build_turn_tool, read_arguments
 from serve.artifacts import Artifact

@@ -10,7 +10,7 @@ import pytest
 import serve.encoder
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import ToolCatalog
-from model.bundle import Bundle
+from model.llm.bundle import Bundle
 from serve.app import build_app
 from serve.config import ServeArgs
 

@@ -8,8 +8,8 @@ from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
 
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
-from model.decode import Prompt
-from model.turn_decode_types import PromptTooLongError, TurnRequest, WrittenTurn
+from model.decode.tools import Prompt
+from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from serve.engine import Engine, Question
 from serve.schemas import Ranking
 

@@ -201,7 +201,7 @@ def test_too_few_or_too_long_questions_still_give_every_rank_a_pack() -> None:
 @pytest.fixture(scope="module")
 def bench_questions(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[EncodedQuestion]:
     """ToolMMBench's distinct (medium, question) pairs of the three files at hand, with a tokenizer trained on them."""
-    from model.tiny import build_tokenizer
+    from model.tiny.backbone import build_tokenizer
 
     answers: dict[tuple, list[str]] = {}
     for name in ("audio_tx2t", "video_tx2t", "test_shared"):

@@ -22,7 +22,7 @@ from data_pipeline.media import audio as media_audio
 from data_pipeline.media import video as media_video
 from data_pipeline.media.limits import RECIPES, clip_starts_s
 from data_pipeline.media.load import MediaLimits, load_audio, load_image, load_media, load_video
-from model.imagebind import ImageBind, ImageBindConfig
+from model.imagebind.network import ImageBind, ImageBindConfig
 
 IMAGES = (
     "bird_image.jpg",

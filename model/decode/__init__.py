@@ -1,0 +1,1 @@
+"""Writing answers: under the catalogue's trie, freely, and as turns of a dialogue."""

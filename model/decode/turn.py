@@ -1,0 +1,249 @@
+"""One turn of GPT4Tools' protocol, written under constraints: it parses, its tool is offered, its files exist.
+
+What is closed is chosen exactly: the thought and the action are one choice between the offered tools and an answer, a
+file one between the known names. Each alternative is tokenised within its whole turn, as training tokenises it, and
+weighed over a trie as tools are (`model/decode/tools.py`). What is open, a text or the answer, is written greedily
+within bounds. The plain way, without constraints, stays available for comparison.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from data_pipeline.batches.encoding import encode_dialogue, encode_turn
+from data_pipeline.errors import InputError
+from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer, render_call
+from model.decode.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding
+from model.decode.turn_row import Blocks, Read, TokenKinds, TurnRow
+from model.decode.turn_types import (
+    ANSWER,
+    MEDIA_KINDS,
+    PromptTooLongError,
+    TurnArgument,
+    TurnLimits,
+    TurnRequest,
+    TurnTool,
+    WrittenTurn,
+)
+
+NO_ANSWER = "I have no answer."
+
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+_MIN_TEXT_TOKENS = 8  # room that a prompt must leave for each text of a call, and for an answer
+_MAX_CORRECTIONS = 8  # of made-up names in one answer
+_SLACK_TOKENS = 8  # a text that the model spelt its own way may have more tokens when it is read again
+
+_Writing = Generator[Blocks, Read, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTurn:
+    """A request whose prompt is known to fit; `prompt_ids` int32 [P]."""
+
+    request: TurnRequest
+    prompt_ids: np.ndarray
+
+
+class TurnWriter:
+    """Writes turns with one model; the rows of a batch step on their own, each through its own turn."""
+
+    def __init__(self, mllm: Any, limits: TurnLimits | None = None) -> None:
+        self._mllm = mllm
+        self._tokenizer = mllm.tokenizer
+        self._limits = TurnLimits() if limits is None else limits
+        self._kinds = TokenKinds(mllm)
+
+    def encode(self, request: TurnRequest) -> EncodedTurn:
+        """Tokenise what the model reads, turn by turn as in training.
+
+        Raises:
+            PromptTooLongError: too few positions are left behind it for any of the turns that it may lead to.
+        """
+        pieces = [encode_dialogue(self._tokenizer, request.prompt, ()).prompt_ids]
+        pieces += [encode_turn(self._tokenizer, turn.text) for turn in request.turns]
+        prompt_ids = np.concatenate(pieces)
+        _check_files(request.files)
+        longest = max(self._longest_answer(), *(self._longest_call(tool, request) for tool in _offers(request)), 0)
+        if len(prompt_ids) + longest > self._mllm.max_positions:
+            raise PromptTooLongError(
+                f"The dialogue has {len(prompt_ids)} tokens and a turn may need {longest}, but the model has "
+                f"{self._mllm.max_positions} positions; shorten the dialogue or offer fewer tools."
+            )
+        return EncodedTurn(request, prompt_ids)
+
+    def write(self, turns: Sequence[EncodedTurn], stats: DecodeStats | None = None) -> list[WrittenTurn]:
+        """Write one turn for each request."""
+        if not turns:
+            return []
+        stats = DecodeStats() if stats is None else stats
+        written: list[WrittenTurn] = [WrittenTurn("", 0, 0)] * len(turns)
+        with decoding(self._mllm):
+            cache = TreeCache(
+                self._mllm, [Prompt(turn.prompt_ids) for turn in turns], np.empty(0, dtype=np.int32), stats
+            )
+            rows = [
+                self._write(turn, path, cache.hidden[i : i + 1], stats)
+                for i, (turn, path) in enumerate(zip(turns, cache.paths, strict=True))
+            ]
+            active = list(range(len(turns)))  # row i of the cache belongs to turn active[i]
+            replies: list[Read | None] = [None] * len(turns)
+            while active:
+                blocks: list[Blocks] = []
+                kept = []
+                for i, (turn, reply) in enumerate(zip(active, replies, strict=True)):
+                    try:
+                        blocks.append(next(rows[turn]) if reply is None else rows[turn].send(reply))
+                        kept.append(i)
+                    except StopIteration as end:
+                        written[turn] = end.value
+                if not kept:
+                    break
+                if len(kept) < len(active):
+                    cache.select_rows(kept)
+                    active = [active[i] for i in kept]
+                paths, hidden = cache.extend(blocks)
+                states = hidden.split([len(row) for row in blocks])
+                replies = list(zip(paths, states, strict=True))
+        return written
+
+    def _write(self, turn: EncodedTurn, start: CachedPath, hidden: Tensor, stats: DecodeStats) -> _Writing:
+        request = turn.request
+        row = TurnRow(self._mllm, self._kinds, start, stats)
+        if not request.is_constrained:
+            room = self._mllm.max_positions - start.length
+            text = yield from row.write_freely(hidden, min(self._answer_limit(request), room))
+            return self._finish(turn, text, [])
+        offers = {tool.name: tool for tool in _offers(request)}
+        names = [ANSWER, *offers] if request.may_answer or not offers else list(offers)
+        scores = yield from row.score("", [_head(name) for name in names])  # [names]
+        choices = sorted(zip(names, scores.tolist(), strict=True), key=lambda choice: -choice[1])
+        name = _decide(choices)
+        if name == ANSWER:
+            text = yield from self._write_answer(row, request)
+            return self._finish(turn, render_answer(text), choices)
+        values = yield from self._write_arguments(row, request, offers[name])
+        return self._finish(turn, render_call(name, ", ".join(values)), choices)
+
+    def _write_arguments(self, row: TurnRow, request: TurnRequest, tool: TurnTool) -> _Writing:
+        """The values in order, each within its kind."""
+        n_texts = sum(not _known_values(argument, request) for argument in tool.arguments)
+        spare = self._mllm.max_positions - row.start.length - self._longest_call(tool, request)
+        limit = min(self._limits.max_text_tokens, _MIN_TEXT_TOKENS + spare // max(1, n_texts))
+        text, values = _head(tool.name), []
+        for i, argument in enumerate(tool.arguments):
+            is_last = i == len(tool.arguments) - 1
+            closing, stops = (TURN_STOP, "\n") if is_last else (",", "\n,")
+            known = _known_values(argument, request)
+            if known:
+                scores = yield from row.score(text, [f" {value}{closing}" for value in known])
+                value = known[int(scores.argmax())]
+            elif argument.kind == "text":
+                value = yield from row.write_text(text, limit, stops)
+                value = value or _fallback_value(request.fallback_text, is_last)
+            else:
+                value = yield from row.write_text(text, min(limit, _MIN_TEXT_TOKENS), stops, is_number=True)
+                value = _read_number(value, argument)
+            values.append(value)
+            text += f" {value}{closing}"
+        return values
+
+    def _write_answer(self, row: TurnRow, request: TurnRequest) -> _Writing:
+        """The answer's text; where the model is about to make up a file name, it must choose a known one instead."""
+        head, text = _head(ANSWER), ""
+        room = self._mllm.max_positions - row.start.length - len(self._ids(head)) - _SLACK_TOKENS
+        limit = min(self._answer_limit(request), room)
+        for _ in range(_MAX_CORRECTIONS):
+            left = limit - len(self._ids(text))
+            if left < 1:
+                break
+            text, modality = yield from row.write_answer(head, text, left, request.files)
+            names = [name for name in request.files if name.startswith(f"{modality}/")]
+            if not names or len(self._ids(text + max(names, key=len))) > room:
+                break
+            scores = yield from row.score(head + text, names)
+            text += names[int(scores.argmax())]
+        text = text.replace("\ufffd", " ").strip()
+        while text and not isinstance(parse_turn(render_answer(text)), Answer):
+            text = text.rpartition("\n")[0].strip()
+        return text or NO_ANSWER
+
+    def _finish(self, turn: EncodedTurn, text: str, choices: list[tuple[str, float]]) -> WrittenTurn:
+        n_tokens = len(self._ids(text)) + (not text.endswith(TURN_STOP))
+        return WrittenTurn(text, len(turn.prompt_ids), n_tokens, tuple(choices))
+
+    def _answer_limit(self, request: TurnRequest) -> int:
+        return min(self._limits.max_answer_tokens, request.max_answer_tokens or self._limits.max_answer_tokens)
+
+    def _longest_answer(self) -> int:
+        return len(self._ids(_head(ANSWER))) + _MIN_TEXT_TOKENS + _SLACK_TOKENS
+
+    def _longest_call(self, tool: TurnTool, request: TurnRequest) -> int:
+        """Tokens of a call with the longest of the known values and the shortest bound for its texts."""
+        known = [_known_values(argument, request) for argument in tool.arguments]
+        longest = ", ".join(max(values, key=len, default="") for values in known)
+        n_texts = sum(not values for values in known)
+        return len(self._ids(render_call(tool.name, longest))) + n_texts * _MIN_TEXT_TOKENS + _SLACK_TOKENS
+
+    def _ids(self, text: str) -> np.ndarray:
+        return encode_turn(self._tokenizer, text)
+
+
+def _head(name: str) -> str:
+    """The beginning of a turn that calls a tool, or of an answer, up to where its argument or its text begins."""
+    if name == ANSWER:
+        return render_answer("").rstrip()
+    return render_call(name, "").removesuffix(TURN_STOP).rstrip()
+
+
+def _decide(choices: Sequence[tuple[str, float]]) -> str:
+    """The likelier thought, whether a tool is needed, and then the likeliest tool."""
+    p_answer = math.exp(dict(choices).get(ANSWER, -math.inf))
+    if p_answer > 0.5:
+        return ANSWER
+    return next(name for name, _ in choices if name != ANSWER)
+
+
+def _offers(request: TurnRequest) -> list[TurnTool]:
+    """The tools that can be called with the files at hand."""
+    if not request.may_call:
+        return []
+    return [
+        tool
+        for tool in request.tools
+        if all(argument.kind not in MEDIA_KINDS or _known_values(argument, request) for argument in tool.arguments)
+    ]
+
+
+def _known_values(argument: TurnArgument, request: TurnRequest) -> list[str]:
+    """The values of a closed argument; none for an open one."""
+    if argument.kind in MEDIA_KINDS:
+        return [name for name in dict.fromkeys(request.files) if name.startswith(f"{argument.kind}/")]
+    return list(dict.fromkeys(argument.choices))
+
+
+def _check_files(files: Sequence[str]) -> None:
+    for name in files:
+        if name.partition("/")[0] not in MEDIA_KINDS or any(c.isspace() or c == "," for c in name):
+            raise InputError(
+                f"the file name {name[:80]!r} does not begin with image/, audio/ or video/, or holds white space or a "
+                "comma; a turn could not name it: rename the file."
+            )
+
+
+def _fallback_value(text: str, is_last: bool) -> str:
+    """The user's words as the value of a text that the model left empty."""
+    return " ".join((text if is_last else text.replace(",", " ")).split())[:200] or "?"
+
+
+def _read_number(text: str, argument: TurnArgument) -> str:
+    """The number that was written, or the default, within the bounds."""
+    found = _NUMBER.search(text)
+    value = min(max(float(found[0]) if found else argument.default, argument.minimum), argument.maximum)
+    return str(round(value)) if argument.kind == "integer" else f"{value:g}"

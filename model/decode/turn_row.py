@@ -1,0 +1,183 @@
+"""One row of a batch that writes turns: weighing closed alternatives, and writing open text under a stop.
+
+Every method is a generator: it yields the blocks of tokens that the model shall read next and gets back their paths in
+the cache and the hidden states at their ends, so that rows at different places of their turns share every pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.batches.encoding import encode_turn
+from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer
+from model.decode.free import decode_text
+from model.decode.tools import score_children
+from model.decode.tree_cache import CachedPath, DecodeStats, causal_lm_of, token_logits
+from model.decode.trie import CatalogTrie
+
+Blocks = list[tuple[CachedPath, np.ndarray]]
+Read = tuple[list[CachedPath], Tensor]  # hidden states [N, D], one per block
+
+_FILE_NAME = re.compile(r"\b(?P<modality>image|audio|video)/[\w-]+\.\w{2,4}")
+_NUMBER_TOKEN = re.compile(r"\s*[-+.\d]*")
+
+
+class TokenKinds:
+    """What each token of a vocabulary looks like on its own: bool [V] each.
+
+    Attributes:
+        special: never part of a text (the end token too), or beyond the tokenizer's vocabulary.
+        end: the end token.
+        newline: holds a line break.
+        blank: nothing visible.
+        comma: its first visible character is a comma.
+        number: digits, signs and points, or blank.
+    """
+
+    def __init__(self, mllm: Any) -> None:
+        tokenizer = mllm.tokenizer
+        n_known = len(tokenizer)
+        n_tokens = causal_lm_of(mllm).get_output_embeddings().weight.shape[0]
+        texts: list[str] = tokenizer.batch_decode([[i] for i in range(n_known)], clean_up_tokenization_spaces=False)
+        texts += [""] * (n_tokens - n_known)
+        self.special = np.arange(n_tokens) >= n_known
+        self.special[tokenizer.all_special_ids] = True
+        self.end = np.arange(n_tokens) == tokenizer.eos_token_id
+        self.newline = np.array(["\n" in text for text in texts])
+        self.blank = np.array([not text.strip() for text in texts])
+        self.comma = np.array([text.strip().startswith(",") for text in texts])
+        self.number = np.array([_NUMBER_TOKEN.fullmatch(text) is not None for text in texts])
+
+
+class TurnRow:
+    """The turn that is being written behind one prompt."""
+
+    def __init__(self, mllm: Any, kinds: TokenKinds, start: CachedPath, stats: DecodeStats) -> None:
+        """`start` is the cached prompt."""
+        self.start = start
+        self._mllm = mllm
+        self._tokenizer = mllm.tokenizer
+        self._kinds = kinds
+        self._stats = stats
+
+    def score(self, prefix: str, candidates: Sequence[str]) -> Generator[Blocks, Read, np.ndarray]:
+        """Log probabilities float64 [candidates] of what may follow `prefix` in this turn; exact, they sum to 1.
+
+        Every branching node of the candidates' trie is expanded, level by level.
+        """
+        result = np.zeros(len(candidates))
+        if len(candidates) == 1:
+            return result
+        trie = CatalogTrie(candidates, self._tokenizer, render=lambda candidate: prefix + candidate)
+        nodes, totals = [0], [0.0]
+        paths, hidden = yield [(self.start, trie.edge(0))]
+        while True:
+            choices = score_children(self._mllm, trie, hidden, nodes, self._stats)
+            below: list[tuple[int, float, CachedPath]] = []
+            for node, total, path, choice in zip(nodes, totals, paths, choices, strict=True):
+                for child, log_probability in zip(trie.children(node), choice.tolist(), strict=True):
+                    tool = int(trie.leaf_tool[child])
+                    if tool >= 0:
+                        result[tool] = total + log_probability
+                    else:
+                        below.append((child, total + log_probability, path))
+            if not below:
+                return result
+            nodes, totals = [node for node, _, _ in below], [total for _, total, _ in below]
+            paths, hidden = yield [(path, trie.edge(node)) for node, _, path in below]
+
+    def write_text(
+        self, prefix: str, max_tokens: int, stops: str, is_number: bool = False
+    ) -> Generator[Blocks, Read, str]:
+        """Write what follows `prefix` up to the first of the characters `stops` (a line break, a comma), on one line.
+
+        Returns:
+            the text, white space around it gone; "" where no whole character came.
+        """
+        kinds = self._kinds
+        is_stop = kinds.newline | kinds.comma if "," in stops else kinds.newline
+        strange = ~(kinds.number | is_stop) if is_number else np.zeros_like(is_stop)
+        text = yield from self._write(
+            prefix,
+            max_tokens,
+            lambda text: any(stop in text for stop in stops),
+            kinds.special | is_stop | strange,
+            kinds.special | strange,
+        )
+        text = min((text.partition(stop)[0] for stop in stops), key=len)
+        return " ".join(text.replace("\ufffd", " ").split())
+
+    def write_answer(
+        self, prefix: str, text: str, max_tokens: int, files: Sequence[str]
+    ) -> Generator[Blocks, Read, tuple[str, str | None]]:
+        """Go on with an answer whose beginning is `prefix` and `text`, up to the end token or a file that is none.
+
+        Returns:
+            the answer so far, and None, or the modality of a file whose name the model was about to make up: the text
+            then ends before that name.
+        """
+
+        def made_up(answer: str) -> re.Match[str] | None:
+            names = _FILE_NAME.finditer(answer)
+            return next((name for name in names if not any(known.startswith(name[0]) for known in files)), None)
+
+        def is_done(more: str) -> bool:
+            answer = text + more
+            is_foreign = answer.strip() and not isinstance(parse_turn(render_answer(answer)), Answer)
+            return bool(is_foreign) or made_up(answer) is not None
+
+        special = self._kinds.special
+        first_ban = special if not text.strip() else special & ~self._kinds.end
+        more = yield from self._write(prefix + text, max_tokens, is_done, first_ban, special)
+        answer = text + more
+        name = made_up(answer)
+        return (answer, None) if name is None else (answer[: name.start()], name["modality"])
+
+    def write_freely(self, hidden: Tensor, max_tokens: int) -> Generator[Blocks, Read, str]:
+        """Write a whole turn without constraints from the prompt's last hidden state [1, D], as `generate_dialogue`."""
+        nothing = np.zeros_like(self._kinds.special)
+        text = yield from self._write("", max_tokens, lambda text: TURN_STOP in text, nothing, nothing, hidden)
+        words, stop, _ = text.partition(TURN_STOP)
+        return words + stop
+
+    def _write(
+        self,
+        prefix: str,
+        max_tokens: int,
+        is_done: Callable[[str], bool],
+        first_ban: np.ndarray,
+        ban: np.ndarray,
+        hidden: Tensor | None = None,
+    ) -> Generator[Blocks, Read, str]:
+        """The likeliest tokens behind `prefix`, to the end token, until `is_done` of their text, or to the limit.
+
+        Args:
+            first_ban: bool [V], tokens that are not taken while nothing visible is written; nor is a second blank one.
+            ban: bool [V], tokens that are never taken later; the end token is never among them.
+            hidden: [1, D] where the prefix has been read already.
+        """
+        ids = encode_turn(self._tokenizer, prefix)
+        n_before = len(decode_text(self._tokenizer, ids.tolist()))
+        path, produced, text = self.start, [], ""
+        if hidden is None:
+            (path,), hidden = yield [(path, ids)]
+        while True:
+            banned = (
+                ban & ~self._kinds.end if text.strip() else first_ban | self._kinds.blank if produced else first_ban
+            )
+            logits = token_logits(self._mllm, hidden)[0]  # [V]
+            token = int(logits.masked_fill(torch.from_numpy(banned).to(logits.device), -torch.inf).argmax())
+            self._stats.decisions += 1
+            if token == self._tokenizer.eos_token_id:
+                return text
+            produced.append(token)
+            text = decode_text(self._tokenizer, [*ids.tolist(), *produced])[n_before:]
+            if is_done(text) or len(produced) >= max_tokens:
+                return text
+            (path,), hidden = yield [(path, np.array([token]))]

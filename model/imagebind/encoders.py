@@ -1,0 +1,186 @@
+"""Frozen media encoders by name: weights from disk, an id that tells them apart, vectors out (DESIGN 3, idea 1)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data_pipeline.errors import InputError
+from data_pipeline.media.load import RECIPES
+from model.imagebind.network import ImageBind, ImageBindConfig
+
+CHECKPOINT_VARIABLE = "TOOLMM_IMAGEBIND_CHECKPOINT"
+WEIGHTS_DIR = Path(__file__).resolve().parents[1] / "weights"
+DEFAULT_RECIPE = "mllm_tool"
+
+
+class Encoder(Protocol):
+    """What turns loaded media into vectors.
+
+    Attributes:
+        encoder_id: name, hash of the weights, media recipe: equal ids give equal vectors. Safe as a folder name.
+        embed_dim: width E of the vectors.
+        recipe: how `data_pipeline.media.load` has to load media for it.
+    """
+
+    encoder_id: str
+    embed_dim: int
+    recipe: str
+
+    def encode(self, modality: str, x: Tensor) -> Tensor:
+        """A batch as `data_pipeline.media.load` loads it -> (B, E) float32, without gradient."""
+        ...
+
+
+class FrozenImageBind:
+    """An ImageBind that is only read from.
+
+    Args:
+        net: with its weights.
+        encoder_id, recipe: see `Encoder`.
+        device, dtype: where and in which precision it runs; inputs are moved and cast.
+    """
+
+    def __init__(
+        self, net: ImageBind, encoder_id: str, recipe: str, device: str | torch.device, dtype: torch.dtype
+    ) -> None:
+        self.encoder_id = encoder_id
+        self.recipe = recipe
+        self.embed_dim = net.config.out_embed_dim
+        self.device = torch.device(device)
+        self.net = net.to(device=self.device, dtype=dtype).requires_grad_(False)
+
+    @torch.no_grad()
+    def encode(self, modality: str, x: Tensor) -> Tensor:
+        """Embed a batch; see `ImageBind.encode` for shapes and errors. The result is on the encoder's device."""
+        return self.net.encode(modality, x.to(self.device, non_blocking=True))
+
+
+def load_encoder(
+    encoder_id: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> FrozenImageBind:
+    """Load an encoder by name.
+
+    Args:
+        encoder_id: "imagebind_huge" (its checkpoint is named by the environment variable TOOLMM_IMAGEBIND_CHECKPOINT),
+            "tiny_imagebind" (shipped with the code), or a folder with `config.json` and `model.safetensors`.
+            A config file holds fields of `ImageBindConfig` and, if it is not "mllm_tool", the media `recipe`.
+        device, dtype: where and in which precision it runs.
+
+    Raises:
+        InputError: an unknown name, absent or unreadable weights, or weights that do not fit the config.
+    """
+    if encoder_id == "imagebind_huge":
+        # The text tower is never asked for media vectors: leaving it out saves 354 million parameters.
+        config, recipe = ImageBindConfig(modalities=("vision", "audio")), DEFAULT_RECIPE
+        weights = _huge_checkpoint()
+    elif encoder_id == "tiny_imagebind":
+        weights = WEIGHTS_DIR / "tiny_imagebind.safetensors"
+        if not weights.is_file():
+            raise InputError(
+                f"the weights of tiny_imagebind are absent ({weights}); "
+                "make them with `python -m model.imagebind.tiny_encoder`."
+            )
+        config, recipe = _read_config(WEIGHTS_DIR / "tiny_imagebind.json")
+    elif Path(encoder_id).is_dir():
+        weights = Path(encoder_id) / "model.safetensors"
+        config, recipe = _read_config(Path(encoder_id) / "config.json")
+    else:
+        raise InputError(
+            f"unknown encoder {encoder_id!r}; give 'imagebind_huge', 'tiny_imagebind' or a folder with config.json and "
+            "model.safetensors."
+        )
+    state = _read_weights(weights)
+    with torch.device("meta"):
+        net = ImageBind(config)  # no random weights are drawn; the checkpoint's tensors become its own
+    try:
+        net.load_reference_state_dict(state)
+    except InputError as error:
+        raise InputError(f"encoder {encoder_id!r}, weights {weights}: {error}") from error
+    status = weights.stat()
+    content = _hash_file(weights, status.st_size, status.st_mtime_ns)[:8]
+    name = re.sub(r"[^A-Za-z0-9._]+", "_", Path(encoder_id).resolve().name)
+    scaled = "-scaled_audio" if config.audio_logit_scale else ""  # the same weights, other vectors
+    return FrozenImageBind(net, f"{name}-{content}-{recipe}{scaled}", recipe, device, dtype)
+
+
+def _huge_checkpoint() -> Path:
+    value = os.environ.get(CHECKPOINT_VARIABLE, "")
+    if not value:
+        raise InputError(
+            "imagebind_huge needs its official checkpoint: download imagebind_huge.pth (see model/weights/README.md) "
+            f"and set {CHECKPOINT_VARIABLE} to its path on every node."
+        )
+    path = Path(value)
+    if not path.is_file():
+        raise InputError(
+            f"{CHECKPOINT_VARIABLE} is {value!r}, which is no file; set it to the path of imagebind_huge.pth."
+        )
+    return path
+
+
+def _read_config(path: Path) -> tuple[ImageBindConfig, str]:
+    """Config and media recipe from a JSON file."""
+    try:
+        fields: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"encoder config {path} does not exist; it belongs beside the weights.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"encoder config {path} cannot be read as JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise InputError(
+            f"encoder config {path} holds a {type(fields).__name__}; give an object of ImageBindConfig fields."
+        )
+    recipe = fields.pop("recipe", DEFAULT_RECIPE)
+    if recipe not in RECIPES:
+        raise InputError(f"encoder config {path}: unknown media recipe {recipe!r}; use one of {list(RECIPES)}.")
+    unknown = sorted(set(fields) - set(ImageBindConfig.__dataclass_fields__))
+    if unknown:
+        raise InputError(
+            f"encoder config {path}: unknown field {', '.join(unknown)}; valid are recipe, "
+            f"{', '.join(ImageBindConfig.__dataclass_fields__)}."
+        )
+    try:
+        return ImageBindConfig(**fields), recipe
+    except (InputError, TypeError) as error:
+        raise InputError(f"encoder config {path}: {error}") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from safetensors or, without unpickling anything but tensors, from a .pth file."""
+    if not path.is_file():
+        raise InputError(f"encoder weights {path} do not exist; they belong beside their config.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Only the zip form can be mapped, which spares a second copy of all towers in memory.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"encoder weights {path} cannot be read ({reason}); give a complete .safetensors or .pth file of tensors."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(
+            f"encoder weights {path} hold no state dict; give a file that maps parameter names to tensors."
+        )
+    return state
+
+
+@functools.lru_cache(maxsize=8)
+def _hash_file(path: Path, size_bytes: int, modified_ns: int) -> str:
+    """sha256 of the file in hex; size and time are in the key so that a changed file is read again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

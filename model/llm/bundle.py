@@ -1,0 +1,383 @@
+"""The bundle: the folder in which a trained model travels from training to serving (DESIGN 4.6).
+
+    adapter/               PEFT format; loads in plain `peft.PeftModel.from_pretrained`
+    projector.safetensors  weight [D, E] and bias [D]
+    catalog.jsonl          the tools that answers may name
+    backbone/              only where the backbone is a small local folder; a hub model is named by its id
+    bundle.json            what belongs together, with the sha256 of every file above
+
+Only safetensors, JSON and a tokenizer's text files are read: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, set_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from data_pipeline.batches.encoding import MAX_TARGET_TOKENS
+from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import ToolCatalog
+from data_pipeline.records.prompts import PROMPT_FORMAT, PROMPT_VERSION
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
+
+FORMAT_VERSION = 1
+MAX_COPIED_BACKBONE_BYTES = 64 * 2**20  # a tiny backbone travels along; a real one is fetched by its id
+
+_INFO = "bundle.json"
+_CATALOG = "catalog.jsonl"
+_PROJECTOR = "projector.safetensors"
+_ADAPTER = "adapter"
+_BACKBONE = "backbone"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_BACKBONE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # weights, configs, tokenizers; no pickles
+
+
+class BundleInfo(BaseModel):
+    """`bundle.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    format: Literal["toolmm-bundle"] = "toolmm-bundle"
+    format_version: int = FORMAT_VERSION
+    backbone: str = Field(description="hub id or path; 'backbone' where the bundle carries it")
+    has_backbone: bool = Field(description="whether the folder backbone/ is part of the bundle")
+    encoder_id: str = Field(description="names the weights that made the media vectors of training")
+    encoder_name: str = Field(description="what `model.imagebind.encoders.load_encoder` is given to get them")
+    prompt_format: str
+    prompt_version: int
+    max_target_tokens: int = Field(description="bound on question and answer together, as in training")
+    catalog_hash: str = Field(description="`ToolCatalog.content_hash`")
+    data_hash: str = Field(description="content hash of the corpus that it was trained on")
+    llm_config: dict[str, Any] = Field(description="`ModelConfig`")
+    resolved_config: dict[str, Any] = Field(description="the whole run config")
+    metrics: dict[str, Any]
+    git_revision: str
+    created_utc: str
+    files: dict[str, str] = Field(description="path within the bundle -> sha256")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle.
+
+    Attributes:
+        folder: where it lies.
+        info: the content of `bundle.json`.
+        catalog: the tools.
+        revision: 12 hex digits that name this very bundle.
+    """
+
+    folder: Path
+    info: BundleInfo
+    catalog: ToolCatalog
+    revision: str
+
+    @property
+    def encoder_name(self) -> str:
+        return self.info.encoder_name
+
+    @property
+    def encoder_id(self) -> str:
+        return self.info.encoder_id
+
+    def build_mllm(self, device: str = "cpu", dtype: str | None = None) -> ToolLLM:
+        """The trained model in evaluation mode.
+
+        Args:
+            device: "cpu", "cuda", "cuda:1", ...
+            dtype: "float32" or "bfloat16", unquantised; None: as trained.
+
+        Raises:
+            InputError: the adapter or the projector does not fit the backbone, or it was trained on a quantised one and
+                this machine cannot quantise.
+        """
+        changes: dict[str, Any] = {"gradient_checkpointing": False}
+        if self.info.has_backbone:
+            changes["backbone"] = str(self.folder / _BACKBONE)
+        if dtype is not None:
+            changes |= {"dtype": dtype, "quantize": "none"}
+        mllm = ToolLLM.build(_parse_llm_config({**self.info.llm_config, **changes}, self.folder))
+        self._load_adapter(mllm, "default")
+        self._load_projector(mllm.projector)
+        return mllm.to(device).eval()
+
+    def attach_to(self, mllm: ToolLLM, adapter_name: str) -> nn.Linear:
+        """Put this bundle's adapter beside those that a model over the same backbone has; none is switched.
+
+        Args:
+            mllm: of another bundle.
+            adapter_name: as PEFT shall know it: letters and digits, not there yet.
+
+        Returns:
+            this bundle's projector.
+
+        Raises:
+            InputError: the adapter or the projector does not fit the backbone.
+        """
+        config = LoraConfig.from_pretrained(str(self.folder / _ADAPTER))
+        mllm.llm.add_adapter(adapter_name, config)
+        self._load_adapter(mllm, adapter_name)
+        projector = nn.Linear(
+            int(self.info.llm_config["encoder_dim"]), mllm.projector.out_features, dtype=mllm.projector.weight.dtype
+        )
+        self._load_projector(projector)
+        return projector.to(mllm.projector.weight.device).eval()
+
+    def backbone_files(self) -> dict[str, str]:
+        """File -> sha256 of a backbone that the bundle carries; equal for equal backbones."""
+        return {path: sha256 for path, sha256 in self.info.files.items() if path.startswith(f"{_BACKBONE}/")}
+
+    def _load_adapter(self, mllm: ToolLLM, adapter_name: str) -> None:
+        adapter = _load_tensors(self.folder / _ADAPTER / "adapter_model.safetensors")
+        try:
+            result = set_peft_model_state_dict(mllm.llm, adapter, adapter_name=adapter_name)
+        except RuntimeError as error:
+            raise InputError(
+                f"bundle {self.folder}: the adapter does not fit the backbone; give the one it was trained on."
+            ) from error
+        if result.unexpected_keys:
+            raise InputError(
+                f"bundle {self.folder}: the backbone has no place for {result.unexpected_keys[0]!r} of the adapter; "
+                "give the one it was trained on."
+            )
+        own = [name for name in result.missing_keys if adapter_name in name.split(".")]
+        absent = [name for name in own if "lora_" in name or "modules_to_save" in name]
+        if absent:
+            raise InputError(f"bundle {self.folder}: the adapter lacks {absent[0]!r}; export the run again.")
+
+    def _load_projector(self, projector: nn.Linear) -> None:
+        try:
+            projector.load_state_dict(_load_tensors(self.folder / _PROJECTOR))
+        except RuntimeError as error:
+            raise InputError(
+                f"bundle {self.folder}: {_PROJECTOR} does not fit the backbone's width; export the run again."
+            ) from error
+
+
+def save_bundle(
+    folder: Path,
+    *,
+    mllm: ToolLLM,
+    catalog: ToolCatalog,
+    encoder_id: str,
+    encoder_name: str,
+    model_config: ModelConfig,
+    data_hash: str,
+    metrics: Mapping[str, Any],
+    resolved_config: Mapping[str, Any],
+    git_revision: str,
+    backbone: str | None = None,
+    max_target_tokens: int = MAX_TARGET_TOKENS,
+) -> BundleInfo:
+    """Write a bundle under a temporary name and rename it when complete; an older bundle of that name is replaced.
+
+    Args:
+        folder: where it shall lie.
+        mllm: the built model with its trained values.
+        catalog: the tools that it was trained on.
+        encoder_id: `Encoder.encoder_id` of the feature lake that it was trained on.
+        encoder_name: what `load_encoder` is given for that encoder; a folder must be there when serving too.
+        model_config: what `mllm` was built from.
+        data_hash: `Corpus.data_hash`.
+        metrics: whatever is known of its quality.
+        resolved_config: the run config with all defaults filled in.
+        git_revision: of the code that trained it; "" if unknown.
+        backbone: hub id or folder; default: where the language model was loaded from.
+        max_target_tokens: as in training.
+
+    Raises:
+        InputError: the folder holds something else, or the backbone cannot travel.
+    """
+    if folder.exists() and not (folder / _INFO).is_file() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty and not a bundle; choose another folder for the bundle.")
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    backbone = backbone or str(mllm.llm.get_base_model().name_or_path)
+    has_backbone = _copy_small_backbone(Path(backbone), temporary / _BACKBONE)
+    if has_backbone:
+        backbone = _BACKBONE
+    _save_adapter(mllm, temporary / _ADAPTER, backbone)
+    projector = {name: value.detach().cpu().contiguous() for name, value in mllm.projector.state_dict().items()}
+    save_file(projector, temporary / _PROJECTOR)
+    catalog.save_jsonl(temporary / _CATALOG)
+    info = BundleInfo(
+        backbone=backbone,
+        has_backbone=has_backbone,
+        encoder_id=encoder_id,
+        encoder_name=encoder_name,
+        prompt_format=PROMPT_FORMAT,
+        prompt_version=PROMPT_VERSION,
+        max_target_tokens=max_target_tokens,
+        catalog_hash=catalog.content_hash,
+        data_hash=data_hash,
+        llm_config={**model_config.model_dump(mode="json"), "backbone": backbone},
+        resolved_config=dict(resolved_config),
+        metrics=dict(metrics),
+        git_revision=git_revision,
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        files={path: _sha256(temporary / path) for path in _relative_files(temporary)},
+    )
+    (temporary / _INFO).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+        os.replace(temporary, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(temporary, folder)
+    return info
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """Read and check a bundle: all files are there and unchanged, and this code renders the prompt of its training.
+
+    Raises:
+        InputError: says which of it is wrong, and how to mend it.
+    """
+    folder = Path(folder).resolve()  # a link may be set elsewhere while its files are read
+    if not (folder / _INFO).is_file():
+        raise InputError(f"no bundle at {folder} (it has no {_INFO}); give the folder that `export` wrote.")
+    raw = (folder / _INFO).read_bytes()
+    info = _parse_info(raw, folder)
+    if (info.prompt_format, info.prompt_version) != (PROMPT_FORMAT, PROMPT_VERSION):
+        raise InputError(
+            f"bundle {folder} was trained on prompt {info.prompt_format!r} version {info.prompt_version}, this code "
+            f"renders {PROMPT_FORMAT!r} version {PROMPT_VERSION}; use the code of revision "
+            f"{info.git_revision or 'then'}, or train anew."
+        )
+    _check_files(info, folder)
+    catalog = ToolCatalog.load_jsonl(folder / _CATALOG)
+    if catalog.content_hash != info.catalog_hash:
+        raise InputError(
+            f"bundle {folder}: {_CATALOG} is not the catalogue that the model was trained on (hash "
+            f"{catalog.content_hash[:12]}, trained on {info.catalog_hash[:12]}); export the run again."
+        )
+    return Bundle(folder, info, catalog, hashlib.sha256(raw).hexdigest()[:12])
+
+
+def check_encoder(bundle: Bundle, encoder_id: str) -> None:
+    """Refuse an encoder other than the one whose vectors the model learned to read.
+
+    Args:
+        bundle: the trained model.
+        encoder_id: `Encoder.encoder_id` of the encoder that was loaded.
+
+    Raises:
+        InputError: names both.
+    """
+    if encoder_id != bundle.encoder_id:
+        raise InputError(
+            f"bundle {bundle.folder} was trained on vectors of encoder {bundle.encoder_id!r}, but {encoder_id!r} was "
+            "loaded; give that encoder, or embed the corpus with this one and train anew."
+        )
+
+
+def _parse_info(raw: bytes, folder: Path) -> BundleInfo:
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise InputError(f"{folder / _INFO} is not valid JSON ({error}); export the run again.") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{folder / _INFO}: format version {version!r}, this code reads {FORMAT_VERSION}; export the run again."
+        )
+    try:
+        return BundleInfo.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(str(part) for part in fault["loc"])
+        raise InputError(f"{folder / _INFO}: {name!r}: {fault['msg']}; export the run again.") from error
+
+
+def _check_files(info: BundleInfo, folder: Path) -> None:
+    required = [_CATALOG, _PROJECTOR, *(f"{_ADAPTER}/{name}" for name in _ADAPTER_FILES)]
+    for path in [*required, *info.files]:
+        pure = PurePosixPath(path)
+        if path not in info.files or pure.is_absolute() or ".." in pure.parts:
+            raise InputError(f"{folder / _INFO} lists no proper hash for {path!r}; export the run again.")
+        if not (folder / path).is_file():
+            raise InputError(f"bundle {folder} lacks the file {path}; copy the bundle whole, or export the run again.")
+        if _sha256(folder / path) == info.files[path]:
+            continue
+        if path == _CATALOG:
+            raise InputError(
+                f"bundle {folder}: {_CATALOG} was changed after training, but the model knows only the tools it was "
+                "trained on; restore the file, or train on the new catalogue and export again."
+            )
+        raise InputError(f"bundle {folder}: {path} was changed or damaged (its sha256 differs); copy the bundle again.")
+    unlisted = [path for path in _relative_files(folder) if "/" in path and path not in info.files]
+    if unlisted:
+        raise InputError(f"bundle {folder} holds a file that it does not list, {unlisted[0]}; remove it.")
+
+
+def _relative_files(folder: Path) -> list[str]:
+    """Every file below the folder but `bundle.json`, as sorted POSIX paths."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in paths if path != _INFO)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _copy_small_backbone(source: Path, target: Path) -> bool:
+    """Copy a small local backbone; False for a hub id and for a folder too large to travel."""
+    if not source.is_dir():
+        return False
+    files = [path for path in sorted(source.iterdir()) if path.is_file() and path.suffix in _BACKBONE_SUFFIXES]
+    if sum(path.stat().st_size for path in files) > MAX_COPIED_BACKBONE_BYTES:
+        return False
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise InputError(f"backbone {source} has no safetensors weights; save it with save_pretrained first.")
+    target.mkdir()
+    for path in files:
+        shutil.copyfile(path, target / path.name)
+    return True
+
+
+def _save_adapter(mllm: ToolLLM, folder: Path, backbone: str) -> None:
+    # modules_to_save holds trained embeddings already; "auto" would look for the backbone on the hub
+    mllm.llm.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    for path in folder.iterdir():
+        if path.name not in _ADAPTER_FILES:  # PEFT's model card
+            path.unlink()
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = backbone  # not the path of the machine that trained it
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _parse_llm_config(values: Mapping[str, Any], folder: Path) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise InputError(
+            f"{folder / _INFO}: llm_config {'.'.join(map(str, fault['loc']))!r}: {fault['msg']}; export the run again."
+        ) from error
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}); copy the bundle again.") from error

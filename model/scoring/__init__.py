@@ -1,0 +1,1 @@
+"""From answers to scores, intervals, baselines and tables."""

@@ -1,0 +1,1 @@
+"""Small models that are made here from a seed, for tests, the demo and benchmarks."""

@@ -1,0 +1,269 @@
+"""Turns under constraints: they parse and name only what exists, whatever the weights; choices are exact."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.batches.encoding import encode_dialogue
+from data_pipeline.batches.packing import build_micro_batch
+from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
+from data_pipeline.records.dialogue import (
+    Answer,
+    ToolCall,
+    parse_turn,
+    render_answer,
+    render_call,
+    render_dialogue_prompt,
+    render_observation,
+)
+from data_pipeline.records.schema import Turn
+from model.decode.dialogue import generate_dialogue
+from model.decode.tools import score_all_tools
+from model.decode.tree_cache import DecodeStats, Prompt
+from model.decode.trie import CatalogTrie
+from model.decode.turn import NO_ANSWER, TurnWriter
+from model.decode.turn_types import (
+    ANSWER,
+    PromptTooLongError,
+    TurnArgument,
+    TurnLimits,
+    TurnRequest,
+    TurnTool,
+    WrittenTurn,
+)
+from model.llm.tool_llm import ToolLLM, to_tensors
+from model.tiny.backbone import build_tiny_backbone
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from toy_batches import build_toy_mllm
+
+IMAGE, AUDIO, TEXT = TurnArgument("image"), TurnArgument("audio"), TurnArgument("text")
+TOOLS = (
+    TurnTool("Blur It", (IMAGE,)),
+    TurnTool("Blur It Again", (IMAGE, TEXT)),
+    TurnTool("Mix Two", (IMAGE, IMAGE)),
+    TurnTool("Draw", (TEXT,)),
+    TurnTool("Swap", (IMAGE, TEXT, TEXT)),
+    TurnTool("Pitch", (AUDIO, TurnArgument("integer", default=2, minimum=-12, maximum=12), TurnArgument("number"))),
+    TurnTool("Style", (IMAGE, TurnArgument("choice", choices=("oil", "oil paint", "pencil")))),
+    TurnTool("Tell Time", ()),
+)
+FILES = ("image/a.png", "image/ab.png", "audio/c.wav")
+PROMPT = render_dialogue_prompt([Tool("x", name=tool.name) for tool in TOOLS], "", "blur the dog, now")
+REQUEST = TurnRequest(PROMPT, tools=TOOLS, files=FILES, fallback_text="the dog, or so")
+NOW = (
+    Turn("assistant", render_call("Blur It", "image/a.png")),
+    Turn("observation", render_observation("image/ab.png")),
+)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [
+        PROMPT,
+        *(render_call(tool.name, "image/a.png, the dog") for tool in TOOLS),
+        render_answer("a dog, image/"),
+    ]
+    return build_tiny_backbone(
+        tmp_path_factory.mktemp("backbone") / "tiny",
+        texts * 2,
+        vocab_size=420,
+        hidden_size=32,
+        n_layers=2,
+        n_heads=4,
+        intermediate_size=48,
+        max_positions=900,
+    )
+
+
+@pytest.fixture(scope="module")
+def mllm(backbone: Path) -> ToolLLM:
+    return build_toy_mllm(backbone)
+
+
+def shaken(mllm: ToolLLM, seed: int) -> ToolLLM:
+    """Other random weights in the head: other answers."""
+    with torch.no_grad():
+        for name, parameter in mllm.named_parameters():
+            if "lm_head" in name and parameter.requires_grad:
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(seed))
+    return mllm
+
+
+def check(written: WrittenTurn, request: TurnRequest = REQUEST) -> ToolCall | Answer:
+    """The promises that hold whatever the weights are."""
+    step = parse_turn(written.text)
+    assert step is not None, written.text
+    assert written.completion_tokens > 0
+    assert sum(np.exp(score) for _, score in written.choices) == pytest.approx(1)
+    if isinstance(step, Answer):
+        assert written.text == render_answer(step.text)
+        return step
+    assert written.text == render_call(step.name, step.arguments)
+    tool = next(tool for tool in request.tools if tool.name == step.name)
+    values = step.arguments.split(", ", len(tool.arguments) - 1) if tool.arguments else []
+    assert len(values) == len(tool.arguments)
+    for value, argument in zip(values, tool.arguments, strict=True):
+        assert value.strip() == value != ""
+        if argument.kind in ("image", "audio"):
+            assert value in [name for name in request.files if name.startswith(argument.kind)]
+        elif argument.kind == "choice":
+            assert value in argument.choices
+        elif argument.kind in ("integer", "number"):
+            assert argument.minimum <= float(value) <= argument.maximum
+            assert argument.kind == "number" or float(value) == int(value)
+    return step
+
+
+def test_every_turn_keeps_to_what_exists_whatever_the_weights(mllm: ToolLLM) -> None:
+    """Each tool is forced in turn, for each of several random heads, together with a turn that is free to choose."""
+    writer = TurnWriter(mllm, TurnLimits(max_text_tokens=12, max_answer_tokens=24))
+    requests = [replace(REQUEST, tools=(tool,), may_answer=False) for tool in TOOLS]
+    requests += [REQUEST, replace(REQUEST, turns=NOW), replace(REQUEST, may_call=False), replace(REQUEST, files=())]
+    names = set()
+    for seed in range(6):
+        shaken(mllm, seed)
+        written = writer.write([writer.encode(request) for request in requests])
+        for tool, turn, request in zip(TOOLS, written, requests, strict=False):
+            step = check(turn, request)
+            assert isinstance(step, ToolCall)
+            assert step.name == tool.name
+        for turn, request in zip(written, requests, strict=True):
+            step = check(turn, request)
+            names.add(step.name if isinstance(step, ToolCall) else ANSWER)
+        assert isinstance(parse_turn(written[-2].text), Answer)
+        assert {name for name, _ in written[-1].choices} == {ANSWER, "Draw", "Tell Time"}, "the others need a file"
+    assert len(names) > len(TOOLS), "answers occur too"
+
+
+def test_choices_equal_brute_force(mllm: ToolLLM) -> None:
+    shaken(mllm, 1)
+    writer = TurnWriter(mllm)
+    turn = writer.encode(replace(REQUEST, turns=NOW))
+    stats = DecodeStats()
+    (written,) = writer.write([turn], stats)
+    heads = {ANSWER: render_answer("").rstrip()}
+    heads |= {tool.name: render_call(tool.name, "").partition(" \nObservation:")[0] for tool in TOOLS}
+    trie = CatalogTrie(list(heads), mllm.tokenizer, render=lambda name: heads[name])
+    expected = score_all_tools(mllm, [Prompt(turn.prompt_ids)], trie)[0]
+    found = dict(written.choices)
+    assert np.exp([found[name] for name in heads]) == pytest.approx(expected, rel=1e-3)
+    assert [name for name, _ in written.choices] == sorted(heads, key=lambda name: -found[name])
+    step = check(written)
+    best = ANSWER if found[ANSWER] > np.log(0.5) else max(set(heads) - {ANSWER}, key=lambda name: found[name])
+    assert (step.name if isinstance(step, ToolCall) else ANSWER) == best
+    # a file is the likeliest of the known ones, too
+    for seed in range(3):
+        shaken(mllm, seed)
+        turn = writer.encode(replace(REQUEST, tools=TOOLS[:1], may_answer=False))
+        step = check(writer.write([turn])[0])
+        calls = [render_call("Blur It", name) for name in FILES[:2]]
+        trie = CatalogTrie(calls, mllm.tokenizer, render=str)
+        likeliest = score_all_tools(mllm, [Prompt(turn.prompt_ids)], trie)[0].argmax()
+        assert isinstance(step, ToolCall)
+        assert step.arguments == FILES[likeliest]
+
+
+def test_neighbours_in_a_batch_change_nothing(mllm: ToolLLM) -> None:
+    shaken(mllm, 3)
+    writer = TurnWriter(mllm, TurnLimits(max_text_tokens=8, max_answer_tokens=16))
+    turns = [writer.encode(replace(REQUEST, tools=TOOLS[i:], turns=NOW[: 2 * (i % 2)])) for i in range(5)]
+    together = writer.write(turns)
+    for turn, written in zip(turns, together, strict=True):
+        (alone,) = writer.write([turn])
+        assert alone.text == written.text
+    assert writer.write([]) == []
+
+
+def test_limits_hold(mllm: ToolLLM) -> None:
+    short = TurnWriter(mllm, TurnLimits(max_text_tokens=3, max_answer_tokens=5))
+    tokenizer = mllm.tokenizer
+    for seed in range(4):
+        shaken(mllm, seed)
+        draw, answer, shorter = short.write(
+            [
+                short.encode(replace(REQUEST, tools=TOOLS[3:4], may_answer=False)),
+                short.encode(replace(REQUEST, may_call=False, files=())),
+                short.encode(replace(REQUEST, may_call=False, files=(), max_answer_tokens=2)),
+            ]
+        )
+        call, words = parse_turn(draw.text), parse_turn(answer.text)
+        assert isinstance(call, ToolCall)
+        assert isinstance(words, Answer)
+        fewer = parse_turn(shorter.text)
+        assert isinstance(fewer, Answer)
+        assert words.text.startswith(fewer.text) or fewer.text == NO_ANSWER
+        assert len(tokenizer(fewer.text).input_ids) <= 3 or fewer.text == NO_ANSWER
+        assert len(tokenizer(call.arguments).input_ids) <= 4 or call.arguments == REQUEST.fallback_text
+        assert len(tokenizer(words.text).input_ids) <= 6 or words.text == NO_ANSWER
+    n_prompt = len(short.encode(REQUEST).prompt_ids)
+    with pytest.raises(PromptTooLongError, match="shorten the dialogue"):
+        short.encode(replace(REQUEST, prompt=PROMPT * (1 + 900 // n_prompt)))
+    with pytest.raises(InputError, match="rename the file"):
+        short.encode(replace(REQUEST, files=("image/a, b.png",)))
+    with pytest.raises(InputError, match="at least 1 token"):
+        TurnLimits(0)
+
+
+def test_a_turn_that_just_fits_stays_within_the_positions(mllm: ToolLLM) -> None:
+    writer = TurnWriter(mllm)
+    filler = REQUEST
+    while True:
+        longer = replace(filler, prompt=filler.prompt + " dog")
+        try:
+            writer.encode(longer)
+        except PromptTooLongError:
+            break
+        filler = longer
+    for tool in TOOLS:
+        turn = writer.encode(replace(filler, tools=(tool,), may_answer=False))
+        (written,) = writer.write([turn])
+        check(written, turn.request)
+        assert len(turn.prompt_ids) + written.completion_tokens <= mllm.max_positions
+
+
+def teach(mllm: ToolLLM, prompt: str, text: str) -> None:
+    """Learn one answer by heart."""
+    question = encode_dialogue(mllm.tokenizer, prompt, [Turn("assistant", text)])
+    batch = to_tensors(build_micro_batch([question], np.arange(1), np.full(1, -1)), None, "cpu")
+    optimizer = torch.optim.AdamW([p for p in mllm.parameters() if p.requires_grad], lr=5e-3)
+    mllm.train()
+    for _ in range(150):
+        output = mllm(batch)
+        (output.loss_sum / output.weight_sum).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if output.loss_sum < 0.02 * output.weight_sum:
+            return
+    raise AssertionError("the tiny model did not learn its answer")
+
+
+def test_what_was_learnt_comes_out_and_made_up_names_do_not(backbone: Path) -> None:
+    mllm = build_toy_mllm(backbone)
+    learnt = render_answer("The dog is in image/ab.png, so it is.")
+    teach(mllm, PROMPT, learnt)
+    writer = TurnWriter(mllm)
+    free = replace(REQUEST, is_constrained=False)
+    mllm.eval()
+    plain, constrained, lost, other = writer.write(
+        [
+            writer.encode(free),
+            writer.encode(REQUEST),
+            writer.encode(replace(REQUEST, files=())),
+            writer.encode(replace(REQUEST, files=("image/z9.png",))),
+        ]
+    )
+    assert plain.text == constrained.text == learnt
+    assert plain.text == generate_dialogue(mllm, [writer.encode(free).prompt_ids], [()], 256)[0][0]
+    assert constrained.completion_tokens == len(mllm.tokenizer(learnt).input_ids) + 1
+    assert plain.choices == ()
+    assert lost.text == render_answer("The dog is in"), "no file is known: the text ends before its name"
+    assert other.text.startswith(render_answer("The dog is in image/z9.png"))
+    assert "ab.png" not in other.text
