@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline.errors import InputError
 
-# verb -> what it does; the job is `run` of the module `ray_jobs.<verb>`, imported only when asked for
+# verb -> what it does; the job is `run` of the verb's module, imported only when asked for
 VERBS = {
     "prepare": "build the corpus: validate, dedupe, split, audit for leaks, write Parquet shards",
     "embed": "pass every distinct medium through the frozen encoder into the feature lake",
@@ -27,6 +27,13 @@ VERBS = {
     "bench": "measure embedding, training, memory and decoding against a peer in the same run",
     "doctor": "show what this machine and installation can do",
 }
+MODULES = {
+    "prepare": "ray_jobs.prepare",
+    "evaluate_agent": "ray_jobs.evaluate.agent",
+    "export": "ray_jobs.tracking.export",
+    "follow": "ray_jobs.tracking.follow",
+    "demo": "ray_jobs.demo",
+}  # all others: the file `job` of the room that bears the verb's name
 # where Ray's exceptions keep the exception that they are about, besides Python's own chain
 CARRIED_AS = ("cause", "__cause__", "__context__", "controller_failure", "_base_exc")
 
@@ -39,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     for verb, help_text in VERBS.items():
         subparser = verbs.add_parser(verb, help=help_text, description=help_text)
         if verb == "score":
-            importlib.import_module("ray_jobs.score").add_arguments(subparser)
+            importlib.import_module("ray_jobs.score.job").add_arguments(subparser)
             continue
         subparser.add_argument("--config", help="YAML file, or the name of one in ray_jobs/configs")
         subparser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example train.epochs=3")
@@ -54,14 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_verb(args: argparse.Namespace) -> dict[str, Any]:
     """Run the job of a parsed command line and return its result."""
-    job = importlib.import_module(f"ray_jobs.{args.verb}")
+    job = importlib.import_module(MODULES.get(args.verb, f"ray_jobs.{args.verb}.job"))
     if args.verb == "score":
         return job.run(args)
     from ray_jobs.config import load_run_spec
 
     spec = load_run_spec(args.config, args.overrides)
     if args.verb == "train" and args.dry_run:
-        return importlib.import_module("ray_jobs.dry_run").run_dry(spec)
+        return importlib.import_module("ray_jobs.estimate.dry_run").run_dry(spec)
     return job.run(spec, keep=args.keep) if args.verb == "demo" else job.run(spec)
 
 

@@ -99,7 +99,7 @@ class EvaluateOptions(Section):
 
 
 class TuneOptions(Section):
-    """A sweep: many trainings over one corpus. `ray_jobs.tune_space` checks `parameters` before anything starts."""
+    """A sweep: many trainings over one corpus. `ray_jobs.tune.space` checks `parameters` before anything starts."""
 
     parameters: dict[str, Any] = Field(default_factory=dict)  # train.lr: a list of values, or {low, high, log}
     search: Literal["grid", "random", "optuna"] = "grid"  # grid = every combination of the lists

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 MAX_DEFAULT_WIDTH = (
-    16  # frontier nodes per prompt and pass; beyond it passes hardly get fewer (ray_jobs/bench_decode.py)
+    16  # frontier nodes per prompt and pass; beyond it passes hardly get fewer (ray_jobs/bench/decode.py)
 )
 
 

@@ -1,7 +1,7 @@
 """Bad input to the commands: one clear sentence, exit code 2, no traceback, and nothing half-written.
 
-Media that cannot be decoded are in tests/data_pipeline/media/test_load.py and tests/ray_jobs/test_embed.py, files of
-predictions in tests/ray_jobs/test_score.py, damaged bundles in tests/model/llm/test_bundle.py.
+Media that cannot be decoded are in tests/data_pipeline/media/test_load.py and tests/ray_jobs/embed/test_job.py, files
+of predictions in tests/ray_jobs/score/test_job.py, damaged bundles in tests/model/llm/test_bundle.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from data_pipeline.corpus.files import Corpus
 from data_pipeline.media.feature_lake import FeatureLake
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.cli import main
-from ray_jobs.features import save_embed_info
-from ray_jobs.train import TrainSummary
+from ray_jobs.train.features import save_embed_info
+from ray_jobs.train.job import TrainSummary
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs import evaluate, prepare, train
+from ray_jobs import prepare
 from ray_jobs.config import load_run_spec
+from ray_jobs.evaluate import job as evaluate
+from ray_jobs.train import job as train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

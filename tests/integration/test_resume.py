@@ -21,11 +21,12 @@ from ray.util.state import list_actors
 from small_training import build_base, build_spec, history
 from tracking_server import TrackingServer
 
-from ray_jobs import prepare, train
-from ray_jobs.checkpoint import CheckpointStore, load_cursor, load_moments, load_parameters
+from ray_jobs import prepare
 from ray_jobs.config import RunSpec
-from ray_jobs.train import TrainSummary
-from ray_jobs.validation import SCORE_KEY
+from ray_jobs.train import job as train
+from ray_jobs.train.checkpoint import CheckpointStore, load_cursor, load_moments, load_parameters
+from ray_jobs.train.job import TrainSummary
+from ray_jobs.train.validation import SCORE_KEY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 

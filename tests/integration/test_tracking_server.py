@@ -11,8 +11,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 from tracking_server import TrackingServer
 
-from ray_jobs.model_versions import get_champion, promote
-from ray_jobs.tracking import RunLogger, open_run
+from ray_jobs.tracking.model_versions import get_champion, promote
+from ray_jobs.tracking.runs import RunLogger, open_run
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def test_metrics_survive_an_outage(
     tracking_server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server is killed and started again while a training logs; the worker is lost too, and another goes on."""
-    monkeypatch.setattr("ray_jobs.outbox.SEND_INTERVAL_S", 0.2)
+    monkeypatch.setattr("ray_jobs.tracking.outbox.SEND_INTERVAL_S", 0.2)
     uri = tracking_server.uri
     run_id = open_run(uri, "outage", "run", "outage", {"lr": 0.1})
     first = RunLogger(uri, run_id, system_metrics=True, spool_dir=tmp_path)
@@ -83,7 +83,7 @@ def test_several_processes_log_at_once(store: str, request: pytest.FixtureReques
     """From an empty database on: the processes also race to make its tables and the experiment."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}" if store == "sqlite" else request.getfixturevalue("tracking_server").uri
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ray_jobs.tracking"])
+    context.set_forkserver_preload(["ray_jobs.tracking.runs"])
     processes = [
         context.Process(target=_log_a_run, args=(uri, number, tmp_path / "spool")) for number in range(N_PROCESSES)
     ]

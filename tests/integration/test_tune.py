@@ -16,10 +16,10 @@ from mlflow.tracking import MlflowClient
 from ray.util.state import list_actors, list_placement_groups
 from small_training import build_base, build_spec, history
 
-from ray_jobs import tune
 from ray_jobs.config import RunSpec
-from ray_jobs.model_versions import get_champion
-from ray_jobs.tracking import PARENT_TAG
+from ray_jobs.tracking.model_versions import get_champion
+from ray_jobs.tracking.runs import PARENT_TAG
+from ray_jobs.tune import job as tune
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 

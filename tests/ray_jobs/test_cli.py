@@ -11,7 +11,7 @@ import pytest
 from ray.exceptions import RayTaskError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
-import ray_jobs.doctor
+import ray_jobs.doctor.job
 from data_pipeline.errors import InputError, MediaError
 from ray_jobs.cli import VERBS, find_input_error, main
 from ray_jobs.config import RunSpec
@@ -36,7 +36,7 @@ def replace_job(monkeypatch: pytest.MonkeyPatch, outcome: dict[str, Any] | BaseE
             raise outcome
         return outcome
 
-    monkeypatch.setattr(ray_jobs.doctor, "run", run)
+    monkeypatch.setattr(ray_jobs.doctor.job, "run", run)
     return specs
 
 

@@ -55,7 +55,7 @@ def build_engine(
 ) -> Any:
     import deepspeed
 
-    from ray_jobs import zero
+    from ray_jobs.train import zero
 
     mllm = build_toy_mllm(backbone, **model)
     if state is not None:
@@ -75,7 +75,7 @@ def build_engine(
 
 
 def take_steps(engine: Any, first: int, end: int, rank: int, closed_steps: int = 0) -> State:
-    from ray_jobs.zero import gather_training_state, set_learning_rates
+    from ray_jobs.train.zero import gather_training_state, set_learning_rates
 
     mllm = engine.module
     for step in range(first, end):

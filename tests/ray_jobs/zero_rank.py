@@ -42,7 +42,7 @@ class Toy(nn.Module):
 def build_engine(stage: int, parameters: dict[str, Tensor] | None = None) -> Any:
     import deepspeed
 
-    from ray_jobs.zero import deepspeed_config, named_trainables
+    from ray_jobs.train.zero import deepspeed_config, named_trainables
 
     torch.manual_seed(0)
     module = Toy()
@@ -76,7 +76,7 @@ def take_steps(engine: Any, first: int, end: int, rank: int, world_size: int) ->
 
 
 def finish(engine: Any, losses: list[float], path: Path, rank: int) -> None:
-    from ray_jobs.zero import gather_training_state
+    from ray_jobs.train.zero import gather_training_state
 
     parameters, moments = gather_training_state(engine)
     if rank == 0:
@@ -85,7 +85,7 @@ def finish(engine: Any, losses: list[float], path: Path, rank: int) -> None:
 
 def go_on(stage: int, state: dict[str, Tensor], path: Path, rank: int, world_size: int) -> None:
     """Take the remaining steps from a gathered state."""
-    from ray_jobs.zero import restore_training_state
+    from ray_jobs.train.zero import restore_training_state
 
     parameters = {name: value for name, value in state.items() if "/" not in name}
     moments = {name: value for name, value in state.items() if "/" in name}
@@ -99,7 +99,7 @@ def main(rank: int, world_size: int, folder: Path, backbone: Path) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     rendezvous = f"file://{folder}/rendezvous{world_size}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
-    from ray_jobs.zero import disable_compiled_collectives, gather_training_state
+    from ray_jobs.train.zero import disable_compiled_collectives, gather_training_state
 
     disable_compiled_collectives()
     if world_size > 1:

@@ -12,7 +12,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 from model.scoring.selection import GoldItem, parse_answer, score_records, score_selection
-from ray_jobs.score_files import read_catalog_names, read_selection_gold, read_selection_predictions
+from ray_jobs.score.files import read_catalog_names, read_selection_gold, read_selection_predictions
 
 
 def build_gold(*valid_tool_ids: str, modality: Modality = Modality.TEXT) -> GoldItem:

@@ -1,0 +1,1 @@
+"""Benchmarks of the jobs, each against a peer in the same run."""

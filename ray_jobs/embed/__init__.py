@@ -1,0 +1,1 @@
+"""The pass of every distinct medium through the frozen encoder."""

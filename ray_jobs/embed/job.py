@@ -1,0 +1,315 @@
+"""Encode every distinct medium of a corpus once, into the feature lake (DESIGN idea 1).
+
+Ray Data: batches of files are decoded by parallel tasks and encoded by actors, which write their vectors as they go. A
+row of the dataset is a whole batch, planned by the driver, so tensors travel as one buffer without being cut or joined.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayTaskError
+
+from data_pipeline.corpus.build import Corpus
+from data_pipeline.corpus.splits import SPLITS
+from data_pipeline.errors import InputError
+from data_pipeline.media.feature_lake import FeatureLake
+from data_pipeline.records.schema import Modality
+from ray_jobs.cluster import connect
+from ray_jobs.config import RunSpec
+from ray_jobs.embed.stages import EncodeBatch, decode_batch
+from ray_jobs.train.features import save_embed_info
+
+# Forward passes of the vision or audio trunk that one medium costs: clips of its tensor (DESIGN 4.5).
+CLIPS = {Modality.IMAGE: 1, Modality.AUDIO: 3, Modality.VIDEO: 15}
+PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class _Medium:
+    sha256: str
+    modality: Modality
+    path: Path
+
+
+@dataclass
+class _Progress:
+    """Running totals of a pass, and when its batches were done."""
+
+    n_planned: int
+    started_s: float = field(default_factory=time.monotonic)
+    printed_s: float = field(default_factory=time.monotonic)
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    batches: list[tuple[float, int]] = field(default_factory=list)  # (end of the batch on the actor's clock, media)
+
+    def add(self, row: dict[str, Any]) -> None:
+        for key in ("encoded", "quarantined", "changed"):
+            self.counts[key] += row[key]
+        for key in ("decode_s", "encode_s", "write_s"):
+            self.seconds[key] += row[key]
+        self.batches.append((row["end_s"], row["encoded"]))
+
+    @property
+    def n_done(self) -> int:
+        return self.counts.total()
+
+    def render(self) -> str:
+        elapsed_s = time.monotonic() - self.started_s
+        rate = self.n_done / max(elapsed_s, 1e-9)
+        eta = f"{(self.n_planned - self.n_done) / rate:.0f}s" if self.n_done else "unknown"
+        return (
+            f"embed media={self.n_done}/{self.n_planned} per_s={rate:.1f} eta={eta} "
+            f"quarantined={self.counts['quarantined']}"
+        ) + (f" gone_or_changed={self.counts['changed']}: run prepare again" if self.counts["changed"] else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "encoded": self.counts["encoded"],
+            "quarantined": self.counts["quarantined"],
+            "changed": self.counts["changed"],
+            "seconds": round(time.monotonic() - self.started_s, 3),
+            "media_per_s_after_first_batch": self.rate_after_first_batch(),
+            **{key: round(self.seconds[key], 3) for key in ("decode_s", "encode_s", "write_s")},
+        }
+
+    def rate_after_first_batch(self) -> float | None:
+        """Media per second between the end of the first batch and the end of the last; None for a single batch."""
+        ordered = sorted(self.batches)
+        if len(ordered) < 2 or ordered[-1][0] <= ordered[0][0]:
+            return None
+        return sum(n for _, n in ordered[1:]) / (ordered[-1][0] - ordered[0][0])
+
+
+def embed_corpus(
+    corpus: Corpus,
+    lake_path: str | Path,
+    encoder_name: str,
+    *,
+    dtype: str = "float16",
+    batch_size: int = 16,
+    num_actors: int = 1,
+    num_gpus: float = 0,
+    threads_per_actor: int = 1,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Encode the media of all splits that the lake lacks.
+
+    Args:
+        corpus: its media root must be readable by every node.
+        lake_path: root of the lake, on a file system that all nodes share.
+        encoder_name: as `model.imagebind.encoders.load_encoder` takes it.
+        dtype: of the stored vectors.
+        batch_size: clips of one forward: an image is one, a sound three, a video fifteen.
+        num_actors: encoder replicas.
+        num_gpus: per actor; 0 = CPU.
+        threads_per_actor: torch threads of a CPU actor.
+        report: takes progress lines.
+
+    Returns:
+        encoder_id, embed_dim, media (distinct, with a hash), known, encoded, quarantined (now), quarantined_before,
+        changed (file is gone or no longer has its hash), records_without_file, seconds and rates.
+
+    Raises:
+        InputError: unknown encoder, damaged lake, or a lake of another encoder.
+    """
+    media, n_without_file = _distinct_media(corpus)
+    if Path(encoder_name).is_dir():  # workers may have another working directory
+        encoder_name = str(Path(encoder_name).absolute())
+    lake_path = Path(lake_path).absolute()
+    with _unwrapped_input_errors():
+        identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name))
+    lake = FeatureLake.create(lake_path, identity["encoder_id"], identity["embed_dim"], dtype)
+    known, quarantined = lake.modalities(), lake.quarantined()
+    _check_modalities(media, known, lake)
+    todo = [medium for medium in media if medium.sha256 not in known and medium.sha256 not in quarantined]
+    progress = _Progress(len(todo))
+    if todo:
+        report(f"embed encoder={lake.encoder_id} media={len(media)} to_encode={len(todo)} known={len(known)}")
+        actor = _ActorResources(num_actors, num_gpus, threads_per_actor)
+        with _unwrapped_input_errors():
+            for row in _stream_batches(
+                _plan(todo, batch_size), lake, lake_path, encoder_name, identity["recipe"], actor
+            ):
+                progress.add(row)
+                if time.monotonic() - progress.printed_s >= PROGRESS_EVERY_S:
+                    progress.printed_s = time.monotonic()
+                    report(progress.render())
+        lake.merge_files()
+        report(progress.render())
+    else:
+        report(
+            f"embed encoder={lake.encoder_id}: all {len(media)} media are in the lake or quarantined; nothing to encode"
+        )
+    return {
+        "encoder_id": lake.encoder_id,
+        "embed_dim": lake.embed_dim,
+        "media": len(media),
+        "known": sum(medium.sha256 in known for medium in media),
+        "quarantined_before": sum(medium.sha256 in quarantined for medium in media),
+        "records_without_file": n_without_file,
+        **progress.to_json(),
+    }
+
+
+@dataclass(frozen=True)
+class _ActorResources:
+    num_actors: int
+    num_gpus: float
+    threads: int
+
+
+def _distinct_media(corpus: Corpus) -> tuple[list[_Medium], int]:
+    """Media by content, ordered by modality and first appearance; and how many records have no file."""
+    media: dict[str, _Medium] = {}
+    n_without_file = 0
+    for split in SPLITS:
+        table = corpus.table(split).select(["modality", "media_uri", "media_sha256"])
+        for row in table.to_pylist():
+            if not row["media_uri"]:
+                continue
+            if not row["media_sha256"] or corpus.media_root is None:
+                n_without_file += 1
+            elif row["media_sha256"] not in media:
+                path = corpus.media_root / row["media_uri"]
+                media[row["media_sha256"]] = _Medium(row["media_sha256"], Modality(row["modality"]), path)
+    order = list(Modality)
+    return sorted(media.values(), key=lambda medium: order.index(medium.modality)), n_without_file
+
+
+def _check_modalities(media: list[_Medium], known: dict[str, str], lake: FeatureLake) -> None:
+    for medium in media:
+        if known.get(medium.sha256, medium.modality.value) != medium.modality.value:
+            raise InputError(
+                f"{medium.path} is used as {medium.modality.value}, but feature lake {lake.path} holds it as "
+                f"{known[medium.sha256]}; use another lake folder for this corpus."
+            )
+
+
+def _plan(media: list[_Medium], batch_size: int) -> list[pa.Table]:
+    """Batches of one modality each, as tables of one row."""
+    tables = []
+    for modality, clips in CLIPS.items():
+        group = [medium for medium in media if medium.modality is modality]
+        size = max(1, batch_size // clips)
+        for start in range(0, len(group), size):
+            batch = group[start : start + size]
+            tables.append(
+                pa.table(
+                    {
+                        "modality": [modality.value],
+                        "sha256": [[medium.sha256 for medium in batch]],
+                        "path": [[str(medium.path) for medium in batch]],
+                    }
+                )
+            )
+    return tables
+
+
+def _stream_batches(
+    plan: list[pa.Table],
+    lake: FeatureLake,
+    lake_path: str | Path,
+    encoder_name: str,
+    recipe: str,
+    resources: _ActorResources,
+) -> Iterator[dict[str, Any]]:
+    """Run the pipeline and yield the numbers of each batch as it is done.
+
+    On CPUs both stages claim the same resources, so Ray Data fuses them into the actor: tensors never leave it, and its
+    extra concurrent calls decode the next batches while one encodes. With a GPU, all of the cluster's CPUs decode.
+    """
+    use_gpu = resources.num_gpus > 0
+    with _quiet_ray_data():
+        done = (
+            ray.data.from_arrow(plan)
+            .map_batches(
+                functools.partial(decode_batch, recipe=recipe), batch_format="pyarrow", batch_size=None, num_cpus=1
+            )
+            .map_batches(
+                EncodeBatch,
+                fn_constructor_kwargs={
+                    "encoder_name": encoder_name,
+                    "lake_path": str(lake_path),
+                    "encoder_id": lake.encoder_id,
+                    "threads": resources.threads,
+                    "use_gpu": use_gpu,
+                },
+                batch_format="pyarrow",
+                batch_size=None,
+                compute=ray.data.ActorPoolStrategy(
+                    size=resources.num_actors,
+                    max_concurrent_calls_per_actor=2 if use_gpu else 1 + resources.threads,
+                    enable_true_multi_threading=True,
+                ),
+                num_cpus=1,
+                num_gpus=resources.num_gpus or None,
+            )
+        )
+        yield from done.iter_rows()
+
+
+def _describe_encoder(encoder_name: str) -> dict[str, Any]:
+    """Runs as a task: the driver needs the encoder's identity, not the encoder."""
+    from model.imagebind.encoders import load_encoder
+
+    encoder = load_encoder(encoder_name, device="cpu")
+    return {"encoder_id": encoder.encoder_id, "embed_dim": encoder.embed_dim, "recipe": encoder.recipe}
+
+
+@contextmanager
+def _unwrapped_input_errors() -> Iterator[None]:
+    """Raise the InputError of a worker as itself."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+
+
+@contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Our own progress line replaces Ray Data's bars and start-up log."""
+    context = ray.data.DataContext.get_current()
+    before = (context.enable_progress_bars, context.print_on_execution_start)
+    data_logger = logging.getLogger("ray.data")
+    level = data_logger.level
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that there are no bars
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # its own wrapper loses the InputError inside
+    data_logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
+        data_logger.setLevel(level)
+
+
+def run(spec: RunSpec) -> dict[str, Any]:
+    """Encode the media of the run's corpus, and note in the run's folder which encoder did it."""
+    connect(spec.ray)
+    corpus = Corpus.open(spec.corpus_dir)
+    result = embed_corpus(
+        corpus,
+        spec.lake_path,
+        spec.embed.encoder,
+        dtype=spec.embed.dtype,
+        batch_size=spec.embed.batch_size,
+        num_actors=spec.embed.num_actors,
+        num_gpus=spec.embed.num_gpus,
+        threads_per_actor=spec.embed.threads_per_actor,
+    )
+    save_embed_info(spec.run_dir, result["encoder_id"], corpus.catalog.content_hash)
+    return result

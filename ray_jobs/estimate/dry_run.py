@@ -1,0 +1,257 @@
+"""`train --dry-run`: what a training will take, without weights, network, Ray or a GPU.
+
+The formulas and their sources are in `ray_jobs.estimate.cost`; what is assumed instead of known is printed as such.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.batches.plan import TrainingPlan, count_seen
+from ray_jobs.config import RunSpec
+from ray_jobs.estimate.corpus_sizes import CorpusSizes, find_backbone, load_corpus_sizes
+from ray_jobs.estimate.cost import ModelSize, StateBytes, compute_activation_bytes, compute_flops, compute_state_bytes
+from ray_jobs.estimate.shapes import build_shape, load_shape
+from ray_jobs.train.inputs import GPU_BLOCK_TOKENS, build_plan
+
+GIB = 2**30
+BUCKET_NUMBERS = (
+    500_000_000  # gradients that DeepSpeed reduces at a time; it allocates the bucket whole, on a GPU for good
+)
+GPU_BUCKETS = (0, 1, 2, 1)  # by ZeRO stage; stage 2 fills one while it sends the other
+SAMPLED_STEPS = 16  # whose tokens are counted
+ASSUMED_UTILIZATION = 0.4  # of the peak; measured on one CPU core with the tiny backbone: 0.41
+ASSUMED_GPU = "A100"  # of cluster.yaml's gpu_train nodes
+ENCODER_WIDTHS = {"imagebind_huge": 1024, "tiny_imagebind": 128}
+# Dense peaks by the vendors' data sheets, TFLOP/s in bfloat16 and float32; the first name in the device's name counts.
+PEAK_TFLOPS = {
+    "H200": (989.0, 67.0),
+    "H100 PCIe": (756.0, 51.0),
+    "H100": (989.0, 67.0),
+    "A100": (312.0, 19.5),
+    "L40S": (362.0, 91.6),
+    "A40": (149.7, 37.4),
+    "L4": (121.0, 30.3),
+    "A10G": (70.0, 35.0),
+    "RTX 4090": (165.2, 82.6),
+}
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Means over sampled optimizer steps, over all workers.
+
+    Attributes:
+        tokens: processed, padding included.
+        rows: question-answer pairs.
+        micro_steps: of one worker.
+        flops: forward and backward.
+        largest: tokens and loss positions of the largest micro step that may come.
+    """
+
+    tokens: float
+    rows: float
+    micro_steps: float
+    flops: float
+    largest: tuple[int, int]
+
+
+def run_dry(spec: RunSpec) -> dict[str, Any]:
+    """Print and return what the training of `spec` will take.
+
+    Raises:
+        InputError: a backbone or a source that nothing is known of, or settings that do not go together.
+    """
+    encoder_dim = ENCODER_WIDTHS.get(spec.embed.encoder, spec.model.encoder_dim)
+    shape, shape_origin = load_shape(find_backbone(spec))
+    mllm = build_shape(spec.model.model_copy(update={"encoder_dim": encoder_dim}), shape)
+    size = ModelSize.measure(mllm, spec.train.use_gpu)
+    sizes = load_corpus_sizes(spec)
+    plan = build_plan(spec, sizes.split)
+    step = estimate_step(spec, size, sizes, plan)
+    report = {
+        "config": spec.name,
+        "backbone": spec.model.backbone,
+        "shape": shape_origin,
+        "parameters": size.trainable + size.frozen,
+        "trainable": size.trainable,
+        "workers": spec.train.max_workers,
+        "zero_stage": spec.train.zero_stage,
+        "memory_gib": _memory_table(spec, size, step),
+        "corpus": sizes.origin,
+        "corpus_is_assumed": sizes.is_assumed,
+        "questions": len(sizes.split.index),
+        "rows": sizes.split.index.total_rows,
+        "seen": count_seen(plan, sizes.split.index, sizes.split.modalities, spec.train.epochs),
+        "steps_per_epoch": plan.total_steps(spec.train.epochs) / spec.train.epochs,
+        "steps": plan.total_steps(spec.train.epochs),
+        "tokens_per_step": step.tokens,
+        "rows_per_step": step.rows,
+        "micro_steps_per_step": step.micro_steps,
+        "flops_per_step": step.flops,
+    }
+    report |= _estimate_time(spec, report["steps"] * step.flops)
+    _print_report(spec, report)
+    return report
+
+
+def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: TrainingPlan) -> StepCost:
+    """Count the tokens and operations of steps that are spread evenly over the training."""
+    train, index = spec.train, sizes.split.index
+    row_starts = np.cumsum(index.n_rows) - index.n_rows
+    pad = GPU_BLOCK_TOKENS if train.use_gpu else 1
+    losses_per_row = sizes.split.loss_weight / index.n_rows
+    total = plan.total_steps(train.epochs)
+    steps = np.unique(np.linspace(0, total - 1, SAMPLED_STEPS).astype(int)).tolist()
+    tokens = rows = micro_steps = flops = 0.0
+    longest = int(index.row_tokens.max())
+    for step in steps:
+        for rank in range(train.max_workers):
+            for batch in plan.micro_batches(step, rank, train.max_workers):
+                if train.layout == "rows":
+                    lengths = index.row_tokens[row_starts[batch[:, 0]] + batch[:, 1]]
+                    width = _round_up(int(lengths.max(initial=1)), pad)
+                    n_tokens, n_rows = width * max(1, len(batch)), len(batch)
+                    n_losses = int(losses_per_row[batch[:, 0]].sum())
+                    pairs = max(1, len(batch)) * width**2 / 2  # a causal kernel skips the other half
+                else:
+                    trees = index.n_tokens[batch]
+                    n_tokens, n_rows = _round_up(max(1, int(trees.sum())), pad), int(index.n_rows[batch].sum())
+                    n_losses = int(sizes.loss_tokens[batch].sum())
+                    pairs = _packed_pairs(spec, trees, n_tokens)
+                tokens, rows, micro_steps = tokens + n_tokens, rows + n_rows, micro_steps + 1
+                flops += compute_flops(size, n_tokens, n_losses, pairs, spec.model.gradient_checkpointing)
+    if train.layout == "rows":
+        largest = train.micro_batch_size * _round_up(longest, pad)
+        losses = int(train.micro_batch_size * losses_per_row.max())
+    else:
+        largest = _round_up(max(train.pack_tokens, int(index.n_tokens.max())), pad)
+        losses = int(largest * sizes.loss_tokens.sum() / index.n_tokens.sum())
+    return StepCost(
+        tokens / len(steps),
+        rows / len(steps),
+        micro_steps / len(steps) / train.max_workers,
+        flops / len(steps),
+        (largest, losses),
+    )
+
+
+def _packed_pairs(spec: RunSpec, trees: np.ndarray, n_tokens: int) -> float:
+    """(query, key) pairs of one layer: FlexAttention computes the blocks that a question touches, SDPA all of them."""
+    if _uses_flex(spec):
+        return float((trees * (trees / 2 + GPU_BLOCK_TOKENS)).sum())
+    return float(n_tokens) ** 2
+
+
+def _uses_flex(spec: RunSpec) -> bool:
+    return spec.model.attention == "flex_attention" or (spec.model.attention == "auto" and spec.train.use_gpu)
+
+
+def _memory_table(spec: RunSpec, size: ModelSize, step: StepCost) -> dict[str, dict[str, float]]:
+    """GiB of one worker by ZeRO stage: states, buckets, activations as configured and with the other choice, total."""
+    n_tokens, n_losses = step.largest
+    mask_bytes = 0
+    if spec.train.layout == "packed" and not _uses_flex(spec):
+        mask_bytes = n_tokens**2 * size.number_bytes
+    kept, recomputed = (
+        compute_activation_bytes(size, n_tokens, n_losses, checkpointing, mask_bytes) for checkpointing in (False, True)
+    )
+    activations = recomputed if spec.model.gradient_checkpointing else kept
+    table = {}
+    for stage in range(4):
+        buckets = GPU_BUCKETS[stage] * BUCKET_NUMBERS * size.number_bytes if spec.train.use_gpu else 0
+        states: StateBytes = compute_state_bytes(size, stage, spec.train.max_workers, spec.train.offload_optimizer)
+        table[str(stage)] = {
+            "weights": states.weights / GIB,
+            "gradients": states.gradients / GIB,
+            "optimizer": states.optimizer / GIB,
+            "buckets": buckets / GIB,
+            "activations": activations / GIB,
+            "total": (states.weights + states.gradients + states.optimizer + buckets + activations) / GIB,
+            "cpu_optimizer": states.offloaded / GIB,
+            "activations_kept": kept / GIB,
+            "activations_recomputed": recomputed / GIB,
+        }
+    return table
+
+
+def _estimate_time(spec: RunSpec, flops: float) -> dict[str, Any]:
+    """Hours of the whole training: operations / (peak x utilisation); reading, validation and checkpoints apart."""
+    workers = spec.train.max_workers
+    if spec.train.use_gpu:
+        has_gpu = torch.cuda.is_available()
+        name = torch.cuda.get_device_name() if has_gpu else ASSUMED_GPU
+        peaks = next((peaks for key, peaks in PEAK_TFLOPS.items() if key in name), None)
+        peak = None if peaks is None else peaks[0 if spec.model.dtype == "bfloat16" else 1] * 1e12 * workers
+        device = f"{workers} x {name}" + ("" if has_gpu else " (assumed: no GPU here)")
+    else:
+        cores = min(workers * max(1, int(spec.train.cpus_per_worker)), os.cpu_count() or 1)
+        peak = measure_core_flops() * cores
+        device = f"{cores} CPU core(s), measured"
+    hours = None if peak is None else flops / (peak * ASSUMED_UTILIZATION) / 3600
+    return {"device": device, "peak_flops": peak, "utilization_assumed": ASSUMED_UTILIZATION, "hours": hours}
+
+
+def measure_core_flops() -> float:
+    """What one core of this machine does in float32 matrix products, operations a second."""
+    left, right = torch.rand(512, 512), torch.rand(512, 512)
+    best = 0.0
+    for _ in range(6):  # the first one warms up
+        start = time.perf_counter()
+        for _ in range(4):
+            torch.mm(left, right)
+        best = max(best, 4 * 2 * 512**3 / (time.perf_counter() - start))
+    return best / torch.get_num_threads()
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _print_report(spec: RunSpec, report: dict[str, Any]) -> None:
+    total, trainable = report["parameters"], report["trainable"]
+    print(f"\ndry run of {spec.name}: nothing is loaded, nothing is trained")
+    print(f"backbone         {report['backbone']} ({report['shape']}), {spec.model.dtype}")
+    print(f"parameters       {total:,}, trained {trainable:,} ({100 * trainable / total:.2f} %)")
+    print(f"\nGiB per worker   {report['workers']} worker(s); {'weights':>9}{'gradients':>11}{'optimizer':>11}", end="")
+    print(f"{'buckets':>9}{'activations':>13}{'total':>9}")
+    for stage, row in report["memory_gib"].items():
+        mark = "  <- this config" if int(stage) == spec.train.zero_stage else ""
+        print(f"  ZeRO-{stage:<22}{row['weights']:>9.2f}{row['gradients']:>11.3f}{row['optimizer']:>11.3f}", end="")
+        print(f"{row['buckets']:>9.2f}", end="")
+        print(f"{row['activations']:>13.2f}{row['total']:>9.2f}{mark}")
+    row = report["memory_gib"]["0"]
+    what = (
+        f"{spec.train.pack_tokens} tokens" if spec.train.layout == "packed" else f"{spec.train.micro_batch_size} rows"
+    )
+    chosen = "recomputed" if spec.model.gradient_checkpointing else "kept"
+    print(f"  activations of {what}: {row['activations_kept']:.2f} kept, ", end="")
+    print(f"{row['activations_recomputed']:.2f} recomputed; this config: {chosen}")
+    print("  on top: CUDA context, fragmentation, the layer that ZeRO-3 has gathered")
+    print(f"\ncorpus           {report['questions']:,} questions, {report['rows']:,} rows ({report['corpus']})")
+    seen = ", ".join(f"{modality} {times:.1f}" for modality, times in report["seen"].items())
+    print(f"times seen       {seen} ({spec.train.epochs} epochs, sampler={spec.train.sampler})")
+    print(f"steps            {report['steps_per_epoch']:,.1f} an epoch, {report['steps']:,} in all")
+    print(
+        f"tokens per step  {report['tokens_per_step']:,.0f} (padding included), {report['rows_per_step']:.1f} rows, ",
+        end="",
+    )
+    print(f"{report['micro_steps_per_step']:.1f} micro steps of each worker")
+    print(f"operations       {report['flops_per_step'] / 1e12:,.2f} TFLOP a step")
+    hours = report["hours"]
+    known = "unknown: no peak known of this device" if hours is None else _show_hours(hours)
+    print(f"estimated time   {known} on {report['device']} at {ASSUMED_UTILIZATION:.0%} of the peak (assumed)")
+    print(
+        "formulas         states: Rajbhandari et al. 2020; activations: Korthikanti et al. 2022; operations: Kaplan\n"
+        "                 et al. 2020, Hoffmann et al. 2022; all in ray_jobs/estimate/cost.py"
+    )
+
+
+def _show_hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"

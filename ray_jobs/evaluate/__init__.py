@@ -1,0 +1,1 @@
+"""A trained model's answers to held-out questions and dialogues, and their scores."""

@@ -1,0 +1,231 @@
+"""`evaluate_agent`: GPT4Tools' evaluation of a service, not of a model: every dialogue of the test split goes to the
+served agent over HTTP, which decodes under constraints and runs the tools.
+
+Files that a dialogue knows are uploaded first; in the trace that comes back their ids become the record's names again,
+and so do the files that tools made, in the order of the record's observations. Then the scorer judges the turns.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.corpus.files import Corpus
+from data_pipeline.errors import InputError
+from data_pipeline.records.dialogue import DialoguePrompt, parse_offered_tools, render_answer, split_prompt
+from data_pipeline.records.schema import ToolRecord
+from model.scoring.dialogues import called_tool_ids, score_dialogues
+from ray_jobs.config import RunSpec
+from ray_jobs.evaluate.dialogues import DialogueEvaluation
+from ray_jobs.train.progress import PROGRESS_INTERVAL_S
+
+API_KEY = "TOOLMM_API_KEY"  # environment variable with the key of a service that wants one
+FOLDER = "evaluation_agent"
+TIMEOUT_S = 300
+PICTURE_PX = 64
+
+_FILE = re.compile(r"\bimage/\w+\.png\b")
+
+
+@dataclass(frozen=True)
+class AgentRun:
+    """What the agent did with one dialogue.
+
+    Attributes:
+        texts: its turns under the record's file names, at most as many as the record has.
+        executed: calls that a tool was asked to run, whether it gave a result or failed.
+        refused: calls that were not run: a made-up tool or file, or arguments that the tool does not take.
+        failed: (tool id, error) of the executed ones without a result, such as where weights are missing.
+        faults: executed calls of a tool that was not offered, or with a file that does not exist; there must be none.
+    """
+
+    texts: list[str]
+    executed: int
+    refused: int
+    failed: list[tuple[str, str]]
+    faults: list[str]
+
+
+def run(spec: RunSpec) -> dict[str, Any]:
+    """Ask, score, print the table; writes `evaluation_agent/` in the run's folder.
+
+    Raises:
+        InputError: no corpus or no dialogue in it, or the service does not answer or refuses.
+    """
+    corpus = Corpus.open(spec.corpus_dir)
+    records = [record for record in corpus.records("test") if record.is_dialogue][: spec.evaluate.max_questions]
+    if not records:
+        raise InputError(f"the test split of {spec.corpus_dir} holds no dialogue; prepare a source that has some.")
+    tool_ids = {tool.call_name: tool.tool_id for tool in corpus.catalog}
+    service = _Service(spec.evaluate.agent_url)
+    start = shown = time.perf_counter()
+    runs: list[AgentRun] = []
+    ask = partial(ask_agent, service.call, spec.evaluate.agent_model, tool_ids=tool_ids)
+    with ThreadPoolExecutor(spec.evaluate.agent_concurrency) as threads:
+        for found in threads.map(ask, records):
+            runs.append(found)
+            if time.perf_counter() - shown >= PROGRESS_INTERVAL_S:
+                shown = time.perf_counter()
+                left_s = (shown - start) / len(runs) * (len(records) - len(runs))
+                print(f"dialogues={len(runs)}/{len(records)} eta={left_s:.0f}s", flush=True)
+    seconds = time.perf_counter() - start
+    scores = score_dialogues(records, [found.texts for found in runs], called_tool_ids(list(corpus.records("train"))))
+    evaluation = DialogueEvaluation(records, scores, 0, seconds)
+    folder = spec.run_dir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation.write(folder)
+    executed, refused = sum(found.executed for found in runs), sum(found.refused for found in runs)
+    failed = Counter(failure for found in runs for failure in found.failed)
+    faults = [fault for found in runs for fault in found.faults]
+    print(evaluation.to_markdown())
+    print(f"calls: {executed} executed, {failed.total()} of them without a result, {refused} refused")
+    for (tool_id, error), n in failed.most_common():
+        print(f"  {n:>3} x {error:<24}{tool_id}")
+    print("\n".join([f"executed with a tool or a file that does not exist: {len(faults)}", *faults]))
+    counts = {"executed": executed, "failed": failed.total(), "refused": refused, "faults": len(faults)}
+    return {**evaluation.to_json(), **counts}
+
+
+def ask_agent(
+    call: Callable[..., dict[str, Any]], model: str, record: ToolRecord, tool_ids: Mapping[str, str]
+) -> AgentRun:
+    """Put one dialogue to the agent.
+
+    Args:
+        call: (path, JSON body) or (path, file=(name, data)) -> the answer; a path alone asks for what is there.
+        model: its name, the agent's suffix included.
+        record: a dialogue.
+        tool_ids: what dialogues call a tool -> its id.
+    """
+    prompt = split_prompt(record.instruction)
+    said = " ".join([*(words for exchange in prompt.exchanges for words in exchange), prompt.new_input])
+    names = dict.fromkeys([*prompt.images, *_FILE.findall(said)])
+    uploads = {name: _upload(call, i, prompt.images.get(name, "picture")) for i, name in enumerate(names)}
+    offered = [tool_ids[name] for name in parse_offered_tools(record.instruction)]
+    answer = call(
+        "/v1/chat/completions",
+        {
+            "model": model,
+            "messages": _build_messages(prompt, uploads),
+            "tools": [{"type": "function", "function": {"name": tool_id}} for tool_id in offered],
+        },
+    )
+    own_names = {upload["name"]: name for name, upload in uploads.items()}
+    known = {upload["id"] for upload in uploads.values()}
+    return _read_trace(call, record, answer, own_names, known, offered)
+
+
+def _build_messages(prompt: DialoguePrompt, uploads: dict[str, Any]) -> list[dict[str, Any]]:
+    """The dialogue as a chat: known files come with the first message, the words name them as the service does."""
+    media = [{"type": "image_url", "image_url": {"url": f"artifact:{uploads[name]['id']}"}} for name in prompt.images]
+    messages: list[dict[str, Any]] = []
+    for human, reply in prompt.exchanges:
+        messages += [{"role": "user", "content": human}, {"role": "assistant", "content": reply}]
+    messages.append({"role": "user", "content": prompt.new_input})
+    for message in messages:
+        message["content"] = _FILE.sub(lambda found: uploads[found[0]]["name"], message["content"])
+    if media:
+        messages[0]["content"] = [*media, {"type": "text", "text": messages[0]["content"]}]
+    return messages
+
+
+def _read_trace(
+    call: Callable[..., dict[str, Any]],
+    record: ToolRecord,
+    answer: dict[str, Any],
+    names: dict[str, str],
+    known_ids: set[str],
+    offered: Sequence[str],
+) -> AgentRun:
+    observations = [turn.text for turn in record.turns if turn.role == "observation"]
+    texts: list[str] = []
+    executed = refused = 0
+    failed: list[tuple[str, str]] = []
+    faults: list[str] = []
+    for i, step in enumerate(answer["agent"]["steps"]):
+        texts.append(_rename(step["turn"], names))
+        if step["error"] == "refused":
+            refused += 1
+            continue
+        executed += 1
+        if step["error"] is not None:
+            failed.append((step["tool_id"], step["error"]))
+        if step["tool_id"] not in offered:
+            faults.append(f"{record.record_id}: {step['tool_id']!r} was not offered")
+        strangers = [name for name in _FILE.findall(step["turn"]) if PurePosixPath(name).stem not in known_ids]
+        faults += [f"{record.record_id}: {name!r} is a file that nobody gave" for name in strangers]
+        made = step["artifact"]
+        if made is not None:
+            call(made["path"])  # it must be there
+            known_ids.add(made["id"])
+            expected = _FILE.search(observations[i]) if i < len(observations) else None
+            names[made["name"]] = expected[0] if expected else made["name"]
+    texts.append(render_answer(_rename(answer["choices"][0]["message"]["content"], names)))
+    n_turns = sum(turn.role == "assistant" for turn in record.turns)
+    return AgentRun(texts[:n_turns], executed, refused, failed, faults)
+
+
+def _rename(text: str, names: dict[str, str]) -> str:
+    return _FILE.sub(lambda found: names.get(found[0], found[0]), text)
+
+
+def _upload(call: Callable[..., dict[str, Any]], i: int, description: str) -> dict[str, Any]:
+    """A picture under that description; what it shows does not matter, the model reads words alone."""
+    pixels = np.random.default_rng(i).integers(0, 255, (PICTURE_PX, PICTURE_PX, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return call("/v1/artifacts", file=(description, data.getvalue()))
+
+
+class _Service:
+    def __init__(self, url: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InputError(
+                f"evaluate.agent_url is {url!r}; give the service's address, such as http://127.0.0.1:8000."
+            )
+        self._url = url.rstrip("/")
+
+    def call(self, path: str, body: Any = None, file: tuple[str, bytes] | None = None) -> dict[str, Any]:
+        """Ask; JSON or {} for anything else. InputError where the service refuses or is not there."""
+        headers = {"Authorization": f"Bearer {os.environ[API_KEY]}"} if os.environ.get(API_KEY) else {}
+        data = None
+        if file is not None:
+            data, headers["Content-Type"] = _encode_form(*file)
+        elif body is not None:
+            data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(self._url + path, data, headers), timeout=TIMEOUT_S
+            ) as response:
+                is_json = response.headers.get_content_type() == "application/json"
+                return json.load(response) if is_json else {}
+        except urllib.error.HTTPError as error:
+            message = error.read(2000).decode("utf-8", "replace")
+            raise InputError(f"{self._url}{path} answered {error.code}: {message}") from error
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+            raise InputError(f"no answer from {self._url} ({error}); start the service there first.") from error
+
+
+def _encode_form(name: str, data: bytes) -> tuple[bytes, str]:
+    """A multipart form with one file."""
+    boundary = "toolmm-boundary-7d1f"
+    quoted = re.sub(r'["\r\n\\/]', " ", name)
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{quoted}"\r\n'
+    body = f"{head}Content-Type: image/png\r\n\r\n".encode() + data + f"\r\n--{boundary}--\r\n".encode()
+    return body, f"multipart/form-data; boundary={boundary}"

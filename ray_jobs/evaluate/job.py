@@ -1,0 +1,117 @@
+"""`evaluate`: decode the test split on Ray Data actors and score it as the papers do: its tool questions as MLLM-Tool
+does, its dialogues as GPT4Tools does, both if it holds both."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import InputError
+from model.scoring.dialogues import called_tool_ids
+from ray_jobs.cluster import connect
+from ray_jobs.config import RunSpec
+from ray_jobs.evaluate.actors import TrainedModel
+from ray_jobs.evaluate.dialogues import DialogueEvaluation, evaluate_dialogues
+from ray_jobs.evaluate.questions import QuestionEvaluation, evaluate_questions
+from ray_jobs.tracking.runs import RunLogger
+from ray_jobs.train.features import load_media_vectors, split_usable
+from ray_jobs.train.job import TrainSummary
+
+EVALUATION_FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was evaluated, None where the test split holds nothing of the kind, and all numbers."""
+
+    questions: QuestionEvaluation | None
+    dialogues: DialogueEvaluation | None
+    summary: dict[str, Any]
+
+
+def run(spec: RunSpec) -> dict[str, Any]:
+    """The CLI's job: evaluate, print the tables, log them."""
+    connect(spec.ray)
+    evaluation = evaluate(spec)
+    print((spec.run_dir / "evaluation" / "report.md").read_text(encoding="utf-8"))
+    print(f"tables, plots and predictions: {spec.run_dir / 'evaluation'}")
+    return evaluation.summary
+
+
+def evaluate(spec: RunSpec) -> Evaluation:
+    """Decode and score the test split; writes `evaluation/` in the run's folder and logs it to MLflow.
+
+    Raises:
+        InputError: no corpus, no trained model, or nothing to evaluate.
+    """
+    summary = TrainSummary.load(spec.run_dir)
+    model = TrainedModel(summary.model_config, str(summary.find_best_checkpoint()), spec.evaluate)
+    corpus = summary.open_corpus(spec.corpus_dir)
+    train_records, test_records = list(corpus.records("train")), list(corpus.records("test"))
+    test_questions = [record for record in test_records if not record.is_dialogue]
+    test_dialogues = [record for record in test_records if record.is_dialogue][: spec.evaluate.max_questions]
+    vectors = load_media_vectors(spec, corpus, train_records + test_records)
+    usable, unusable = split_usable(test_questions, vectors)
+    questions = dialogues = None
+    if usable:
+        questions = evaluate_questions(
+            model,
+            corpus.catalog.selection_tool_ids,
+            summary.max_target_tokens,
+            [record for record in train_records if not record.is_dialogue],
+            usable[: spec.evaluate.max_questions],
+            vectors,
+            len(unusable),
+        )
+    if test_dialogues:
+        max_tokens = spec.train.max_dialogue_tokens
+        dialogues = evaluate_dialogues(model, test_dialogues, max_tokens, called_tool_ids(train_records))
+    if questions is None and dialogues is None:
+        raise InputError(
+            f"nothing of the test split can be used: {len(unusable)} questions have no media vector, "
+            f"{len(test_dialogues)} dialogues are longer than train.max_dialogue_tokens = "
+            f"{spec.train.max_dialogue_tokens}."
+        )
+    result = ({} if questions is None else questions.result) | (
+        {} if dialogues is None else {"dialogues": dialogues.to_json()}
+    )
+    folder = _replace_folder(spec.run_dir / "evaluation")
+    if questions is not None:
+        positions = {record.record_id: position for position, record in enumerate(test_questions)}
+        questions.write(folder, positions, corpus.manifest.get("merged_source_indexes", {}))
+    if dialogues is not None:
+        dialogues.write(folder)
+    sections = [part.to_markdown() for part in (questions, dialogues) if part is not None]
+    (folder / "report.md").write_text("\n".join(["# Evaluation\n", *sections]), encoding="utf-8")
+    (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    tracker = RunLogger(spec.tracking_uri, summary.mlflow_run_id, spool_dir=spec.spool_dir)
+    tracker.log_metrics(name_metrics(result))
+    tracker.log_artifacts(folder, "evaluation")
+    tracker.close()
+    return Evaluation(questions, dialogues, result)
+
+
+def name_metrics(result: dict[str, Any], prefix: str = "eval") -> dict[str, float]:
+    """Result -> MLflow metric names, such as eval/constrained/acc or eval/dialogues/seen/sr; counts on top are none."""
+    flat: dict[str, float] = {}
+    for key, value in result.items():
+        name = f"{prefix}/{key.replace('@', '_at_')}"
+        if isinstance(value, dict):
+            flat |= name_metrics(value, name)
+        elif isinstance(value, int | float) and prefix != "eval":
+            flat[name] = float(value)
+    return flat
+
+
+def _replace_folder(folder: Path) -> Path:
+    """An empty folder of that name; results of an earlier evaluation go."""
+    if folder.exists():
+        old = folder.with_name(folder.name + ".old")
+        os.replace(folder, old)
+        shutil.rmtree(old)
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,311 @@
+"""Evaluation of the test split's tool questions: decode them on Ray Data actors and score them as MLLM-Tool does.
+
+Several ways of answering stand side by side: under the catalogue (constrained), free, under the catalogue with the
+media vectors permuted between questions (how much of the answer comes from the medium?), and two baselines without a
+model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.batches.encoding import encode_question, longest_answer
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
+from data_pipeline.records.prompts import render_target
+from data_pipeline.records.schema import ToolRecord
+from model.decode.free import generate_free
+from model.decode.tools import Prompt, top_k_tools
+from model.decode.trie import CatalogTrie
+from model.llm.backbone import load_tokenizer
+from model.scoring.baselines import knn_baseline, majority_baseline
+from model.scoring.selection import SelectionScores, score_records
+from model.scoring.tables import plot_scores, render_table
+from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
+from ray_jobs.train.features import MediaVectors
+
+MODES = ("constrained", "free", "shuffled_media")
+
+
+@dataclass(frozen=True)
+class QuestionEvaluation:
+    """Questions that were decoded and scored.
+
+    Attributes:
+        records: the questions, N of them.
+        decoded: what the actors gave for each.
+        scores: by way of answering: "constrained", "free", "shuffled_media", "majority", "knn".
+        result: the numbers of the report and of the JSON.
+    """
+
+    records: list[ToolRecord]
+    decoded: list[dict[str, Any]]
+    scores: dict[str, SelectionScores]
+    result: dict[str, Any]
+
+    def write(self, folder: Path, positions: Mapping[str, int], merged: Mapping[str, Sequence[int]]) -> None:
+        """Write predictions, tables and plots.
+
+        Args:
+            folder: where to.
+            positions: record id -> its place among the questions of the test split.
+            merged: source index -> other positions of the released test file that hold the same question.
+        """
+        with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
+            for record, row in zip(self.records, self.decoded, strict=True):
+                index = positions[record.record_id] if record.source_index is None else record.source_index
+                line = {
+                    "record_id": record.record_id,
+                    "responses": [render_target(tool_id) for tool_id in row["tool_ids"]],
+                    "probabilities": [round(p, 6) for p in row["probabilities"]],
+                    "p_unknown": round(row["p_unknown"], 6),
+                    "free_response": row["free"],
+                    "shuffled_media_response": render_target(row["shuffled_media"]),
+                }
+                for number in (index, *merged.get(str(index), ())):
+                    file.write(json.dumps({"index": number} | line, ensure_ascii=False) + "\n")
+        for mode in (*MODES, "majority", "knn"):
+            (folder / f"{mode}.md").write_text(self.scores[mode].to_markdown(), encoding="utf-8")
+            (folder / f"{mode}.csv").write_text(self.scores[mode].to_csv(), encoding="utf-8")
+        for mode in ("constrained", "free"):
+            plot_scores(self.scores[mode], folder / f"{mode}.png")
+
+    def to_markdown(self) -> str:
+        """The sections of the report."""
+        return render_report(self.result, self.scores)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a decoder needs; see `encode_question` for the last two."""
+
+    model: TrainedModel
+    tool_ids: tuple[str, ...]
+    max_target_tokens: int
+    reserve_tokens: int
+
+
+class Decoder:
+    """Ray Data actor: a built model that answers batches of questions in every mode."""
+
+    def __init__(self, job: _Job) -> None:
+        self._options = job.model.options
+        self._mllm = job.model.build()
+        self._trie = CatalogTrie(job.tool_ids, self._mllm.tokenizer)
+        self._max_target_tokens, self._reserve_tokens = job.max_target_tokens, job.reserve_tokens
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = batch.to_pylist()
+        prompts = [self._prompt(row, "media") for row in rows]
+        shuffled = [self._prompt(row, "shuffled_media") for row in rows]
+        options = self._options
+        also = [UNKNOWN_TOOL_ID] if UNKNOWN_TOOL_ID in self._trie.tool_ids else []
+        ranked = top_k_tools(self._mllm, prompts, options.top_k, self._trie, also=also)
+        free = generate_free(self._mllm, prompts, max_new_tokens=options.free_max_new_tokens)
+        ablated = top_k_tools(self._mllm, shuffled, 1, self._trie)
+        return pa.table(
+            {
+                "position": batch["position"],
+                "tool_ids": [[tool.tool_id for tool in ranking[: options.top_k]] for ranking in ranked],
+                "probabilities": [[tool.probability for tool in ranking[: options.top_k]] for ranking in ranked],
+                "p_unknown": [
+                    next((tool.probability for tool in ranking if tool.tool_id == UNKNOWN_TOOL_ID), 0.0)
+                    for ranking in ranked
+                ],
+                "free": [samples[0] for samples in free],
+                "shuffled_media": [ranking[0].tool_id for ranking in ablated],
+            }
+        )
+
+    def _prompt(self, row: dict[str, Any], media_column: str) -> Prompt:
+        media = row[media_column]
+        encoded = encode_question(
+            self._mllm.tokenizer,
+            row["instruction"],
+            media is not None,
+            (),
+            self._max_target_tokens,
+            self._reserve_tokens,
+        )
+        return Prompt(encoded.prompt_ids, None if media is None else np.array(media, dtype=np.float32))
+
+
+def evaluate_questions(
+    model: TrainedModel,
+    tool_ids: tuple[str, ...],
+    max_target_tokens: int,
+    train_records: Sequence[ToolRecord],
+    records: list[ToolRecord],
+    vectors: MediaVectors,
+    n_unusable: int,
+) -> QuestionEvaluation:
+    """Decode and score questions.
+
+    Args:
+        model: what answers.
+        tool_ids: what a question may be answered with.
+        max_target_tokens: see `encode_question`.
+        train_records: questions that the baselines learn from.
+        records: questions of the test split that can be used, at least one.
+        vectors: of the media of both.
+        n_unusable: test questions that were left out for want of a media vector; reported.
+    """
+    start = time.perf_counter()
+    decoded = _decode(model, tool_ids, max_target_tokens, records, vectors)
+    seconds = time.perf_counter() - start
+    scores = _score(tool_ids, train_records, records, vectors, decoded)
+    result = _summarise(records, decoded, scores) | {
+        "n_questions": len(records),
+        "n_unusable": n_unusable,
+        "decode_s": round(seconds, 2),
+    }
+    return QuestionEvaluation(records, decoded, scores, result)
+
+
+def _decode(
+    model: TrainedModel,
+    tool_ids: tuple[str, ...],
+    max_target_tokens: int,
+    records: Sequence[ToolRecord],
+    vectors: MediaVectors,
+) -> list[dict[str, Any]]:
+    """One row per record, in order."""
+    tokenizer = load_tokenizer(model.model_config["backbone"])  # here, where a backbone that is gone can be told
+    media = [vectors.get(record) for record in records]
+    permuted = permute_media(records, media, model.options.shuffle_seed)
+    vector_type = pa.list_(pa.float32())
+    table = pa.table(
+        {
+            "position": pa.array(range(len(records)), pa.int64()),
+            "instruction": [record.instruction for record in records],
+            "media": pa.array(media, vector_type),
+            "shuffled_media": pa.array(permuted, vector_type),
+        }
+    )
+    # questions of like length side by side: less padding in a batch
+    table = table.take(np.argsort([len(record.instruction) for record in records], kind="stable"))
+    job = _Job(model, tool_ids, max_target_tokens, longest_answer(tokenizer, tool_ids))
+    return decode_on_actors(Decoder, job, table, model.options, "questions")
+
+
+def permute_media(
+    records: Sequence[ToolRecord], media: Sequence[np.ndarray | None], seed: int
+) -> list[np.ndarray | None]:
+    """Give each question the medium of another question of its modality, drawn at random."""
+    permuted = list(media)
+    generator = np.random.default_rng(seed)
+    for modality in sorted({record.modality for record in records if record.has_media}):
+        positions = [i for i, record in enumerate(records) if record.modality is modality]
+        for target, origin in zip(positions, generator.permutation(positions), strict=True):
+            permuted[target] = media[origin]
+    return permuted
+
+
+def _score(
+    tool_ids: Sequence[str],
+    train_records: Sequence[ToolRecord],
+    records: Sequence[ToolRecord],
+    vectors: MediaVectors,
+    decoded: Sequence[dict[str, Any]],
+) -> dict[str, SelectionScores]:
+    responses = {
+        "constrained": [[render_target(tool_id) for tool_id in row["tool_ids"]] for row in decoded],
+        "free": [[row["free"]] for row in decoded],
+        "shuffled_media": [[render_target(row["shuffled_media"])] for row in decoded],
+        "majority": majority_baseline(train_records, records),
+        "knn": knn_baseline(
+            train_records, records, {sha256: vectors.matrix[row] for sha256, row in vectors.rows.items()} or None
+        ),
+    }
+    return {mode: score_records(records, answers, tool_ids) for mode, answers in responses.items()}
+
+
+def compute_candidate_chance(records: Sequence[ToolRecord]) -> float | None:
+    """Accuracy of guessing among the tools that the words allow; None where the source does not say which."""
+    shares = [
+        len(set(record.valid_tool_ids) & set(record.candidate_tool_ids)) / len(record.candidate_tool_ids)
+        for record in records
+        if record.candidate_tool_ids
+    ]
+    return float(np.mean(shares)) if shares else None
+
+
+def _summarise(
+    records: Sequence[ToolRecord], decoded: Sequence[dict[str, Any]], scores: dict[str, SelectionScores]
+) -> dict[str, Any]:
+    ambiguous = np.array([record.is_ambiguous and record.has_media for record in records])
+    plain_text = np.array([not record.is_ambiguous and not record.has_media for record in records])
+    unanswerable = np.array([UNKNOWN_TOOL_ID in record.valid_tool_ids for record in records])
+    abstained = np.array([row["tool_ids"][0] == UNKNOWN_TOOL_ID for row in decoded])
+    summary: dict[str, Any] = {mode: _overall(score) for mode, score in scores.items()}
+    if ambiguous.any():
+        summary["ambiguous_media"] = {
+            "n": int(ambiguous.sum()),
+            **{mode: float(score.acc[ambiguous].mean()) for mode, score in scores.items()},
+            "candidate_chance": compute_candidate_chance([r for r, hit in zip(records, ambiguous, strict=True) if hit]),
+        }
+    if plain_text.any():
+        summary["unambiguous_text"] = {
+            "n": int(plain_text.sum()),
+            **{mode: float(score.acc[plain_text].mean()) for mode, score in scores.items()},
+        }
+    summary["abstention"] = {
+        "n_unknown": int(unanswerable.sum()),
+        "n_abstained": int(abstained.sum()),
+        "precision": float(unanswerable[abstained].mean()) if abstained.any() else None,
+        "recall": float(abstained[unanswerable].mean()) if unanswerable.any() else None,
+    }
+    return summary
+
+
+def _overall(scores: SelectionScores) -> dict[str, float]:
+    overall = scores.to_json()["overall"]
+    return {key: float(value) for key, value in overall.items()}
+
+
+def render_report(result: dict[str, Any], scores: dict[str, SelectionScores]) -> str:
+    """The comparison of all ways of answering, then the paper's tables for constrained and free decoding."""
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f}"
+
+    rows = [
+        [
+            mode,
+            *(percent(result[mode][key]) for key in ("acc", "hallu", "format_acc")),
+            percent(result.get("ambiguous_media", {}).get(mode)),
+            percent(result.get("unambiguous_text", {}).get(mode)),
+        ]
+        for mode in scores
+    ]
+    header = ["answers", "Acc", "Hallu", "Format Acc", "ambiguous + media Acc", "unambiguous text Acc"]
+    chance = result.get("ambiguous_media", {}).get("candidate_chance")
+    abstention = result["abstention"]
+    lines = [
+        f"{result['n_questions']} test questions, {result['n_unusable']} more left out for want of a media vector. "
+        "Figures in per cent.",
+        "",
+        render_table(header, rows),
+        "",
+        f"Guessing among the tools that the words of an ambiguous question allow: {percent(chance)} %.",
+        f"Abstention (`unknown` ranked first): {abstention['n_abstained']} of {result['n_questions']}, where "
+        f"{abstention['n_unknown']} should be; precision {percent(abstention['precision'])} %, "
+        f"recall {percent(abstention['recall'])} %.",
+        "",
+        "## Questions under the catalogue (hallucination is 0 by construction)",
+        "",
+        scores["constrained"].to_markdown(),
+        "",
+        "## Questions, free decoding",
+        "",
+        scores["free"].to_markdown(),
+        "",
+    ]
+    return "\n".join(lines)

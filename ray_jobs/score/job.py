@@ -1,0 +1,132 @@
+"""`python -m ray_jobs score`: score a file of predictions as MLLM-Tool or GPT4Tools score (DESIGN 4.4)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import InputError
+from model.scoring.gpt4tools import score_gpt4tools
+from model.scoring.selection import SelectionScores, score_selection
+from model.scoring.tables import plot_scores
+from ray_jobs.score.files import (
+    read_catalog_names,
+    read_gpt4tools_gold,
+    read_gpt4tools_predictions,
+    read_selection_gold,
+    read_selection_predictions,
+)
+
+PROTOCOLS = ("mllm-tool", "gpt4tools")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `score`."""
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="whose rules (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--gold",
+        type=Path,
+        required=True,
+        help="mllm-tool: the released test JSON, or a corpus folder; gpt4tools: JSON or JSON Lines of {id, output}",
+    )
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        help="JSON Lines; mllm-tool: {index, response} or {index, responses: [K strings]}; gpt4tools: {id, response}",
+    )
+    parser.add_argument(
+        "--catalog",
+        type=Path,
+        help="mllm-tool: the names that exist, one per line, or a catalog.jsonl (default: the names in the gold)",
+    )
+    parser.add_argument("--per-item", type=Path, metavar="FILE", help="write each item's values as JSON Lines")
+    parser.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="mllm-tool: also write scores.md, scores.csv and scores.png there"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the table and return the scores as the last line's JSON has them.
+
+    Raises:
+        InputError: options, gold, predictions or catalogue that cannot be used.
+    """
+    if args.protocol == "mllm-tool":
+        return _run_mllm_tool(args)
+    if args.protocol == "gpt4tools":
+        return _run_gpt4tools(args)
+    raise InputError(f"--protocol {args.protocol!r} is unknown; choose from {', '.join(PROTOCOLS)}.")
+
+
+def _run_mllm_tool(args: argparse.Namespace) -> dict[str, Any]:
+    gold = read_selection_gold(args.gold)
+    responses = read_selection_predictions(args.predictions, gold.items)
+    if args.catalog is None:
+        catalog_ids, origin = gold.catalog_ids, gold.catalog_origin
+    else:
+        catalog_ids, origin = read_catalog_names(args.catalog), str(args.catalog)
+    scores = score_selection(list(gold.items.values()), responses, catalog_ids)
+
+    lines = [scores.to_markdown() + f" Source: {origin}."]
+    strangers = sorted(frozenset().union(*(item.valid_tool_ids for item in gold.items.values())) - catalog_ids)
+    if strangers:
+        lines.append(
+            f"Note: the catalogue lacks {len(strangers)} of the gold's right names, the first is {strangers[0]!r}; "
+            "naming one of them counts as right and as a hallucination."
+        )
+    table = "\n\n".join(lines)
+    print(table)
+    if args.per_item is not None:
+        rows = ({"index": index, **item} for index, item in zip(gold.items, scores.items(), strict=True))
+        _write_json_lines(args.per_item, rows)
+    if args.report is not None:
+        _write_report(args.report, table, scores)
+    return scores.to_json()
+
+
+def _run_gpt4tools(args: argparse.Namespace) -> dict[str, Any]:
+    for option, value in (("--catalog", args.catalog), ("--report", args.report)):
+        if value is not None:
+            raise InputError(f"{option} belongs to --protocol mllm-tool; leave it out for gpt4tools.")
+    gold = read_gpt4tools_gold(args.gold)
+    scores = score_gpt4tools(gold, read_gpt4tools_predictions(args.predictions, gold))
+    print(scores.to_markdown())
+    if args.per_item is not None:
+        _write_json_lines(args.per_item, ({"id": item_id, **asdict(item)} for item_id, item in scores.items.items()))
+    return scores.to_json()
+
+
+def _write_report(folder: Path, table: str, scores: SelectionScores) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--report {folder}: cannot be made ({error.strerror}); name a folder that can be written."
+        ) from error
+    _write_text(folder / "scores.md", table + "\n")
+    _write_text(folder / "scores.csv", scores.to_csv())
+    plot_scores(scores, folder / "scores.png")
+
+
+def _write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write to a temporary name first, so that a file with the final name is complete."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); name a file in a folder that exists."
+        ) from error

@@ -1,0 +1,1 @@
+"""Runs in MLflow, and the bundles that they end in."""

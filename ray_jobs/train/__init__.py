@@ -1,0 +1,1 @@
+"""A training run: Ray Train workers, DeepSpeed, checkpoints, validation."""

@@ -1,0 +1,169 @@
+"""What a training is made of, built in the driver: tokens, the plan of steps, the validation set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from data_pipeline.batches.encoding import encode_dialogue, encode_question, longest_answer
+from data_pipeline.batches.paper_sampler import PaperPlan
+from data_pipeline.batches.plan import TrainingPlan, UniformPlan, mixture_repeats
+from data_pipeline.batches.stream import BatchForm, TokenizedSplit, tokenize_split
+from data_pipeline.corpus.files import Corpus
+from data_pipeline.errors import InputError
+from data_pipeline.records.prompts import render_prompt, render_target
+from data_pipeline.records.schema import CORPUS_SCHEMA, ToolRecord
+from model.llm.backbone import load_tokenizer
+from model.llm.config import ModelConfig
+from model.scoring.dialogues import called_tool_ids
+from model.tiny.backbone import build_tiny_backbone
+from ray_jobs.config import RunSpec
+from ray_jobs.train.features import MediaVectors, load_media_vectors, split_usable
+from ray_jobs.train.validation import ValidationSet
+
+GPU_BLOCK_TOKENS = 128  # FlexAttention works on blocks of so many, and compiles anew for every other length
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """See the module's docstring; `vectors` are those of the corpus' media."""
+
+    model_config: ModelConfig
+    vectors: MediaVectors
+    split: TokenizedSplit
+    plan: TrainingPlan
+    form: BatchForm
+    validation: ValidationSet
+
+
+def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
+    """Tokenise the corpus and plan the training.
+
+    Raises:
+        InputError: no usable records, no vectors, a backbone that cannot be loaded, or settings that do not fit.
+    """
+    records = {split: list(corpus.records(split)) for split in ("train", "val")}
+    vectors = load_media_vectors(spec, corpus, records["train"] + records["val"])
+    train_records, unusable = split_usable(records["train"], vectors)
+    val_records, _ = split_usable(records["val"], vectors)
+    if unusable:
+        print(f"train: {len(unusable)} of {len(records['train'])} training questions are left out: no media vector")
+    model_config = resolve_model(spec, corpus, records["train"], vectors)
+    tokenizer = load_tokenizer(model_config.backbone)
+    reserve_tokens = longest_answer(tokenizer, corpus.catalog.selection_tool_ids)
+    if any(not record.is_dialogue for record in train_records):
+        _check_room(spec, tokenizer, reserve_tokens)
+    split = tokenize_split(
+        ray.data.from_arrow(pa.Table.from_pylist([record.to_row() for record in train_records], schema=CORPUS_SCHEMA)),
+        tokenizer,
+        vectors.rows,
+        vectors.matrix,
+        spec.train.max_target_tokens,
+        reserve_tokens,
+        spec.train.max_dialogue_tokens,
+    )
+    if split.n_too_long:
+        print(
+            f"train: {split.n_too_long} dialogues are left out: longer than {spec.train.max_dialogue_tokens} tokens "
+            "(train.max_dialogue_tokens)"
+        )
+    form = BatchForm(
+        layout=spec.train.layout,
+        pad_id=tokenizer.pad_token_id or 0,
+        pad_to_multiple=GPU_BLOCK_TOKENS if spec.train.use_gpu else 1,
+    )
+    seen_tool_ids = called_tool_ids(train_records)
+    validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus, seen_tool_ids)
+    return TrainInputs(model_config, vectors, split, build_plan(spec, split), form, validation)
+
+
+def build_plan(spec: RunSpec, split: TokenizedSplit) -> TrainingPlan:
+    """The plan that `train.sampler` names.
+
+    Raises:
+        InputError: settings that do not go together, or a split that they cannot be met with.
+    """
+    train = spec.train
+    if train.sampler == "paper":
+        if train.layout != "rows" or train.mixture:
+            raise InputError(
+                f"train.sampler=paper deals single (question, answer) rows and over-samples by itself; train.layout "
+                f"is {train.layout} and train.mixture is {train.mixture}; set train.layout=rows and leave "
+                "train.mixture empty, or take train.sampler=uniform."
+            )
+        return PaperPlan(
+            split.index, split.modalities, spec.seed, train.global_batch_size, train.micro_batch_size, train.max_workers
+        )
+    return UniformPlan(
+        split.index,
+        split.loss_weight,
+        spec.seed,
+        train.global_batch_size,
+        train.layout,
+        train.pack_tokens,
+        train.micro_batch_size,
+        mixture_repeats(split.sources, train.mixture),
+    )
+
+
+def resolve_model(spec: RunSpec, corpus: Corpus, train_records: list[ToolRecord], vectors: MediaVectors) -> ModelConfig:
+    """Fill in what the corpus and the lake decide: the encoder's width, and the tiny backbone's folder."""
+    changes: dict[str, Any] = {"encoder_dim": vectors.matrix.shape[1], "seed": spec.seed}
+    if spec.model.backbone == "tiny":
+        texts = [_text_of(record) for record in train_records]
+        texts += [render_target(tool_id) for tool_id in corpus.catalog.selection_tool_ids]
+        changes["backbone"] = str(build_tiny_backbone(spec.run_dir / "backbone", texts, seed=spec.seed))
+    return spec.model.model_copy(update=changes)
+
+
+def _text_of(record: ToolRecord) -> str:
+    """Everything that the model reads and writes of a record but the answers of a question."""
+    if record.is_dialogue:
+        return record.instruction + "".join(turn.text for turn in record.turns)
+    return "".join(piece for piece in render_prompt(record.instruction, record.has_media) if piece)
+
+
+def _check_room(spec: RunSpec, tokenizer: Any, reserve_tokens: int) -> None:
+    """That a long question can be cut to fit is checked here, before any task needs it."""
+    for has_media in (True, False):
+        long_question = "? " * spec.train.max_target_tokens
+        encode_question(tokenizer, long_question, has_media, (), spec.train.max_target_tokens, reserve_tokens)
+
+
+def _build_validation(
+    spec: RunSpec,
+    records: list[ToolRecord],
+    tokenizer: Any,
+    vectors: MediaVectors,
+    reserve_tokens: int,
+    corpus: Corpus,
+    seen_tool_ids: frozenset[str],
+) -> ValidationSet:
+    questions = [record for record in records if not record.is_dialogue][: spec.train.validation_questions]
+    encoded = [
+        encode_question(
+            tokenizer, record.instruction, record.has_media, (), spec.train.max_target_tokens, reserve_tokens
+        )
+        for record in questions
+    ]
+    dialogues = [record for record in records if record.is_dialogue]
+    dialogue_ids = [encode_dialogue(tokenizer, record.instruction, record.turns) for record in dialogues]
+    fitting = [
+        (record, dialogue.prompt_ids)
+        for record, dialogue in zip(dialogues, dialogue_ids, strict=True)
+        if len(dialogue.prompt_ids) + len(dialogue.answers[0]) <= spec.train.max_dialogue_tokens
+    ][: spec.train.validation_dialogues]
+    return ValidationSet(
+        records=questions,
+        prompt_ids=[question.prompt_ids for question in encoded],
+        media=[vectors.get(record) for record in questions],
+        tool_ids=list(corpus.catalog.selection_tool_ids),
+        batch_size=spec.evaluate.batch_size,
+        dialogues=[record for record, _ in fitting],
+        dialogue_ids=[prompt_ids for _, prompt_ids in fitting],
+        seen_tool_ids=seen_tool_ids,
+        turn_max_new_tokens=spec.evaluate.turn_max_new_tokens,
+    )

@@ -1,0 +1,249 @@
+"""`train`: Ray Train starts the workers, DeepSpeed shards the optimizer, Ray Data streams the packs.
+
+`launch` runs in the driver: it opens the corpus, tokenises it, finds or opens the MLflow run and starts the workers of
+`ray_jobs.train.loop`. Submitted again, it goes on from the last checkpoint of the same job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, ScalingConfig, UserCallback
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal import constants as train_constants
+
+from data_pipeline.batches.plan import count_seen
+from data_pipeline.corpus.files import Corpus
+from data_pipeline.errors import InputError
+from model.llm.config import ModelConfig
+from ray_jobs.cluster import connect
+from ray_jobs.config import RunSpec
+from ray_jobs.tracking.outbox import hide_secrets
+from ray_jobs.tracking.runs import RunLogger, open_run
+from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_metrics
+from ray_jobs.train.inputs import TrainInputs, build_inputs
+from ray_jobs.train.loop import TrainJob
+from ray_jobs.train.validation import SCORE_KEY
+from ray_jobs.train.worker import train_loop_per_worker
+
+TRAIN_FILE = "train.json"
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+# what may differ between a job and the job that continues it
+NOT_IN_FINGERPRINT = {
+    "workers",
+    "use_gpu",
+    "cpus_per_worker",
+    "zero_stage",
+    "offload_optimizer",
+    "max_failures",
+    "max_steps",
+    "checkpoint_every_steps",
+}
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What `train` leaves behind for `evaluate` and `export`; `train.json` in the run's folder.
+
+    Attributes:
+        best_checkpoint: folder with the best validation accuracy.
+        last_checkpoint: folder to resume from.
+        metrics: reported with the best checkpoint.
+        mlflow_run_id: the run.
+        encoder_id: what made the media vectors; "" for text only.
+        model_config: `ModelConfig` as a mapping, backbone resolved.
+        data_hash: of the corpus.
+        max_target_tokens: bound of the encoding.
+    """
+
+    best_checkpoint: str
+    last_checkpoint: str
+    metrics: dict[str, Any]
+    mlflow_run_id: str
+    encoder_id: str
+    model_config: dict[str, Any]
+    data_hash: str
+    max_target_tokens: int
+
+    def save(self, run_dir: Path) -> None:
+        partial = run_dir / (TRAIN_FILE + ".partial")
+        partial.write_text(json.dumps(self.__dict__, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, run_dir / TRAIN_FILE)
+
+    @classmethod
+    def load(cls, run_dir: Path) -> TrainSummary:
+        path = run_dir / TRAIN_FILE
+        if not path.is_file():
+            raise InputError(f"{path} is missing; run `train` first.")
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error}); run `train` again, it goes on where it was.") from error
+
+    def find_best_checkpoint(self) -> Path:
+        """The folder of `best_checkpoint`; InputError where it is gone."""
+        folder = Path(self.best_checkpoint)
+        if not (folder / PARAMETERS_FILE).is_file():
+            raise InputError(f"the checkpoint {folder} is gone or incomplete; run `train` again.")
+        return folder
+
+    def open_corpus(self, folder: Path) -> Corpus:
+        """The corpus at `folder`; InputError unless it is the one that was trained on."""
+        corpus = Corpus.open(folder)
+        if corpus.data_hash != self.data_hash:
+            raise InputError(
+                f"the corpus at {corpus.path} is not the one that the model was trained on; run `train` on it, or "
+                "prepare the former one again."
+            )
+        return corpus
+
+
+def run(spec: RunSpec) -> dict[str, Any]:
+    """The CLI's job: train and show where everything is."""
+    connect(spec.ray)
+    summary = launch(spec)
+    summary.save(spec.run_dir)
+    metrics = summary.metrics
+    print(f"\nbest checkpoint   {summary.best_checkpoint}")
+    for key, value in sorted(metrics.items()):
+        print(f"{key:<44}{value:.4f}" if isinstance(value, float) else f"{key:<44}{value}")
+    print(f"MLflow run        {summary.mlflow_run_id} at {hide_secrets(spec.tracking_uri)}")
+    return {"best_checkpoint": summary.best_checkpoint, "mlflow_run_id": summary.mlflow_run_id, "metrics": metrics}
+
+
+def launch(spec: RunSpec, parent_run_id: str | None = None, callbacks: Sequence[UserCallback] = ()) -> TrainSummary:
+    """Train, or go on training.
+
+    Args:
+        spec: the run config.
+        parent_run_id: MLflow run that this one is nested in.
+        callbacks: Ray Train's; a sweep hears of each epoch through one.
+
+    Raises:
+        InputError: no corpus, no vectors, or a backbone that cannot be loaded.
+    """
+    if not spec.train.use_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed, once imported here, warns that it found none
+    corpus = Corpus.open(spec.corpus_dir)
+    inputs = build_inputs(spec, corpus)
+    fingerprint = compute_fingerprint(spec, inputs.model_config, corpus.data_hash)
+    run_id = open_run(
+        spec.tracking_uri,
+        spec.tracking.experiment,
+        f"{spec.name}-{fingerprint}",
+        fingerprint,
+        spec.model_dump(mode="json"),
+        parent_run_id=parent_run_id,
+    )
+    tracker = RunLogger(spec.tracking_uri, run_id, spool_dir=spec.spool_dir)
+    profile = json.dumps(corpus.manifest.get("counts", {}))
+    tracker.log_dataset(spec.prepare.source, corpus.path, corpus.data_hash, "train", profile)
+    _show_seen(inputs, spec, tracker)
+    store = CheckpointStore(spec.run_dir / "checkpoints" / f"train-{fingerprint}", SCORE_KEY)
+    job = TrainJob(
+        spec=spec.model_dump(mode="json"),
+        model_config=inputs.model_config.model_dump(mode="json"),
+        split=inputs.split,
+        plan=ray.put(inputs.plan),
+        form=inputs.form,
+        epoch_ends=inputs.plan.epoch_ends(spec.train.epochs),
+        validation=inputs.validation,
+        checkpoints=store.folder,
+        tracking_uri=spec.tracking_uri,
+        mlflow_run_id=run_id,
+    )
+    _fit(spec, job, f"train-{fingerprint}", tracker, callbacks)
+    best, last = store.find_best(), store.find_last()
+    assert best is not None
+    assert last is not None
+    return TrainSummary(
+        best_checkpoint=str(best),
+        last_checkpoint=str(last),
+        metrics={key: value for key, value in load_metrics(best).items() if isinstance(value, int | float | str)},
+        mlflow_run_id=run_id,
+        encoder_id=inputs.vectors.encoder_id,
+        model_config=inputs.model_config.model_dump(mode="json"),
+        data_hash=corpus.data_hash,
+        max_target_tokens=spec.train.max_target_tokens,
+    )
+
+
+def compute_fingerprint(spec: RunSpec, model_config: ModelConfig, data_hash: str) -> str:
+    """Names the job: same data, model, seed and training settings; another cluster shape is the same job."""
+    train = spec.train.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)
+    if spec.train.sampler == "paper":  # its micro batches are cut for a number of workers
+        train["workers"] = spec.train.max_workers
+    content = {
+        "data": data_hash,
+        "model": model_config.model_dump(mode="json") | {"backbone": spec.model.backbone},
+        "train": train,
+        "seed": spec.seed,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _show_seen(inputs: TrainInputs, spec: RunSpec, tracker: RunLogger) -> None:
+    """How often each modality's rows are seen over the whole training: the samplers differ most in that."""
+    seen = count_seen(inputs.plan, inputs.split.index, inputs.split.modalities, spec.train.epochs)
+    print("rows are seen     " + ", ".join(f"{modality} {times:.1f} x" for modality, times in seen.items()))
+    tracker.log_train_step({f"data/times_seen/{modality}": times for modality, times in seen.items()}, 0)
+
+
+@contextmanager
+def _named_cluster() -> Iterator[None]:
+    """Tell this cluster's address to what Ray Train starts.
+
+    The workers of a job that is killed hold a placement group that Train's cleaner removes once the state API says that
+    their controller is gone. Without an address it asks the Ray of the machine, and fails where there are two.
+    """
+    before = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = ray.get_runtime_context().gcs_address
+    train_constants.ENV_VARS_TO_PROPAGATE.add(ADDRESS_VARIABLE)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ADDRESS_VARIABLE]
+        else:
+            os.environ[ADDRESS_VARIABLE] = before
+
+
+def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks: Sequence[UserCallback]) -> None:
+    trainer = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config={"job": ray.put(job)},
+        torch_config=TorchConfig(backend="nccl" if spec.train.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=spec.train.workers,  # a pair is Ray's elastic training
+            use_gpu=spec.train.use_gpu,
+            resources_per_worker={"CPU": spec.train.cpus_per_worker} | ({"GPU": 1} if spec.train.use_gpu else {}),
+        ),
+        run_config=RayRunConfig(
+            name=name,
+            # Ray gets metrics only. Its own record of checkpoints is one file, rewritten in place: a kill while it is
+            # written would end the job for good. `ray_jobs.train.checkpoint` keeps ours.
+            storage_path=str(spec.run_dir / "ray"),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            failure_config=FailureConfig(max_failures=spec.train.max_failures),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        with _named_cluster():
+            result = trainer.fit()
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    if result.error is not None:
+        tracker.finish("FAILED")
+        raise result.error
+    tracker.finish()

@@ -1,0 +1,215 @@
+"""The training loop of one Ray Train worker."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.collective import broadcast_from_rank_zero
+
+from data_pipeline.batches.stream import BatchForm, MicroStep, TokenizedSplit, stream_micro_steps
+from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM, to_tensors
+from ray_jobs.config import RunSpec
+from ray_jobs.tracking.runs import RunLogger
+from ray_jobs.train.checkpoint import CheckpointStore, Cursor, load_cursor, load_metrics, load_moments, load_parameters
+from ray_jobs.train.progress import Progress
+from ray_jobs.train.schedule import learning_rate
+from ray_jobs.train.validation import SCORE_KEY, ValidationSet, validate
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that a worker needs; the large parts are references into the object store.
+
+    Attributes:
+        spec: the RunSpec as a mapping.
+        model_config: the ModelConfig as a mapping, backbone resolved.
+        split: the training split as token ids.
+        plan: reference to the `TrainingPlan`.
+        form: how a micro step becomes arrays.
+        epoch_ends: number of steps after which each epoch is complete.
+        validation: what is answered after each epoch.
+        checkpoints: folder of the job's checkpoints, on a file system that all workers share.
+        tracking_uri: of MLflow.
+        mlflow_run_id: the run.
+    """
+
+    spec: dict[str, Any]
+    model_config: dict[str, Any]
+    split: TokenizedSplit
+    plan: Any
+    form: BatchForm
+    epoch_ends: list[int]
+    validation: ValidationSet
+    checkpoints: Path
+    tracking_uri: str
+    mlflow_run_id: str
+
+
+@dataclass
+class StepSums:
+    """Sums of one optimizer step on this rank."""
+
+    loss: float = 0.0
+    hits: float = 0.0
+    rows: int = 0
+    wait_s: float = 0.0
+
+
+def run_training(job: TrainJob) -> None:
+    """Train from the last checkpoint (or from nothing) to the end."""
+    spec = RunSpec.model_validate(job.spec)
+    if not spec.train.use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported, which is below
+    import deepspeed
+
+    # Our own progress lines say it; warnings still come through.
+    logging.disable(logging.INFO)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    from ray_jobs.train.zero import (
+        deepspeed_config,
+        disable_compiled_collectives,
+        gather_training_state,
+        parameter_groups,
+        restore_training_state,
+        set_learning_rates,
+    )
+
+    if not spec.train.use_gpu:
+        disable_compiled_collectives()
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    total_steps = job.epoch_ends[-1]
+    end_step = min(total_steps, spec.train.max_steps or total_steps)
+    projector_steps = job.epoch_ends[spec.train.projector_epochs - 1] if spec.train.projector_epochs else 0
+
+    # --- model, optimizer, and where we stand
+    model_config = ModelConfig.model_validate(job.model_config)
+    mllm = ToolLLM.build(model_config)
+    store = CheckpointStore(job.checkpoints, SCORE_KEY)
+    if rank == 0:
+        store.check_space(sum(parameter.numel() for parameter in mllm.parameters() if parameter.requires_grad))
+    last: Path | None = broadcast_from_rank_zero(store.find_last() if rank == 0 else None)
+    cursor = load_cursor(last) if last else Cursor(0, 0, job.mlflow_run_id)
+    parameters = load_parameters(last) if last else {}
+    if last:
+        mllm.load_trainable_state_dict(parameters)
+    groups: Any = parameter_groups(mllm, spec.train)
+    config_json = deepspeed_config(spec.train, model_config.dtype)
+    engine: Any = deepspeed.initialize(model=mllm, model_parameters=groups, config=config_json)[0]
+    if last:
+        restore_training_state(engine, parameters, load_moments(last), cursor.step)
+        if "train/epoch_loss" in (reported := load_metrics(last)):
+            ray.train.report(reported)  # again: at the end of an epoch its report may have been on its way at the kill
+    del parameters
+    tracker = None
+    if rank == 0:
+        tracker = RunLogger(job.tracking_uri, job.mlflow_run_id, system_metrics=True, spool_dir=spec.spool_dir)
+    progress = Progress(total_steps=total_steps, first_step=cursor.step, is_shown=rank == 0)
+
+    # --- steps
+    engine.train()
+    sums, started_step, lr = StepSums(), -1, 0.0
+    stream = stream_micro_steps(job.split, job.plan, job.form, rank, world_size, cursor.step, end_step)
+    for micro, wait_s in _timed(stream):
+        step = micro.step
+        if step != started_step:
+            started_step = step
+            torch.manual_seed(_dropout_seed(spec.seed, step, rank))
+            lr = learning_rate(spec.train, step, total_steps)
+            set_learning_rates(engine, lr, adapter_open=step >= projector_steps)
+        output = engine(to_tensors(micro.batch, micro.media, engine.device))
+        # DeepSpeed averages gradients over the ranks; the step's loss is a mean over all its answer tokens.
+        engine.backward(output.loss_sum * (world_size / micro.step_weight))
+        sums.loss += float(output.loss_sum.detach())
+        sums.hits += float(output.n_correct)
+        sums.rows += micro.batch.n_rows
+        sums.wait_s += wait_s
+        if not micro.is_last:
+            continue
+        engine.step()
+
+        # --- account for the step
+        metrics = _reduce(sums, micro, world_size, engine.device)
+        metrics["train/lr"] = lr
+        if (grad_norm := engine.get_global_grad_norm()) is not None:  # ZeRO-0 does not say
+            metrics["train/grad_norm"] = float(grad_norm)
+        sums = StepSums()
+        for name in ("loss", "grad_norm"):  # DeepSpeed skips an update whose gradients overflow, and says nothing
+            if not math.isfinite(metrics.get(f"train/{name}", 0.0)):
+                raise FloatingPointError(f"the {name} of step {step} is {metrics[f'train/{name}']}: lower train.lr.")
+        cursor = replace(
+            cursor,
+            step=step + 1,
+            epoch_loss_sum=cursor.epoch_loss_sum + metrics["train/loss"],
+            epoch_steps=cursor.epoch_steps + 1,
+        )
+        metrics |= progress.update(step, metrics)
+        if tracker:
+            tracker.log_train_step(metrics, step)
+
+        # --- end of an epoch, or of the training
+        is_epoch_end = cursor.step in job.epoch_ends
+        report: dict[str, Any] = {"step": cursor.step, "epoch": cursor.epoch + is_epoch_end}
+        if is_epoch_end or cursor.step == end_step:
+            report["train/epoch_loss"] = cursor.epoch_loss_sum / cursor.epoch_steps
+            report |= validate(mllm, job.validation, rank, world_size, lockstep=spec.train.zero_stage == 3)
+            engine.train()
+            if tracker:
+                tracker.log_train_step({key: value for key, value in report.items() if "/" in key}, step)
+                progress.show_epoch(report)
+            ray.train.report(report)
+        elif cursor.step % (spec.train.checkpoint_every_steps or end_step):
+            continue
+        if is_epoch_end:
+            cursor = replace(cursor, epoch=cursor.epoch + 1, epoch_loss_sum=0.0, epoch_steps=0)
+
+        # --- checkpoint: gathered by all, written by one, and no one goes on before it is there
+        state = gather_training_state(engine)
+        if rank == 0:
+            store.save(*state, cursor, report)
+        if world_size > 1:
+            dist.barrier()
+        progress.resume_clock()
+    if tracker:
+        tracker.close()
+
+
+def _timed(stream: Iterator[MicroStep]) -> Iterator[tuple[MicroStep, float]]:
+    """Each micro step with the seconds that the loop waited for it; the stream's own start, once a run, is left out."""
+    wait_s, start = 0.0, 0.0
+    while (micro := next(stream, None)) is not None:
+        if start:
+            wait_s = time.perf_counter() - start
+        yield micro, wait_s
+        start = time.perf_counter()
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Dropout is drawn anew from this at every step, so a resumed run draws what the first run would have."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _reduce(sums: StepSums, micro: MicroStep, world_size: int, device: torch.device) -> dict[str, float]:
+    """The step's metrics over all ranks."""
+    total = torch.tensor([sums.loss, sums.hits, sums.rows, sums.wait_s], dtype=torch.float64, device=device)
+    if world_size > 1:
+        dist.all_reduce(total)
+    loss, hits, rows, wait_s = total.tolist()
+    return {
+        "train/loss": loss / micro.step_weight,
+        "train/token_accuracy": hits / micro.step_weight,
+        "train/rows": rows,
+        "train/data_wait_s": wait_s / world_size,
+    }

@@ -1,0 +1,18 @@
+"""What Ray Train starts on each worker. It stands apart from the loop so that Train's controller imports no torch."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import ray
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> None:
+    """Run the loop of the `TrainJob` that `config["job"]` refers to."""
+    gc.disable()  # what is imported stays: looking through it for garbage takes a second of five
+    from ray_jobs.train.loop import run_training
+
+    gc.freeze()
+    gc.enable()
+    run_training(ray.get(config["job"]))

@@ -1,0 +1,143 @@
+"""Which trials go on, which come next, how many at a time."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from data_pipeline.errors import InputError
+from ray_jobs.config import RunSpec, TrainOptions, TuneOptions
+from ray_jobs.train.validation import SCORE_KEY
+from ray_jobs.tune.search import (
+    ListedTrials,
+    OptunaTrials,
+    SameScheduleHalving,
+    TrialNeed,
+    choose_concurrency,
+    count_fitting,
+)
+from ray_jobs.tune.space import Space, identify, parse_space
+from ray_jobs.tune.trials import TrialRecord
+
+ASHA = TuneOptions(scheduler="asha", grace_epochs=1, reduction_factor=2)
+
+
+def build_record(
+    parameters: dict[str, Any], scores: list[float], planned: int, status: Any = "finished"
+) -> TrialRecord:
+    epochs = [{"epoch": i, "step": 10 * i, SCORE_KEY: score} for i, score in enumerate(scores, start=1)]
+    return TrialRecord(identify(parameters), "s", parameters, planned, status=status, epochs=epochs)
+
+
+def feed(scheduler: SameScheduleHalving, config: dict[str, Any], scores: list[float]) -> int:
+    """Report the epochs of a trial; returns after how many it was stopped, 0 for never."""
+    trial: Any = SimpleNamespace(config=config, trial_id=object())
+    scheduler.on_trial_add(None, trial)
+    for epoch, score in enumerate(scores, start=1):
+        if scheduler.on_trial_result(None, trial, {"epoch": epoch, SCORE_KEY: score}) == TrialScheduler.STOP:
+            return epoch
+    return 0
+
+
+def test_trials_behind_others_of_the_same_schedule_are_stopped() -> None:
+    scheduler = SameScheduleHalving(ASHA, 8, [])
+    assert feed(scheduler, {"train.lr": 1}, [0.5] * 8) == 0
+    assert feed(scheduler, {"train.lr": 2}, [0.4] * 8) == 1
+    assert feed(scheduler, {"train.lr": 3}, [0.6, 0.3, 0.3, 0.3]) == 2
+    assert feed(scheduler, {"train.lr": 4}, [0.6] * 8) == 0
+
+
+def test_trials_of_another_number_of_epochs_are_not_compared_and_the_last_epoch_is_never_cut() -> None:
+    scheduler = SameScheduleHalving(ASHA, 8, [])
+    assert feed(scheduler, {"train.epochs": 2}, [0.9, 0.9]) == 0
+    assert feed(scheduler, {"train.epochs": 8}, [0.1] * 8) == 0, "a shorter schedule scores better after an epoch"
+    assert feed(scheduler, {"train.epochs": 2, "train.lr": 1}, [0.95, 0.1]) == 0, "at its end there is nothing to save"
+    assert feed(scheduler, {"train.epochs": 1}, [0.1]) == 0
+    assert feed(scheduler, {"train.lr": 2}, [0.05]) == 1, "without train.epochs a trial has those of the config, 8"
+
+
+def test_of_equal_scores_the_lower_loss_goes_on() -> None:
+    scheduler = SameScheduleHalving(ASHA, 4, [])
+    decisions = {}
+    for lr, loss in ((1, 2.0), (2, 2.5), (3, 1.5)):
+        trial: Any = SimpleNamespace(config={"train.lr": lr})
+        scheduler.on_trial_add(None, trial)
+        report = {"epoch": 1, SCORE_KEY: 0.1, "train/epoch_loss": loss}
+        decisions[lr] = scheduler.on_trial_result(None, trial, report)
+    assert decisions == {1: TrialScheduler.CONTINUE, 2: TrialScheduler.STOP, 3: TrialScheduler.CONTINUE}
+
+
+def test_after_a_restart_trials_are_compared_with_those_before_it() -> None:
+    known = [build_record({"train.lr": 1}, [0.5, 0.6, 0.7], 3), build_record({"train.lr": 2}, [0.5], 3, "running")]
+    assert feed(SameScheduleHalving(ASHA, 3, known), {"train.lr": 3}, [0.4]) == 1
+    assert feed(SameScheduleHalving(ASHA, 3, []), {"train.lr": 3}, [0.4]) == 0
+    again = SameScheduleHalving(ASHA, 3, known)
+    assert feed(again, {"train.lr": 2}, [0.3]) == 0, "the epoch that it reports again was judged before"
+
+
+def test_a_list_is_gone_through_once() -> None:
+    search = ListedTrials([{"train.lr": 1}, {"train.lr": 2}])
+    assert [search.suggest("a"), search.suggest("b"), search.suggest("c")] == [
+        {"train.lr": 1},
+        {"train.lr": 2},
+        Searcher.FINISHED,
+    ]
+
+
+def build_space() -> Space:
+    parameters = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "model.adapter": ["lora", "dora"]}
+    return parse_space(RunSpec.model_validate({"tune": {"parameters": parameters, "search": "optuna"}}))
+
+
+def test_optuna_learns_from_scores_also_from_before_a_restart() -> None:
+    def score(parameters: dict[str, Any]) -> float:
+        return -abs(parameters["train.lr"] - 0.05) + (parameters["model.adapter"] == "dora")
+
+    space, known = build_space(), []
+    search = OptunaTrials(space, 0, 12, [])
+    for i in range(12):
+        parameters = search.suggest(str(i))
+        assert space.trial_spec(parameters).train.lr == parameters["train.lr"]
+        search.on_trial_complete(str(i), {SCORE_KEY: score(parameters)} if i else None, error=not i)
+        known.append(build_record(parameters, [score(parameters)], 1, "finished" if i else "failed"))
+    assert search.suggest("13") == Searcher.FINISHED
+    assert len({record.name for record in known}) == 12
+
+    again = OptunaTrials(space, 0, 20, known)
+    assert again.suggest("a") == known[0].parameters, "what has failed is tried again"
+    later = [again.suggest(f"b{i}") for i in range(8)]
+    assert again.suggest("c") == Searcher.FINISHED
+    assert not {identify(parameters) for parameters in later} & {record.name for record in known}
+    assert sum(parameters["model.adapter"] == "dora" for parameters in later) >= 6
+
+
+def test_optuna_ends_when_the_space_is_used_up() -> None:
+    space = parse_space(RunSpec.model_validate({"tune": {"parameters": {"model.lora_r": [4, 8]}, "search": "optuna"}}))
+    search = OptunaTrials(space, 0, 5, [])
+    assert sorted(search.suggest(str(i))["model.lora_r"] for i in range(2)) == [4, 8]
+    assert search.suggest("2") == Searcher.FINISHED
+
+
+def test_trials_at_a_time_leave_room_for_drivers_workers_and_data() -> None:
+    need = TrialNeed(workers=2, cpus_per_worker=1, gpus_per_worker=0)
+    assert need.cpus == 1 + 2 * (1 + 1)
+    assert count_fitting(need, [{"CPU": 5}]) == 0, "one CPU is left for short tasks"
+    assert count_fitting(need, [{"CPU": 6}]) == 1
+    assert count_fitting(need, [{"CPU": 6}, {"CPU": 5}]) == 2
+    assert count_fitting(TrialNeed(1, 4, 0), [{"CPU": 3}] * 10) == 0, "a worker must fit on one node"
+    gpu = TrialNeed(workers=4, cpus_per_worker=8, gpus_per_worker=1)
+    nodes = [{"CPU": 32}, {"CPU": 48, "GPU": 4}, {"CPU": 48, "GPU": 4}]
+    assert count_fitting(gpu, nodes) == 2
+    assert count_fitting(gpu, [{"CPU": 32}, {"CPU": 16, "GPU": 4}, {"CPU": 16, "GPU": 4}]) == 1, "CPUs beside GPUs"
+
+
+def test_concurrency_is_that_of_the_cluster_or_as_told() -> None:
+    assert choose_concurrency(TrainOptions(), None, [{"CPU": 8}]) == 2
+    assert choose_concurrency(TrainOptions(workers=(1, 4)), None, [{"CPU": 8}]) == 1, "elastic: one of its fewest fits"
+    with pytest.raises(InputError, match=r"one trial needs 6 logical CPUs and 2 GPU\(s\).*nodes have 16 CPU"):
+        choose_concurrency(TrainOptions(workers=2, use_gpu=True), None, [{"CPU": 16, "GPU": 1}])
+    assert choose_concurrency(TrainOptions(workers=2, use_gpu=True), 3, [{"CPU": 16}]) == 3
