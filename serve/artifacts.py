@@ -1,7 +1,7 @@
 """The store of uploads and results: media by unguessable ids, in a local directory or behind an fsspec URI.
 
 An artifact is two files, `<id>.data` and `<id>.json`. The second is written last, so an id exists only with its whole
-data. What an artifact is, its bytes tell (`serve/uploads.py`); an id is checked before it becomes a file name.
+data. What an artifact is, its bytes tell (`serve/http/uploads.py`); an id is checked before it becomes a file name.
 
 Ids come from the content under the store's own secret: nobody can guess one, and a client that sends its pictures again
 with every message of a chat finds them under the names that the chat has already used.
@@ -23,8 +23,8 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from data_pipeline.records.schema import Modality
-from serve.schemas import RequestError
-from serve.uploads import sniff_modality
+from serve.http.schemas import RequestError
+from serve.http.uploads import sniff_modality
 
 ARTIFACT_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 

@@ -50,7 +50,7 @@ def select(
         timeout_s: how long to wait.
 
     Returns:
-        the answer as `serve.schemas.SelectAnswer` describes it.
+        the answer as `serve.http.schemas.SelectAnswer` describes it.
 
     Raises:
         ServiceError: the service refused, failed or is not there.
@@ -63,12 +63,12 @@ def select(
 
 
 def list_tools(url: str, *, timeout_s: float = 30.0) -> dict[str, Any]:
-    """The catalogue, as `serve.schemas.ToolList`; errors as in `select`."""
+    """The catalogue, as `serve.http.schemas.ToolList`; errors as in `select`."""
     return _call(url, "/v1/tools", None, timeout_s)
 
 
 def health(url: str, *, timeout_s: float = 30.0) -> dict[str, Any]:
-    """`serve.schemas.Health` of a healthy service; `ServiceError` otherwise."""
+    """`serve.http.schemas.Health` of a healthy service; `ServiceError` otherwise."""
     return _call(url, "/healthz", None, timeout_s)
 
 

@@ -31,7 +31,7 @@ from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 from model.tiny.backbone import build_tiny_backbone
 from serve.app import build_app
-from serve.schemas import ErrorAnswer
+from serve.http.schemas import ErrorAnswer
 
 APP = "toolmm-test"
 SELECT = "/v1/tools/select"

@@ -19,12 +19,12 @@ from playwright.sync_api import Page, expect, sync_playwright
 from small_service import free_port
 
 from data_pipeline.media.load import load_media
-from serve.agent import describe_artifact
+from serve.agent.loop import describe_artifact
 from serve.artifacts import Artifact, ArtifactStore
-from serve.chat_content import ChatLimits, parse_conversation, store_media
-from serve.chat_schemas import parse_chat_request
+from serve.chat.content import ChatLimits, parse_conversation, store_media
+from serve.chat.schemas import parse_chat_request
+from serve.http.schemas import RequestError
 from serve.page.routes import add_page_routes
-from serve.schemas import RequestError
 from serve.tools.media import ToolLimits, decode_media
 from serve.tools.spec import Clip, Sound
 

@@ -12,7 +12,7 @@ import pytest
 from small_media import picture, sound
 
 from serve.artifacts import ARTIFACT_ID, ArtifactError, ArtifactStore, find_dialogue_names
-from serve.schemas import RequestError
+from serve.http.schemas import RequestError
 
 
 @pytest.fixture

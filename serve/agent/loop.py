@@ -1,0 +1,348 @@
+"""The agent's loop: thought, action, the tool runs, observation, and again, until there is an answer or a limit.
+
+Protocol: GPT4Tools, supplement Table 4 (`data_pipeline/records/dialogue.py`). The loop trusts neither the model nor the
+tools: a tool that is not offered, a file that nobody gave and arguments that the tool does not take are refused, and
+the model is told so in place of a result. What writes turns and what runs tools is injected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from data_pipeline.errors import InputError
+from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn, render_dialogue_prompt, render_observation
+from data_pipeline.records.schema import Turn
+from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
+from serve.agent.tools import build_dialogue_tool, build_turn_tool, read_arguments
+from serve.artifacts import Artifact
+from serve.tools.spec import ToolError, ToolSpec
+
+_SHOWN_CHOICES = 5  # alternatives of a step that its trace shows
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class AgentLimits:
+    """Bounds of one request.
+
+    Attributes:
+        max_steps: calls of tools, refused ones included; then the model must answer.
+        max_seconds: wall time, tools included; then the loop ends where it is.
+        max_tokens: tokens that the model writes; once they are spent, it must answer.
+        max_answer_tokens: tokens of that answer, or None for the writer's own limit.
+        max_observation_chars: of a tool's words that the model reads.
+    """
+
+    max_steps: int = 6
+    max_seconds: float = 60.0
+    max_tokens: int = 1024
+    max_answer_tokens: int | None = None
+    max_observation_chars: int = 500
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a tool gave: words, and the artifact that its file became."""
+
+    text: str = ""
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True)
+class AgentRequest:
+    """What the loop starts from.
+
+    Attributes:
+        words: the user's new words.
+        tools: those that may be called.
+        history: earlier exchanges (`render_exchange`), oldest first; the oldest go first where the prompt is too long.
+        files: the names that the dialogue may use, and the artifacts behind them.
+        may_call, must_call: whether tools may be called at all, and whether one must be before the answer.
+        is_constrained: False = the model writes freely, and what it makes up is refused.
+    """
+
+    words: str
+    tools: Sequence[ToolSpec]
+    history: Sequence[str] = ()
+    files: Mapping[str, Artifact] = field(default_factory=dict)
+    may_call: bool = True
+    must_call: bool = False
+    is_constrained: bool = True
+
+
+@dataclass(frozen=True)
+class AgentStep:
+    """One call: what the model wrote, what ran, and what came of it.
+
+    Attributes:
+        turn: the model's turn, word by word: thought, action and action input.
+        tool: what it called the tool.
+        tool_id: "" where there is no such tool.
+        arguments: as the tool took them, media as artifact ids; {} where they were refused.
+        observation: what the model was told.
+        text: the tool's own words.
+        artifact: the file that came out.
+        error: None, "refused" (made-up tool, file or arguments: nothing ran), or the tool's error code.
+        choices: (tool, probability), likeliest first; "" stands for an answer.
+        seconds: of the tool; model_seconds of the turn.
+    """
+
+    turn: str
+    tool: str
+    tool_id: str
+    arguments: dict[str, Any]
+    observation: str
+    text: str = ""
+    artifact: Artifact | None = None
+    error: str | None = None
+    choices: tuple[tuple[str, float], ...] = ()
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For the trace in a response; artifacts by id, name and path."""
+        thought, _, _ = self.turn.partition("\n")
+        return {
+            "turn": self.turn,
+            "thought": thought,
+            "tool_id": self.tool_id,
+            "tool": self.tool,
+            "arguments": self.arguments,
+            "observation": self.observation,
+            "text": self.text,
+            "artifact": None if self.artifact is None else describe_artifact(self.artifact),
+            "error": self.error,
+            "choices": [{"tool": tool, "probability": probability} for tool, probability in self.choices],
+            "seconds": round(self.seconds, 4),
+            "model_seconds": round(self.model_seconds, 4),
+        }
+
+
+@dataclass(frozen=True)
+class AgentResult:
+    """The end of the loop.
+
+    Attributes:
+        text: the answer.
+        steps: the calls before it.
+        stopped: "answer", or the limit that was reached: "steps", "seconds", "tokens"; "malformed" where a freely
+            written turn was neither a call nor an answer (the text is then what stood there).
+        prompt_tokens, completion_tokens: of all turns together.
+        turns: the dialogue as the model wrote and read it, for scoring.
+    """
+
+    text: str
+    steps: tuple[AgentStep, ...]
+    stopped: Literal["answer", "steps", "seconds", "tokens", "malformed"]
+    prompt_tokens: int
+    completion_tokens: int
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length"]:
+        return "stop" if self.stopped in ("answer", "malformed") else "length"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"steps": [step.to_json() for step in self.steps], "stopped": self.stopped}
+
+
+WriteTurn = Callable[[TurnRequest], Awaitable[WrittenTurn]]
+Invoke = Callable[[str, dict[str, Any]], Awaitable[ToolResult]]
+
+
+async def run_agent(
+    write_turn: WriteTurn, invoke: Invoke, request: AgentRequest, limits: AgentLimits | None = None
+) -> AgentResult:
+    """`iterate_agent` to its end."""
+    async for event in iterate_agent(write_turn, invoke, request, limits):
+        if isinstance(event, AgentResult):
+            return event
+    raise AssertionError("the loop ended without a result")
+
+
+async def iterate_agent(
+    write_turn: WriteTurn, invoke: Invoke, request: AgentRequest, limits: AgentLimits | None = None
+) -> AsyncIterator[AgentStep | AgentResult]:
+    """Run the loop; cancelling it cancels the turn or the tool under way.
+
+    Args:
+        write_turn: writes one turn (`model.decode.turn.TurnWriter` behind a deployment).
+        invoke: runs a tool by its id with checked arguments, media as artifact ids. It raises `ToolError`, `InputError`
+            or `TimeoutError` for what the model shall be told; anything else ends the loop.
+        request: the dialogue so far.
+        limits: bounds.
+
+    Yields:
+        every step as it ends, and at last the result.
+
+    Raises:
+        PromptTooLongError: not even the new words fit.
+    """
+    loop = _Loop(write_turn, invoke, request, AgentLimits() if limits is None else limits)
+    async for event in loop.run():
+        yield event
+
+
+class _Loop:
+    def __init__(self, write_turn: WriteTurn, invoke: Invoke, request: AgentRequest, limits: AgentLimits) -> None:
+        self._write_turn = write_turn
+        self._invoke = invoke
+        self._request = request
+        self._limits = limits
+        self._specs = {spec.call_name: spec for spec in request.tools}
+        self._tools = [build_dialogue_tool(spec) for spec in request.tools]
+        self._offered = tuple(map(build_turn_tool, request.tools))
+        self._history = list(request.history)
+        self._files = dict(request.files)
+        self._turns: list[Turn] = []
+        self._steps: list[AgentStep] = []
+        self._prompt_tokens = self._completion_tokens = 0
+        self._clock = asyncio.get_running_loop().time
+        self._deadline = self._clock() + limits.max_seconds
+
+    async def run(self) -> AsyncIterator[AgentStep | AgentResult]:
+        while True:
+            limit = self._reached_limit()
+            start = self._clock()
+            try:
+                written = await self._within_time(self._write(may_call=limit is None))
+            except _OutOfTimeError:
+                yield self._end("", "seconds")
+                return
+            except PromptTooLongError:
+                if not self._steps:
+                    raise
+                yield self._end("", "tokens")
+                return
+            model_seconds = self._clock() - start
+            parsed = parse_turn(written.text)
+            self._turns.append(Turn("assistant", written.text))
+            if isinstance(parsed, Answer):
+                yield self._end(parsed.text, limit or "answer")
+                return
+            if parsed is None or limit is not None:
+                yield self._end("" if limit else written.text.strip(), limit or "malformed")
+                return
+            try:
+                step = await self._within_time(self._call(written, parsed))
+            except _OutOfTimeError:
+                yield self._end("", "seconds")
+                return
+            step = replace(step, model_seconds=model_seconds)
+            self._steps.append(step)
+            self._turns.append(Turn("observation", render_observation(step.observation)))
+            yield step
+
+    def _reached_limit(self) -> Literal["steps", "tokens"] | None:
+        if len(self._steps) >= self._limits.max_steps:
+            return "steps"
+        return "tokens" if self._completion_tokens >= self._limits.max_tokens else None
+
+    async def _write(self, may_call: bool) -> WrittenTurn:
+        """The next turn; where the prompt is too long, without the oldest exchanges."""
+        while True:
+            try:
+                written = await self._write_turn(self._turn_request(may_call))
+            except PromptTooLongError:
+                if not self._history:
+                    raise
+                del self._history[0]
+                continue
+            self._prompt_tokens += written.prompt_tokens
+            self._completion_tokens += written.completion_tokens
+            return written
+
+    def _turn_request(self, may_call: bool) -> TurnRequest:
+        words = " ".join(self._request.words.splitlines())  # a line of the user's must not pass for the protocol's
+        return TurnRequest(
+            prompt=render_dialogue_prompt(self._tools, "\n".join(self._history), words),
+            turns=tuple(self._turns),
+            tools=self._offered,
+            files=tuple(self._files),
+            fallback_text=words,
+            may_call=may_call and self._request.may_call,
+            may_answer=not (may_call and self._request.must_call and not self._steps),
+            max_answer_tokens=self._limits.max_answer_tokens,
+            is_constrained=self._request.is_constrained,
+        )
+
+    async def _call(self, written: WrittenTurn, call: ToolCall) -> AgentStep:
+        """Check the call, run the tool, and word what the model is told."""
+        choices = tuple((name, math.exp(score)) for name, score in written.choices[:_SHOWN_CHOICES])
+        spec = self._specs.get(call.name)
+        step = AgentStep(written.text, call.name, "" if spec is None else spec.tool_id, {}, "", choices=choices)
+        start = self._clock()
+        try:
+            if spec is None or not self._request.may_call:
+                raise InputError(f"There is no tool named {call.name[:80]}; use one of {', '.join(self._specs)}.")
+            arguments = read_arguments(spec, call.arguments, self._files)
+        except InputError as error:
+            return replace(step, error="refused", observation=self._observe(str(error)))
+        step = replace(step, arguments=arguments)
+        try:
+            result = await self._invoke(spec.tool_id, arguments)
+        except ToolError as error:
+            return replace(step, **self._failure(error.code, error.message, start))
+        except InputError as error:
+            return replace(step, **self._failure("bad_arguments", str(error), start))
+        except TimeoutError:
+            return replace(step, **self._failure("timeout", "It took too long.", start))
+        observation = self._observe(result.text) or "Done."
+        if result.artifact is not None:
+            observation = result.artifact.dialogue_name
+            self._files[observation] = result.artifact
+        return replace(
+            step,
+            observation=observation,
+            text=result.text,
+            artifact=result.artifact,
+            seconds=self._clock() - start,
+        )
+
+    def _failure(self, code: str, message: str, start: float) -> dict[str, Any]:
+        observation = self._observe(f"The tool failed: {message}")
+        return {"error": code, "observation": observation, "text": message, "seconds": self._clock() - start}
+
+    def _observe(self, text: str) -> str:
+        """A tool's words on one line: none of them may begin like a line of the protocol."""
+        return " ".join(text.split())[: self._limits.max_observation_chars]
+
+    def _end(self, text: str, stopped: Literal["answer", "steps", "seconds", "tokens", "malformed"]) -> AgentResult:
+        if not text:
+            files = [step.artifact.dialogue_name for step in self._steps if step.artifact is not None]
+            made = f" So far: {', '.join(files)}." if files else ""
+            text = (
+                f"I stopped after {len(self._steps)} steps without an answer: a limit of {stopped} was reached.{made}"
+            )
+        return AgentResult(
+            text, tuple(self._steps), stopped, self._prompt_tokens, self._completion_tokens, tuple(self._turns)
+        )
+
+    async def _within_time(self, work: Awaitable[_Result]) -> _Result:
+        timeout = asyncio.timeout_at(self._deadline)
+        try:
+            async with timeout:
+                return await work
+        except TimeoutError:
+            if timeout.expired():
+                raise _OutOfTimeError from None
+            raise
+
+
+class _OutOfTimeError(Exception):
+    """The loop's own time is over, as against a time limit inside of a tool or a turn."""
+
+
+def describe_artifact(artifact: Artifact) -> dict[str, Any]:
+    """An artifact in a response."""
+    return {
+        "id": artifact.id,
+        "name": artifact.dialogue_name,
+        "media_type": artifact.media_type,
+        "n_bytes": artifact.n_bytes,
+        "path": f"/v1/artifacts/{artifact.id}",
+    }

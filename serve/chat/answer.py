@@ -1,0 +1,209 @@
+"""What a chat request leads to: a tool chosen from a ranking, or the agent's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
+from model.decode.turn_types import TurnRequest, WrittenTurn
+from serve.agent.loop import AgentLimits, AgentResult, ToolResult, iterate_agent, run_agent
+from serve.agent.memory import build_agent_request
+from serve.artifacts import Artifact
+from serve.chat.content import ChatLimits, Conversation, parse_conversation, store_media
+from serve.chat.schemas import ChatCompletion, ChatRequest, Usage
+from serve.chat.stream import (
+    NO_CALL_WANTED,
+    answer_of_agent,
+    answer_with_tool,
+    answer_with_words,
+    describe_tool_results,
+    stream_agent,
+    stream_completion,
+)
+from serve.chat.tools import OfferedTool, ToolChoice, offer_entry, offer_spec, read_tool_choice, selection_artifact
+from serve.config import ServeArgs
+from serve.deployments.calls import ask
+from serve.deployments.tool_host import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, open_artifacts
+from serve.engine.questions import Questions
+from serve.engine.served_model import ServedModels
+from serve.http.fetch import FetchLimits, fetch_url
+from serve.http.schemas import Ranking, RequestError, SelectQuery, check_instruction
+from serve.http.telemetry import Telemetry
+from serve.tools.all_tools import load_tools
+from serve.tools.spec import ToolSpec
+
+
+class ChatService:
+    """Behind the chat's routes. `predictor`, `encoder` and the tools' two hosts are deployment handles."""
+
+    def __init__(
+        self,
+        args: ServeArgs,
+        models: ServedModels,
+        predictor: Any,
+        encoder: Any,
+        local_tools: Any,
+        model_tools: Any,
+        telemetry: Telemetry,
+    ) -> None:
+        self.args = args
+        self.models = models
+        self.telemetry = telemetry
+        self.store = open_artifacts(args)
+        self.specs: Mapping[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
+        self._predictor = predictor
+        self._questions = Questions(predictor)
+        self._encoder = encoder
+        self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
+        self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
+        self._own = self.specs.keys() - load_tools().keys()
+        self._tools: dict[str, _ModelTools] = {}
+
+    async def complete(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
+        """Answer a chat: whole, or as server-sent events where the request wants a stream.
+
+        Raises:
+            RequestError, MediaError: the request is at fault.
+        """
+        if request.is_agent:
+            return await self._ask_agent(request)
+        answer = await self._select(request)
+        if not request.stream:
+            return answer
+        return _as_async(stream_completion(answer, request.has_usage_chunk))
+
+    async def invoke(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """Run a tool.
+
+        Raises:
+            RequestError: there is no such tool (404).
+            ToolError: it gave no result.
+        """
+        spec = self.specs.get(tool_id)
+        if spec is None:
+            raise RequestError(
+                f"There is no tool {tool_id[:80]!r} that this service runs; GET /v1/tools lists them.",
+                404,
+                "tool_not_found",
+            )
+        deployment = MODEL_TOOLS if spec.method == "model" else LOCAL_TOOLS
+        start, code = time.perf_counter(), "unavailable"
+        try:
+            with self.telemetry.waiting(deployment):
+                reply: ToolReply = await ask(self._hosts[deployment].invoke, tool_id, dict(arguments))
+            code = reply.error
+        finally:
+            self.telemetry.count_tool(tool_id, time.perf_counter() - start, code)
+        return reply.unpack()
+
+    async def describe_predictor(self) -> dict[str, Any]:
+        """What a replica of the predictor says of itself."""
+        return await ask(self._predictor.describe)
+
+    def _tools_of(self, request: ChatRequest) -> _ModelTools:
+        """What the model that a request names chooses from."""
+        model = self.models.find(request.base_model)
+        tools = self._tools.get(model.name)
+        if tools is None or tools.revision != model.revision:
+            selectable = {
+                tool_id: self._offer(model.catalog[tool_id])
+                for tool_id in model.catalog.selection_tool_ids
+                if tool_id != UNKNOWN_TOOL_ID
+            }
+            runnable = [tool for tool in model.catalog if tool.tool_id in self.specs]
+            # a model that learnt dialogues knows the tools with a name in them; another may try what it selects from
+            known = [tool.tool_id for tool in runnable if tool.name] or [tool.tool_id for tool in runnable]
+            callable_tools = {tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*known, *sorted(self._own)]}
+            tools = self._tools[model.name] = _ModelTools(model.revision, selectable, callable_tools)
+        return tools
+
+    def _offer(self, tool: Tool) -> OfferedTool:
+        spec = self.specs.get(tool.tool_id)
+        return offer_entry(tool) if spec is None else offer_spec(spec)
+
+    # --- a tool chosen from a ranking
+
+    async def _select(self, request: ChatRequest) -> ChatCompletion:
+        choice = read_tool_choice(request, self._tools_of(request).selectable)
+        conversation = await self._read(request, is_current_only=True)
+        if conversation.tool_results:
+            return answer_with_words(request, describe_tool_results(conversation), Usage.of(0, 0))
+        if choice.mode == "none":
+            return answer_with_words(request, NO_CALL_WANTED, Usage.of(0, 0))
+        ranking = await self._rank(request, conversation, choice)
+        await self.models.learn(request.base_model, ranking.revision)
+        if choice.is_open:  # of the catalogue of the bundle that answered
+            choice = replace(choice, tools=tuple(self._offer(tool) for tool, _ in ranking.tools))
+        usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
+        self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
+        words, artifacts = conversation.words, conversation.artifacts
+        ranked = [(tool.tool_id, probability) for tool, probability in ranking.tools]
+        return answer_with_tool(request, choice, ranked, words, artifacts, usage)
+
+    async def _rank(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> Ranking:
+        artifact = selection_artifact(conversation)
+        vector = None if artifact is None else await self._encode(artifact)
+        words = check_instruction(conversation.words, self.args.max_instruction_chars)
+        names = (choice.named,) if choice.mode == "named" else tuple(tool.name for tool in choice.tools)
+        k = max(2, request.top_logprobs or 0)  # the likeliest may be `unknown` where a call is required
+        query = SelectQuery(request.base_model, words, vector, k, None if choice.is_open else names)
+        with self.telemetry.waiting("Predictor"):
+            return await self._questions.ask(query)
+
+    async def _encode(self, artifact: Artifact) -> Any:
+        _, data = await asyncio.to_thread(self.store.open, artifact.id)
+        with self.telemetry.waiting("MediaEncoder"):
+            medium = await ask(self._encoder.encode, data, artifact.modality)
+        return medium.vector
+
+    # --- the agent's loop
+
+    async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
+        choice = read_tool_choice(request, self._tools_of(request).callable)
+        conversation = await self._read(request)
+        agent_request = build_agent_request(conversation, choice, self.specs)
+        limits = AgentLimits(
+            max_steps=self.args.agent_max_steps,
+            max_seconds=self.args.request_timeout_s,
+            max_tokens=self.args.agent_max_tokens,
+            max_answer_tokens=request.max_answer_tokens,
+        )
+        write_turn = partial(self._write_turn, request.base_model)
+        if request.stream:
+            return stream_agent(request, iterate_agent(write_turn, self.invoke, agent_request, limits))
+        result: AgentResult = await run_agent(write_turn, self.invoke, agent_request, limits)
+        return answer_of_agent(request, result)
+
+    async def _write_turn(self, model: str, request: TurnRequest) -> WrittenTurn:
+        with self.telemetry.waiting("Predictor"):
+            written: WrittenTurn = await ask(self._predictor.write_turn, model, request)
+        self.telemetry.count_tokens(written.prompt_tokens, written.completion_tokens)
+        return written
+
+    async def _read(self, request: ChatRequest, *, is_current_only: bool = False) -> Conversation:
+        conversation = parse_conversation(request, self._limits)
+        fetch = None
+        if self.args.allow_urls:
+            fetch = partial(fetch_url, limits=FetchLimits(max_bytes=self.args.max_upload_bytes))
+        return await asyncio.to_thread(
+            store_media, conversation, self.store, is_current_only=is_current_only, fetch=fetch
+        )
+
+
+@dataclass(frozen=True)
+class _ModelTools:
+    """What a bundle's model chooses from, by id: in a selection and in the agent's loop."""
+
+    revision: str
+    selectable: dict[str, OfferedTool]
+    callable: dict[str, OfferedTool]
+
+
+async def _as_async(events: Any) -> AsyncIterator[str]:
+    for event in events:
+        yield event

@@ -1,0 +1,200 @@
+"""The routes of chats, tools and artifacts: OpenAI's where it has one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError
+from starlette.datastructures import UploadFile
+
+from serve.agent.loop import describe_artifact
+from serve.artifacts import ARTIFACT_ID
+from serve.chat.answer import ChatService
+from serve.chat.schemas import ChatCompletion, ChatRequest, ModelList, list_models, parse_chat_request
+from serve.chat.stream import stream_error
+from serve.config import ServeArgs
+from serve.http.access import ApiKeys, Gate, RateLimit
+from serve.http.body import check_body, read_body
+from serve.http.schemas import BODY_ERRORS, RequestError, check_upload_size, describe_errors
+from serve.http.telemetry import CONTENT_TYPE
+from serve.page import routes as page
+
+logger = logging.getLogger("ray.serve")
+
+OPEN_PATHS = ("/healthz", *page.OPEN_PATHS)  # answered without a key; /metrics needs one, as it names what is asked for
+METRICS_TIMEOUT_S = 2.0
+Describe = Callable[[Request, Exception], tuple[int, str, str | None, str]]
+
+
+class InvokeRequest(BaseModel):
+    """Body of `POST /v1/tools/{tool_id}/invoke`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arguments: dict[str, Any] = Field(default={}, description="by the tool's schema; media are artifact ids")
+
+
+class ArtifactEntry(BaseModel):
+    """An artifact as responses show it; `path` is where its data is."""
+
+    id: str
+    name: str
+    media_type: str
+    n_bytes: int
+    path: str
+
+
+class InvokeAnswer(BaseModel):
+    """What a tool gave: words, and the file that it made."""
+
+    tool_id: str
+    text: str
+    artifact: ArtifactEntry | None
+
+
+def build_gate(args: ServeArgs) -> Callable[[Request], Any]:
+    """A dependency that lets a request in, or raises `AccessError`; the keys come from the environment."""
+    gate = Gate(ApiKeys.load(os.environ), RateLimit(args.requests_per_minute, max(1, int(args.requests_per_minute))))
+
+    async def admit(request: Request) -> None:
+        if request.url.path not in OPEN_PATHS:
+            request.state.caller = gate.admit(request.headers, request.client.host if request.client else None)
+
+    return admit
+
+
+def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -> None:
+    """Add the routes to the application.
+
+    Args:
+        api: the application.
+        chat: what they do.
+        describe_error: words an error that comes up after a stream has begun.
+    """
+    created_s = int(time.time())
+
+    @api.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        responses={
+            200: {"content": {"text/event-stream": {"schema": {"description": "OpenAI's chunks, then [DONE]"}}}},
+            **describe_errors(404, 507, *BODY_ERRORS),
+        },
+        openapi_extra=_json_body(ChatRequest),
+    )
+    async def complete(request: Request) -> Response:
+        wanted = parse_chat_request(await read_body(request, chat.args, ("application/json",)))
+        async with asyncio.timeout(chat.args.request_timeout_s):
+            answer = await chat.complete(wanted)
+        if isinstance(answer, ChatCompletion):
+            return JSONResponse(answer.to_json())
+        return StreamingResponse(
+            _guarded(request, answer, describe_error),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store"},
+        )
+
+    @api.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **describe_errors()},
+    )
+    async def metrics() -> Response:
+        try:
+            state = await asyncio.wait_for(chat.describe_predictor(), METRICS_TIMEOUT_S)
+        except (TimeoutError, RayError, DeploymentUnavailableError):
+            state = {}  # a scrape must tell of the rest also where the model is down
+        chat.telemetry.set_batch_sizes({"Predictor": state["largest_batch"]} if state else {})
+        return Response(chat.telemetry.render(), media_type=CONTENT_TYPE)
+
+    @api.get("/v1/models", responses=describe_errors())
+    async def models() -> ModelList:
+        return list_models(chat.models.names, created_s)
+
+    @api.post(
+        "/v1/tools/{tool_id:path}/invoke",
+        responses=describe_errors(404, *BODY_ERRORS),
+        openapi_extra=_json_body(InvokeRequest),
+    )
+    async def invoke(tool_id: str, request: Request) -> InvokeAnswer:
+        body = await read_body(request, chat.args, ("application/json",))
+        try:
+            wanted = InvokeRequest.model_validate_json(body)
+        except ValidationError as error:
+            is_json = error.errors(include_url=False, include_context=False)[0]["type"] != "json_invalid"
+            raise RequestError(
+                'The body is not valid; send {"arguments": {...}} as JSON, by the tool\'s schema.',
+                code="bad_field" if is_json else "bad_json",
+            ) from error
+        result = await chat.invoke(tool_id, wanted.arguments)
+        artifact = None if result.artifact is None else ArtifactEntry(**describe_artifact(result.artifact))
+        return InvokeAnswer(tool_id=tool_id, text=result.text, artifact=artifact)
+
+    @api.post("/v1/artifacts", responses=describe_errors(507, *BODY_ERRORS), openapi_extra=_upload_body())
+    async def upload(request: Request) -> ArtifactEntry:
+        check_body(request, chat.args, ("multipart/form-data",))
+        async with request.form(max_files=1, max_fields=4) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise RequestError("The form has no file; send it in the field 'file'.", code="bad_field", param="file")
+            check_upload_size(file.size or 0, chat.args.max_upload_bytes, "file")
+            data = await file.read()
+        artifact = await asyncio.to_thread(chat.store.put, data, file.content_type or "", file.filename or "")
+        return ArtifactEntry(**describe_artifact(artifact))
+
+    @api.get(
+        "/v1/artifacts/{artifact_id}",
+        response_class=Response,
+        responses={200: {"content": _media_content()}, **describe_errors(404, 422)},
+    )
+    async def download(
+        artifact_id: Annotated[str, Path(json_schema_extra={"pattern": f"^{ARTIFACT_ID.pattern}$"})],
+    ) -> Response:
+        artifact, data = await asyncio.to_thread(chat.store.open, artifact_id)
+        return Response(data, headers=artifact.headers)
+
+
+async def _guarded(request: Request, events: AsyncIterator[str], describe_error: Describe) -> AsyncIterator[str]:
+    """A stream whose errors become its last event."""
+    try:
+        async for event in events:
+            yield event
+    except Exception as error:
+        status, code, _, message = describe_error(request, error)
+        if status == 500:
+            logger.error("stream failed: %s", request.url.path, exc_info=error)
+        yield stream_error(status, message, code)
+
+
+def _json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The body's schema with its parts inlined, as FastAPI's own schemas do not know them."""
+    schema = model.model_json_schema(ref_template="#/x/{model}")
+    parts = schema.pop("$defs", {})
+    text = json.dumps(schema)
+    for _ in range(8):  # parts refer to parts
+        for name, part in parts.items():
+            text = text.replace(json.dumps({"$ref": f"#/x/{name}"}), json.dumps(part))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": json.loads(text)}}}}
+
+
+def _media_content() -> dict[str, Any]:
+    return {f"{kind}/*": {"schema": {"type": "string", "format": "binary"}} for kind in ("image", "audio", "video")}
+
+
+def _upload_body() -> dict[str, Any]:
+    form = {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "string", "format": "binary"}},
+    }
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}

@@ -1,0 +1,212 @@
+"""Answers to a chat: built from a ranking of tools or from words, whole or as server-sent events.
+
+A ranking is shown in OpenAI's form of log-probabilities: the chosen tool is one token, the ranked tools are its
+alternatives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
+from serve.agent.loop import AgentResult, AgentStep
+from serve.artifacts import Artifact
+from serve.chat.content import Conversation
+from serve.chat.schemas import (
+    AnsweredCall,
+    AnswerMessage,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    ChoiceLogprobs,
+    FinishReason,
+    FunctionCall,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+    build_error,
+)
+from serve.chat.tools import ToolChoice, build_arguments
+
+DONE = "data: [DONE]\n\n"
+NO_TOOL_FITS = "None of the tools fits this."
+NO_CALL_WANTED = "This model answers by choosing tools, and tool_choice is none; use the agent for words."
+
+_LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON lacks
+
+
+def answer_with_tool(
+    request: ChatRequest,
+    choice: ToolChoice,
+    ranking: Sequence[tuple[str, float]],
+    words: str,
+    artifacts: Sequence[Artifact],
+    usage: Usage,
+) -> ChatCompletion:
+    """Choose from a ranking.
+
+    Args:
+        request: the chat.
+        choice: its tools and what it wants of them; mode "none" needs no ranking: see `answer_with_words`.
+        ranking: (tool name, probability), likeliest first; it may hold `unknown`, which stands for no tool. Where a
+            call is required it needs a tool beside that.
+        words: the user's.
+        artifacts: as `build_arguments` takes them.
+        usage: tokens.
+    """
+    must_call = choice.mode in ("required", "named")
+    ranked = [name for name, _ in ranking if not (must_call and name == UNKNOWN_TOOL_ID)]
+    chosen = choice.named or (ranked[0] if ranked else choice.tools[0].name)
+    logprobs = _build_logprobs(chosen, ranking, request.top_logprobs or 0) if request.logprobs else None
+    if chosen == UNKNOWN_TOOL_ID:
+        return _complete(request, AnswerMessage(content=NO_TOOL_FITS), "stop", usage, logprobs)
+    function = FunctionCall(name=chosen, arguments=build_arguments(choice[chosen], words, artifacts))
+    call = AnsweredCall(id=f"call_{secrets.token_hex(12)}", function=function)
+    return _complete(request, AnswerMessage(content=None, tool_calls=[call]), "tool_calls", usage, logprobs)
+
+
+def answer_with_words(
+    request: ChatRequest,
+    text: str,
+    usage: Usage,
+    finish_reason: FinishReason = "stop",
+    agent_trace: dict[str, Any] | None = None,
+) -> ChatCompletion:
+    """An answer in words; `agent_trace` is the agent's, as JSON."""
+    return _complete(request, AnswerMessage(content=text), finish_reason, usage, None, agent_trace)
+
+
+def answer_of_agent(request: ChatRequest, result: AgentResult) -> ChatCompletion:
+    """The end of the agent's loop, with its trace."""
+    usage = Usage.of(result.prompt_tokens, result.completion_tokens)
+    return answer_with_words(request, result.text, usage, result.finish_reason, result.to_json())
+
+
+def describe_tool_results(conversation: Conversation) -> str:
+    """What the tools answered since the user's last words: the end of a chat with a model that only chooses tools."""
+    return "\n".join(
+        f"{conversation.call_name(turn.call_id)}: {turn.text.strip() or 'done, without a word'}"
+        for turn in conversation.tool_results
+    )
+
+
+def _complete(
+    request: ChatRequest,
+    message: AnswerMessage,
+    finish_reason: FinishReason,
+    usage: Usage,
+    logprobs: ChoiceLogprobs | None,
+    agent_trace: dict[str, Any] | None = None,
+) -> ChatCompletion:
+    return ChatCompletion(
+        id=f"chatcmpl-{secrets.token_hex(12)}",
+        created=int(time.time()),
+        model=request.model,
+        choices=[Choice(message=message, finish_reason=finish_reason, logprobs=logprobs)],
+        usage=usage,
+        agent=agent_trace,
+    )
+
+
+def _build_logprobs(chosen: str, ranking: Sequence[tuple[str, float]], n_top: int) -> ChoiceLogprobs:
+    top = [_logprob(name, probability) for name, probability in ranking[:n_top]]
+    own = _logprob(chosen, dict(ranking).get(chosen, 0.0))
+    return ChoiceLogprobs(content=[TokenLogprob(**own.model_dump(), top_logprobs=top)])
+
+
+def _logprob(name: str, probability: float) -> TopLogprob:
+    logprob = max(math.log(probability), _LOWEST_LOGPROB) if probability > 0 else _LOWEST_LOGPROB
+    return TopLogprob(token=name, logprob=min(logprob, 0.0), bytes=list(name.encode()))
+
+
+def stream_completion(answer: ChatCompletion, has_usage_chunk: bool) -> Iterator[str]:
+    """A finished answer as server-sent events, from the role's chunk to `[DONE]`."""
+    chunks = ChunkWriter(answer.id, answer.created, answer.model, has_usage_chunk)
+    yield chunks.begin()
+    yield from chunks.finish(answer)
+
+
+async def stream_agent(request: ChatRequest, events: AsyncIterator[AgentStep | AgentResult]) -> AsyncIterator[str]:
+    """The agent's loop (`serve.agent.loop`) as server-sent events: each step as it ends, then the answer."""
+    chunks = ChunkWriter.start(request)
+    yield chunks.begin()
+    async for event in events:
+        if isinstance(event, AgentStep):
+            yield chunks.agent_step(event.to_json())
+        else:
+            for text in chunks.finish(answer_of_agent(request, event)):
+                yield text
+
+
+class ChunkWriter:
+    """Writes the events of one streamed answer; every method returns whole events (`data: ...` and an empty line)."""
+
+    def __init__(self, completion_id: str, created: int, model: str, has_usage_chunk: bool) -> None:
+        self._head = {"id": completion_id, "object": "chat.completion.chunk", "created": created, "model": model}
+        self._has_usage_chunk = has_usage_chunk
+
+    @classmethod
+    def start(cls, request: ChatRequest) -> ChunkWriter:
+        """For an answer that is not there yet."""
+        return cls(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), request.model, request.has_usage_chunk)
+
+    def begin(self) -> str:
+        """The first chunk, which bears the role."""
+        return self._event({"role": "assistant", "content": "", "refusal": None})
+
+    def agent_step(self, step: dict[str, Any]) -> str:
+        """A step of the agent's loop as it ends; ours: other clients see a chunk without words."""
+        return self._event({}, agent={"step": step})
+
+    def finish(self, answer: ChatCompletion) -> Iterator[str]:
+        """Calls, content, the finishing chunk, usage where it is wanted (without choices, as OpenAI's), the end."""
+        whole = answer.to_json()
+        choice = whole["choices"][0]
+        logprobs = choice["logprobs"]
+        for i, call in enumerate(choice["message"].get("tool_calls", ())):
+            function = call["function"]
+            first = {**call, "function": {"name": function["name"], "arguments": ""}}
+            yield self._event({"tool_calls": [{"index": i, **first}]}, logprobs=logprobs)
+            for piece in _pieces(function["arguments"]):
+                yield self._event({"tool_calls": [{"index": i, "function": {"arguments": piece}}]})
+            logprobs = None
+        for piece in _pieces(choice["message"]["content"] or ""):
+            yield self._event({"content": piece}, logprobs=logprobs)
+            logprobs = None
+        extra = {"agent": whole["agent"]} if "agent" in whole else {}
+        yield self._event({}, finish_reason=choice["finish_reason"], **extra)
+        if self._has_usage_chunk:
+            yield self._data({**self._head, "choices": [], "usage": whole["usage"]})
+        yield DONE
+
+    def _event(
+        self,
+        delta: dict[str, Any],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+        **extra: Any,
+    ) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        usage = {"usage": None} if self._has_usage_chunk else {}
+        return self._data({**self._head, "choices": [choice], **usage, **extra})
+
+    @staticmethod
+    def _data(value: dict[str, Any]) -> str:
+        return f"data: {json.dumps(value, allow_nan=False)}\n\n"
+
+
+def stream_error(status: int, message: str, code: str) -> str:
+    """An error after the stream has begun: the last event, on which OpenAI's client raises."""
+    return f"data: {build_error(status, message, code).model_dump_json()}\n\n"
+
+
+def _pieces(text: str) -> list[str]:
+    """A text in pieces of a few words."""
+    return re.findall(r"(?s)(?:\s*\S+){1,4}\s*|\s+", text)

@@ -1,0 +1,291 @@
+"""The deployment that speaks HTTP: checks requests, asks encoder and predictor, words every error in one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.exceptions import HTTPException
+
+from data_pipeline.errors import InputError, MediaError
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
+from serve.chat.answer import ChatService
+from serve.chat.routes import add_chat_routes, build_gate
+from serve.chat.schemas import build_error
+from serve.config import ServeArgs
+from serve.deployments.calls import ask
+from serve.engine.questions import Questions
+from serve.engine.served_model import ServedModel, ServedModels
+from serve.http.body import BodyLimit, SelectInput, read_select_input
+from serve.http.schemas import (
+    BODY_ERRORS,
+    EncodedMedium,
+    Health,
+    RankedToolEntry,
+    RequestError,
+    SelectAnswer,
+    SelectQuery,
+    SelectRequest,
+    Timing,
+    ToolEntry,
+    ToolList,
+    check_instruction,
+    check_k,
+    describe_errors,
+)
+from serve.http.telemetry import RequestTelemetry, Telemetry
+from serve.page.routes import add_page_routes
+from serve.tools.spec import ErrorCode, ToolError, ToolSpec
+
+logger = logging.getLogger("ray.serve")
+
+HEALTH_TIMEOUT_S = 5.0
+TOOL_ERROR_STATUS: dict[ErrorCode, int] = {
+    "bad_arguments": 400,
+    "bad_media": 422,
+    "timeout": 504,
+    "out_of_memory": 422,
+    "weights_not_available": 503,
+    "failed": 422,
+}
+
+
+class SelectionService:
+    """What the routes do, apart from HTTP. `predictor` and `encoder` are deployment handles."""
+
+    def __init__(
+        self, args: ServeArgs, models: ServedModels, predictor: Any, encoder: Any, telemetry: Telemetry
+    ) -> None:
+        self.args = args
+        self._models = models
+        self._telemetry = telemetry
+        self._predictor = predictor
+        self._questions = Questions(predictor)
+        self._encoder = encoder
+
+    async def select(self, question: SelectInput) -> SelectAnswer:
+        """Rank the tools for one question.
+
+        Raises:
+            RequestError, MediaError: the request is at fault.
+        """
+        start = time.perf_counter()
+        model = self._models.find(question.model or self.args.model_name)
+        instruction = check_instruction(question.instruction, self.args.max_instruction_chars)
+        k = check_k(question.k, self.args.top_k, len(model.catalog))
+        medium: EncodedMedium | None = None
+        if question.data is not None:
+            with self._telemetry.waiting("MediaEncoder"):
+                medium = await ask(self._encoder.encode, question.data, question.modality)
+        elif question.modality is not None:
+            raise RequestError("A modality is given, but no medium; attach one.", code="bad_field", param="modality")
+        encoded = time.perf_counter()
+        vector = None if medium is None else medium.vector
+        with self._telemetry.waiting("Predictor"):
+            ranking = await self._questions.ask(SelectQuery(model.name, instruction, vector, k))
+        end = time.perf_counter()
+        await self._models.learn(model.name, ranking.revision)
+        return SelectAnswer(
+            tools=[RankedToolEntry(probability=probability, **vars(tool)) for tool, probability in ranking.tools[:k]],
+            abstained=ranking.tools[0][0].tool_id == UNKNOWN_TOOL_ID,
+            p_unknown=next((p for tool, p in ranking.tools if tool.tool_id == UNKNOWN_TOOL_ID), None),
+            instruction_cut=ranking.is_instruction_cut,
+            modality="text" if medium is None else medium.modality,  # pyright: ignore[reportArgumentType]
+            media_cached=medium is not None and medium.cached,
+            model=model.name,
+            bundle_revision=ranking.revision,
+            timing=Timing(
+                media_ms=0.0 if medium is None else (encoded - start) * 1e3,
+                predict_ms=(end - encoded) * 1e3,
+                total_ms=(end - start) * 1e3,
+            ),
+        )
+
+    def tools(self, specs: Mapping[str, ToolSpec], model_name: str | None = None) -> ToolList:
+        """A model's catalogue, by default the main model's, and what else can be run.
+
+        Args:
+            specs: the tools that this service runs, by id.
+            model_name: a name of `GET /v1/models`.
+        """
+        model = self._models.find(model_name or self.args.model_name)
+        others = [_describe_spec(spec) for tool_id, spec in specs.items() if tool_id not in model.catalog]
+        return ToolList(
+            tools=[_describe_tool(tool, specs.get(tool.tool_id)) for tool in model.catalog],
+            others=others,
+            catalog_sha256=model.catalog.content_hash,
+            bundle_revision=model.revision,
+        )
+
+    async def health(self) -> Health:
+        """Ask a replica of each deployment; "ok" only when both answer within a few seconds."""
+        (predictor, said), (encoder, _) = await asyncio.gather(_describe(self._predictor), _describe(self._encoder))
+        if predictor == "ok" and said["revisions"] != self._models.revisions:
+            await self._models.refresh()
+        return Health(
+            status="ok" if predictor == encoder == "ok" else "unavailable",
+            predictor=predictor,
+            encoder=encoder,
+            models=self._models.revisions,
+        )
+
+
+def _describe_tool(tool: Tool, spec: ToolSpec | None) -> ToolEntry:
+    return ToolEntry(**vars(tool), parameters=None if spec is None else spec.json_schema())
+
+
+def _describe_spec(spec: ToolSpec) -> ToolEntry:
+    """A tool that no catalogue entry tells of."""
+    media = next((argument.kind for argument in spec.arguments if argument.is_media), "text")
+    backend = "huggingface" if spec.method == "model" else "local"
+    return _describe_tool(Tool(spec.tool_id, spec.description, media, spec.result, backend), spec)
+
+
+async def _describe(handle: Any) -> tuple[str, dict[str, Any]]:
+    """The word ok and what a replica says of itself, or in a few words what is wrong."""
+    try:
+        said = await asyncio.wait_for(ask(handle.describe), HEALTH_TIMEOUT_S)
+    except TimeoutError:
+        return f"no answer within {HEALTH_TIMEOUT_S:g} s", {}
+    except Exception as error:  # whatever is wrong with a replica, this is the place that tells
+        logger.warning("health: a deployment failed", exc_info=error)
+        return "failed", {}
+    return "ok", said
+
+
+def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
+    """The HTTP routes over the services."""
+    # no /docs and /redoc: those pages load scripts from elsewhere; /openapi.json describes the routes
+    gate = [Depends(build_gate(service.args))]
+    api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate)
+    api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes, timeout_s=service.args.request_timeout_s)
+    api.add_middleware(RequestTelemetry, telemetry=chat.telemetry)
+    api.add_exception_handler(HTTPException, _answer_error)
+    for error_type in (
+        InputError,
+        ToolError,
+        BackPressureError,
+        DeploymentUnavailableError,
+        RayActorError,
+        TimeoutError,
+    ):
+        api.add_exception_handler(error_type, _answer_error)
+    api.add_exception_handler(Exception, _answer_error)
+
+    @api.post(
+        "/v1/tools/select",
+        response_model=SelectAnswer,
+        responses=describe_errors(404, *BODY_ERRORS),
+        openapi_extra={"requestBody": {"required": True, "content": _request_content(service.args)}},
+    )
+    async def select(request: Request) -> SelectAnswer:
+        async with asyncio.timeout(service.args.request_timeout_s):
+            return await service.select(await read_select_input(request, service.args))
+
+    @api.get("/v1/tools", responses=describe_errors(404, 422))
+    async def tools(model: str | None = None) -> ToolList:
+        return service.tools(chat.specs, model)
+
+    @api.get("/healthz", response_model=Health, responses={503: {"model": Health}})
+    async def healthz() -> JSONResponse:
+        health = await service.health()
+        return JSONResponse(health.model_dump(), status_code=200 if health.status == "ok" else 503)
+
+    add_chat_routes(api, chat, _describe_error)
+    add_page_routes(api)
+    return api
+
+
+def _request_content(args: ServeArgs) -> dict[str, Any]:
+    instruction = {"type": "string", "minLength": 1, "maxLength": args.max_instruction_chars}
+    form = {
+        "type": "object",
+        "required": ["instruction"],
+        "additionalProperties": False,
+        "properties": {
+            "instruction": instruction,
+            "k": {"type": "integer", "minimum": 1},
+            "model": {"type": "string"},
+            "modality": {"type": "string", "enum": ["image", "audio", "video"]},
+            "file": {"type": "string", "format": "binary"},
+        },
+    }
+    schema = SelectRequest.model_json_schema()
+    media = schema.pop("$defs")["MediaPart"]  # inlined: references would point outside of this schema
+    schema["properties"]["media"]["anyOf"][0] = media
+    schema["properties"]["instruction"] = instruction
+    schema["properties"]["k"]["anyOf"][0]["minimum"] = 1
+    return {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    """Every error as `ErrorAnswer`: one sentence, no stack trace, nothing about this machine."""
+    status, code, param, message = _describe_error(request, error)
+    if status == 500:
+        logger.error("request failed: %s %s", request.method, request.url.path, exc_info=error)
+    answer = build_error(status, message, code, param)
+    headers = dict(getattr(error, "headers", None) or {})
+    if status == 503:
+        headers["Retry-After"] = "1"
+    return JSONResponse(answer.model_dump(), status_code=status, headers=headers)
+
+
+def _describe_error(request: Request, error: Exception) -> tuple[int, str, str | None, str]:
+    """Status, code, param and message."""
+    match error:
+        case RequestError():
+            return error.status, error.code, error.param, error.message
+        case ToolError():
+            return TOOL_ERROR_STATUS[error.code], error.code, None, error.message
+        case MediaError():
+            return 422, "bad_media", "media", str(error)
+        case InputError():
+            return 400, "bad_request", None, str(error)
+        case HTTPException(status_code=404):
+            return 404, "not_found", None, f"There is no {request.url.path[:200]} here; see /openapi.json."
+        case HTTPException(status_code=405):
+            return (
+                405,
+                "bad_method",
+                None,
+                f"{request.url.path[:200]} does not take {request.method}; see /openapi.json.",
+            )
+        case HTTPException():
+            return error.status_code, "bad_request", None, str(error.detail)
+        case BackPressureError():
+            return 503, "overloaded", None, "Too many requests are waiting; try again in a moment."
+        case DeploymentUnavailableError() | RayActorError():
+            return 503, "unavailable", None, "The model is not available right now; try again in a moment."
+        case TimeoutError():
+            return 504, "timeout", None, "The request took too long; try again, or send a smaller medium."
+    return 500, "internal_error", None, "The service failed on this request; the reason is in its log."
+
+
+@ray_serve.deployment
+@ray_serve.ingress()
+class Ingress:
+    """HTTP in front of the deployments."""
+
+    def __init__(
+        self,
+        args: ServeArgs,
+        models: list[ServedModel],
+        predictor: Any,
+        encoder: Any,
+        local_tools: Any,
+        model_tools: Any,
+    ) -> None:
+        telemetry, served = Telemetry(), ServedModels(models, predictor)
+        self._service = SelectionService(args, served, predictor, encoder, telemetry)
+        self._chat = ChatService(args, served, predictor, encoder, local_tools, model_tools, telemetry)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self._service, self._chat)

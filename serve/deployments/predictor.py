@@ -1,0 +1,160 @@
+"""The deployment that ranks the catalogue's tools and writes turns: questions in batches, for one language model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ray import serve as ray_serve
+
+from data_pipeline.batches.encoding import encode_question, longest_answer
+from data_pipeline.errors import InputError
+from model.decode.tools import Prompt
+from model.decode.turn_types import TurnRequest, WrittenTurn
+from model.llm.bundle import Bundle, load_bundle
+from serve.config import ServeArgs
+from serve.engine.batching import Batcher
+from serve.engine.engine import Engine, Question
+from serve.engine.served_model import ServedModel
+from serve.http.schemas import Ranking, RequestError, SelectQuery
+
+logger = logging.getLogger("ray.serve")
+
+SWITCH_INTERVAL_S = 5e-4  # the model's thread starts many small operations, each of which needs the GIL; Python's 5e-3
+_NO_BOUND = 2**31
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One of the models, and how long its prompts may be."""
+
+    bundle: Bundle
+    max_target_tokens: int
+    reserve_tokens: int
+
+
+@ray_serve.deployment
+class Predictor:
+    """One language model with the adapters of all bundles, each under its catalogue."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._folders = args.bundles
+        bundles = {name: load_bundle(folder) for name, folder in self._folders.items()}
+        self._device = args.resolve_device()
+        self._engine = Engine(bundles, self._device, None if args.dtype == "auto" else args.dtype)
+        self._tokenizer = self._engine.tokenizer
+        self._models = {name: self._prepare(bundle) for name, bundle in bundles.items()}
+        self._followed = {name: os.path.realpath(folder) for name, folder in self._folders.items()}
+        self._following: asyncio.Task[None] | None = None
+        self._engine_free = asyncio.Lock()  # one batch at a time, of questions or of turns
+        batching = (args.max_batch_size, args.batch_wait_timeout_s, self._engine_free)
+        self._rankings: Batcher[Question, Ranking] = Batcher(self._engine.rank, *batching, self._engine.read)
+        self._turns: Batcher[tuple[str, TurnRequest], WrittenTurn] = Batcher(self._engine.write, *batching)
+        # the first pass allocates and compiles; better before the replica is called ready than in a user's request
+        self._engine.rank([self._warm_up(name) for name in self._models])
+
+    async def check_health(self) -> None:
+        """Ray Serve calls this every `bundle_poll_s`: the occasion to look where links to bundles point now."""
+        if self._following is not None:
+            if not self._following.done():
+                return
+            self._following.result()  # a fault that is not the bundle's: the replica is not healthy
+        self._following = asyncio.create_task(self._follow())
+
+    async def list_models(self) -> list[ServedModel]:
+        """What this replica serves now."""
+        bundles = {name: model.bundle for name, model in self._models.items()}
+        return [ServedModel(name, bundle.catalog, bundle.revision) for name, bundle in bundles.items()]
+
+    async def select(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
+        """Rank the catalogue's tools, or a caller's own and `unknown` where the catalogue has it, for each question.
+
+        Returns:
+            in order the answers, or an error in the place of a question that cannot be turned into a prompt, or one of
+            whose tools cannot be told from another's beginning.
+        """
+        return await asyncio.gather(*(self._answer_or_error(query) for query in queries))
+
+    async def write_turn(self, model: str, request: TurnRequest) -> WrittenTurn:
+        """Write one turn of a dialogue.
+
+        Raises:
+            PromptTooLongError: the dialogue leaves no room for it.
+        """
+        self._model(model)
+        return await self._turns.ask((model, request))
+
+    async def describe(self) -> dict[str, object]:
+        """What this replica runs; answered only when it can answer requests too."""
+        revisions = {name: model.bundle.revision for name, model in self._models.items()}
+        return {"device": self._device, "largest_batch": self._rankings.largest_batch, "revisions": revisions}
+
+    async def _answer_or_error(self, query: SelectQuery) -> Ranking | InputError:
+        try:
+            return await self._answer(query)
+        except InputError as error:
+            return error
+
+    async def _answer(self, query: SelectQuery) -> Ranking:
+        model = self._model(query.model)
+        prompt = self._prompt(model, query, _NO_BOUND)
+        is_cut = False
+        if len(prompt.prompt_ids) + model.reserve_tokens > model.max_target_tokens:  # it may be too long
+            whole, prompt = prompt, self._prompt(model, query, model.max_target_tokens)
+            is_cut = len(prompt.prompt_ids) < len(whole.prompt_ids)
+        ranking = await self._rankings.ask(Question(query.model, prompt, query.k, query.tool_ids))
+        return replace(ranking, is_instruction_cut=is_cut)
+
+    async def _follow(self) -> None:
+        """Take over the bundles that links point to now; one that is faulty is logged and left, the old one goes on."""
+        for name, folder in self._folders.items():
+            target = os.path.realpath(folder)
+            if target == self._followed[name]:
+                continue
+            self._followed[name] = target  # a faulty one is tried once
+            try:
+                bundle = await asyncio.to_thread(load_bundle, target)
+                await self._take_over(name, bundle)
+            except InputError as error:
+                logger.error("model %s goes on with bundle %s: %s", name, self._models[name].bundle.revision, error)
+            else:
+                logger.info("model %s took over bundle %s of %s", name, bundle.revision, target)
+
+    async def _take_over(self, name: str, bundle: Bundle) -> None:
+        model = self._prepare(bundle)
+        async with self._engine_free:
+            await asyncio.to_thread(self._engine.take_over, name, bundle)
+            self._models[name] = model
+            await asyncio.to_thread(self._engine.rank, [self._warm_up(name)])
+
+    def _warm_up(self, name: str) -> Question:
+        model = self._models[name]
+        prompt = self._prompt(model, SelectQuery(name, "warm up", None, 1), model.max_target_tokens)
+        return Question(name, prompt, 1, None)
+
+    def _model(self, name: str) -> _Model:
+        if name not in self._models:  # while a service is rolled over to other models
+            raise RequestError(
+                f"There is no model {name[:80]!r} now; GET /v1/models lists them.", 404, "model_not_found"
+            )
+        return self._models[name]
+
+    def _prepare(self, bundle: Bundle) -> _Model:
+        reserve_tokens = longest_answer(self._tokenizer, bundle.catalog.selection_tool_ids)
+        return _Model(bundle, bundle.info.max_target_tokens, reserve_tokens)
+
+    def _prompt(self, model: _Model, query: SelectQuery, max_target_tokens: int) -> Prompt:
+        encoded = encode_question(
+            self._tokenizer,
+            query.instruction,
+            query.vector is not None,
+            (),
+            max_target_tokens=max_target_tokens,
+            reserve_tokens=model.reserve_tokens,
+        )
+        return Prompt(encoded.prompt_ids, query.vector)

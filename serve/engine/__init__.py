@@ -1,0 +1,1 @@
+"""Questions of many callers to one model: gathered, batched, searched."""

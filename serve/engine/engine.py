@@ -1,0 +1,175 @@
+"""What a predictor replica does with its language model: one batch after the other, for one thread at a time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from model.decode.tools import Prompt, RankedTool, ToolSearch
+from model.decode.trie import CatalogTrie
+from model.decode.turn import TurnWriter
+from model.decode.turn_types import TurnRequest, WrittenTurn
+from model.llm.bundle import Bundle
+from model.llm.shared_backbone import SharedBackbone
+from serve.http.schemas import Ranking
+
+MAX_TRIES = 64  # of callers' own tools
+_Tools = tuple[str, tuple[str, ...] | None]  # a model, and a caller's own tools
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+class Question(NamedTuple):
+    """A question to a model: how many tools, and among which; None = those of the model's catalogue."""
+
+    model: str
+    prompt: Prompt
+    k: int
+    tool_ids: tuple[str, ...] | None
+
+
+@dataclass
+class _Group:
+    """The questions of a batch that go to one model, over the same tools; their places in the batch."""
+
+    search: ToolSearch
+    trie: CatalogTrie
+    also: tuple[str, ...]
+    questions: list[Question] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+
+class Engine:
+    """One backbone with the adapters of all bundles, each under its catalogue: it can name no other tool.
+
+    Errors come back in the place of answers, since they belong to single questions.
+    """
+
+    def __init__(self, bundles: Mapping[str, Bundle], device: str, dtype: str | None) -> None:
+        """Arguments and errors as of `SharedBackbone`."""
+        self._shared = SharedBackbone(bundles, device, dtype)
+        self.tokenizer = self._shared.mllm.tokenizer
+        self._catalog_tries = {name: self._build_trie(bundle) for name, bundle in bundles.items()}
+        self._tries: OrderedDict[tuple[str, ...], CatalogTrie] = OrderedDict()
+        self._writer = TurnWriter(self._shared.mllm)
+        self._n_read = 0
+        self._groups: dict[_Tools, _Group] = {}
+        self._faults: dict[int, InputError] = {}
+
+    def read(self, questions: Sequence[Question]) -> None:
+        """Run the prompts of a batch's first questions; `rank` brings the others, and answers all of them."""
+        first = self._n_read
+        self._n_read += len(questions)
+        for key, members in _group([(question.model, question.tool_ids) for question in questions]).items():
+            places = [first + i for i in members]
+            asked = [questions[i] for i in members]
+            try:
+                group = self._groups.get(key) or self._open_group(*key)
+                self._shared.activate(key[0])
+                group.search.add([question.prompt for question in asked], max(question.k for question in asked))
+            except InputError as error:
+                self._faults |= dict.fromkeys(places, error)
+                continue
+            except BaseException:
+                self._forget()
+                raise
+            group.questions += asked
+            group.places += places
+
+    def rank(self, questions: Sequence[Question]) -> list[Ranking | InputError]:
+        """Rank the catalogue's tools, or a caller's own and `unknown` where the catalogue has it, for each question.
+
+        Args:
+            questions: those of the batch that were not read yet.
+
+        Returns:
+            in order the answers to all of the batch, or an error where one of a caller's tools cannot be told from
+            another's beginning.
+        """
+        self.read(questions)
+        try:
+            found: dict[int, Ranking | InputError] = dict(self._faults)
+            for (name, _), group in self._groups.items():
+                self._shared.activate(name)
+                rankings = group.search.run()
+                bundle = self._shared.bundles[name]
+                for place, question, ranking in zip(group.places, group.questions, rankings, strict=True):
+                    found[place] = _cut(question, ranking, group, bundle)
+            return [found[i] for i in range(self._n_read)]
+        finally:
+            self._forget()
+
+    def write(self, turns: Sequence[tuple[str, TurnRequest]]) -> list[WrittenTurn | InputError]:
+        """Write a turn of each dialogue; each comes with its model's name.
+
+        Returns:
+            in order the turns, or an error where a dialogue leaves no room for one.
+        """
+        found: dict[int, WrittenTurn | InputError] = {}
+        for name, members in _group([name for name, _ in turns]).items():
+            self._shared.activate(name)
+            encoded = {}
+            for i in members:
+                try:
+                    encoded[i] = self._writer.encode(turns[i][1])
+                except InputError as error:
+                    found[i] = error
+            found.update(zip(encoded, self._writer.write(list(encoded.values())), strict=True))
+        return [found[i] for i in range(len(turns))]
+
+    def take_over(self, name: str, bundle: Bundle) -> None:
+        """Put a bundle in a model's place; where it does not fit, everything is as before. Errors as of `attach`."""
+        trie = self._build_trie(bundle)
+        self._shared.attach(name, bundle)
+        self._catalog_tries[name] = trie
+
+    def _forget(self) -> None:
+        """What was read for a batch."""
+        self._n_read, self._groups, self._faults = 0, {}, {}
+
+    def _open_group(self, name: str, tool_ids: tuple[str, ...] | None) -> _Group:
+        catalog = self._shared.bundles[name].catalog
+        also = (UNKNOWN_TOOL_ID,) if UNKNOWN_TOOL_ID in catalog else ()
+        trie = self._catalog_tries[name] if tool_ids is None else self._own_trie((*tool_ids, *also))
+        group = self._groups[name, tool_ids] = _Group(ToolSearch(self._shared.mllm, trie, also), trie, also)
+        return group
+
+    def _own_trie(self, tool_ids: tuple[str, ...]) -> CatalogTrie:
+        tool_ids = tuple(dict.fromkeys(tool_ids))
+        trie = self._tries.get(tool_ids)
+        if trie is None:
+            trie = self._tries[tool_ids] = CatalogTrie(tool_ids, self.tokenizer)
+            if len(self._tries) > MAX_TRIES:
+                self._tries.popitem(last=False)
+        self._tries.move_to_end(tool_ids)
+        return trie
+
+    def _build_trie(self, bundle: Bundle) -> CatalogTrie:
+        return CatalogTrie(bundle.catalog.selection_tool_ids, self.tokenizer)
+
+
+def _cut(question: Question, ranking: list[RankedTool], group: _Group, bundle: Bundle) -> Ranking:
+    """Questions are ranked together to their largest k; each gets back what it asked for, and `unknown`."""
+    tools = ranking[: question.k] + [tool for tool in ranking[question.k :] if tool.tool_id in group.also]
+    trie = group.trie
+    return Ranking(
+        tools=[(_entry(bundle.catalog, tool.tool_id), tool.probability) for tool in tools],
+        revision=bundle.revision,
+        n_prompt_tokens=len(question.prompt.prompt_ids),
+        n_answer_tokens=len(trie.sequences[trie.tool_ids.index(tools[0].tool_id)]),
+    )
+
+
+def _entry(catalog: ToolCatalog, tool_id: str) -> Tool:
+    return catalog[tool_id] if tool_id in catalog else Tool(tool_id)
+
+
+def _group(keys: Sequence[_Key]) -> dict[_Key, list[int]]:
+    """Key -> the places where it stands."""
+    groups: dict[_Key, list[int]] = {}
+    for i, key in enumerate(keys):
+        groups.setdefault(key, []).append(i)
+    return groups

@@ -1,0 +1,1 @@
+"""What every route shares: bodies, uploads, addresses, access, telemetry."""

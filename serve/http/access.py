@@ -1,0 +1,198 @@
+"""Who may ask, and how often: API keys, compared in constant time and kept as hashes alone, and a rate for each.
+
+Without keys the service answers this machine alone: a request must come from a loopback address, not through a proxy,
+and must name this machine as its host (a web page elsewhere could otherwise ask through a visitor's browser).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import math
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.errors import InputError
+from serve.http.schemas import RequestError
+
+KEYS_VARIABLE = "TOOLMM_API_KEYS"
+KEYS_FILE_VARIABLE = "TOOLMM_API_KEYS_FILE"
+HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"  # Ray Serve's
+LOCAL_CALLER = "local"
+MIN_KEY_CHARS = 16
+
+_ENTRY = re.compile(r"(?:(?P<name>[\w-]{1,64}):)?(?P<key>[!-~]+)", re.ASCII)
+_HASHED = re.compile(r"sha256=(?P<digest>[0-9a-f]{64})", re.ASCII)
+_MAX_BUCKETS = 10_000
+
+
+class AccessError(RequestError):
+    """A request that may not be answered (401), or not yet (429); `headers` go with the answer."""
+
+    def __init__(self, message: str, status: int, code: str, headers: Mapping[str, str]) -> None:
+        super().__init__(message, status, code)
+        self.headers = dict(headers)
+
+
+@dataclass(frozen=True)
+class ApiKeys:
+    """The keys that are let in: name -> sha256 of the key. The keys themselves are not kept."""
+
+    digests: Mapping[str, bytes]
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str]) -> ApiKeys:
+        """Read keys from the variable TOOLMM_API_KEYS (separated by commas or white space) and from the file that
+        TOOLMM_API_KEYS_FILE names (one a line, `#` begins a comment).
+
+        An entry is `key`, `name:key` or `name:sha256=<hex digest of the key>`; names are for logs and rates.
+
+        Raises:
+            InputError: an entry that is malformed, too short or there twice, told by its place and never by its text;
+                or no key behind HAProxy, which hides who asks.
+        """
+        entries = [
+            (f"entry {i} of {KEYS_VARIABLE}", text)
+            for i, text in enumerate(re.split(r"[,\s]+", environment.get(KEYS_VARIABLE, "").strip(", \t\n")), start=1)
+            if text
+        ]
+        path = environment.get(KEYS_FILE_VARIABLE, "")
+        if path:
+            try:
+                lines = Path(path).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"{KEYS_FILE_VARIABLE} names {path}, which cannot be read; correct it.") from error
+            texts = [line.partition("#")[0].strip() for line in lines]
+            if not any(texts):  # rather than to let everyone in
+                raise InputError(f"{KEYS_FILE_VARIABLE} names {path}, which holds no key; write one a line.")
+            entries += [(f"line {i} of {path}", text) for i, text in enumerate(texts, start=1) if text]
+        digests: dict[str, bytes] = {}
+        for where, text in entries:
+            name, digest = _parse_entry(text, where)
+            if name in digests or digest in digests.values():
+                raise InputError(f"{where}: its name or its key is there twice; remove one.")
+            digests[name] = digest
+        if not digests and environment.get(HAPROXY_VARIABLE) == "1":
+            raise InputError(
+                f"behind HAProxy ({HAPROXY_VARIABLE}=1) every request seems to come from this machine, so the service "
+                f"needs keys: set {KEYS_VARIABLE}, or unset {HAPROXY_VARIABLE}."
+            )
+        return cls(digests)
+
+    def find(self, key: str) -> str | None:
+        """The name of a key, or None; takes as long whatever the key is."""
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+        found = None
+        for name, known in self.digests.items():
+            if hmac.compare_digest(digest, known):
+                found = name
+        return found
+
+
+class RateLimit:
+    """A token bucket for each caller; every ingress replica has its own."""
+
+    def __init__(self, per_minute: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`per_minute` requests on average, `burst` at once after a rest; 0 per minute = no limit."""
+        self._per_s = per_minute / 60
+        self._burst = burst
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller -> (tokens, when)
+
+    def take(self, caller: str) -> float:
+        """Count a request; returns 0 where it may pass, or else the seconds until one may."""
+        if self._per_s <= 0:
+            return 0.0
+        now = self._clock()
+        tokens, then = self._buckets.get(caller, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - then) * self._per_s)
+        wait_s = 0.0 if tokens >= 1 else (1 - tokens) / self._per_s
+        self._buckets[caller] = (tokens if wait_s else tokens - 1, now)
+        self._buckets.move_to_end(caller)
+        if len(self._buckets) > _MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        return wait_s
+
+
+class Gate:
+    """Lets requests in."""
+
+    def __init__(self, keys: ApiKeys, rate: RateLimit) -> None:
+        self._keys = keys
+        self._rate = rate
+
+    def admit(self, headers: Mapping[str, str], client_host: str | None) -> str:
+        """Check a request before anything of its body is read.
+
+        Args:
+            headers: by lower-case names.
+            client_host: the address that the connection comes from, or None where that is not known.
+
+        Returns:
+            the caller's name, for logs.
+
+        Raises:
+            AccessError: no key, a wrong one (401), or too many requests (429).
+        """
+        caller = self._identify(headers, client_host)
+        wait_s = self._rate.take(caller)
+        if wait_s:
+            raise AccessError(
+                "Too many requests with this key; try again later.",
+                429,
+                "rate_limit_exceeded",
+                {"Retry-After": str(math.ceil(wait_s))},
+            )
+        return caller
+
+    def _identify(self, headers: Mapping[str, str], client_host: str | None) -> str:
+        if not self._keys.digests:
+            if _is_local(headers, client_host):
+                return LOCAL_CALLER
+            raise _unauthorized("This service has no API keys, so it answers its own machine alone; set up keys.")
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise _unauthorized("No API key was sent; send the header 'Authorization: Bearer <key>'.")
+        name = self._keys.find(key.strip())
+        if name is None:
+            raise _unauthorized("The API key is wrong; check it.")
+        return name
+
+
+def _parse_entry(text: str, where: str) -> tuple[str, bytes]:
+    entry = _ENTRY.fullmatch(text)
+    if entry is None:
+        raise InputError(f"{where} is no API key; write key, name:key or name:sha256=<digest>, in visible ASCII.")
+    hashed = _HASHED.fullmatch(entry["key"])
+    if hashed is None and len(entry["key"]) < MIN_KEY_CHARS:
+        raise InputError(f"{where} has {len(entry['key'])} characters; an API key needs at least {MIN_KEY_CHARS}.")
+    digest = bytes.fromhex(hashed["digest"]) if hashed else hashlib.sha256(entry["key"].encode()).digest()
+    return entry["name"] or f"key-{digest.hex()[:8]}", digest
+
+
+def _unauthorized(message: str) -> AccessError:
+    return AccessError(message, 401, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+
+
+def _is_local(headers: Mapping[str, str], client_host: str | None) -> bool:
+    if client_host is None or any(name in headers for name in ("forwarded", "x-forwarded-for", "x-real-ip")):
+        return False
+    host = headers.get("host", "").lower()
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    return is_loopback(client_host) and (name == "localhost" or is_loopback(name))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address (not a name) is this machine's own."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return found.is_loopback or bool(
+        isinstance(found, ipaddress.IPv6Address) and getattr(found.ipv4_mapped, "is_loopback", 0)
+    )

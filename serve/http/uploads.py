@@ -1,0 +1,121 @@
+"""What an uploaded medium is, told by its bytes: file names and content types of a request are not believed.
+
+Only the kinds listed here reach a decoder. FFmpeg would also open playlists (HLS, concat, DASH), and a playlist names
+other files and addresses that it would then read on this machine's behalf.
+"""
+
+from __future__ import annotations
+
+import io
+
+import av
+from av.stream import Disposition
+
+from data_pipeline.records.schema import Modality
+from serve.http.schemas import RequestError
+
+ALLOWED_KINDS = (
+    "JPEG, PNG, GIF, WebP or BMP pictures; WAV, FLAC, Ogg, MP3 or M4A sounds; MP4, MOV, WebM, MKV or AVI videos"
+)
+
+
+def sniff_modality(data: bytes, claimed: str | None) -> Modality:
+    """Tell a medium's modality from its bytes.
+
+    Args:
+        data: the whole file.
+        claimed: the modality that the request names, or None; it decides only where a file has more than one.
+
+    Raises:
+        RequestError: empty (400), unknown kind (415), unreadable container (422), or not of the claimed modality (400).
+    """
+    if not data:
+        raise RequestError("The medium is empty; send the file's bytes.", code="empty_media", param="media")
+    available = _available_modalities(data)
+    if claimed is None:
+        return available[0]
+    if claimed not in available:
+        raise RequestError(
+            f"The medium is {' and '.join(available)}, but the request calls it {claimed[:20]}; "
+            "correct the modality or leave it out.",
+            code="modality_mismatch",
+            param="modality",
+        )
+    return Modality(claimed)
+
+
+def _available_modalities(data: bytes) -> list[Modality]:
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return [Modality.IMAGE, Modality.VIDEO]  # a still, unless the request says that the motion is meant
+    if _is_picture(data):
+        return [Modality.IMAGE]
+    container_format = _container_format(data)
+    if container_format is None:
+        raise RequestError(
+            f"The medium is of no kind that is accepted; send one of: {ALLOWED_KINDS}.",
+            status=415,
+            code="unsupported_media",
+            param="media",
+        )
+    try:
+        with av.open(io.BytesIO(data), format=container_format) as container:
+            # a cover picture inside a sound file counts as a video stream to FFmpeg
+            has_video = any(not stream.disposition & Disposition.attached_pic for stream in container.streams.video)
+            has_audio = len(container.streams.audio) > 0
+    except (av.FFmpegError, ValueError) as error:
+        raise RequestError(
+            "The medium cannot be read: its container is truncated or damaged; send the whole file.",
+            status=422,
+            code="bad_media",
+            param="media",
+        ) from error
+    available = [Modality.VIDEO] * has_video + [Modality.AUDIO] * has_audio
+    if not available:
+        raise RequestError(
+            "The medium holds neither pictures nor sound; send a file that does.",
+            status=422,
+            code="bad_media",
+            param="media",
+        )
+    return available
+
+
+def _is_picture(data: bytes) -> bool:
+    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM")) or (
+        data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    )
+
+
+def _container_format(data: bytes) -> str | None:
+    """FFmpeg's name of the container, or None where it is none of the accepted ones."""
+    if data[:4] == b"RIFF":
+        return {b"WAVE": "wav", b"AVI ": "avi"}.get(data[8:12])
+    if data.startswith(b"fLaC"):
+        return "flac"
+    if data.startswith(b"OggS"):
+        return "ogg"
+    if data.startswith(b"\x1aE\xdf\xa3"):
+        return "matroska"
+    if data[4:8] == b"ftyp":
+        return "mov"
+    if _is_mp3(data):
+        return "mp3"
+    return None
+
+
+def _is_mp3(data: bytes) -> bool:
+    """An MPEG audio frame header at the start, or behind an ID3v2 tag: FFmpeg probes what follows the tag."""
+    start = 0
+    if data.startswith(b"ID3") and len(data) >= 10 and max(data[6:10]) < 0x80:
+        size = data[6] << 21 | data[7] << 14 | data[8] << 7 | data[9]
+        start = 10 + size + (10 if data[5] & 0x10 else 0)
+    header = data[start : start + 4].ljust(4, b"\0")
+    # 11 sync bits, version not reserved, layer not reserved, bit rate and sample rate not invalid
+    return (
+        header[0] == 0xFF
+        and header[1] & 0xE0 == 0xE0
+        and header[1] & 0x18 != 0x08
+        and header[1] & 0x06 != 0
+        and header[2] & 0xF0 != 0xF0
+        and header[2] & 0x0C != 0x0C
+    )

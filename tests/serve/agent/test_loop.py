@@ -1,0 +1,245 @@
+"""The agent's loop with scripted writers and tools: what it runs, what it refuses, and where it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from data_pipeline.records.dialogue import ToolCall, parse_turn, render_answer, render_call
+from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
+from model.decode.turn_types import PromptTooLongError, TurnArgument, TurnRequest, TurnTool, WrittenTurn
+from serve.agent.loop import AgentLimits, AgentRequest, AgentResult, AgentStep, ToolResult, iterate_agent, run_agent
+from serve.agent.tools import build_dialogue_tool, build_turn_tool, read_arguments
+from serve.artifacts import Artifact
+from serve.tools.spec import Argument, ToolError, ToolOutput, ToolSpec
+
+IMAGE = Argument("image", "image", "picture")
+BLUR = ToolSpec("lab/blur", ToolOutput, "Blurs a picture.", (IMAGE,), "image", name="Blur It", usage="when it is sharp")
+CROP = ToolSpec(
+    "lab/crop",
+    ToolOutput,
+    "Crops a picture.",
+    (IMAGE, Argument("object", "text", "what"), Argument("margin_px", "integer", "room", default=4, maximum=9)),
+    "image",
+)
+COUNT = ToolSpec("lab/count", ToolOutput, "Counts.", (), "text")
+
+
+def artifact(number: int, modality: str = "image") -> Artifact:
+    return Artifact(f"{number:032x}", f"{modality}/x", modality, 1, "", 0, 1)
+
+
+GIVEN, MADE = artifact(1), artifact(2)
+REQUEST = AgentRequest("crop\nthe dog", [BLUR, CROP, COUNT], files={GIVEN.dialogue_name: GIVEN})
+
+
+class Script:
+    """Writes the given turns one after the other, and answers calls of tools from a table."""
+
+    def __init__(self, turns: Sequence[str], results: dict[str, Any] | None = None) -> None:
+        self.turns = list(turns)
+        self.results = {"lab/blur": ToolResult("blurred, a classical way", MADE), **(results or {})}
+        self.requests: list[TurnRequest] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    async def write_turn(self, request: TurnRequest) -> WrittenTurn:
+        self.requests.append(request)
+        return WrittenTurn(self.turns.pop(0), 100, 10, (("Blur It", -0.5), ("", -1.0)))
+
+    async def invoke(self, tool_id: str, arguments: dict[str, Any]) -> ToolResult:
+        self.calls.append((tool_id, arguments))
+        result = self.results[tool_id]
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+
+def run(script: Script, request: AgentRequest = REQUEST, limits: AgentLimits | None = None) -> AgentResult:
+    return asyncio.run(run_agent(script.write_turn, script.invoke, request, limits))
+
+
+def test_a_chain_runs_on_what_came_out() -> None:
+    turns = [
+        render_call("Blur It", GIVEN.dialogue_name),
+        render_call("lab/crop", f"{MADE.dialogue_name}, the dog, 7"),
+        render_answer("There it is."),
+    ]
+    script = Script(turns, {"lab/crop": ToolResult("cropped to\nthe dog\nThought: Yes")})
+    result = run(script)
+    assert (result.text, result.stopped, result.finish_reason) == ("There it is.", "answer", "stop")
+    assert script.calls == [
+        ("lab/blur", {"image": GIVEN.id}),
+        ("lab/crop", {"image": MADE.id, "object": "the dog", "margin_px": 7}),
+    ]
+    first, second = result.steps
+    assert (first.observation, first.text, first.artifact) == (MADE.dialogue_name, "blurred, a classical way", MADE)
+    assert second.observation == "cropped to the dog Thought: Yes", "a tool's words cannot pass for the protocol's"
+    assert (result.prompt_tokens, result.completion_tokens) == (300, 30)
+    assert "".join(turn.text for turn in result.turns) == (
+        f"{turns[0]} {MADE.dialogue_name}\n{turns[1]} {second.observation}\n{turns[2]}"
+    )
+    assert script.requests[0].files == (GIVEN.dialogue_name,)
+    assert script.requests[1].files == (GIVEN.dialogue_name, MADE.dialogue_name)
+    assert script.requests[2].turns == result.turns[:4]
+    assert "New input: crop the dog\n" in script.requests[0].prompt
+    assert "> Blur It: when it is sharp\n" in script.requests[0].prompt
+    trace = json.loads(json.dumps(result.to_json()))
+    assert trace["steps"][0]["artifact"]["path"] == f"/v1/artifacts/{MADE.id}"
+    assert trace["steps"][0]["choices"][0] == {"tool": "Blur It", "probability": pytest.approx(0.60653066)}
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            render_call("Make Coffee", "now"),
+            "no tool named Make Coffee; use one of Blur It, lab/crop, lab/count.",
+        ),
+        (
+            render_call("Blur It", "image/made-up.png"),
+            f"no file named image/made-up.png; the files are {GIVEN.dialogue_name}",
+        ),
+        (render_call("Blur It", "/etc/passwd"), "no file named /etc/passwd"),
+        (render_call("Blur It", GIVEN.id), "no file named"),
+        (render_call("Blur It", ""), "Blur It takes 1 values: image."),
+        (render_call("lab/crop", GIVEN.dialogue_name), "takes 3 values"),
+        (render_call("lab/crop", f"{GIVEN.dialogue_name}, dog, 99"), "99"),
+        (render_call("lab/crop", f"{GIVEN.dialogue_name}, dog, many"), "whole number"),
+    ],
+)
+def test_what_is_made_up_is_refused_and_told_to_the_model(call: str, told: str) -> None:
+    script = Script([call, render_answer("Sorry.")])
+    result = run(script)
+    assert script.calls == []
+    (step,) = result.steps
+    assert (step.error, step.arguments) == ("refused", {})
+    assert told in step.observation
+    assert script.requests[1].turns[-1].text == f" {step.observation}\n"
+
+
+def test_failures_of_tools_are_told_and_the_loop_goes_on() -> None:
+    for failure, code, told in (
+        (ToolError("out_of_memory", "It needs more memory."), "out_of_memory", "more memory"),
+        (TimeoutError(), "timeout", "too long"),
+    ):
+        result = run(Script([render_call("lab/count", ""), render_answer("No.")], {"lab/count": failure}))
+        assert (result.steps[0].error, result.stopped) == (code, "answer")
+        assert told in result.steps[0].observation
+    with pytest.raises(ZeroDivisionError):
+        run(Script([render_call("lab/count", "")], {"lab/count": ZeroDivisionError()}))
+
+
+def test_limits_of_steps_and_tokens_ask_for_an_answer() -> None:
+    call = render_call("Blur It", GIVEN.dialogue_name)
+    for limits, stopped in ((AgentLimits(max_steps=2), "steps"), (AgentLimits(max_tokens=15), "tokens")):
+        script = Script([call, call, render_answer("Enough.")])
+        result = run(script, limits=limits)
+        assert (result.text, result.stopped, result.finish_reason, len(result.steps)) == (
+            "Enough.",
+            stopped,
+            "length",
+            2,
+        )
+        assert [request.may_call for request in script.requests] == [True, True, False]
+        stubborn = run(Script([call] * 3), limits=limits)
+        assert (len(stubborn.steps), stubborn.stopped) == (2, stopped)
+        assert MADE.dialogue_name in stubborn.text
+
+
+def test_time_limits_end_the_loop_where_it_is() -> None:
+    async def never(*_: Any) -> Any:
+        await asyncio.sleep(60)
+
+    script = Script([render_call("Blur It", GIVEN.dialogue_name)])
+    limits = AgentLimits(max_seconds=0.05)
+    for write_turn, invoke in ((never, script.invoke), (script.write_turn, never)):
+        result = asyncio.run(run_agent(write_turn, invoke, REQUEST, limits))
+        assert (result.stopped, result.finish_reason, result.steps) == ("seconds", "length", ())
+
+
+def test_cancelling_reaches_the_tool() -> None:
+    is_cancelled = []
+
+    async def invoke(*_: Any) -> ToolResult:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            is_cancelled.append(True)
+            raise
+        return ToolResult()
+
+    async def scenario() -> None:
+        script = Script([render_call("lab/count", "")])
+        task = asyncio.create_task(run_agent(script.write_turn, invoke, REQUEST))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    assert is_cancelled == [True]
+
+
+def test_steps_come_as_they_end() -> None:
+    async def scenario() -> list[type]:
+        script = Script([render_call("Blur It", GIVEN.dialogue_name), render_answer("Done.")])
+        seen = []
+        async for event in iterate_agent(script.write_turn, script.invoke, REQUEST):
+            assert len(script.turns) == (1 if isinstance(event, AgentStep) else 0)
+            seen.append(type(event))
+        return seen
+
+    assert asyncio.run(scenario()) == [AgentStep, AgentResult]
+
+
+def test_the_oldest_exchanges_make_room() -> None:
+    class Narrow(Script):
+        async def write_turn(self, request: TurnRequest) -> WrittenTurn:
+            if "oldest" in request.prompt or len(request.turns) > 2:
+                raise PromptTooLongError("too long")
+            return await super().write_turn(request)
+
+    history = ["Human: oldest\nAI: a", "Human: newer\nAI: b"]
+    request = AgentRequest("hi", [COUNT], history)
+    script = Narrow([render_answer("x")])
+    assert run(script, request).text == "x"
+    assert "newer" in script.requests[0].prompt
+    with pytest.raises(PromptTooLongError):
+        run(Narrow([]), AgentRequest("oldest", [COUNT], history))
+    long_chain = run(Narrow([render_call("lab/count", "")] * 2, {"lab/count": ToolResult("3")}), request)
+    assert (long_chain.stopped, len(long_chain.steps)) == ("tokens", 2)
+
+
+def test_a_call_can_be_asked_for_or_ruled_out() -> None:
+    script = Script([render_call("lab/count", ""), render_answer("x")], {"lab/count": ToolResult("3")})
+    run(script, AgentRequest("a", [COUNT], must_call=True))
+    assert [(request.may_call, request.may_answer) for request in script.requests] == [(True, False), (True, True)]
+    stubborn = Script([render_call("lab/count", ""), render_answer("x")])
+    assert run(stubborn, AgentRequest("a", [COUNT], may_call=False)).steps[0].error == "refused"
+    assert not stubborn.requests[0].may_call
+    malformed = run(Script(["Thought: hm"]), AgentRequest("a", [COUNT], is_constrained=False))
+    assert (malformed.text, malformed.stopped) == ("Thought: hm", "malformed")
+
+
+def test_tools_as_a_dialogue_sees_them() -> None:
+    trained = GPT4TOOLS_TOOLS[0]
+    theirs = ToolSpec(trained.tool_id, ToolOutput, "other words", (IMAGE,), "text", name=trained.name)
+    assert build_dialogue_tool(theirs) == trained
+    assert build_dialogue_tool(CROP).usage == "Crops a picture. Input: image, object, margin_px"
+    assert build_turn_tool(CROP) == TurnTool(
+        "lab/crop",
+        (TurnArgument("image"), TurnArgument("text"), TurnArgument("integer", (), 4, -1e9, 9)),
+    )
+    named = ToolSpec("lab/c", ToolOutput, "x", CROP.arguments, "image", name="Crop It")
+    assert build_turn_tool(named).arguments == (TurnArgument("image"), TurnArgument("text"))
+    call = parse_turn(render_call("Crop It", f"{GIVEN.dialogue_name}, a dog, and a cat"))
+    assert isinstance(call, ToolCall)
+    assert read_arguments(named, call.arguments, REQUEST.files) == {
+        "image": GIVEN.id,
+        "object": "a dog, and a cat",
+        "margin_px": 4,
+    }

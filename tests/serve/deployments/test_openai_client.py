@@ -1,0 +1,49 @@
+"""OpenAI's own client, unmodified, at a service that demands keys: what it raises."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import openai
+import pytest
+import uvicorn
+from test_http import World
+
+from serve.http.access import KEYS_VARIABLE
+
+KEY = "a-key-of-the-tests"
+
+
+@contextmanager
+def serve(world: World) -> Iterator[str]:
+    """The routes on a free port; gives the address."""
+    server = uvicorn.Server(uvicorn.Config(world.api, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_keys_and_rates_are_told_as_openai_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEYS_VARIABLE, f"tester:{KEY}")
+    with serve(World(requests_per_minute=2)) as url:
+        with openai.OpenAI(base_url=url, api_key="another-key-of-the-tests", max_retries=0) as stranger:
+            with pytest.raises(openai.AuthenticationError) as refused:
+                stranger.models.list()
+            assert refused.value.code == "invalid_api_key"
+        with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
+            for _ in range(2):
+                assert next(model.id for model in client.models.list()) == "toolmm"
+            with pytest.raises(openai.RateLimitError) as limited:
+                client.chat.completions.create(model="toolmm", messages=[{"role": "user", "content": "hello"}])
+            assert limited.value.code == "rate_limit_exceeded"
+            assert int(limited.value.response.headers["retry-after"]) > 0

@@ -1,0 +1,84 @@
+"""Batches of questions to several models, over the catalogue and callers' own tools: each is answered as if alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
+
+from data_pipeline.batches.encoding import encode_question
+from data_pipeline.errors import InputError
+from model.decode.tools import Prompt
+from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
+from serve.engine.engine import Engine, Question
+from serve.http.schemas import Ranking
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder = tmp_path_factory.mktemp("engine")
+    backbone = build_backbone(folder / "tiny", "### Human: <Img></Img> Improve this\n")
+    bundles = {name: build_bundle(folder / name, backbone, seed) for seed, name in enumerate(("a", "b"))}
+    return Engine(bundles, "cpu", None)
+
+
+def _ask(
+    engine: Engine, model: str, words: str, k: int, tool_ids: tuple[str, ...] | None = None, sees: bool = False
+) -> Question:
+    vector = np.linspace(-1, 1, ENCODER_DIM, dtype=np.float32) if sees else None
+    return Question(model, Prompt(encode_question(engine.tokenizer, words, sees, ()).prompt_ids, vector), k, tool_ids)
+
+
+def _tools(answer: Ranking | InputError) -> list[tuple[str, float]]:
+    assert isinstance(answer, Ranking), answer
+    return [(tool.tool_id, round(probability, 4)) for tool, probability in answer.tools]
+
+
+def test_a_mixed_batch_is_answered_as_each_question_alone(engine: Engine) -> None:
+    own = ("sharpen", "blur-faces")
+    questions = [
+        _ask(engine, "a", "Improve this", 1),
+        _ask(engine, "b", "Improve this", 4, sees=True),
+        _ask(engine, "a", "Take the haze out of this picture", 3, sees=True),
+        _ask(engine, "b", "Improve this", 1, own),
+        _ask(engine, "a", "Improve this", 2, own),
+        _ask(engine, "a", "Improve this, please", 4),
+    ]
+    alone = [engine.rank([question])[0] for question in questions]
+    assert _tools(alone[0]) != _tools(alone[1])[:1], "the models differ"
+    for n_read in (0, 1, 4, 6):
+        engine.read(questions[:n_read])
+        together = engine.rank(questions[n_read:])
+        assert [_tools(answer) for answer in together] == [_tools(answer) for answer in alone]
+        assert [answer for answer in together if isinstance(answer, InputError)] == []
+    for question, answer in zip(questions, alone, strict=True):
+        assert isinstance(answer, Ranking)
+        assert answer.n_prompt_tokens == len(question.prompt.prompt_ids)
+        names = [tool.tool_id for tool, _ in answer.tools]
+        offered = {*(question.tool_ids or CATALOG.selection_tool_ids), "unknown"}
+        assert set(names) <= offered
+        assert "unknown" in names, "told whatever k is"
+        assert len(names) == question.k + ("unknown" not in names[: question.k])
+    assert engine.rank([]) == []
+
+
+def test_a_fault_belongs_to_its_question(engine: Engine) -> None:
+    good = _ask(engine, "a", "Improve this", 2)
+    bad = _ask(engine, "a", "Improve this", 0, ("sharpen",))
+    misfit = good._replace(prompt=Prompt(_ask(engine, "a", "x", 1, sees=True).prompt.prompt_ids, np.zeros(3)))
+    expected = _tools(engine.rank([good])[0])
+    engine.read([good, bad])
+    first, fault, second = engine.rank([good])
+    assert (_tools(first), _tools(second)) == (expected, expected)
+    assert isinstance(fault, InputError)
+    with pytest.raises(RuntimeError):  # a width that no encoder of these models has: no question's fault
+        engine.rank([good, misfit])
+    assert _tools(engine.rank([good])[0]) == expected, "nothing is left of the batch before"
+
+
+def test_a_turn_that_has_no_room_is_told_in_its_place(engine: Engine) -> None:
+    short = ("a", TurnRequest("Human: Improve this\n", may_call=False, max_answer_tokens=4))
+    written = engine.write([short, ("b", TurnRequest("Improve this " * 400)), short])
+    assert isinstance(written[0], WrittenTurn)
+    assert written[0] == written[2]
+    assert isinstance(written[1], PromptTooLongError)
