@@ -30,7 +30,7 @@ VERBS = {
 MODULES = {
     "prepare": "ray_jobs.prepare",
     "evaluate_agent": "ray_jobs.evaluate.agent",
-    "export": "ray_jobs.tracking.export",
+    "export": "ray_jobs.export",
     "follow": "ray_jobs.tracking.follow",
     "demo": "ray_jobs.demo",
 }  # all others: the file `job` of the room that bears the verb's name

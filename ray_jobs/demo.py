@@ -25,11 +25,10 @@ from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.records.schema import Modality, ToolRecord
-from ray_jobs import prepare
+from ray_jobs import export, prepare
 from ray_jobs.config import RunSpec
 from ray_jobs.embed import job as embed
 from ray_jobs.evaluate import job as evaluate
-from ray_jobs.tracking import export
 from ray_jobs.train import job as train
 
 STAGES = (("prepare", prepare), ("embed", embed), ("train", train), ("evaluate", evaluate), ("export", export))

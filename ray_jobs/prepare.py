@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_pipeline.corpus.build import build_corpus
-from data_pipeline.corpus.splits import SPLITS
+from data_pipeline.records.schema import SPLITS
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 

@@ -33,7 +33,7 @@ from ray import serve as ray_serve
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.decode.tools import Prompt, top_k_tools
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.llm.bundle import load_bundle, save_bundle
 from model.llm.shared_backbone import SharedBackbone
 from model.llm.tool_llm import ToolLLM
@@ -161,7 +161,7 @@ def _save(folder: Path, mllm: ToolLLM, catalog: ToolCatalog) -> None:
 
 def _run_engine(mllm: ToolLLM, catalog: ToolCatalog, questions: list[str], batch_size: int, seconds: float) -> float:
     """Queries per second of the same search in this process, tokenising included."""
-    trie = CatalogTrie(catalog.selection_tool_ids, mllm.tokenizer)
+    trie = ChoiceTrie(catalog.selection_tool_ids, mllm.tokenizer)
     batches = [questions[i : i + batch_size] for i in range(0, len(questions), batch_size)]
     n_done, start = -batch_size, time.perf_counter()  # the first batch warms up
     while True:

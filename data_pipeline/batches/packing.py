@@ -15,32 +15,6 @@ import numpy as np
 
 from data_pipeline.batches.answer_tree import AnswerTree, build_answer_row
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID, EncodedQuestion
-from data_pipeline.batches.steps import (
-    PackingStatistics,
-    PlanIndex,
-    packing_statistics,
-    plan_epoch,
-    split_step,
-    split_step_rows,
-    steps_per_epoch,
-)
-
-__all__ = [
-    "Layout",
-    "Pack",
-    "PackedBatch",
-    "PackingStatistics",
-    "PlanIndex",
-    "build_micro_batch",
-    "collate",
-    "pack_questions",
-    "pack_row",
-    "packing_statistics",
-    "plan_epoch",
-    "split_step",
-    "split_step_rows",
-    "steps_per_epoch",
-]
 
 Layout = Literal["packed", "rows"]
 
@@ -197,7 +171,7 @@ def build_micro_batch(
 
     Args:
         questions: all questions of the split, N of them.
-        selection: what `split_step` returned for this rank and micro step: question indices [Q] (layout "packed") or
+        selection: what `deal_step` returned for this rank and micro step: question indices [Q] (layout "packed") or
             pairs of question index and answer number [R, 2] (layout "rows").
         media_row: int [N], the row of each question in the media matrix; -1 for text.
         pad_id: id of padding tokens.

@@ -14,9 +14,9 @@ from data_pipeline.batches.packing import Layout
 from data_pipeline.batches.steps import (
     PlanIndex,
     count_appearances,
+    deal_step,
+    deal_step_rows,
     plan_epoch,
-    split_step,
-    split_step_rows,
     steps_per_epoch,
 )
 from data_pipeline.errors import InputError
@@ -130,8 +130,8 @@ class UniformPlan:
     def micro_batches(self, step: int, rank: int, world_size: int) -> list[np.ndarray]:
         questions = self._questions_of(step)
         if self._layout == "rows":
-            return split_step_rows(questions, self._index, world_size, self._micro_batch_size)[rank]
-        return split_step(questions, self._index, world_size, self._pack_tokens)[rank]
+            return deal_step_rows(questions, self._index, world_size, self._micro_batch_size)[rank]
+        return deal_step(questions, self._index, world_size, self._pack_tokens)[rank]
 
     def step_weight(self, step: int) -> float:
         return float(self._loss_weight[self._questions_of(step)].sum())

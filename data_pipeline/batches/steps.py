@@ -125,7 +125,7 @@ def count_appearances(n_questions: int, repeats: np.ndarray | None, seed: int, e
     return times
 
 
-def split_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: int) -> list[list[np.ndarray]]:
+def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: int) -> list[list[np.ndarray]]:
     """Deal a step's questions to ranks and micro steps for the layout "packed", with balanced token counts.
 
     Takes the fewest micro steps with which no pack exceeds `pack_tokens`; a question longer than that is a pack of
@@ -171,7 +171,7 @@ def _fill_evenly(order: np.ndarray, sizes: np.ndarray, n_bins: int) -> tuple[lis
     return bins, loads
 
 
-def split_step_rows(
+def deal_step_rows(
     step: np.ndarray, index: PlanIndex, world_size: int, micro_batch_size: int
 ) -> list[list[np.ndarray]]:
     """Deal a step's (question, answer) rows to ranks and micro steps for the layout "rows".
@@ -251,13 +251,13 @@ def packing_statistics(
     packed_tokens = row_tokens = n_micro = 0
     imbalances: list[float] = []
     for step in steps:
-        ranks = split_step(step, index, world_size, pack_tokens)
+        ranks = deal_step(step, index, world_size, pack_tokens)
         n_micro += len(ranks[0])
         for packs in zip(*ranks, strict=True):
             sizes = [max(1, int(index.n_tokens[pack].sum())) for pack in packs]
             packed_tokens += sum(-(-size // pad_to_multiple) * pad_to_multiple for size in sizes)
             imbalances.append(max(sizes) * len(sizes) / sum(sizes))
-        for rank in split_step_rows(step, index, world_size, micro_batch_size):
+        for rank in deal_step_rows(step, index, world_size, micro_batch_size):
             lengths = [index.row_tokens[row_starts[pairs[:, 0]] + pairs[:, 1]] for pairs in rank]
             row_tokens += sum(len(batch) * int(batch.max(initial=0)) for batch in lengths)
     chosen = np.concatenate(steps)

@@ -42,7 +42,7 @@ TOKEN_GRIDS = ("input_ids", "position_ids", "subtree_end")  # [B, T]
 
 
 @dataclass(frozen=True)
-class TokenizedSplit:
+class TokenizedQuestions:
     """A split as token ids in the object store, and what planning needs to know of it.
 
     Attributes:
@@ -95,7 +95,7 @@ class MicroStep:
     media: np.ndarray
 
 
-def tokenize_split(
+def tokenize_questions(
     dataset: ray.data.Dataset,
     tokenizer: Any,
     media_rows: dict[str, int],
@@ -103,7 +103,7 @@ def tokenize_split(
     max_target_tokens: int,
     reserve_tokens: int,
     max_dialogue_tokens: int,
-) -> TokenizedSplit:
+) -> TokenizedQuestions:
     """Tokenise a split with Ray Data and keep it in the object store.
 
     Args:
@@ -133,7 +133,7 @@ def tokenize_split(
     if not kept:
         raise InputError("the training split holds no usable question; see the corpus report for what was left out.")
     row_tokens = [np.array(row["answer_tokens"], dtype=np.int64) + row["prompt_tokens"] for row in kept]
-    return TokenizedSplit(
+    return TokenizedQuestions(
         tables=[_drop_empty.remote(table) for table in tables] if len(kept) < len(rows) else tables,
         media_row=ray.put(
             np.array([media_rows[row["media_sha256"]] if row["media_sha256"] else -1 for row in kept], dtype=np.int64)
@@ -152,7 +152,7 @@ def tokenize_split(
 
 
 def stream_micro_steps(
-    split: TokenizedSplit,
+    split: TokenizedQuestions,
     plan: ray.ObjectRef[TrainingPlan],
     form: BatchForm,
     rank: int,
@@ -188,7 +188,7 @@ class MicroStepBuilder:
 
     def __init__(
         self,
-        split: TokenizedSplit,
+        split: TokenizedQuestions,
         plan: list[ray.ObjectRef[TrainingPlan]],
         form: BatchForm,
         rank: int,

@@ -18,21 +18,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_pipeline.corpus.files import (
-    CATALOG_FILE,
-    FORMAT,
-    MANIFEST_FILE,
-    Corpus,
-    find_missing_tools,
-    hash_rows,
-    write_shards,
-)
+from data_pipeline.corpus.files import FORMAT, MANIFEST_FILE, Corpus, find_missing_tools, hash_rows, write_shards
 from data_pipeline.corpus.leaks import LeakAudit, audit_leaks
-from data_pipeline.corpus.splits import SPLITS, assign_splits
+from data_pipeline.corpus.splits import assign_splits
 from data_pipeline.corpus.stats import count_dialogues, count_split, count_tools
 from data_pipeline.errors import InputError
 from data_pipeline.media.hashing import hash_media
-from data_pipeline.records.schema import SCHEMA_VERSION, ToolRecord
+from data_pipeline.records.catalog import CATALOG_FILE
+from data_pipeline.records.schema import SCHEMA_VERSION, SPLITS, ToolRecord
 from data_pipeline.sources.read import SourceName, SourceOptions, unite_sources
 from data_pipeline.sources.reading import Rejected, SourceReading, merge_records
 

@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.corpus.splits import SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.media.hashing import hash_file
-from data_pipeline.records.catalog import ToolCatalog
-from data_pipeline.records.schema import CORPUS_SCHEMA, SCHEMA_VERSION, ToolRecord
+from data_pipeline.records.catalog import CATALOG_FILE, ToolCatalog
+from data_pipeline.records.schema import CORPUS_SCHEMA, SCHEMA_VERSION, SPLITS, ToolRecord
 
 if TYPE_CHECKING:
     import ray.data
 
 MANIFEST_FILE = "manifest.json"
-CATALOG_FILE = "catalog.jsonl"
 FORMAT = "toolmm-corpus"
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_pipeline.corpus.splits import SPLITS
-from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord
 
 FIGURES = "figures"
 

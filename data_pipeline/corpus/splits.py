@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Modality, ToolRecord
 
-SPLITS = ("train", "val", "test")
-
 
 def assign_splits(records: Sequence[ToolRecord], test_frac: float, val_frac: float, seed: int) -> list[str]:
     """Choose the split of every record; splits that the source prescribes stand.

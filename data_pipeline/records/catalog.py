@@ -12,6 +12,7 @@ from typing import Any
 
 from data_pipeline.errors import InputError
 
+CATALOG_FILE = "catalog.jsonl"  # its name wherever it lies: in a corpus, a bundle, beside a user's records
 UNKNOWN_TOOL_ID = "unknown"  # the answer "none of them" (MLLM-Tool section 3.1)
 
 

@@ -117,7 +117,7 @@ def parse_turn(text: str) -> ToolCall | Answer | None:
     return None
 
 
-def split_turns(output: str) -> tuple[Turn, ...]:
+def parse_turns(output: str) -> tuple[Turn, ...]:
     """Cut a response into turns; their texts joined are the response, whatever it is.
 
     What follows "Observation:" (at the beginning of a line) up to the next line that begins with "Thought:" is an
@@ -185,7 +185,7 @@ class DialoguePrompt:
     new_input: str
 
 
-def split_prompt(prompt: str) -> DialoguePrompt:
+def parse_dialogue_prompt(prompt: str) -> DialoguePrompt:
     """Take apart what `render_dialogue_prompt` put together.
 
     Raises:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from data_pipeline.errors import InputError
 
 SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test")
 
 
 class Modality(StrEnum):

@@ -14,7 +14,7 @@ from typing import Any
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
-from data_pipeline.records.dialogue import OBSERVATION, Answer, parse_offered_tools, read_turns, split_turns
+from data_pipeline.records.dialogue import OBSERVATION, Answer, parse_offered_tools, parse_turns, read_turns
 from data_pipeline.records.schema import Modality, ToolRecord
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, find_tool_id
 from data_pipeline.sources.reading import Rejected, SourceReading, catalog_with_unknown, check_encodable
@@ -145,7 +145,7 @@ def _parse_row(row: Any, split: str, position: int, reading: SourceReading) -> T
             check_encodable(text)
         except InputError as error:
             raise InputError("the text holds a lone surrogate") from error
-    turns = split_turns(output.strip())
+    turns = parse_turns(output.strip())
     if turns[-1].role == OBSERVATION and len(turns) > 1:  # the model is not to write it, and nothing follows it
         reading.repairs["observation after the last call left out"] += 1
         turns = turns[:-1]

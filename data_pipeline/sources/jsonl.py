@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import Tool, ToolCatalog
+from data_pipeline.records.catalog import CATALOG_FILE, Tool, ToolCatalog
 from data_pipeline.records.dialogue import read_turns
-from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord, Turn
+from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord, Turn
 from data_pipeline.sources.reading import (
     Rejected,
     SourceReading,
@@ -30,7 +30,6 @@ from data_pipeline.sources.reading import (
 
 SOURCE = "jsonl"
 LICENCE = "the user's own data; terms not stated"
-SPLITS = ("train", "val", "test")
 FIELDS = ("instruction", "media", "modality", "tools", "ambiguity", "candidates", "turns", "split")
 EXTENSIONS = {
     Modality.IMAGE: (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -59,7 +58,7 @@ def read_jsonl(path: Path, media_root: Path | None, catalog: Path | None = None)
 
 
 def _find_catalog(path: Path) -> Path:
-    for name in ("catalog.jsonl", "catalog.txt"):
+    for name in (CATALOG_FILE, "catalog.txt"):
         if (path.parent / name).is_file():
             return path.parent / name
     raise InputError(

@@ -29,7 +29,7 @@ from model.decode.tree_cache import (
     stack_media,
     token_logits,
 )
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 
 __all__ = [
     "DecodeStats",
@@ -62,12 +62,12 @@ def p_unknown(ranking: Iterable[RankedTool]) -> float | None:
 class _Search:
     """Uniform-cost search for the k likeliest leaves below one prompt, `width` nodes at a time."""
 
-    def __init__(self, trie: CatalogTrie, k: int, also: Sequence[str], width: int) -> None:
+    def __init__(self, trie: ChoiceTrie, k: int, also: Sequence[str], width: int) -> None:
         self._trie = trie
         self._k = k
         self._width = width
         self._on_the_way = {node for tool_id in also for node in trie.ancestors(tool_id)}
-        self._also = {trie.tool_ids.index(tool_id) for tool_id in also}
+        self._also = {trie.choices.index(tool_id) for tool_id in also}
         self._required: list[tuple[float, int, CachedPath]] = []  # nodes on the way to a tool of `also`
         self._frontier: list[tuple[float, int, CachedPath]] = []  # heap of (-log probability, node, parent's path)
         self._best: list[tuple[float, int]] = []  # heap of the k best (log probability, -tool): the worst comes first
@@ -77,7 +77,7 @@ class _Search:
         """Take note of an expanded node's children; `choices` are their log probabilities given the node."""
         for child, choice in zip(self._trie.children(node), choices.tolist(), strict=True):
             total = log_probability + choice
-            tool = int(self._trie.leaf_tool[child])
+            tool = int(self._trie.leaf_choice[child])
             if tool < 0:
                 if child in self._on_the_way:
                     self._required.append((-total, child, path))
@@ -106,7 +106,7 @@ class _Search:
         rest = self._extra.keys() - {tool for tool, _ in best}
         ordered = sorted(best, key=lambda pair: (-pair[1], pair[0]))
         ordered += sorted(((tool, self._extra[tool]) for tool in rest), key=lambda pair: (-pair[1], pair[0]))
-        return [RankedTool(self._trie.tool_ids[tool], float(np.exp(total))) for tool, total in ordered]
+        return [RankedTool(self._trie.choices[tool], float(np.exp(total))) for tool, total in ordered]
 
     def _is_hopeless(self, log_probability: float) -> bool:
         """No leaf below can beat the k tools at hand: it is at most as likely as its ancestor."""
@@ -117,7 +117,7 @@ def top_k_tools(
     mllm: Any,
     prompts: Sequence[Prompt],
     k: int,
-    trie: CatalogTrie,
+    trie: ChoiceTrie,
     *,
     also: Sequence[str] = (),
     width: int | None = None,
@@ -153,9 +153,7 @@ def top_k_tools(
 class ToolSearch:
     """What `top_k_tools` does, for prompts that come one after the other: run as they come, searched together."""
 
-    def __init__(
-        self, mllm: Any, trie: CatalogTrie, also: Sequence[str] = (), stats: DecodeStats | None = None
-    ) -> None:
+    def __init__(self, mllm: Any, trie: ChoiceTrie, also: Sequence[str] = (), stats: DecodeStats | None = None) -> None:
         """Arguments as of `top_k_tools`."""
         self._mllm = mllm
         self._trie = trie
@@ -178,7 +176,7 @@ class ToolSearch:
     def run(self) -> list[list[RankedTool]]:
         """The tools of every prompt, in the order in which they were added."""
         if self._trie.n_nodes == 1:
-            return [[RankedTool(self._trie.tool_ids[0], 1.0)] for _ in self._rows]
+            return [[RankedTool(self._trie.choices[0], 1.0)] for _ in self._rows]
         if self._cache is None:
             return []
         with decoding(self._mllm):
@@ -216,7 +214,7 @@ class ToolSearch:
 
 
 def greedy_tools(
-    mllm: Any, prompts: Sequence[Prompt], trie: CatalogTrie, *, stats: DecodeStats | None = None
+    mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie, *, stats: DecodeStats | None = None
 ) -> list[RankedTool]:
     """The tool at the end of each prompt's locally likeliest path, with its probability.
 
@@ -224,7 +222,7 @@ def greedy_tools(
     Arguments as there.
     """
     if trie.n_nodes == 1:
-        return [RankedTool(trie.tool_ids[0], 1.0) for _ in prompts]
+        return [RankedTool(trie.choices[0], 1.0) for _ in prompts]
     if not prompts:
         return []
     stats = DecodeStats() if stats is None else stats
@@ -237,10 +235,10 @@ def greedy_tools(
             for i, choice in enumerate(score_children(mllm, trie, hidden, nodes, stats)):
                 nodes[i] = trie.children(nodes[i])[int(choice.argmax())]
                 totals[i] += float(choice.max())
-                tool = int(trie.leaf_tool[nodes[i]])
+                tool = int(trie.leaf_choice[nodes[i]])
                 if tool >= 0:
-                    answers[rows[i]] = RankedTool(trie.tool_ids[tool], float(np.exp(totals[i])))
-            kept = [i for i, node in enumerate(nodes) if trie.leaf_tool[node] < 0]
+                    answers[rows[i]] = RankedTool(trie.choices[tool], float(np.exp(totals[i])))
+            kept = [i for i, node in enumerate(nodes) if trie.leaf_choice[node] < 0]
             if not kept:
                 break
             if len(kept) < len(rows):
@@ -252,7 +250,7 @@ def greedy_tools(
     return [answer for answer in answers if answer is not None]
 
 
-def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: CatalogTrie) -> np.ndarray:
+def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie) -> np.ndarray:
     """Constrained probability of every tool by brute force: one uncached pass over the batch per tool.
 
     Shares neither trie, search, cache, tree mask nor head rows with the functions above, so it can vouch for them.
@@ -286,7 +284,7 @@ def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: CatalogTrie) -> 
 
 
 def score_children(
-    mllm: Any, trie: CatalogTrie, hidden: Tensor, nodes: Sequence[int], stats: DecodeStats
+    mllm: Any, trie: ChoiceTrie, hidden: Tensor, nodes: Sequence[int], stats: DecodeStats
 ) -> list[np.ndarray]:
     """Log probabilities (float64) of each node's children, from the hidden states [N, D] at these nodes."""
     logits = token_logits(mllm, hidden, trie.branch_tokens).cpu().numpy().astype(np.float64)  # [N, U]

@@ -1,4 +1,7 @@
-"""The tool catalogue as a radix trie over answer tokens (DESIGN 3, idea 4)."""
+"""A closed set of answers as a radix trie over their tokens (DESIGN 3, idea 4).
+
+The tool catalogue is one such set; a turn's thoughts and actions and the file names that it may take are others.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_target
 
 
-class CatalogTrie:
-    """Every answer of a closed catalogue, chains with one child collapsed into one edge.
+class ChoiceTrie:
+    """Every answer of a closed set, chains with one child collapsed into one edge.
 
     A node stands at the end of the edge that leads to it. Nodes are numbered breadth first, node 0 is the root, and
     the children of a node are neighbours: `child_start[n]` to `child_start[n] + child_count[n] - 1`, in ascending
@@ -22,38 +25,38 @@ class CatalogTrie:
     nothing else does. The root's edge is what all answers begin with (``{'api_name': ``).
 
     Attributes:
-        tool_ids: the catalogue in its given order; "tool" below is an index into it.
-        sequences: int32 arrays, the tokens of each tool's whole answer, as training tokenises it.
+        choices: the closed set in its given order, mostly tool ids; "choice" below is an index into it.
+        sequences: int32 arrays, the tokens of each choice's whole answer, as training tokenises it.
         edge_tokens: int32 [S], all edges one behind the other.
         edge_start, edge_length: int32 [N], where a node's edge lies in `edge_tokens`.
         parent: int32 [N], -1 for the root.
         child_start, child_count: int32 [N]; `child_count` is 0 at leaves.
-        leaf_tool: int32 [N], the tool at a leaf, else -1.
-        tool_leaf: int32 [n_tools], the leaf of a tool.
+        leaf_choice: int32 [N], the choice at a leaf, else -1.
+        choice_leaf: int32 [n_choices], the leaf of a choice.
         branch_tokens: int32 [U], the distinct tokens that any decision chooses between.
         branch_slot: int32 [N], position in `branch_tokens` of the first token of a node's edge; -1 for the root.
     """
 
-    def __init__(self, tool_ids: Sequence[str], tokenizer: Any, render: Callable[[str], str] = render_target) -> None:
-        """Tokenise each tool's answer in one piece without special tokens, and build the trie.
+    def __init__(self, choices: Sequence[str], tokenizer: Any, render: Callable[[str], str] = render_target) -> None:
+        """Tokenise each choice's answer in one piece without special tokens, and build the trie.
 
         Args:
-            tool_ids: the catalogue; with another `render`, any closed set of texts to choose from.
+            choices: the tool catalogue; with another `render`, any closed set of texts.
             tokenizer: of the backbone.
-            render: the answer that stands for a tool.
+            render: the answer that stands for a choice.
 
         Raises:
             InputError: the catalogue is empty, names a tool twice, or holds two tools that the tokenizer cannot tell
                 apart (equal tokens, or one a beginning of the other, which the end marker rules out for any tokenizer
                 that loses no characters).
         """
-        self.tool_ids = tuple(tool_ids)
-        if not self.tool_ids:
+        self.choices = tuple(choices)
+        if not self.choices:
             raise InputError("the tool catalogue is empty; give at least one tool to choose from.")
-        if len(set(self.tool_ids)) != len(self.tool_ids):
-            twice = next(tool_id for tool_id in self.tool_ids if self.tool_ids.count(tool_id) > 1)
+        if len(set(self.choices)) != len(self.choices):
+            twice = next(choice for choice in self.choices if self.choices.count(choice) > 1)
             raise InputError(f"tool id {twice!r} is in the catalogue twice; keep one entry.")
-        targets = [render(tool_id) for tool_id in self.tool_ids]
+        targets = [render(choice) for choice in self.choices]
         self.sequences = tuple(
             np.asarray(ids, dtype=np.int32) for ids in tokenizer(targets, add_special_tokens=False)["input_ids"]
         )
@@ -62,7 +65,7 @@ class CatalogTrie:
 
     def __len__(self) -> int:
         """The number of tools."""
-        return len(self.tool_ids)
+        return len(self.choices)
 
     @property
     def n_nodes(self) -> int:
@@ -82,17 +85,17 @@ class CatalogTrie:
         """Nodes below `node`; empty at a leaf."""
         return range(self.child_start[node], self.child_start[node] + self.child_count[node])
 
-    def ancestors(self, tool_id: str) -> list[int]:
+    def ancestors(self, choice: str) -> list[int]:
         """The branching nodes on the way to a tool, root first.
 
         Raises:
             InputError: the tool is not in the catalogue.
         """
-        if tool_id not in self.tool_ids:
+        if choice not in self.choices:
             raise InputError(
-                f"tool {tool_id!r} is not among the {len(self)} tools of the catalogue; add it there first."
+                f"tool {choice!r} is not among the {len(self)} tools of the catalogue; add it there first."
             )
-        node = int(self.parent[self.tool_leaf[self.tool_ids.index(tool_id)]])
+        node = int(self.parent[self.choice_leaf[self.choices.index(choice)]])
         path = []
         while node >= 0:
             path.append(node)
@@ -106,7 +109,7 @@ class CatalogTrie:
             tokens = self.sequences[first]
             if np.array_equal(tokens, self.sequences[second][: len(tokens)]):
                 raise InputError(
-                    f"this tokenizer cannot tell the tools {self.tool_ids[first]!r} and {self.tool_ids[second]!r} "
+                    f"this tokenizer cannot tell the tools {self.choices[first]!r} and {self.choices[second]!r} "
                     "apart: the tokens of one answer begin with those of the other; rename one of them."
                 )
         return order
@@ -115,7 +118,7 @@ class CatalogTrie:
         """Split sorted ranges of tools breadth first; a range's common beginning is that of its first and last."""
         ordered = [self.sequences[tool] for tool in order]
         edges: list[np.ndarray] = []
-        parent, child_start, child_count, leaf_tool = [], [], [], []
+        parent, child_start, child_count, leaf_choice = [], [], [], []
         queue = deque([(0, len(order), 0, -1)])  # range of tools, tokens consumed so far, parent
         while queue:
             low, high, depth, above = queue.popleft()
@@ -124,7 +127,7 @@ class CatalogTrie:
             end = len(first) if high - low == 1 else depth + _common_length(first[depth:], last[depth:])
             edges.append(first[depth:end])
             parent.append(above)
-            leaf_tool.append(order[low] if high - low == 1 else -1)
+            leaf_choice.append(order[low] if high - low == 1 else -1)
             child_start.append(node + 1 + len(queue))  # whatever waits in the queue gets its number first
             starts = []
             if high - low > 1:
@@ -138,10 +141,10 @@ class CatalogTrie:
         self.parent = np.array(parent, dtype=np.int32)
         self.child_start = np.array(child_start, dtype=np.int32)
         self.child_count = np.array(child_count, dtype=np.int32)
-        self.leaf_tool = np.array(leaf_tool, dtype=np.int32)
-        leaves = np.flatnonzero(self.leaf_tool >= 0)
-        self.tool_leaf = np.empty(len(self), dtype=np.int32)
-        self.tool_leaf[self.leaf_tool[leaves]] = leaves
+        self.leaf_choice = np.array(leaf_choice, dtype=np.int32)
+        leaves = np.flatnonzero(self.leaf_choice >= 0)
+        self.choice_leaf = np.empty(len(self), dtype=np.int32)
+        self.choice_leaf[self.leaf_choice[leaves]] = leaves
         self.branch_tokens, slots = np.unique(self.edge_tokens[self.edge_start[1:]], return_inverse=True)
         self.branch_slot = np.concatenate([[-1], slots]).astype(np.int32)
 

@@ -19,7 +19,7 @@ from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render
 from model.decode.free import decode_text
 from model.decode.tools import score_children
 from model.decode.tree_cache import CachedPath, DecodeStats, causal_lm_of, token_logits
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 
 Blocks = list[tuple[CachedPath, np.ndarray]]
 Read = tuple[list[CachedPath], Tensor]  # hidden states [N, D], one per block
@@ -74,7 +74,7 @@ class TurnRow:
         result = np.zeros(len(candidates))
         if len(candidates) == 1:
             return result
-        trie = CatalogTrie(candidates, self._tokenizer, render=lambda candidate: prefix + candidate)
+        trie = ChoiceTrie(candidates, self._tokenizer, render=lambda candidate: prefix + candidate)
         nodes, totals = [0], [0.0]
         paths, hidden = yield [(self.start, trie.edge(0))]
         while True:
@@ -82,7 +82,7 @@ class TurnRow:
             below: list[tuple[int, float, CachedPath]] = []
             for node, total, path, choice in zip(nodes, totals, paths, choices, strict=True):
                 for child, log_probability in zip(trie.children(node), choice.tolist(), strict=True):
-                    tool = int(trie.leaf_tool[child])
+                    tool = int(trie.leaf_choice[child])
                     if tool >= 0:
                         result[tool] = total + log_probability
                     else:

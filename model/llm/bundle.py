@@ -30,7 +30,7 @@ from torch import nn
 
 from data_pipeline.batches.encoding import MAX_TARGET_TOKENS
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import ToolCatalog
+from data_pipeline.records.catalog import CATALOG_FILE, ToolCatalog
 from data_pipeline.records.prompts import PROMPT_FORMAT, PROMPT_VERSION
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
@@ -39,7 +39,6 @@ FORMAT_VERSION = 1
 MAX_COPIED_BACKBONE_BYTES = 64 * 2**20  # a tiny backbone travels along; a real one is fetched by its id
 
 _INFO = "bundle.json"
-_CATALOG = "catalog.jsonl"
 _PROJECTOR = "projector.safetensors"
 _ADAPTER = "adapter"
 _BACKBONE = "backbone"
@@ -215,7 +214,7 @@ def save_bundle(
     _save_adapter(mllm, temporary / _ADAPTER, backbone)
     projector = {name: value.detach().cpu().contiguous() for name, value in mllm.projector.state_dict().items()}
     save_file(projector, temporary / _PROJECTOR)
-    catalog.save_jsonl(temporary / _CATALOG)
+    catalog.save_jsonl(temporary / CATALOG_FILE)
     info = BundleInfo(
         backbone=backbone,
         has_backbone=has_backbone,
@@ -263,10 +262,10 @@ def load_bundle(folder: str | Path) -> Bundle:
             f"{info.git_revision or 'then'}, or train anew."
         )
     _check_files(info, folder)
-    catalog = ToolCatalog.load_jsonl(folder / _CATALOG)
+    catalog = ToolCatalog.load_jsonl(folder / CATALOG_FILE)
     if catalog.content_hash != info.catalog_hash:
         raise InputError(
-            f"bundle {folder}: {_CATALOG} is not the catalogue that the model was trained on (hash "
+            f"bundle {folder}: {CATALOG_FILE} is not the catalogue that the model was trained on (hash "
             f"{catalog.content_hash[:12]}, trained on {info.catalog_hash[:12]}); export the run again."
         )
     return Bundle(folder, info, catalog, hashlib.sha256(raw).hexdigest()[:12])
@@ -308,7 +307,7 @@ def _parse_info(raw: bytes, folder: Path) -> BundleInfo:
 
 
 def _check_files(info: BundleInfo, folder: Path) -> None:
-    required = [_CATALOG, _PROJECTOR, *(f"{_ADAPTER}/{name}" for name in _ADAPTER_FILES)]
+    required = [CATALOG_FILE, _PROJECTOR, *(f"{_ADAPTER}/{name}" for name in _ADAPTER_FILES)]
     for path in [*required, *info.files]:
         pure = PurePosixPath(path)
         if path not in info.files or pure.is_absolute() or ".." in pure.parts:
@@ -317,10 +316,10 @@ def _check_files(info: BundleInfo, folder: Path) -> None:
             raise InputError(f"bundle {folder} lacks the file {path}; copy the bundle whole, or export the run again.")
         if _sha256(folder / path) == info.files[path]:
             continue
-        if path == _CATALOG:
+        if path == CATALOG_FILE:
             raise InputError(
-                f"bundle {folder}: {_CATALOG} was changed after training, but the model knows only the tools it was "
-                "trained on; restore the file, or train on the new catalogue and export again."
+                f"bundle {folder}: {CATALOG_FILE} was changed after training, but the model knows only the tools it "
+                "was trained on; restore the file, or train on the new catalogue and export again."
             )
         raise InputError(f"bundle {folder}: {path} was changed or damaged (its sha256 differs); copy the bundle again.")
     unlisted = [path for path in _relative_files(folder) if "/" in path and path not in info.files]

@@ -18,7 +18,7 @@ from data_pipeline.batches.encoding import encode_question
 from data_pipeline.records.prompts import render_target
 from model.decode.free import generate_free
 from model.decode.tools import DecodeStats, Prompt, RankedTool, score_all_tools, top_k_tools
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.tiny.practised import (
     MAX_NEW_TOKENS,
     TEMPERATURE,
@@ -37,7 +37,7 @@ def run() -> dict[str, Any]:
     """Measure, print a table, and return the numbers (queries per second, passes, ratios)."""
     with tempfile.TemporaryDirectory() as folder:
         mllm, tools_of = build_practised_mllm(Path(folder) / "backbone", TRAIN_STEPS)
-    trie = CatalogTrie([tool for tools in tools_of.values() for tool in tools], mllm.tokenizer)
+    trie = ChoiceTrie([tool for tools in tools_of.values() for tool in tools], mllm.tokenizer)
     questions = draw_questions(BATCH_SIZE, seed=1)
     table = _Table([Prompt(encode_question(mllm.tokenizer, question, False, ()).prompt_ids) for question in questions])
 
@@ -113,10 +113,10 @@ class _Table:
         return outputs
 
 
-def _max_difference(ranked: list[list[RankedTool]], exact: list[np.ndarray], trie: CatalogTrie) -> float:
+def _max_difference(ranked: list[list[RankedTool]], exact: list[np.ndarray], trie: ChoiceTrie) -> float:
     """Largest difference in probability over the questions that brute force has scored."""
     return max(
-        abs(tool.probability - row[trie.tool_ids.index(tool.tool_id)])
+        abs(tool.probability - row[trie.choices.index(tool.tool_id)])
         for ranking, row in zip(ranked, exact, strict=False)
         for tool in ranking
     )

@@ -18,7 +18,7 @@ import ray.data
 
 from data_pipeline.batches.encoding import longest_answer
 from data_pipeline.batches.plan import TrainingPlan, UniformPlan
-from data_pipeline.batches.stream import BatchForm, TokenizedSplit, stream_micro_steps, tokenize_split
+from data_pipeline.batches.stream import BatchForm, TokenizedQuestions, stream_micro_steps, tokenize_questions
 from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord
 from model.llm.backbone import load_tokenizer
 from model.llm.config import ModelConfig
@@ -63,7 +63,7 @@ def run(epochs: int = EPOCHS, times: int = TIMES) -> dict[str, Any]:
     return {"peak_mib": peaks, "epochs_over_first": growth, "large_over_small": ratio, "steps_per_epoch": n_steps}
 
 
-def _plan(questions: Sequence[tuple[str, list[str]]], backbone: Path) -> tuple[TokenizedSplit, UniformPlan]:
+def _plan(questions: Sequence[tuple[str, list[str]]], backbone: Path) -> tuple[TokenizedQuestions, UniformPlan]:
     records = [
         ToolRecord(f"bench-{number}", "bench", Modality.TEXT, text, tuple(tools))
         for number, (text, tools) in enumerate(questions)
@@ -71,7 +71,7 @@ def _plan(questions: Sequence[tuple[str, list[str]]], backbone: Path) -> tuple[T
     table = pa.Table.from_pylist([record.to_row() for record in records], schema=CORPUS_SCHEMA)
     tokenizer = load_tokenizer(str(backbone))
     tool_ids = sorted({tool for _, tools in questions for tool in tools})
-    split = tokenize_split(
+    split = tokenize_questions(
         ray.data.from_arrow(table),
         tokenizer,
         {},
@@ -107,7 +107,7 @@ class _Worker:
         )[0]
 
     def train(
-        self, split: TokenizedSplit, plan: list[ray.ObjectRef[TrainingPlan]], steps_per_part: int, parts: int
+        self, split: TokenizedQuestions, plan: list[ray.ObjectRef[TrainingPlan]], steps_per_part: int, parts: int
     ) -> list[float]:
         """Peak resident memory in MiB of each part of the training."""
         from model.llm.tool_llm import to_tensors

@@ -24,15 +24,8 @@ import numpy as np
 import torch
 
 from data_pipeline.batches.encoding import EncodedQuestion, encode_question
-from data_pipeline.batches.packing import (
-    Layout,
-    PlanIndex,
-    build_micro_batch,
-    packing_statistics,
-    plan_epoch,
-    split_step,
-    split_step_rows,
-)
+from data_pipeline.batches.packing import Layout, build_micro_batch
+from data_pipeline.batches.steps import PlanIndex, deal_step, deal_step_rows, packing_statistics, plan_epoch
 from data_pipeline.records.prompts import render_prompt, render_target
 from model.llm.backbone import attach_adapter, load_backbone
 from model.llm.config import ModelConfig
@@ -116,9 +109,9 @@ class _OurLoop:
         step = data.steps[self._next_step % len(data.steps)]
         self._next_step += 1
         if self._layout == "packed":
-            parts = split_step(step, data.index, 1, PACK_TOKENS)[0]
+            parts = deal_step(step, data.index, 1, PACK_TOKENS)[0]
         else:
-            parts = split_step_rows(step, data.index, 1, self._micro_batch_size)[0]
+            parts = deal_step_rows(step, data.index, 1, self._micro_batch_size)[0]
         weight = float(sum(sum(map(len, data.questions[question].answers)) for question in step))
         no_media = np.full(len(data.questions), -1)
         rows = 0

@@ -22,10 +22,9 @@ import ray.data
 from ray.exceptions import RayTaskError
 
 from data_pipeline.corpus.build import Corpus
-from data_pipeline.corpus.splits import SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.media.feature_lake import FeatureLake
-from data_pipeline.records.schema import Modality
+from data_pipeline.records.schema import SPLITS, Modality
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.embed.stages import EncodeBatch, decode_batch

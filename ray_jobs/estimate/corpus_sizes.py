@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_question
 from data_pipeline.batches.steps import PlanIndex
-from data_pipeline.batches.stream import TokenizedSplit
+from data_pipeline.batches.stream import TokenizedQuestions
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Modality, ToolRecord
@@ -71,7 +71,7 @@ class CorpusSizes:
         is_assumed: whether any of them is not counted.
     """
 
-    split: TokenizedSplit
+    split: TokenizedQuestions
     loss_tokens: np.ndarray
     origin: str
     is_assumed: bool
@@ -200,7 +200,7 @@ def _build(
     is_assumed: bool,
 ) -> CorpusSizes:
     weight = np.array(loss_weight, dtype=np.float64)
-    split = TokenizedSplit([], None, None, index, weight, modalities, sources, n_too_long)
+    split = TokenizedQuestions([], None, None, index, weight, modalities, sources, n_too_long)
     return CorpusSizes(split, np.array(loss_tokens, dtype=np.int64), origin, is_assumed)
 
 

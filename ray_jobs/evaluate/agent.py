@@ -28,7 +28,7 @@ from PIL import Image
 
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
-from data_pipeline.records.dialogue import DialoguePrompt, parse_offered_tools, render_answer, split_prompt
+from data_pipeline.records.dialogue import DialoguePrompt, parse_dialogue_prompt, parse_offered_tools, render_answer
 from data_pipeline.records.schema import ToolRecord
 from model.scoring.dialogues import called_tool_ids, score_dialogues
 from ray_jobs.config import RunSpec
@@ -113,7 +113,7 @@ def ask_agent(
         record: a dialogue.
         tool_ids: what dialogues call a tool -> its id.
     """
-    prompt = split_prompt(record.instruction)
+    prompt = parse_dialogue_prompt(record.instruction)
     said = " ".join([*(words for exchange in prompt.exchanges for words in exchange), prompt.new_input])
     names = dict.fromkeys([*prompt.images, *_FILE.findall(said)])
     uploads = {name: _upload(call, i, prompt.images.get(name, "picture")) for i, name in enumerate(names)}

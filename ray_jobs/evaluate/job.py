@@ -18,7 +18,7 @@ from ray_jobs.evaluate.actors import TrainedModel
 from ray_jobs.evaluate.dialogues import DialogueEvaluation, evaluate_dialogues
 from ray_jobs.evaluate.questions import QuestionEvaluation, evaluate_questions
 from ray_jobs.tracking.runs import RunLogger
-from ray_jobs.train.features import load_media_vectors, split_usable
+from ray_jobs.train.features import load_media_vectors, separate_usable
 from ray_jobs.train.job import TrainSummary
 
 EVALUATION_FILE = "evaluation.json"
@@ -55,7 +55,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
     test_questions = [record for record in test_records if not record.is_dialogue]
     test_dialogues = [record for record in test_records if record.is_dialogue][: spec.evaluate.max_questions]
     vectors = load_media_vectors(spec, corpus, train_records + test_records)
-    usable, unusable = split_usable(test_questions, vectors)
+    usable, unusable = separate_usable(test_questions, vectors)
     questions = dialogues = None
     if usable:
         questions = evaluate_questions(

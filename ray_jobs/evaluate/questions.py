@@ -23,7 +23,7 @@ from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
 from model.decode.free import generate_free
 from model.decode.tools import Prompt, top_k_tools
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.llm.backbone import load_tokenizer
 from model.scoring.baselines import knn_baseline, majority_baseline
 from model.scoring.selection import SelectionScores, score_records
@@ -98,7 +98,7 @@ class Decoder:
     def __init__(self, job: _Job) -> None:
         self._options = job.model.options
         self._mllm = job.model.build()
-        self._trie = CatalogTrie(job.tool_ids, self._mllm.tokenizer)
+        self._trie = ChoiceTrie(job.tool_ids, self._mllm.tokenizer)
         self._max_target_tokens, self._reserve_tokens = job.max_target_tokens, job.reserve_tokens
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -106,7 +106,7 @@ class Decoder:
         prompts = [self._prompt(row, "media") for row in rows]
         shuffled = [self._prompt(row, "shuffled_media") for row in rows]
         options = self._options
-        also = [UNKNOWN_TOOL_ID] if UNKNOWN_TOOL_ID in self._trie.tool_ids else []
+        also = [UNKNOWN_TOOL_ID] if UNKNOWN_TOOL_ID in self._trie.choices else []
         ranked = top_k_tools(self._mllm, prompts, options.top_k, self._trie, also=also)
         free = generate_free(self._mllm, prompts, max_new_tokens=options.free_max_new_tokens)
         ablated = top_k_tools(self._mllm, shuffled, 1, self._trie)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import ToolCatalog
+from data_pipeline.records.catalog import CATALOG_FILE, ToolCatalog
 from data_pipeline.records.schema import CORPUS_SCHEMA, AmbiguityType, Modality, ToolRecord
 from model.scoring.selection import GoldItem
 
@@ -97,7 +97,7 @@ def _read_corpus_gold(path: Path) -> SelectionGold:
         items[index] = GoldItem.from_record(record)
     if not items:
         raise InputError(f"{path}: the shards hold no question; give a corpus with a test split.")
-    catalog_path = path / "catalog.jsonl"
+    catalog_path = path / CATALOG_FILE
     if path.is_dir() and catalog_path.is_file():
         return SelectionGold(items, read_catalog_names(catalog_path), "the corpus's catalog.jsonl")
     return SelectionGold(items, _gold_names(items), "the gold's own names")

@@ -11,7 +11,7 @@ from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.media.load import load_media
 from data_pipeline.records.schema import Modality
 from model.decode.tools import Prompt, top_k_tools
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.llm.bundle import check_encoder, load_bundle
 
 
@@ -21,7 +21,7 @@ class ToolSelector(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         self._bundle = load_bundle(context.artifacts["bundle"])
         self._mllm = self._bundle.build_mllm()
-        self._trie = CatalogTrie(self._bundle.catalog.selection_tool_ids, self._mllm.tokenizer)
+        self._trie = ChoiceTrie(self._bundle.catalog.selection_tool_ids, self._mllm.tokenizer)
         self._reserve_tokens = longest_answer(self._mllm.tokenizer, self._bundle.catalog.selection_tool_ids)
         self._encoder: Any = None
 

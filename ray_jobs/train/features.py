@@ -79,7 +79,7 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, records: Iterable[ToolReco
     return MediaVectors(encoder_id, rows, matrix)
 
 
-def split_usable(records: Iterable[ToolRecord], vectors: MediaVectors) -> tuple[list[ToolRecord], list[ToolRecord]]:
+def separate_usable(records: Iterable[ToolRecord], vectors: MediaVectors) -> tuple[list[ToolRecord], list[ToolRecord]]:
     """Records that can be used, and those whose medium has no vector."""
     usable, unusable = [], []
     for record in records:

@@ -11,7 +11,7 @@ import ray.data
 from data_pipeline.batches.encoding import encode_dialogue, encode_question, longest_answer
 from data_pipeline.batches.paper_sampler import PaperPlan
 from data_pipeline.batches.plan import TrainingPlan, UniformPlan, mixture_repeats
-from data_pipeline.batches.stream import BatchForm, TokenizedSplit, tokenize_split
+from data_pipeline.batches.stream import BatchForm, TokenizedQuestions, tokenize_questions
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_prompt, render_target
@@ -21,7 +21,7 @@ from model.llm.config import ModelConfig
 from model.scoring.dialogues import called_tool_ids
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import RunSpec
-from ray_jobs.train.features import MediaVectors, load_media_vectors, split_usable
+from ray_jobs.train.features import MediaVectors, load_media_vectors, separate_usable
 from ray_jobs.train.validation import ValidationSet
 
 GPU_BLOCK_TOKENS = 128  # FlexAttention works on blocks of so many, and compiles anew for every other length
@@ -33,7 +33,7 @@ class TrainInputs:
 
     model_config: ModelConfig
     vectors: MediaVectors
-    split: TokenizedSplit
+    split: TokenizedQuestions
     plan: TrainingPlan
     form: BatchForm
     validation: ValidationSet
@@ -47,8 +47,8 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
     """
     records = {split: list(corpus.records(split)) for split in ("train", "val")}
     vectors = load_media_vectors(spec, corpus, records["train"] + records["val"])
-    train_records, unusable = split_usable(records["train"], vectors)
-    val_records, _ = split_usable(records["val"], vectors)
+    train_records, unusable = separate_usable(records["train"], vectors)
+    val_records, _ = separate_usable(records["val"], vectors)
     if unusable:
         print(f"train: {len(unusable)} of {len(records['train'])} training questions are left out: no media vector")
     model_config = resolve_model(spec, corpus, records["train"], vectors)
@@ -56,7 +56,7 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
     reserve_tokens = longest_answer(tokenizer, corpus.catalog.selection_tool_ids)
     if any(not record.is_dialogue for record in train_records):
         _check_room(spec, tokenizer, reserve_tokens)
-    split = tokenize_split(
+    split = tokenize_questions(
         ray.data.from_arrow(pa.Table.from_pylist([record.to_row() for record in train_records], schema=CORPUS_SCHEMA)),
         tokenizer,
         vectors.rows,
@@ -80,7 +80,7 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
     return TrainInputs(model_config, vectors, split, build_plan(spec, split), form, validation)
 
 
-def build_plan(spec: RunSpec, split: TokenizedSplit) -> TrainingPlan:
+def build_plan(spec: RunSpec, split: TokenizedQuestions) -> TrainingPlan:
     """The plan that `train.sampler` names.
 
     Raises:

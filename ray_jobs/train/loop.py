@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
 
-from data_pipeline.batches.stream import BatchForm, MicroStep, TokenizedSplit, stream_micro_steps
+from data_pipeline.batches.stream import BatchForm, MicroStep, TokenizedQuestions, stream_micro_steps
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
 from ray_jobs.config import RunSpec
@@ -47,7 +47,7 @@ class TrainJob:
 
     spec: dict[str, Any]
     model_config: dict[str, Any]
-    split: TokenizedSplit
+    split: TokenizedQuestions
     plan: Any
     form: BatchForm
     epoch_ends: list[int]

@@ -17,7 +17,7 @@ from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
 from model.decode.dialogue import generate_dialogue
 from model.decode.tools import Prompt, greedy_tools
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.llm.tool_llm import ToolLLM
 from model.scoring.dialogues import score_dialogues
 from model.scoring.selection import SelectionScores, score_records
@@ -76,7 +76,7 @@ def validate(mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: in
 def _validate_questions(
     mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: int, lockstep: bool
 ) -> dict[str, float]:
-    trie = CatalogTrie(validation.tool_ids, mllm.tokenizer)
+    trie = ChoiceTrie(validation.tool_ids, mllm.tokenizer)
 
     def answer(chosen: Sequence[int]) -> list[list[str]]:
         prompts = [Prompt(validation.prompt_ids[i], validation.media[i]) for i in chosen]

@@ -21,7 +21,7 @@ from ray_jobs import prepare
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.embed import job as embed
-from ray_jobs.tracking.export import decide_promotion, describe_bundle, register, write_bundle
+from ray_jobs.export import decide_promotion, describe_bundle, register, write_bundle
 from ray_jobs.tracking.model_versions import get_champion
 from ray_jobs.tracking.runs import RunLogger, open_run
 from ray_jobs.train.features import EMBED_FILE, load_media_vectors

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from model.decode.tools import Prompt, RankedTool, ToolSearch
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.decode.turn import TurnWriter
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle
@@ -36,7 +36,7 @@ class _Group:
     """The questions of a batch that go to one model, over the same tools; their places in the batch."""
 
     search: ToolSearch
-    trie: CatalogTrie
+    trie: ChoiceTrie
     also: tuple[str, ...]
     questions: list[Question] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Engine:
         self._shared = SharedBackbone(bundles, device, dtype)
         self.tokenizer = self._shared.mllm.tokenizer
         self._catalog_tries = {name: self._build_trie(bundle) for name, bundle in bundles.items()}
-        self._tries: OrderedDict[tuple[str, ...], CatalogTrie] = OrderedDict()
+        self._tries: OrderedDict[tuple[str, ...], ChoiceTrie] = OrderedDict()
         self._writer = TurnWriter(self._shared.mllm)
         self._n_read = 0
         self._groups: dict[_Tools, _Group] = {}
@@ -137,18 +137,18 @@ class Engine:
         group = self._groups[name, tool_ids] = _Group(ToolSearch(self._shared.mllm, trie, also), trie, also)
         return group
 
-    def _own_trie(self, tool_ids: tuple[str, ...]) -> CatalogTrie:
+    def _own_trie(self, tool_ids: tuple[str, ...]) -> ChoiceTrie:
         tool_ids = tuple(dict.fromkeys(tool_ids))
         trie = self._tries.get(tool_ids)
         if trie is None:
-            trie = self._tries[tool_ids] = CatalogTrie(tool_ids, self.tokenizer)
+            trie = self._tries[tool_ids] = ChoiceTrie(tool_ids, self.tokenizer)
             if len(self._tries) > MAX_TRIES:
                 self._tries.popitem(last=False)
         self._tries.move_to_end(tool_ids)
         return trie
 
-    def _build_trie(self, bundle: Bundle) -> CatalogTrie:
-        return CatalogTrie(bundle.catalog.selection_tool_ids, self.tokenizer)
+    def _build_trie(self, bundle: Bundle) -> ChoiceTrie:
+        return ChoiceTrie(bundle.catalog.selection_tool_ids, self.tokenizer)
 
 
 def _cut(question: Question, ranking: list[RankedTool], group: _Group, bundle: Bundle) -> Ranking:
@@ -159,7 +159,7 @@ def _cut(question: Question, ranking: list[RankedTool], group: _Group, bundle: B
         tools=[(_entry(bundle.catalog, tool.tool_id), tool.probability) for tool in tools],
         revision=bundle.revision,
         n_prompt_tokens=len(question.prompt.prompt_ids),
-        n_answer_tokens=len(trie.sequences[trie.tool_ids.index(tools[0].tool_id)]),
+        n_answer_tokens=len(trie.sequences[trie.choices.index(tools[0].tool_id)]),
     )
 
 

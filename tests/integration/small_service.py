@@ -23,7 +23,7 @@ from data_pipeline.batches.encoding import encode_question
 from data_pipeline.media.load import load_media
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.decode.tools import Prompt, top_k_tools
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.imagebind.encoders import load_encoder
 from model.imagebind.network import ImageBind, ImageBindConfig
 from model.llm.bundle import Bundle, load_bundle, save_bundle
@@ -69,7 +69,7 @@ class Service:
             array = load_media(modality, data, recipe=encoder.recipe)
             vector = encoder.encode(modality, torch.from_numpy(array)[None])[0].numpy()
         question = encode_question(mllm.tokenizer, instruction, vector is not None, ())
-        trie = CatalogTrie(CATALOG.selection_tool_ids, mllm.tokenizer)
+        trie = ChoiceTrie(CATALOG.selection_tool_ids, mllm.tokenizer)
         [ranking] = top_k_tools(mllm, [Prompt(question.prompt_ids, vector)], len(trie), trie)
         return {tool.tool_id: tool.probability for tool in ranking}
 

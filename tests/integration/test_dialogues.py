@@ -13,12 +13,11 @@ from small_training import build_base, build_spec, history
 
 from data_pipeline.corpus.files import Corpus
 from model.tiny.backbone import build_tiny_backbone
-from ray_jobs import prepare
+from ray_jobs import export, prepare
 from ray_jobs.cli import main
 from ray_jobs.config import RunSpec, load_run_spec
 from ray_jobs.evaluate import agent as evaluate_agent
 from ray_jobs.evaluate import job as evaluate
-from ray_jobs.tracking import export
 from ray_jobs.train import job as train
 from ray_jobs.train.job import TrainSummary
 from serve.app import build_app

@@ -19,10 +19,9 @@ from data_pipeline.corpus.files import Corpus
 from model.llm.bundle import load_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
-from ray_jobs import prepare
+from ray_jobs import export, prepare
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate import job as evaluate
-from ray_jobs.tracking import export
 from ray_jobs.train import job as train
 from ray_jobs.train.checkpoint import load_cursor, load_moments, load_parameters
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.batches.encoding import EncodedQuestion, encode_question
-from data_pipeline.batches.packing import PlanIndex, build_micro_batch, split_step, split_step_rows
+from data_pipeline.batches.packing import build_micro_batch
+from data_pipeline.batches.steps import PlanIndex, deal_step, deal_step_rows
 from data_pipeline.records.prompts import render_target
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
@@ -99,9 +100,7 @@ def run_step(
     """Add the gradients of this rank's share of one step over all questions; returns its three sums."""
     index = PlanIndex.from_questions(questions)
     step = np.arange(len(questions))
-    deal = (
-        split_step(step, index, world_size, 96) if layout == "packed" else split_step_rows(step, index, world_size, 4)
-    )
+    deal = deal_step(step, index, world_size, 96) if layout == "packed" else deal_step_rows(step, index, world_size, 4)
     loss_sum = weight_sum = n_correct = 0.0
     for selection in deal[rank]:
         batch = build_micro_batch(questions, selection, step, pad_id=3)

@@ -14,15 +14,15 @@ import numpy as np
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.records.dialogue import (
+    parse_turns,
     render_answer,
     render_call,
     render_dialogue_prompt,
     render_exchange,
     render_image_note,
     render_observation,
-    split_turns,
 )
-from data_pipeline.records.schema import Modality, ToolRecord, Turn
+from data_pipeline.records.schema import SPLITS, Modality, ToolRecord, Turn
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, UNSEEN_TOOL_IDS
 from data_pipeline.sources.toolmm_mini.dialogue_wordings import (
     Picture,
@@ -36,7 +36,6 @@ from data_pipeline.sources.toolmm_mini.dialogue_wordings import (
     render_result,
 )
 from data_pipeline.sources.toolmm_mini.media_files import seeded_generator
-from data_pipeline.sources.toolmm_mini.questions import SPLITS
 
 SOURCE = "toolmm-mini-dialogues"
 
@@ -157,7 +156,7 @@ def _draw_record(kind: str, turn: int, split: str, rng: np.random.Generator) -> 
         output += render_call(call.tool.name, call.arguments) + render_observation(call.result)
     output += render_answer(render_result(calls[-1].tool, calls[-1].result))
     is_closed = rng.random() < _CLOSED_FRAC
-    turns = split_turns(output) if is_closed else split_turns(output)[:-2]
+    turns = parse_turns(output) if is_closed else parse_turns(output)[:-2]
     words = frame_request(words, split, rng)
     return _build_record(split, tools, GPT4TOOLS_TOOLS if is_unseen else _SEEN_TOOLS, context, words, turns, rng)
 
@@ -169,7 +168,7 @@ def _draw_talk(split: str, rng: np.random.Generator) -> ToolRecord:
     talk = choose(rng, load_wordings().recall if is_recall else load_wordings().small_talk)
     answer = talk.answer.format(name=context.picture.name, description=context.picture.description)
     words = choose(rng, talk.wordings[split])
-    return _build_record(split, (), _SEEN_TOOLS, context, words, split_turns(render_answer(answer)), rng)
+    return _build_record(split, (), _SEEN_TOOLS, context, words, parse_turns(render_answer(answer)), rng)
 
 
 def _build_record(

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.errors import InputError
-from data_pipeline.records.schema import Modality, ToolRecord
+from data_pipeline.records.schema import SPLITS, Modality, ToolRecord
 from data_pipeline.sources.toolmm_mini.media_files import file_suffix, render_media, seeded_generator
-from data_pipeline.sources.toolmm_mini.questions import SPLITS, Family, Grammar, Task, load_grammar
+from data_pipeline.sources.toolmm_mini.questions import Family, Grammar, Task, load_grammar
 
 SOURCE = "toolmm-mini"
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import yaml
 
-from data_pipeline.records.schema import AmbiguityType, Modality
+from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality
 
-SPLITS = ("train", "val", "test")
 _QUESTIONS_PATH = Path(__file__).with_name("questions.yaml")
 
 

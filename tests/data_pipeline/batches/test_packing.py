@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID, EncodedQuestion, encode_question
-from data_pipeline.batches.packing import (
+from data_pipeline.batches.packing import build_micro_batch, collate, pack_questions
+from data_pipeline.batches.steps import (
     PlanIndex,
-    build_micro_batch,
-    collate,
-    pack_questions,
+    deal_step,
+    deal_step_rows,
     packing_statistics,
     plan_epoch,
-    split_step,
-    split_step_rows,
     steps_per_epoch,
 )
 from data_pipeline.errors import InputError
@@ -113,7 +111,7 @@ def test_both_layouts_hold_the_same_loss_terms() -> None:
                 found[context, int(target)] += int(weight)
         return found
 
-    assert terms(split_step(step, index, 1, 40)[0]) == terms(split_step_rows(step, index, 1, 3)[0])
+    assert terms(deal_step(step, index, 1, 40)[0]) == terms(deal_step_rows(step, index, 1, 3)[0])
 
 
 def test_media_slots_point_to_their_question() -> None:
@@ -169,7 +167,7 @@ def test_steps_are_never_empty_beside_a_question_with_very_many_answers() -> Non
 def test_a_step_holds_the_same_questions_at_any_world_size(world_size: int) -> None:
     index = PlanIndex.from_questions(random_questions(300, 2))
     for step in plan_epoch(index, 0, 0, 128):
-        ranks = split_step(step, index, world_size, pack_tokens=120)
+        ranks = deal_step(step, index, world_size, pack_tokens=120)
         assert len(ranks) == world_size
         assert len({len(packs) for packs in ranks}) == 1
         packs = [pack for rank in ranks for pack in rank]
@@ -179,7 +177,7 @@ def test_a_step_holds_the_same_questions_at_any_world_size(world_size: int) -> N
         assert min(sizes) > 0
         assert max(sizes) - min(sizes) <= index.n_tokens[step].max()
 
-        rows = split_step_rows(step, index, world_size, micro_batch_size=4)
+        rows = deal_step_rows(step, index, world_size, micro_batch_size=4)
         assert len({len(batches) for batches in rows}) == 1
         pairs = np.concatenate([batch for rank in rows for batch in rank])
         expected = sorted((q, answer) for q in step.tolist() for answer in range(index.n_rows[q]))
@@ -189,12 +187,12 @@ def test_a_step_holds_the_same_questions_at_any_world_size(world_size: int) -> N
 
 def test_too_few_or_too_long_questions_still_give_every_rank_a_pack() -> None:
     index = PlanIndex.from_questions(random_questions(3))
-    ranks = split_step(np.array([0, 2]), index, world_size=4, pack_tokens=5)
+    ranks = deal_step(np.array([0, 2]), index, world_size=4, pack_tokens=5)
     assert [len(packs) for packs in ranks] == [1, 1, 1, 1]
     assert sorted(len(packs[0]) for packs in ranks) == [0, 0, 1, 1]
     empty = next(packs[0] for packs in ranks if len(packs[0]) == 0)
     assert build_micro_batch([], empty, np.zeros(0, dtype=int)).n_rows == 0
-    (rows,) = split_step_rows(np.array([], dtype=int), index, 1, 4)
+    (rows,) = deal_step_rows(np.array([], dtype=int), index, 1, 4)
     assert build_micro_batch([], rows[0], np.zeros(0, dtype=int)).layout == "rows"
 
 
@@ -228,8 +226,8 @@ def test_packing_the_real_benchmark_saves_more_than_half(bench_questions: list[E
         assert found.rank_imbalance <= 1.1
     # The counts must be those of the batches that are really built.
     media_row = np.full(len(bench_questions), -1)
-    packs = [build_micro_batch(bench_questions, pack, media_row) for pack in split_step(steps[0], index, 1, 512)[0]]
-    rows = [build_micro_batch(bench_questions, pairs, media_row) for pairs in split_step_rows(steps[0], index, 1, 4)[0]]
+    packs = [build_micro_batch(bench_questions, pack, media_row) for pack in deal_step(steps[0], index, 1, 512)[0]]
+    rows = [build_micro_batch(bench_questions, pairs, media_row) for pairs in deal_step_rows(steps[0], index, 1, 4)[0]]
     first = packing_statistics(steps[:1], index, 1, 512)
     assert first.packed_tokens == sum(batch.input_ids.size for batch in packs)
     assert first.row_tokens == sum(batch.input_ids.size for batch in rows)
@@ -243,6 +241,6 @@ def test_packing_is_fast(bench_questions: list[EncodedQuestion]) -> None:
     index = PlanIndex.from_questions(fresh)
     media_row = np.full(len(fresh), -1)
     for step in plan_epoch(index, 0, 0, 64):
-        for selection in split_step(step, index, 1, 2048)[0]:
+        for selection in deal_step(step, index, 1, 2048)[0]:
             build_micro_batch(fresh, selection, media_row)
     assert time.perf_counter() - start < 2.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.batches.plan import UniformPlan, count_seen, mixture_repeats
-from data_pipeline.batches.steps import PlanIndex, plan_epoch, split_step, split_step_rows
+from data_pipeline.batches.steps import PlanIndex, deal_step, deal_step_rows, plan_epoch
 from data_pipeline.errors import InputError
 
 
@@ -32,10 +32,10 @@ def test_a_plan_goes_through_the_epochs_at_any_world_size() -> None:
             for rank in range(world_size):
                 found, expected = (
                     plan.micro_batches(step, rank, world_size),
-                    split_step(questions, index, world_size, 300),
+                    deal_step(questions, index, world_size, 300),
                 )
                 assert [pack.tolist() for pack in found] == [pack.tolist() for pack in expected[rank]]
-                rows = split_step_rows(questions, index, world_size, 4)[rank]
+                rows = deal_step_rows(questions, index, world_size, 4)[rank]
                 assert [r.tolist() for r in by_rows.micro_batches(step, rank, world_size)] == [r.tolist() for r in rows]
 
 

@@ -15,7 +15,13 @@ from data_pipeline.batches.encoding import MEDIA_SLOT_ID, encode_question
 from data_pipeline.batches.packing import Layout
 from data_pipeline.batches.plan import UniformPlan
 from data_pipeline.batches.steps import PlanIndex
-from data_pipeline.batches.stream import BatchForm, MicroStep, TokenizedSplit, stream_micro_steps, tokenize_split
+from data_pipeline.batches.stream import (
+    BatchForm,
+    MicroStep,
+    TokenizedQuestions,
+    stream_micro_steps,
+    tokenize_questions,
+)
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord, Turn
@@ -73,23 +79,23 @@ def to_dataset(records: list[ToolRecord]) -> ray.data.Dataset:
 
 
 @pytest.fixture(scope="module")
-def split(ray_session: None) -> TokenizedSplit:
+def split(ray_session: None) -> TokenizedQuestions:
     media_rows = {f"sha{number}": number for number in range(20)}
-    return tokenize_split(to_dataset(RECORDS), CharacterTokenizer(), media_rows, MEDIA, 512, 0, 2048)
+    return tokenize_questions(to_dataset(RECORDS), CharacterTokenizer(), media_rows, MEDIA, 512, 0, 2048)
 
 
 @pytest.fixture(scope="module")
-def steps(split: TokenizedSplit) -> int:
+def steps(split: TokenizedQuestions) -> int:
     """Of an epoch."""
     return build_plan(split).total_steps(1)
 
 
-def build_plan(split: TokenizedSplit, layout: Layout = "packed") -> UniformPlan:
+def build_plan(split: TokenizedQuestions, layout: Layout = "packed") -> UniformPlan:
     return UniformPlan(split.index, split.loss_weight, 3, GLOBAL_BATCH_SIZE, layout, 300, MICRO_BATCH_SIZE)
 
 
 def stream(
-    split: TokenizedSplit, rank: int, world_size: int, first: int, end: int, form: BatchForm = PACKED
+    split: TokenizedQuestions, rank: int, world_size: int, first: int, end: int, form: BatchForm = PACKED
 ) -> list[MicroStep]:
     plan = ray.put(build_plan(split, form.layout))
     return list(stream_micro_steps(split, plan, form, rank, world_size, first, end))
@@ -117,12 +123,12 @@ def read_rows(micro: MicroStep) -> Counter[tuple[int, str]]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(split: TokenizedSplit, steps: int) -> list[list[MicroStep]]:
+def two_ranks(split: TokenizedQuestions, steps: int) -> list[list[MicroStep]]:
     """Both ranks' streams of two epochs."""
     return [stream(split, rank, 2, 0, 2 * steps) for rank in range(2)]
 
 
-def test_the_split_knows_its_size(split: TokenizedSplit, steps: int) -> None:
+def test_the_split_knows_its_size(split: TokenizedQuestions, steps: int) -> None:
     assert len(split.index) == len(split.modalities) == len(split.sources) == N_QUESTIONS
     assert split.modalities == [record.modality.value for record in RECORDS]
     assert split.n_too_long == 0
@@ -181,7 +187,7 @@ def test_every_slot_gets_the_vector_of_its_question(two_ranks: list[list[MicroSt
 
 @pytest.mark.parametrize("first_step", [1, 9])
 def test_a_stream_that_starts_later_is_the_tail_of_the_whole(
-    split: TokenizedSplit, steps: int, two_ranks: list[list[MicroStep]], first_step: int
+    split: TokenizedQuestions, steps: int, two_ranks: list[list[MicroStep]], first_step: int
 ) -> None:
     """Also where the start is in the middle of an epoch or in the second one."""
     end = 2 * steps
@@ -203,7 +209,7 @@ def rows_by_step(micros: list[MicroStep]) -> dict[int, Counter[tuple[int, str]]]
 
 
 def test_steps_hold_the_same_at_any_world_size_and_in_both_layouts(
-    split: TokenizedSplit, steps: int, two_ranks: list[list[MicroStep]]
+    split: TokenizedQuestions, steps: int, two_ranks: list[list[MicroStep]]
 ) -> None:
     expected = rows_by_step([micro for rank in two_ranks for micro in rank if micro.step < steps])
     alone = stream(split, 0, 1, 0, steps)
@@ -228,14 +234,14 @@ def test_steps_hold_the_same_at_any_world_size_and_in_both_layouts(
 
 def test_an_input_error_in_a_task_arrives_as_one() -> None:
     with pytest.raises(InputError, match="max_target_tokens leaves 10 tokens for a question"):
-        tokenize_split(to_dataset(RECORDS[:3]), CharacterTokenizer(), {}, MEDIA, 40, 30, 2048)
+        tokenize_questions(to_dataset(RECORDS[:3]), CharacterTokenizer(), {}, MEDIA, 40, 30, 2048)
 
 
-def test_nothing_to_do_and_nothing_to_train_on(split: TokenizedSplit) -> None:
+def test_nothing_to_do_and_nothing_to_train_on(split: TokenizedQuestions) -> None:
     assert stream(split, 0, 1, 4, 4) == []
     empty = ray.data.from_arrow(CORPUS_SCHEMA.empty_table())
     with pytest.raises(InputError, match="holds no usable question"):
-        tokenize_split(empty, CharacterTokenizer(), {}, MEDIA, 512, 0, 2048)
+        tokenize_questions(empty, CharacterTokenizer(), {}, MEDIA, 512, 0, 2048)
 
 
 def test_dialogues_come_with_their_loss_mask_and_too_long_ones_are_left_out() -> None:
@@ -244,7 +250,7 @@ def test_dialogues_come_with_their_loss_mask_and_too_long_ones_are_left_out() ->
         return ToolRecord(f"d{number}", "talk", Modality.TEXT, words, ("t5",), turns=turns)
 
     records = [RECORDS[0], build(1, "short"), build(2, "x" * 100), RECORDS[3]]
-    split = tokenize_split(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, max_dialogue_tokens=60)
+    split = tokenize_questions(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, max_dialogue_tokens=60)
     assert split.n_too_long == 1
     assert split.sources == ["test", "talk", "test"]
     n_words = len("call:") + len("done") + 1  # the end token too, the observation not

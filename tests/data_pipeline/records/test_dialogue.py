@@ -17,8 +17,10 @@ from data_pipeline.records.dialogue import (
     DialoguePrompt,
     ToolCall,
     has_history,
+    parse_dialogue_prompt,
     parse_offered_tools,
     parse_turn,
+    parse_turns,
     read_turns,
     render_answer,
     render_call,
@@ -26,8 +28,6 @@ from data_pipeline.records.dialogue import (
     render_exchange,
     render_image_note,
     render_observation,
-    split_prompt,
-    split_turns,
 )
 from data_pipeline.records.schema import Turn
 
@@ -42,7 +42,7 @@ def test_gold_texts_of_the_oracle_fall_into_turns_and_join_again(shared_dir: Pat
     cases = [json.loads(line) for line in lines]
     malformed = set()
     for case in cases:
-        turns = split_turns(case["gold"])
+        turns = parse_turns(case["gold"])
         assert "".join(turn.text for turn in turns) == case["gold"]
         try:
             steps = read_turns(turns)
@@ -58,15 +58,15 @@ def test_gold_texts_of_the_oracle_fall_into_turns_and_join_again(shared_dir: Pat
 
 def test_a_response_falls_into_alternating_turns() -> None:
     output = CALL + render_observation("image/b.png") + CALL + "\nObservation: done\n" + ANSWER
-    assert split_turns(output) == (
+    assert parse_turns(output) == (
         Turn(ASSISTANT, CALL),
         Turn(OBSERVATION, " image/b.png\n"),
         Turn(ASSISTANT, CALL),
         Turn(OBSERVATION, "\nObservation: done\n"),
         Turn(ASSISTANT, ANSWER),
     )
-    assert split_turns(CALL) == (Turn(ASSISTANT, CALL),)
-    assert split_turns("") == ()
+    assert parse_turns(CALL) == (Turn(ASSISTANT, CALL),)
+    assert parse_turns("") == ()
 
 
 def test_what_is_rendered_is_parsed_back() -> None:
@@ -146,10 +146,14 @@ def test_an_image_note_is_no_earlier_turn() -> None:
 def test_a_prompt_is_taken_apart_again() -> None:
     notes = [render_image_note("image/a.png", "a cat: on a mat."), render_image_note("image/b.png", "")]
     history = "\n".join([notes[0], render_exchange("Hello there", "Good day."), notes[1]])
-    prompt = split_prompt(render_dialogue_prompt([Tool("t", usage="to do it")], history, "What is in image/a.png?"))
+    prompt = parse_dialogue_prompt(
+        render_dialogue_prompt([Tool("t", usage="to do it")], history, "What is in image/a.png?")
+    )
     assert prompt.images == {"image/a.png": "a cat: on a mat.", "image/b.png": ""}
     assert prompt.exchanges == (("Hello there", "Good day."),)
     assert prompt.new_input == "What is in image/a.png?"
-    assert split_prompt(render_dialogue_prompt([Tool("t", usage="x")], "", "Hi")) == DialoguePrompt({}, (), "Hi")
+    assert parse_dialogue_prompt(render_dialogue_prompt([Tool("t", usage="x")], "", "Hi")) == DialoguePrompt(
+        {}, (), "Hi"
+    )
     with pytest.raises(InputError, match="has no 'Previous conversation:'"):
-        split_prompt("What is this?")
+        parse_dialogue_prompt("What is this?")

@@ -37,7 +37,7 @@ from model.decode.tools import (
     score_all_tools,
     top_k_tools,
 )
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 
@@ -116,10 +116,10 @@ def assert_same_ranking(ranking: list[RankedTool], probabilities: np.ndarray, to
 
 
 @pytest.fixture(scope="module")
-def small() -> tuple[ToolLLM, CatalogTrie, list[Prompt], np.ndarray]:
+def small() -> tuple[ToolLLM, ChoiceTrie, list[Prompt], np.ndarray]:
     names = hub_like_names(40)
     tokenizer = train_tokenizer(names)
-    mllm, trie = build_mllm(tokenizer), CatalogTrie(names, tokenizer)
+    mllm, trie = build_mllm(tokenizer), ChoiceTrie(names, tokenizer)
     prompts = make_prompts(tokenizer)
     return mllm, trie, prompts, score_all_tools(mllm, prompts, trie)
 
@@ -139,14 +139,14 @@ def test_top_k_is_brute_force(small, k: int, width: int) -> None:
     assert len(rankings) == len(prompts)
     for ranking, probabilities in zip(rankings, expected, strict=True):
         assert len(ranking) == min(k, 40)
-        assert_same_ranking(ranking, probabilities, trie.tool_ids)
+        assert_same_ranking(ranking, probabilities, trie.choices)
     if k >= 40:
         np.testing.assert_allclose([sum(tool.probability for tool in ranking) for ranking in rankings], 1, atol=1e-6)
 
 
 def check_large_catalogue(names: list[str]) -> None:
     tokenizer = train_tokenizer(names)
-    mllm, trie = build_mllm(tokenizer), CatalogTrie(names, tokenizer)
+    mllm, trie = build_mllm(tokenizer), ChoiceTrie(names, tokenizer)
     prompts = make_prompts(tokenizer)[:2]
     expected = score_all_tools(mllm, prompts, trie)
     for k in (1, 5, 10, len(names)):
@@ -180,7 +180,7 @@ def test_prompts_run_once_and_little_else(small) -> None:
 
 def test_also_reports_tools_outside_the_top_k(small) -> None:
     mllm, trie, prompts, expected = small
-    unknown = trie.tool_ids.index("unknown")
+    unknown = trie.choices.index("unknown")
     plain = top_k_tools(mllm, prompts, 2, trie)
     for ranking, probabilities, without in zip(
         top_k_tools(mllm, prompts, 2, trie, also=["unknown"]), expected, plain, strict=True
@@ -197,15 +197,15 @@ def test_greedy_follows_the_locally_likeliest_child(small) -> None:
     for answer, probabilities in zip(answers, expected, strict=True):
         mass = np.zeros(trie.n_nodes)  # probability of everything below a node: the ratio to its siblings decides
         for tool, probability in enumerate(probabilities):
-            node = int(trie.tool_leaf[tool])
+            node = int(trie.choice_leaf[tool])
             while node >= 0:
                 mass[node] += probability
                 node = int(trie.parent[node])
         node = 0
-        while trie.leaf_tool[node] < 0:
+        while trie.leaf_choice[node] < 0:
             node = max(trie.children(node), key=lambda child: mass[child])
-        tool = int(trie.leaf_tool[node])
-        assert answer.tool_id == trie.tool_ids[tool]
+        tool = int(trie.leaf_choice[node])
+        assert answer.tool_id == trie.choices[tool]
         assert answer.probability == pytest.approx(probabilities[tool], rel=1e-4)
 
 
@@ -229,7 +229,7 @@ ADAPTED_HEAD = {"target_modules": ["lm_head", "q_proj"]}
 def test_adapters_are_used_on_the_head_as_well(adapter: dict[str, Any]) -> None:
     names = hub_like_names(30)
     tokenizer = train_tokenizer(names)
-    mllm, trie = build_mllm(tokenizer, adapter=adapter), CatalogTrie(names, tokenizer)
+    mllm, trie = build_mllm(tokenizer, adapter=adapter), ChoiceTrie(names, tokenizer)
     mllm.train()
     prompts = make_prompts(tokenizer)
     expected = score_all_tools(mllm, prompts, trie)
@@ -245,7 +245,7 @@ def test_learned_positions_and_biases(small) -> None:
     mllm = build_mllm(small[0].tokenizer, opt=True)
     expected = score_all_tools(mllm, prompts, trie)
     for ranking, probabilities in zip(top_k_tools(mllm, prompts, 10, trie), expected, strict=True):
-        assert_same_ranking(ranking, probabilities, trie.tool_ids)
+        assert_same_ranking(ranking, probabilities, trie.choices)
 
 
 def test_backbone_without_tree_masks_is_refused(small) -> None:
@@ -259,7 +259,7 @@ def test_backbone_without_tree_masks_is_refused(small) -> None:
 
 @pytest.mark.parametrize("parts", [(0, 1), (1, 0), (2, 1, 0)])
 def test_prompts_that_come_one_after_the_other_are_ranked_as_together(
-    small: tuple[ToolLLM, CatalogTrie, list[Prompt], np.ndarray], parts: tuple[int, ...]
+    small: tuple[ToolLLM, ChoiceTrie, list[Prompt], np.ndarray], parts: tuple[int, ...]
 ) -> None:
     """Longer ones behind shorter ones and the other way round, each part with another k."""
     mllm, trie, prompts, _ = small
@@ -281,7 +281,7 @@ def test_prompts_that_come_one_after_the_other_are_ranked_as_together(
 
 
 def test_prompts_that_cannot_be_added_leave_the_others(
-    small: tuple[ToolLLM, CatalogTrie, list[Prompt], np.ndarray],
+    small: tuple[ToolLLM, ChoiceTrie, list[Prompt], np.ndarray],
 ) -> None:
     mllm, trie, prompts, _ = small
     search = ToolSearch(mllm, trie)
@@ -305,7 +305,7 @@ def test_bfloat16_is_close_to_float32(small) -> None:
     expected = score_all_tools(rounded, prompts, trie)
     rounded.to(torch.bfloat16)
     for ranking, probabilities in zip(top_k_tools(rounded, prompts, 40, trie), expected, strict=True):
-        found = [next(t.probability for t in ranking if t.tool_id == name) for name in trie.tool_ids]
+        found = [next(t.probability for t in ranking if t.tool_id == name) for name in trie.choices]
         np.testing.assert_allclose(found, probabilities, atol=0.03)
     assert all(isinstance(text, str) for (text,) in generate_free(rounded, prompts, max_new_tokens=4))
 
@@ -319,7 +319,7 @@ def test_cuda_agrees_with_cpu(small, dtype: torch.dtype) -> None:
     expected = score_all_tools(mllm, prompts, trie)
     mllm.to("cuda", dtype)
     for ranking, probabilities in zip(top_k_tools(mllm, prompts, 40, trie), expected, strict=True):
-        found = [next(t.probability for t in ranking if t.tool_id == name) for name in trie.tool_ids]
+        found = [next(t.probability for t in ranking if t.tool_id == name) for name in trie.choices]
         np.testing.assert_allclose(found, probabilities, atol=1e-4 if dtype is torch.float32 else 0.03)
     assert len(generate_free(mllm, prompts, 4, n_samples=2, temperature=0.4)) == len(prompts)
 
@@ -328,13 +328,13 @@ def test_attention_backend_is_lent_and_given_back(small) -> None:
     _, trie, prompts, expected = small
     mllm = build_mllm(small[0].tokenizer)
     mllm.llm.get_base_model().set_attn_implementation("eager")
-    assert_same_ranking(top_k_tools(mllm, prompts, 5, trie)[0], expected[0], trie.tool_ids)
+    assert_same_ranking(top_k_tools(mllm, prompts, 5, trie)[0], expected[0], trie.choices)
     assert mllm.llm.get_base_model().config._attn_implementation == "eager"
 
 
 def test_trivial_batches_and_catalogues(small) -> None:
     mllm, trie, prompts, _ = small
-    one = CatalogTrie(["unknown"], mllm.tokenizer)
+    one = ChoiceTrie(["unknown"], mllm.tokenizer)
     assert top_k_tools(mllm, prompts[:2], 3, one, also=["unknown"]) == [[RankedTool("unknown", 1.0)]] * 2
     assert greedy_tools(mllm, prompts[:1], one) == [RankedTool("unknown", 1.0)]
     assert score_all_tools(mllm, prompts[:1], one).tolist() == [[1.0]]

@@ -1,4 +1,4 @@
-"""CatalogTrie: every answer is in it once, and nothing but decisions costs a node."""
+"""ChoiceTrie: every answer is in it once, and nothing but decisions costs a node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_target
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 
 NAMES = ("t5", "t5-base", "t5-base-finetuned", "org/t5-base", "org/t5", "unknown", "zoo/resnet-50", "zoo/resnet-101")
 
@@ -38,7 +38,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return byte_level_tokenizer([render_target(name) for name in NAMES])
 
 
-def path_tokens(trie: CatalogTrie, node: int) -> list[int]:
+def path_tokens(trie: ChoiceTrie, node: int) -> list[int]:
     """Tokens from the root's edge down to a node."""
     tokens: list[int] = []
     while node >= 0:
@@ -47,25 +47,25 @@ def path_tokens(trie: CatalogTrie, node: int) -> list[int]:
     return tokens
 
 
-def check_structure(trie: CatalogTrie) -> None:
-    for tool, leaf in enumerate(trie.tool_leaf):
+def check_structure(trie: ChoiceTrie) -> None:
+    for tool, leaf in enumerate(trie.choice_leaf):
         assert path_tokens(trie, int(leaf)) == trie.sequences[tool].tolist()
-        assert trie.leaf_tool[leaf] == tool
+        assert trie.leaf_choice[leaf] == tool
     for node in range(trie.n_nodes):
         children = trie.children(node)
         assert all(trie.parent[child] == node for child in children)
-        if trie.leaf_tool[node] < 0:
+        if trie.leaf_choice[node] < 0:
             firsts = [int(trie.edge(child)[0]) for child in children]
             assert len(firsts) >= 2, "a chain was not collapsed"
             assert firsts == sorted(set(firsts))
             assert trie.branch_tokens[trie.branch_slot[list(children)]].tolist() == firsts
         else:
             assert len(children) == 0
-    assert sorted(trie.leaf_tool[trie.leaf_tool >= 0].tolist()) == list(range(len(trie)))
+    assert sorted(trie.leaf_choice[trie.leaf_choice >= 0].tolist()) == list(range(len(trie)))
 
 
 def test_holds_each_answer_once_with_names_that_begin_other_names(tokenizer: PreTrainedTokenizerFast) -> None:
-    trie = CatalogTrie(NAMES, tokenizer)
+    trie = ChoiceTrie(NAMES, tokenizer)
     check_structure(trie)
     expected = [tokenizer(render_target(name), add_special_tokens=False)["input_ids"] for name in NAMES]
     assert [sequence.tolist() for sequence in trie.sequences] == expected
@@ -73,25 +73,25 @@ def test_holds_each_answer_once_with_names_that_begin_other_names(tokenizer: Pre
 
 
 def test_order_of_tools_changes_no_structure(tokenizer: PreTrainedTokenizerFast) -> None:
-    forward, backward = CatalogTrie(NAMES, tokenizer), CatalogTrie(NAMES[::-1], tokenizer)
+    forward, backward = ChoiceTrie(NAMES, tokenizer), ChoiceTrie(NAMES[::-1], tokenizer)
     np.testing.assert_array_equal(forward.edge_tokens, backward.edge_tokens)
     np.testing.assert_array_equal(forward.child_start, backward.child_start)
-    assert [NAMES[tool] for tool in forward.leaf_tool if tool >= 0] == [
-        NAMES[::-1][tool] for tool in backward.leaf_tool if tool >= 0
+    assert [NAMES[tool] for tool in forward.leaf_choice if tool >= 0] == [
+        NAMES[::-1][tool] for tool in backward.leaf_choice if tool >= 0
     ]
 
 
 def test_one_tool_is_one_forced_chain(tokenizer: PreTrainedTokenizerFast) -> None:
-    trie = CatalogTrie(["t5"], tokenizer)
+    trie = ChoiceTrie(["t5"], tokenizer)
     assert (trie.n_nodes, trie.n_decisions) == (1, 0)
     check_structure(trie)
 
 
 def test_ancestors_lead_to_the_tool(tokenizer: PreTrainedTokenizerFast) -> None:
-    trie = CatalogTrie(NAMES, tokenizer)
+    trie = ChoiceTrie(NAMES, tokenizer)
     way = trie.ancestors("t5-base-finetuned")
     assert way[0] == 0
-    assert trie.parent[trie.tool_leaf[NAMES.index("t5-base-finetuned")]] == way[-1]
+    assert trie.parent[trie.choice_leaf[NAMES.index("t5-base-finetuned")]] == way[-1]
     assert all(trie.parent[below] == above for above, below in itertools.pairwise(way))
     with pytest.raises(InputError, match="'nobody/none' is not among the 8 tools"):
         trie.ancestors("nobody/none")
@@ -100,7 +100,7 @@ def test_ancestors_lead_to_the_tool(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_released_catalogue_takes_few_decisions(shared_dir: Path) -> None:
     text = (shared_dir / "toolmmbench" / "api_names.txt").read_text(encoding="utf-8")
     names = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    trie = CatalogTrie(names, byte_level_tokenizer([render_target(name) for name in names], vocab_size=2000))
+    trie = ChoiceTrie(names, byte_level_tokenizer([render_target(name) for name in names], vocab_size=2000))
     check_structure(trie)
     assert len(trie) == len(names) > 900
     decisions = np.mean([len(trie.ancestors(name)) for name in names])
@@ -110,9 +110,9 @@ def test_released_catalogue_takes_few_decisions(shared_dir: Path) -> None:
 
 def test_faults_of_a_catalogue_are_named(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(InputError, match="catalogue is empty"):
-        CatalogTrie([], tokenizer)
+        ChoiceTrie([], tokenizer)
     with pytest.raises(InputError, match="'t5' is in the catalogue twice"):
-        CatalogTrie(["t5", "unknown", "t5"], tokenizer)
+        ChoiceTrie(["t5", "unknown", "t5"], tokenizer)
 
 
 @pytest.mark.parametrize("answers", [{"a": [5, 6], "b": [5, 6]}, {"a": [5, 6], "b": [5, 6, 7]}])
@@ -122,4 +122,4 @@ def test_tools_that_a_lossy_tokenizer_cannot_tell_apart_are_named(answers: dict[
         return {"input_ids": [answers[text.removeprefix("{'api_name': ")[0]] for text in texts]}
 
     with pytest.raises(InputError, match="cannot tell the tools 'a' and 'b' apart"):
-        CatalogTrie(["b", "a"] if len(answers["b"]) > 2 else ["a", "b"], lossy)
+        ChoiceTrie(["b", "a"] if len(answers["b"]) > 2 else ["a", "b"], lossy)

@@ -27,7 +27,7 @@ from data_pipeline.records.schema import Turn
 from model.decode.dialogue import generate_dialogue
 from model.decode.tools import score_all_tools
 from model.decode.tree_cache import DecodeStats, Prompt
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.decode.turn import NO_ANSWER, TurnWriter
 from model.decode.turn_types import (
     ANSWER,
@@ -151,7 +151,7 @@ def test_choices_equal_brute_force(mllm: ToolLLM) -> None:
     (written,) = writer.write([turn], stats)
     heads = {ANSWER: render_answer("").rstrip()}
     heads |= {tool.name: render_call(tool.name, "").partition(" \nObservation:")[0] for tool in TOOLS}
-    trie = CatalogTrie(list(heads), mllm.tokenizer, render=lambda name: heads[name])
+    trie = ChoiceTrie(list(heads), mllm.tokenizer, render=lambda name: heads[name])
     expected = score_all_tools(mllm, [Prompt(turn.prompt_ids)], trie)[0]
     found = dict(written.choices)
     assert np.exp([found[name] for name in heads]) == pytest.approx(expected, rel=1e-3)
@@ -165,7 +165,7 @@ def test_choices_equal_brute_force(mllm: ToolLLM) -> None:
         turn = writer.encode(replace(REQUEST, tools=TOOLS[:1], may_answer=False))
         step = check(writer.write([turn])[0])
         calls = [render_call("Blur It", name) for name in FILES[:2]]
-        trie = CatalogTrie(calls, mllm.tokenizer, render=str)
+        trie = ChoiceTrie(calls, mllm.tokenizer, render=str)
         likeliest = score_all_tools(mllm, [Prompt(turn.prompt_ids)], trie)[0].argmax()
         assert isinstance(step, ToolCall)
         assert step.arguments == FILES[likeliest]

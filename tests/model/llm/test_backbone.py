@@ -18,7 +18,7 @@ from data_pipeline.batches.packing import build_micro_batch
 from data_pipeline.errors import InputError
 from model.decode.free import generate_free
 from model.decode.tools import Prompt, score_all_tools, top_k_tools
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.llm.backbone import load_backbone
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
@@ -82,7 +82,7 @@ def test_the_adapter_is_its_formula_in_packs_and_in_decoding(backbone: Path, ada
         assert row_gradients[name].abs().max() > 0, name
         assert (gradient - row_gradients[name]).abs().max() <= 2e-5 * row_gradients[name].abs().max(), name
 
-    trie = CatalogTrie(TOOLS, mllm.tokenizer)
+    trie = ChoiceTrie(TOOLS, mllm.tokenizer)
     prompts = [
         Prompt(question.prompt_ids, media[i] if (question.prompt_ids < 0).any() else None)
         for i, question in enumerate(questions)

@@ -20,7 +20,7 @@ from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.decode.tools import Prompt, top_k_tools
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.llm.bundle import Bundle, check_encoder, load_bundle, save_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
@@ -111,7 +111,7 @@ def test_round_trip_answers_alike(backbone: Path, tmp_path: Path, modules_to_sav
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
-    trie = CatalogTrie(CATALOG.tool_ids, mllm.tokenizer)
+    trie = ChoiceTrie(CATALOG.tool_ids, mllm.tokenizer)
     assert top_k_tools(loaded, _prompts(mllm), 3, trie) == top_k_tools(mllm, _prompts(mllm), 3, trie)
     assert not loaded.training
 

@@ -12,7 +12,7 @@ from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from model.decode.tools import Prompt, RankedTool, top_k_tools
-from model.decode.trie import CatalogTrie
+from model.decode.trie import ChoiceTrie
 from model.llm.shared_backbone import SharedBackbone
 from model.llm.tool_llm import ToolLLM
 
@@ -25,7 +25,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _rank(mllm: ToolLLM) -> list[RankedTool]:
-    trie = CatalogTrie(CATALOG.selection_tool_ids, mllm.tokenizer)
+    trie = ChoiceTrie(CATALOG.selection_tool_ids, mllm.tokenizer)
     prompt_ids = encode_question(mllm.tokenizer, "Improve this", True, ()).prompt_ids
     vector = np.linspace(-1, 1, ENCODER_DIM, dtype=np.float32)
     [ranking] = top_k_tools(mllm, [Prompt(prompt_ids, vector)], len(trie), trie)

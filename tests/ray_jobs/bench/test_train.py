@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.batches.packing import packing_statistics
+from data_pipeline.batches.steps import packing_statistics
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
 from model.tiny.backbone import build_tiny_backbone

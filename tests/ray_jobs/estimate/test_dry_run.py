@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from data_pipeline.batches.encoding import encode_question
-from data_pipeline.batches.packing import PlanIndex, build_micro_batch, plan_epoch, split_step
+from data_pipeline.batches.packing import build_micro_batch
+from data_pipeline.batches.steps import PlanIndex, deal_step, plan_epoch
 from data_pipeline.errors import InputError
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
@@ -70,7 +71,7 @@ def test_the_estimated_time_is_that_of_a_measured_run(tmp_path: Path) -> None:
     index = PlanIndex.from_questions(questions)
     size = ModelSize.measure(mllm, on_gpu=False)
     peaks, rates = [], []
-    for pack in split_step(plan_epoch(index, 0, 0, 1000)[0], index, 1, 512)[0][:2] * 4:
+    for pack in deal_step(plan_epoch(index, 0, 0, 1000)[0], index, 1, 512)[0][:2] * 4:
         batch = to_tensors(build_micro_batch(questions, pack, np.full(60, -1)), None, "cpu")
         n_tokens, n_losses = batch["input_ids"].numel(), len(batch["loss_position"])
         peaks.append(measure_core_flops() * torch.get_num_threads())

@@ -10,7 +10,7 @@ from PIL import Image
 from ray.train import WorkerGroupError
 
 from data_pipeline.errors import InputError
-from ray_jobs.tracking.export import decide_promotion
+from ray_jobs.export import decide_promotion
 from ray_jobs.tracking.model_versions import ChampionInfo
 from ray_jobs.train.job import TrainSummary
 from ray_jobs.train.validation import SCORE_KEY

@@ -11,12 +11,11 @@ import pytest
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.records.dialogue import Answer, ToolCall, has_history, parse_offered_tools, read_turns
-from data_pipeline.records.schema import ToolRecord
+from data_pipeline.records.schema import SPLITS, ToolRecord
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, UNSEEN_TOOL_IDS, find_tool_id
 from data_pipeline.sources.toolmm_mini import generate_dialogues
 from data_pipeline.sources.toolmm_mini.dialogue_wordings import load_wordings
 
-SPLITS = ("train", "val", "test")
 IMAGE_NAME = re.compile(r"image/[a-z]{4}[0-9][a-z]{3}\.png")
 BY_NAME = {tool.name: tool for tool in GPT4TOOLS_TOOLS}
 UNSEEN_NAMES = [name for name, tool in BY_NAME.items() if tool.tool_id in UNSEEN_TOOL_IDS and name != "Detection"]

@@ -15,12 +15,12 @@ import pytest
 from data_pipeline.errors import InputError
 from data_pipeline.media.load import load_media
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
-from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord
 from data_pipeline.sources.toolmm_mini import SIZES, build_catalog, generate
 from data_pipeline.sources.toolmm_mini.clips import CLIP_RENDERERS
 from data_pipeline.sources.toolmm_mini.media_files import MEDIA_KINDS, file_suffix, render_media, seeded_generator
 from data_pipeline.sources.toolmm_mini.pictures import PICTURE_RENDERERS
-from data_pipeline.sources.toolmm_mini.questions import SPLITS, load_grammar
+from data_pipeline.sources.toolmm_mini.questions import load_grammar
 from data_pipeline.sources.toolmm_mini.scenes import render_scene
 from data_pipeline.sources.toolmm_mini.sounds import RATE_HZ, SOUND_RENDERERS
 
