@@ -10,7 +10,7 @@ UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$(call pip_says,FIND_LINKS,find-links)}" \
 	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_says,INDEX_URL,index-url)}" \
 	$(VENV)/bin/uv pip install --quiet --python $(RUN)
 
-.PHONY: install demo test lint bench clean lock
+.PHONY: install demo test test-slow lint bench clean lock
 
 install: $(VENV)/.installed
 
@@ -26,7 +26,10 @@ demo: install
 	$(RUN) -m ray_jobs demo --config demo $(if $(KEEP),--keep)
 
 test: install
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: install
+	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
 lint: install
 	$(VENV)/bin/ruff check .

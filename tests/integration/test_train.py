@@ -1,4 +1,8 @@
-"""Prepare, train, break off and go on elsewhere, evaluate, export: on a small corpus of texts and a very small LLM."""
+"""Prepare, train, evaluate, export, serve: on a small corpus of texts and a very small LLM.
+
+Over Ray, DeepSpeed, MLflow and HTTP: the one such path that `make test` goes. What breaks off on the way and goes on
+elsewhere is left to `make test-slow`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import httpx
 import mlflow
 import pandas as pd
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from ray import serve as ray_serve
+from small_service import free_port
 from small_training import VERBS, build_base, build_spec, history
 
 from data_pipeline.corpus.files import Corpus
@@ -24,8 +31,9 @@ from ray_jobs.config import RunSpec
 from ray_jobs.evaluate import job as evaluate
 from ray_jobs.train import job as train
 from ray_jobs.train.checkpoint import load_cursor, load_moments, load_parameters
+from serve.app import build_app
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 EPOCHS = 10
 EPOCHS_COMPARED = 2  # of the run that is broken off
@@ -83,6 +91,7 @@ def test_checkpoint_holds_what_was_trained_and_nothing_else(whole: tuple[RunSpec
     assert all(not torch.equal(parameters[name], fresh[name]) for name in fresh if "projector" not in name)
 
 
+@pytest.mark.slow
 def test_a_broken_run_goes_on_elsewhere_as_if_nothing_had_happened(
     base: list[str], whole: tuple[RunSpec, train.TrainSummary]
 ) -> None:
@@ -167,3 +176,24 @@ def test_bundle_is_registered_as_champion_and_loads_without_unpickling(
     (stored,) = {path.parent for path in (spec.run_dir / "mlartifacts").rglob("MLmodel")}
     assert list(stored.rglob("bundle.json")), "the bundle travels with the registered model"
     assert not [path for path in stored.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+
+
+def test_the_bundle_answers_over_http(exported: tuple[RunSpec, dict[str, Any], dict[str, Any]]) -> None:
+    """Ray Serve gives the tools, and the probabilities, that evaluation found in the same questions."""
+    spec, _, result = exported
+    rows = (spec.run_dir / "evaluation" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    evaluated = [json.loads(row) for row in rows]
+    records = list(Corpus.open(spec.corpus_dir).records("test"))
+    port = free_port()
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        ray_serve.run(build_app({"bundle": result["bundle"]}), name="small-path")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            for record, expected in zip(records, evaluated, strict=True):
+                answer = client.post("/v1/tools/select", json={"instruction": record.instruction, "k": 3})
+                assert answer.status_code == 200, answer.text
+                found = answer.json()["tools"]
+                assert [tool["probability"] for tool in found] == pytest.approx(expected["probabilities"], abs=1e-5)
+                assert all(tool["tool_id"] in said for tool, said in zip(found, expected["responses"], strict=True))
+    finally:
+        ray_serve.shutdown()
