@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Modality, ToolRecord
-from model.scoring.baselines import knn_baseline, majority_baseline
+from model.scoring.baselines import _compute_tfidf, knn_baseline, majority_baseline
 from model.scoring.selection import parse_answer
 
 REPO = Path(__file__).resolve().parents[3]
@@ -86,16 +87,27 @@ def test_long_questions_are_no_nearer_for_being_long() -> None:
     assert parse(knn_baseline(train, [build_record("a photo of the cat", "?")])) == [["short"]]
 
 
+def test_words_are_weighted_by_count_and_rarity() -> None:
+    """Terms of the first question: cat, twice and in both questions; dog, "cat cat" and "cat dog", once and in one."""
+    train, _ = _compute_tfidf([build_record("Cat cat dog", "a"), build_record("cat!", "b")], [build_record("x", "?")])
+    rare = math.log(3 / 2) + 1
+    raw = np.array([1 + math.log(2), rare, rare, rare])  # the idf of cat is ln(3 / 3) + 1 = 1
+    assert sorted(train[0].data) == pytest.approx(sorted(raw / np.linalg.norm(raw)))
+    assert train[1].data.tolist() == [1.0]
+
+
 def test_words_never_seen_still_get_an_answer() -> None:
     assert parse(knn_baseline(TRAIN, [build_record("!!! 雪", "?")]))[0][0] is not None
+    assert parse(knn_baseline([build_record("!!!", "a")], [build_record("???", "?")])) == [["a"]]
 
 
 def test_answers_do_not_depend_on_the_process() -> None:
     """Python salts its string hash per process; the baseline must not rest on it."""
     code = (
         "from data_pipeline.records.schema import Modality, ToolRecord\n"
-        "from model.scoring.baselines import _count_terms\n"
-        "print(_count_terms(['one two three two']).indices.tolist())"
+        "from model.scoring.baselines import _compute_tfidf\n"
+        "records = [ToolRecord('r', 's', Modality.TEXT, words, ('t',)) for words in ('one two three two', 'two')]\n"
+        "print([rows.indices.tolist() for rows in _compute_tfidf(records, records[1:])])"
     )
     runs = [
         subprocess.run(
