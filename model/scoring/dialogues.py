@@ -12,7 +12,6 @@ from data_pipeline.records.dialogue import ToolCall, parse_offered_tools, parse_
 from data_pipeline.records.schema import ToolRecord, Turn
 from model.scoring.gpt4tools import GPT4TOOLS_RULE, ItemScore, estimate_means, score_gpt4tools
 from model.scoring.intervals import Estimate, estimate_proportion
-from model.scoring.tables import render_dialogue_markdown
 
 DIALOGUE_RULE = (
     f"{GPT4TOOLS_RULE} The response is the model's turns with the record's own observations between them. A dialogue "
@@ -72,10 +71,6 @@ class DialogueScores:
     def headline(self) -> dict[str, float]:
         """The group "all"."""
         return self.groups["all"].to_json()
-
-    def to_markdown(self) -> str:
-        """One row for each group, in per cent with counts, intervals and the rule."""
-        return render_dialogue_markdown(self, DIALOGUE_RULE)
 
 
 def score_dialogues(

@@ -17,7 +17,6 @@ import numpy as np
 
 from data_pipeline.errors import InputError
 from model.scoring.intervals import Estimate, estimate_mean, estimate_proportion
-from model.scoring.tables import render_gpt4tools_markdown
 
 GPT4TOOLS_RULE = (
     "the released evaluator's: lists are compared by position and divided by the longer one's length; arguments are "
@@ -56,10 +55,6 @@ class Gpt4ToolsScores:
     def to_json(self) -> dict[str, float]:
         """thought, action, args, acc, iou as fractions, and `items`, their number."""
         return {name: estimate.value for name, estimate in self.means.items()} | {"items": len(self.items)}
-
-    def to_markdown(self) -> str:
-        """SR_t, SR_act, SR_args, SR and IoU in per cent with intervals and the rule."""
-        return render_gpt4tools_markdown(self, GPT4TOOLS_RULE)
 
 
 def compute_bleu1(gold: str, predicted: str) -> float:

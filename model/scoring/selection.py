@@ -17,7 +17,6 @@ import numpy as np
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 from model.scoring.intervals import Estimate, estimate_mean, estimate_proportion
-from model.scoring.tables import render_selection_csv, render_selection_markdown
 
 SELECTION_RULE = (
     "answer = the response's first line, stripped; well-formed = all of it is {'api_name': NAME}, NAME without white "
@@ -111,14 +110,6 @@ class SelectionScores:
             }
             for name, group in self.groups.items()
         }
-
-    def to_markdown(self) -> str:
-        """The rows of the paper's Tables 5 to 9 in per cent with counts, intervals and the rule."""
-        return render_selection_markdown(self, SELECTION_RULE)
-
-    def to_csv(self) -> str:
-        """One line per group: n, then value, low and high of each metric, as fractions."""
-        return render_selection_csv(self)
 
     def items(self) -> list[dict[str, Any]]:
         """Per question: parsed, acc, hallu, format, recall."""

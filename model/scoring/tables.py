@@ -7,14 +7,11 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from model.scoring.dialogues import DIALOGUE_RULE, DialogueScores
+from model.scoring.gpt4tools import GPT4TOOLS_RULE, Gpt4ToolsScores
 from model.scoring.intervals import Estimate
-
-if TYPE_CHECKING:
-    from model.scoring.dialogues import DialogueScores
-    from model.scoring.gpt4tools import Gpt4ToolsScores
-    from model.scoring.selection import SelectionScores
+from model.scoring.selection import SELECTION_RULE, SelectionScores
 
 # group -> (row label, the table of the MLLM-Tool paper that has this row)
 SELECTION_ROWS = {
@@ -61,8 +58,8 @@ def render_estimate(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.2f} [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
 
 
-def render_selection_markdown(scores: SelectionScores, rule: str) -> str:
-    """The rows of MLLM-Tool's Tables 5 to 9 that have questions, with the rule that was used."""
+def render_selection_markdown(scores: SelectionScores) -> str:
+    """The rows of MLLM-Tool's Tables 5 to 9 that have questions: per cent with intervals, counts, and the rule."""
     header = ("Questions", "Paper's table", "n", "Acc %", "Hallu %", "Format Acc %", f"Recall@{scores.k} %")
     rows = []
     for name, (label, table) in SELECTION_ROWS.items():
@@ -71,7 +68,7 @@ def render_selection_markdown(scores: SelectionScores, rule: str) -> str:
             estimates = (group.acc, group.hallu, group.format_acc, group.recall)
             rows.append((label, table, str(group.n), *(render_estimate(estimate) for estimate in estimates)))
     return "\n\n".join(
-        (render_table(header, rows), INTERVAL_NOTE, f"Rule: {rule} Catalogue: {scores.catalog_size} names.")
+        (render_table(header, rows), INTERVAL_NOTE, f"Rule: {SELECTION_RULE} Catalogue: {scores.catalog_size} names.")
     )
 
 
@@ -87,8 +84,8 @@ def render_selection_csv(scores: SelectionScores) -> str:
     return text.getvalue()
 
 
-def render_gpt4tools_markdown(scores: Gpt4ToolsScores, rule: str) -> str:
-    """SR_t, SR_act, SR_args, SR and IoU of the GPT4Tools paper, with the rule that was used."""
+def render_gpt4tools_markdown(scores: Gpt4ToolsScores) -> str:
+    """SR_t, SR_act, SR_args, SR and IoU of the GPT4Tools paper in per cent, with intervals and the rule."""
     labels = {
         "thought": "SR_t (thought)",
         "action": "SR_act (tool name)",
@@ -97,11 +94,11 @@ def render_gpt4tools_markdown(scores: Gpt4ToolsScores, rule: str) -> str:
         "iou": "IoU",
     }
     rows = [(label, str(len(scores.items)), render_estimate(scores.means[name])) for name, label in labels.items()]
-    return "\n\n".join((render_table(("Metric", "n", "Value %"), rows), INTERVAL_NOTE, f"Rule: {rule}"))
+    return "\n\n".join((render_table(("Metric", "n", "Value %"), rows), INTERVAL_NOTE, f"Rule: {GPT4TOOLS_RULE}"))
 
 
-def render_dialogue_markdown(scores: DialogueScores, rule: str) -> str:
-    """GPT4Tools' metrics and the faulty turns of every group that has dialogues, with the rule that was used."""
+def render_dialogue_markdown(scores: DialogueScores) -> str:
+    """GPT4Tools' metrics and the faulty turns of every group that has dialogues, with intervals and the rule."""
     header = (
         "Dialogues",
         "n",
@@ -120,7 +117,7 @@ def render_dialogue_markdown(scores: DialogueScores, rule: str) -> str:
         if group is not None:
             estimates = (*group.means.values(), group.malformed, group.invented)
             rows.append((label, str(group.n), str(group.n_turns), *map(render_estimate, estimates)))
-    return "\n\n".join((render_table(header, rows), INTERVAL_NOTE, f"Rule: {rule}"))
+    return "\n\n".join((render_table(header, rows), INTERVAL_NOTE, f"Rule: {DIALOGUE_RULE}"))
 
 
 def plot_scores(scores: SelectionScores, path: Path) -> None:

@@ -17,6 +17,7 @@ from data_pipeline.records.schema import ToolRecord, Turn
 from model.decode.dialogue import generate_dialogue
 from model.llm.backbone import load_tokenizer
 from model.scoring.dialogues import DialogueScores, join_gold, score_dialogues
+from model.scoring.tables import render_dialogue_markdown
 from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
 
 GOLD_FILE = "gold_dialogues.jsonl"
@@ -47,7 +48,8 @@ class DialogueEvaluation:
     def to_markdown(self) -> str:
         """The section of the report."""
         left_out = f", {self.n_too_long} more left out: longer than train.max_dialogue_tokens" * bool(self.n_too_long)
-        return f"## Dialogues\n\n{len(self.records)} test dialogues{left_out}.\n\n{self.scores.to_markdown()}\n"
+        table = render_dialogue_markdown(self.scores)
+        return f"## Dialogues\n\n{len(self.records)} test dialogues{left_out}.\n\n{table}\n"
 
     def write(self, folder: Path) -> None:
         """Responses and gold texts as `score --protocol gpt4tools` takes them, and the table."""
@@ -55,7 +57,7 @@ class DialogueEvaluation:
         _write_lines(folder / PREDICTIONS_FILE, [{"id": r.record_id, "response": text} for r, text in responses])
         gold = [{"id": record.record_id, "output": join_gold(record.turns)} for record in self.records]
         _write_lines(folder / GOLD_FILE, gold)
-        (folder / "dialogues.md").write_text(self.scores.to_markdown() + "\n", encoding="utf-8")
+        (folder / "dialogues.md").write_text(render_dialogue_markdown(self.scores) + "\n", encoding="utf-8")
 
 
 class DialogueDecoder:

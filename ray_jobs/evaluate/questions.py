@@ -27,7 +27,7 @@ from model.decode.trie import ChoiceTrie
 from model.llm.backbone import load_tokenizer
 from model.scoring.baselines import knn_baseline, majority_baseline
 from model.scoring.selection import SelectionScores, score_records
-from model.scoring.tables import plot_scores, render_table
+from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown, render_table
 from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
 from ray_jobs.train.features import MediaVectors
 
@@ -72,8 +72,8 @@ class QuestionEvaluation:
                 for number in (index, *merged.get(str(index), ())):
                     file.write(json.dumps({"index": number} | line, ensure_ascii=False) + "\n")
         for mode in (*MODES, "majority", "knn"):
-            (folder / f"{mode}.md").write_text(self.scores[mode].to_markdown(), encoding="utf-8")
-            (folder / f"{mode}.csv").write_text(self.scores[mode].to_csv(), encoding="utf-8")
+            (folder / f"{mode}.md").write_text(render_selection_markdown(self.scores[mode]), encoding="utf-8")
+            (folder / f"{mode}.csv").write_text(render_selection_csv(self.scores[mode]), encoding="utf-8")
         for mode in ("constrained", "free"):
             plot_scores(self.scores[mode], folder / f"{mode}.png")
 
@@ -301,11 +301,11 @@ def render_report(result: dict[str, Any], scores: dict[str, SelectionScores]) ->
         "",
         "## Questions under the catalogue (hallucination is 0 by construction)",
         "",
-        scores["constrained"].to_markdown(),
+        render_selection_markdown(scores["constrained"]),
         "",
         "## Questions, free decoding",
         "",
-        scores["free"].to_markdown(),
+        render_selection_markdown(scores["free"]),
         "",
     ]
     return "\n".join(lines)

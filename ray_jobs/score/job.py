@@ -13,7 +13,12 @@ from typing import Any
 from data_pipeline.errors import InputError
 from model.scoring.gpt4tools import score_gpt4tools
 from model.scoring.selection import SelectionScores, score_selection
-from model.scoring.tables import plot_scores
+from model.scoring.tables import (
+    plot_scores,
+    render_gpt4tools_markdown,
+    render_selection_csv,
+    render_selection_markdown,
+)
 from ray_jobs.score.files import (
     read_catalog_names,
     read_gpt4tools_gold,
@@ -75,7 +80,7 @@ def _run_mllm_tool(args: argparse.Namespace) -> dict[str, Any]:
         catalog_ids, origin = read_catalog_names(args.catalog), str(args.catalog)
     scores = score_selection(list(gold.items.values()), responses, catalog_ids)
 
-    lines = [scores.to_markdown() + f" Source: {origin}."]
+    lines = [render_selection_markdown(scores) + f" Source: {origin}."]
     strangers = sorted(frozenset().union(*(item.valid_tool_ids for item in gold.items.values())) - catalog_ids)
     if strangers:
         lines.append(
@@ -98,7 +103,7 @@ def _run_gpt4tools(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"{option} belongs to --protocol mllm-tool; leave it out for gpt4tools.")
     gold = read_gpt4tools_gold(args.gold)
     scores = score_gpt4tools(gold, read_gpt4tools_predictions(args.predictions, gold))
-    print(scores.to_markdown())
+    print(render_gpt4tools_markdown(scores))
     if args.per_item is not None:
         _write_json_lines(args.per_item, ({"id": item_id, **asdict(item)} for item_id, item in scores.items.items()))
     return scores.to_json()
@@ -112,7 +117,7 @@ def _write_report(folder: Path, table: str, scores: SelectionScores) -> None:
             f"--report {folder}: cannot be made ({error.strerror}); name a folder that can be written."
         ) from error
     _write_text(folder / "scores.md", table + "\n")
-    _write_text(folder / "scores.csv", scores.to_csv())
+    _write_text(folder / "scores.csv", render_selection_csv(scores))
     plot_scores(scores, folder / "scores.png")
 
 

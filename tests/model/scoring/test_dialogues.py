@@ -92,13 +92,6 @@ def test_called_tools_are_those_of_dialogues() -> None:
     assert called_tool_ids([CHAIN, SINGLE, question]) == {"lab/find", "lab/blur"}
 
 
-def test_the_table_has_a_row_for_each_group_and_the_rule() -> None:
-    table = score_dialogues(RECORDS, PERFECT, SEEN).to_markdown()
-    for word in ("All dialogues", "With an unseen tool", "Two calls or more", "No tool", "SR_args %", "Rule: "):
-        assert word in table
-    assert "One call" not in score_dialogues(RECORDS[2:3], PERFECT[2:3], SEEN).to_markdown()
-
-
 def test_faults_are_named() -> None:
     with pytest.raises(InputError, match="no dialogue to score"):
         score_dialogues([], [], SEEN)

@@ -87,10 +87,3 @@ def test_items_and_responses_must_match() -> None:
         score_gpt4tools({}, {})
     with pytest.raises(InputError, match="1 ids are in only one of gold and predictions, the first is 2"):
         score_gpt4tools({1: USE, 2: USE}, {1: USE})
-
-
-def test_the_table_names_the_papers_metrics_and_the_rule() -> None:
-    table = score_gpt4tools({1: USE, 2: NO_TOOL}, {1: USE, 2: "junk"}).to_markdown()
-    for label in ("SR_t", "SR_act", "SR_args", "SR (all three)", "IoU", "Rule: the released evaluator's"):
-        assert label in table
-    assert "50.00 [9.45, 90.55]" in table  # SR: Wilson interval of 1 in 2

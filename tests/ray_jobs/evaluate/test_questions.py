@@ -12,6 +12,7 @@ import pytest
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 from model.scoring.selection import SelectionScores, score_records
+from model.scoring.tables import render_selection_markdown
 from ray_jobs.evaluate.job import name_metrics
 from ray_jobs.evaluate.questions import (
     QuestionEvaluation,
@@ -151,7 +152,7 @@ def test_report_compares_every_way_of_answering() -> None:
     assert "5 test questions, 2 more left out" in report
     assert "allow: 33.3 %" in report
     assert "`unknown` ranked first): 1 of 5, where 1 should be; precision 100.0 %, recall 100.0 %" in report
-    assert scores["free"].to_markdown() in report
+    assert render_selection_markdown(scores["free"]) in report
 
 
 def test_report_of_text_alone_has_no_numbers_for_media() -> None:
