@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from data_pipeline.markdown import render_table
 from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord
 
 FIGURES = "figures"
@@ -35,19 +36,21 @@ def render_report(manifest: Mapping[str, Any]) -> str:
         *(f"Licence of {name}: {licence}." for name, licence in manifest["licences"].items()),
         "## Questions",
         "One question is one distinct (words, medium); `rows` counts its right answers one by one, as the papers do.",
-        _table(["", *SPLITS], _count_rows(counts)),
+        render_table(["", *SPLITS], _count_rows(counts)),
         f"![by modality]({FIGURES}/modality.png) ![by ambiguity type]({FIGURES}/ambiguity.png)",
         f"![right answers per question]({FIGURES}/answers.png) ![questions per tool]({FIGURES}/tools.png)",
         "## Tools",
-        _table(["", "tools"], [[key.replace("_", " "), value] for key, value in manifest["tools"].items()]),
+        render_table(["", "tools"], [[key.replace("_", " "), value] for key, value in manifest["tools"].items()]),
         *_dialogue_sections(manifest["dialogues"]),
         "## Leaks",
         "Held-out questions that training has seen: the same words with the same medium, or just the same medium.",
         "In brackets: as the source counts, which may repeat a question.",
-        _table(["compared", "modality", "questions", "exact pairs", "shared media"], _leak_rows(manifest["leaks"])),
+        render_table(
+            ["compared", "modality", "questions", "exact pairs", "shared media"], _leak_rows(manifest["leaks"])
+        ),
         _leak_policy(manifest["leaks"]),
         "## Missing, duplicate, mended, rejected",
-        _table(["", "number"], _defect_rows(manifest)),
+        render_table(["", "number"], _defect_rows(manifest)),
         "Rejected items are listed one by one in `rejected.jsonl`. Media that cannot be decoded are found when they "
         "are encoded: see the feature lake's quarantine.",
     ]
@@ -77,7 +80,7 @@ def _dialogue_sections(dialogues: Mapping[str, Any]) -> list[str]:
         "By the number of tools called, with earlier turns in the prompt, and by whether a dialogue of the training "
         "split calls every tool that is called. The tables above count dialogues among the text questions, and those "
         "that call no tool under `unknown`.",
-        _table(["", *SPLITS], rows),
+        render_table(["", *SPLITS], rows),
     ]
 
 
@@ -108,14 +111,6 @@ def _defect_rows(manifest: Mapping[str, Any]) -> list[list[Any]]:
     rows += [[f"mended: {kind}", count] for kind, count in manifest["repairs"].items()]
     rows += [[f"rejected: {reason}", count] for reason, count in manifest["rejected"].items()]
     return rows
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += [
-        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
-    ]
-    return "\n".join(lines)
 
 
 def _new_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipeline.markdown import render_table
 from model.scoring.dialogues import DIALOGUE_RULE, DialogueScores
 from model.scoring.gpt4tools import GPT4TOOLS_RULE, Gpt4ToolsScores
 from model.scoring.intervals import Estimate
@@ -40,17 +40,6 @@ DIALOGUE_ROWS = {
     "no_tool": "No tool",
 }
 INTERVAL_NOTE = "In brackets: 95 % confidence interval (Wilson for shares, seeded percentile bootstrap for means)."
-
-
-def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it reads well in a terminal; the first column is left-aligned."""
-    widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in (header, rule, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def render_estimate(estimate: Estimate) -> str:

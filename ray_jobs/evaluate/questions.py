@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.batches.encoding import encode_question, longest_answer
+from data_pipeline.markdown import render_table
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
@@ -27,7 +28,7 @@ from model.decode.trie import ChoiceTrie
 from model.llm.backbone import load_tokenizer
 from model.scoring.baselines import knn_baseline, majority_baseline
 from model.scoring.selection import SelectionScores, score_records
-from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown, render_table
+from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown
 from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
 from ray_jobs.train.features import MediaVectors
 

@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from data_pipeline.markdown import render_table
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.tune.trials import TrialRecord
 
@@ -28,7 +29,7 @@ LINE_STYLES = {"finished": "-", "stopped": "--"}  # of a learning curve; others 
 def render_trials(records: Sequence[TrialRecord]) -> str:
     """A Markdown table, best score first; a failed trial has its reason beside its status."""
     paths = _paths(records)
-    rows = [[*(path.split(".")[-1] for path in paths), *COLUMNS]]
+    rows = []
     for record in sort_trials(records):
         score = record.best_score
         status = f"{record.status}: {record.reason}" if record.reason else record.status
@@ -37,17 +38,12 @@ def render_trials(records: Sequence[TrialRecord]) -> str:
                 *(_shorten(record.parameters.get(path, "")) for path in paths),
                 "-" if score is None else f"{score:.4f}",
                 f"{record.epochs_run}/{record.planned_epochs}",
-                str(record.steps),
+                record.steps,
                 f"{record.seconds:.0f}",
-                status.replace("|", "/"),
+                status,
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] + [0]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths[:-1]) + "|---|")
-    return "\n".join(lines)
+    return render_table((*(path.split(".")[-1] for path in paths), *COLUMNS), rows)
 
 
 def sort_trials(records: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -24,7 +24,6 @@ from model.scoring.tables import (
     render_gpt4tools_markdown,
     render_selection_csv,
     render_selection_markdown,
-    render_table,
 )
 
 
@@ -35,14 +34,6 @@ def scores() -> SelectionScores:
         GoldItem(frozenset({"a", "b"}), Modality.IMAGE, AmbiguityType.QUALITY, True, True),
     ]
     return score_selection(gold, [["{'api_name': a}"] * 2, ["{'api_name': x}", "{'api_name': b}"]], ["a", "b"])
-
-
-def test_table_is_aligned_markdown() -> None:
-    assert render_table(("Name", "n"), [("long name", "1")]).split("\n") == [
-        "| Name      |   n |",
-        "| :-------- | --: |",
-        "| long name |   1 |",
-    ]
 
 
 def test_estimates_are_in_per_cent_with_their_interval() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,12 @@ def test_the_report_shows_every_trial(tmp_path: Path) -> None:
     ]
     report = write_sweep_report(tmp_path / "sweep", "mine", records, {"best trial": "good"})
     rows = [line for line in report.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
     assert cells[0] == ["lr", "backbone", "best score", "epochs run", "steps", "seconds", "status"]
     assert cells[2:] == [
         ["0.001", "good", "0.6000", "3/3", "30", "12", "finished"],
         ["0.001", "slow", "0.1000", "1/3", "10", "0", "stopped"],
-        ["0.001", "broken", "-", "0/3", "0", "0", "failed: ValueError: a / b"],
+        ["0.001", "broken", "-", "0/3", "0", "0", "failed: ValueError: a \\| b"],
     ]
     for name in (CURVES_PLOT, PARALLEL_PLOT):
         image = Image.open(tmp_path / "sweep" / name)
