@@ -94,17 +94,11 @@ class _Worker:
 
         from model.llm.tool_llm import ToolLLM
         from ray_jobs.config import TrainOptions
-        from ray_jobs.train.zero import deepspeed_config, disable_compiled_collectives, parameter_groups
+        from ray_jobs.train.zero import disable_compiled_collectives, start_engine
 
         disable_compiled_collectives()
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False, rank=0, world_size=1)
-        options = TrainOptions()
-        config = ModelConfig.model_validate(model_config)
-        mllm = ToolLLM.build(config)
-        groups: Any = parameter_groups(mllm, options)
-        self._engine: Any = deepspeed.initialize(
-            model=mllm, model_parameters=groups, config=deepspeed_config(options, config.dtype)
-        )[0]
+        self._engine = start_engine(ToolLLM.build(ModelConfig.model_validate(model_config)), TrainOptions())
 
     def train(
         self, split: TokenizedQuestions, plan: list[ray.ObjectRef[TrainingPlan]], steps_per_part: int, parts: int

@@ -83,17 +83,11 @@ class _OurLoop:
     """Our loop in one of its layouts, under DeepSpeed as `train_loop` drives it."""
 
     def __init__(self, data: BenchData, config: ModelConfig, layout: Layout, micro_batch_size: int) -> None:
-        import deepspeed
-
-        from ray_jobs.train.zero import deepspeed_config, parameter_groups
+        from ray_jobs.train.zero import start_engine
 
         self._data, self._layout, self._micro_batch_size = data, layout, micro_batch_size
         options = TrainOptions(zero_stage=0, layout=layout)
-        mllm = ToolLLM.build(config)
-        groups: Any = parameter_groups(mllm, options)
-        self._engine: Any = deepspeed.initialize(
-            model=mllm, model_parameters=groups, config=deepspeed_config(options, config.dtype)
-        )[0]
+        self._engine = start_engine(ToolLLM.build(config), options)
         self._engine.train()
         self._next_step = 0
 

@@ -72,18 +72,16 @@ def run_training(job: TrainJob) -> None:
     spec = RunSpec.model_validate(job.spec)
     if not spec.train.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported, which is below
-    import deepspeed
 
     # Our own progress lines say it; warnings still come through.
     logging.disable(logging.INFO)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     from ray_jobs.train.zero import (
-        deepspeed_config,
         disable_compiled_collectives,
         gather_training_state,
-        parameter_groups,
         restore_training_state,
         set_learning_rates,
+        start_engine,
     )
 
     if not spec.train.use_gpu:
@@ -105,9 +103,7 @@ def run_training(job: TrainJob) -> None:
     parameters = load_parameters(last) if last else {}
     if last:
         mllm.load_trainable_state_dict(parameters)
-    groups: Any = parameter_groups(mllm, spec.train)
-    config_json = deepspeed_config(spec.train, model_config.dtype)
-    engine: Any = deepspeed.initialize(model=mllm, model_parameters=groups, config=config_json)[0]
+    engine = start_engine(mllm, spec.train)
     if last:
         restore_training_state(engine, parameters, load_moments(last), cursor.step)
         if "train/epoch_loss" in (reported := load_metrics(last)):

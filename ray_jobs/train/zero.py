@@ -95,11 +95,18 @@ def parameter_groups(mllm: ToolLLM, train: TrainOptions) -> list[dict[str, Any]]
     ]
 
 
+def start_engine(mllm: ToolLLM, train: TrainOptions) -> Any:
+    """DeepSpeed's engine over the model, with its optimizer; a collective call, in an initialised process group."""
+    groups: Any = parameter_groups(mllm, train)
+    config = deepspeed_config(train, mllm.config.dtype)
+    return deepspeed.initialize(model=mllm, model_parameters=groups, config=config)[0]
+
+
 def set_learning_rates(engine: Any, lr: float, adapter_open: bool = True) -> None:
     """Set the rates of the step that is about to be computed; call it before the step's first backward pass.
 
     Args:
-        engine: DeepSpeed's over a `ToolLLM`, built with `parameter_groups`.
+        engine: of `start_engine`.
         lr: of the schedule at this step.
         adapter_open: False in the first stage of the two-stage schedule: only the projector moves, and neither weight
             decay nor the optimizer's moments touch anything else.
