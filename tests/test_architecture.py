@@ -18,6 +18,12 @@ BANNED_WORDS = {"utils", "util", "helper", "helpers", "manager", "misc", "new", 
 BANNED_STEMS = {"tokenize", "deepspeed", "ray", "torch", "mlflow", "transformers", "peft"}
 
 SOURCES = sorted(path for package in PACKAGES for path in (REPO / package).rglob("*.py"))
+# tests of what a room's modules do together
+TESTS_OF_A_WHOLE_ROOM = {
+    "tests/serve/deployments/test_http.py",  # the routes of all deployments, over stand-ins
+    "tests/serve/deployments/test_openai_client.py",  # the same routes as OpenAI's client sees them
+}
+
 TESTS = sorted(path for path in (REPO / "tests").rglob("test_*.py") if path.parent != REPO / "tests")
 
 
@@ -55,8 +61,18 @@ def test_names_say_what_a_file_is_about(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_modules_say_what_they_are_for(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    is_bare = not tree.body or path.name == "__main__.py"  # an empty __init__.py, or the two lines that start the CLI
-    assert is_bare or ast.get_docstring(tree), f"{name_of(path)} has no module docstring"
+    assert ast.get_docstring(tree), f"{name_of(path)} has no module docstring"
+
+
+def test_every_folder_of_code_is_a_room_with_one_sentence() -> None:
+    rooms = {path.parent for path in SOURCES}
+    silent = []
+    for room in rooms:
+        start = room / "__init__.py"
+        sentence = ast.get_docstring(ast.parse(start.read_text(encoding="utf-8"))) if start.is_file() else None
+        if not sentence or "\n\n" in sentence:
+            silent.append(name_of(room))
+    assert not silent, f"{silent}: say in one sentence in __init__.py what the room is for"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -117,6 +133,15 @@ def test_test_folders_mirror_the_packages() -> None:
     assert {folder.split("/")[0] for folder in folders} == {*PACKAGES, "integration"}, "a package has no tests"
     strangers = [folder for folder in folders - {"integration"} if not (REPO / folder / "__init__.py").is_file()]
     assert not strangers, f"tests/{strangers} belong to no package"
+
+
+@pytest.mark.parametrize("path", [path for path in TESTS if path.parent.name != "integration"], ids=name_of)
+def test_a_test_is_named_after_what_it_tests(path: Path) -> None:
+    """`tests/<package>/<room>/test_x.py` tests the module or the room `x` that lies there."""
+    tested = REPO / path.relative_to(REPO / "tests").with_name(path.stem.removeprefix("test_"))
+    exists = tested.with_suffix(".py").is_file() or (tested / "__init__.py").is_file()
+    is_exception = name_of(path) in TESTS_OF_A_WHOLE_ROOM
+    assert exists != is_exception, f"{name_of(path)}: {name_of(tested)} is {'there' if exists else 'no module or room'}"
 
 
 @pytest.mark.parametrize("path", [path for path in TESTS if path.parent.name != "integration"], ids=name_of)

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from data_pipeline.batches.encoding import MEDIA_SLOT_ID, encode_question
+from data_pipeline.batches.encoding import MEDIA_SLOT_ID, encode_dialogue, encode_question
 from data_pipeline.batches.packing import build_micro_batch, collate, pack_questions, pack_row
 from data_pipeline.errors import InputError
+from data_pipeline.records.schema import Turn
 from model.llm.attention import build_mask
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, compute_loss, to_tensors
@@ -32,6 +33,15 @@ from toy_batches import (
     toy_media,
     toy_questions,
     toy_texts,
+)
+
+IGNORED = -100
+CALL = "Thought: Yes\nAction: improve\nAction Input: image/a.png\nObservation:"
+ANSWER = "Thought: No\nAI: this is the sound of my video."
+DIALOGUES = (
+    (Turn("assistant", CALL), Turn("observation", " image/b.png\n"), Turn("assistant", ANSWER)),
+    (Turn("assistant", ANSWER),),
+    (Turn("assistant", CALL), Turn("observation", " nothing\n"), Turn("assistant", CALL.replace("a", "b"))),
 )
 
 
@@ -180,6 +190,45 @@ def test_embed_prompt_puts_the_projected_medium_into_its_slot(mllm: ToolLLM) -> 
     assert torch.equal(mllm.embed_prompt(ids[1:2], None)[0], table)
     with pytest.raises(InputError, match="media slot but no media vector"):
         mllm.embed_prompt(ids, None)
+
+
+@pytest.mark.parametrize("layout", ["packed", "rows"])
+def test_loss_of_dialogues_is_that_of_labels_with_ignored_observations(layout: str, mllm: ToolLLM) -> None:
+    """Dialogues and tool questions in one batch, against the masked cross entropy that Hugging Face computes."""
+    tokenizer = mllm.tokenizer
+    prompts = [f"Tools:\n> improve: the picture\nNew input: {text}\n" for text in ("what is this", "now", "please")]
+    questions = [encode_dialogue(tokenizer, prompt, turns) for prompt, turns in zip(prompts, DIALOGUES, strict=True)]
+    questions += toy_questions(mllm, 2, seed=0, text_only=True)
+
+    loss_sum = n_targets = 0.0
+    for prompt, turns in zip(prompts, DIALOGUES, strict=True):
+        ids, labels = [tokenizer.bos_token_id], [IGNORED]
+        for text, is_target in [(prompt, False), *((turn.text, turn.role == "assistant") for turn in turns)]:
+            piece = tokenizer(text, add_special_tokens=False).input_ids
+            ids += piece
+            labels += piece if is_target else [IGNORED] * len(piece)
+        loss_sum += labelled_loss(mllm, [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id])
+        n_targets += 1 + sum(label != IGNORED for label in labels)
+    for question in questions[3:]:
+        for answer in question.answers:
+            ids = [*question.prompt_ids.tolist(), *answer.tolist()]
+            loss_sum += labelled_loss(mllm, ids, [IGNORED] * len(question.prompt_ids) + answer.tolist())
+            n_targets += len(answer)
+
+    selection = np.arange(5)
+    if layout == "rows":
+        selection = np.array([(q, a) for q, question in enumerate(questions) for a in range(len(question.answers))])
+    batch = build_micro_batch(questions, selection, np.full(5, -1), pad_id=tokenizer.pad_token_id)
+    output = mllm(to_tensors(batch, None, "cpu"))
+    assert output.weight_sum.item() == n_targets == sum(sum(question.n_loss_tokens) for question in questions)
+    assert output.loss_sum.item() == pytest.approx(loss_sum, rel=1e-5)
+
+
+def labelled_loss(mllm: ToolLLM, ids: list[int], labels: list[int]) -> float:
+    """Sum of the cross entropies as Hugging Face's own head computes them from labels."""
+    with torch.no_grad():
+        mean = mllm.llm(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+    return mean * sum(label != IGNORED for label in labels)
 
 
 def test_trained_weights_go_out_and_in(mllm: ToolLLM, backbone: Path) -> None:
