@@ -1,8 +1,11 @@
-"""Readers of the files that `score` takes. Every fault names the file and the line or record."""
+"""Readers of the files that `score` takes, plain or packed with gzip. Faults name the file and the line or record."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,11 @@ from model.scoring.selection import GoldItem
 _AMBIGUITY_BY_CODE = dict(enumerate((kind for kind in AmbiguityType if kind is not AmbiguityType.NONE), start=1))
 _AMBIGUITY_BY_CODE[-1] = AmbiguityType.NONE
 ITEM_ID_FORM = 'an integer or a string under "id"'
+EMPTY_RESPONSE = '"" where the model wrote nothing (which counts as malformed)'
+MAX_TEXT_BYTES = 2 * 2**30  # of one file, unpacked; it is held in memory as a whole
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_INDEX_TEXT = re.compile(r"[0-9]{1,15}(\.0*)?")  # as a spreadsheet or a data frame with gaps writes an integer
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def _parse_released_record(entry: Any, position: int, where: str) -> tuple[int, 
             is_ambiguous=bool(entry.get("ifambiguity", ambiguity_type is not AmbiguityType.NONE)),
             is_one_to_many=bool(entry.get("onetomulti", len({name.strip() for name in names}) > 1)),
         )
-        index = entry.get("source_index", position)
+        index = parse_index(entry.get("source_index", position))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{where}: not in the released test format ({type(error).__name__}: {error}); it needs input_modality "
@@ -74,8 +82,8 @@ def _parse_released_record(entry: Any, position: int, where: str) -> tuple[int, 
         raise InputError(
             f"{where}: conversations[1].value lists no name or an empty one; give at least one right name."
         )
-    if not _is_index(index):
-        raise InputError(f"{where}: source_index is {index!r}; give an integer >= 0 or leave it out.")
+    if index is None:
+        raise InputError(f"{where}: source_index is {entry['source_index']!r}; give an integer >= 0 or leave it out.")
     return index, item
 
 
@@ -123,7 +131,7 @@ def _gold_names(items: dict[int, GoldItem]) -> frozenset[str]:
 
 def read_catalog_names(path: Path) -> frozenset[str]:
     """Read one name per line (white space around it is dropped), or a corpus's `catalog.jsonl`."""
-    if path.suffix == ".jsonl":
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
         return frozenset(ToolCatalog.load_jsonl(path).selection_tool_ids)
     names = frozenset(line.strip() for line in read_text(path).split("\n") if line.strip())
     if not names:
@@ -137,11 +145,11 @@ def read_selection_predictions(path: Path, gold: dict[int, GoldItem]) -> list[li
     first_line = 0
     for number, entry in iterate_json_lines(path):
         where = f"{path}, line {number}"
-        index = entry.get("index")
-        if not _is_index(index):
+        index = parse_index(entry.get("index"))
+        if index is None:
             raise InputError(
-                f'{where}: "index" is {index!r}; give the record\'s source_index, or its 0-based position where it has '
-                "none (predictions by id belong to --protocol gpt4tools)."
+                f'{where}: "index" is {describe_value(entry, "index")}; give the record\'s source_index, or its '
+                "0-based position where it has none (predictions by id belong to --protocol gpt4tools)."
             )
         samples = _parse_samples(entry, where)
         if not predictions:
@@ -150,12 +158,7 @@ def read_selection_predictions(path: Path, gold: dict[int, GoldItem]) -> list[li
             raise InputError(
                 f"{where}: {len(samples)} responses, but line {first_line} has {k}; give every record the same number."
             )
-        if index in predictions:
-            raise InputError(f"{where}: index {index} is predicted twice; keep one line for each record.")
-        if index not in gold:
-            raise InputError(
-                f"{where}: the gold has no record with index {index}; correct the index or give the right gold."
-            )
+        check_place(where, gold, predictions, "index", index)
         predictions[index] = samples
     check_complete(path, gold, predictions, "index")
     return [predictions[index] for index in gold]
@@ -167,10 +170,29 @@ def _parse_samples(entry: dict[str, Any], where: str) -> list[str]:
         raise InputError(
             f'{where}: {found} of "response" (a string) and "responses" (K strings) given; give one of them.'
         )
-    samples = entry["responses"] if "responses" in entry else [entry["response"]]
+    if "response" in entry:
+        return [read_response(entry, where)]
+    samples = entry["responses"]
     if not isinstance(samples, list) or not samples or not all(isinstance(sample, str) for sample in samples):
-        raise InputError(f'{where}: "response" must be a string and "responses" a list of at least one string.')
+        faulty = [sample for sample in samples if not isinstance(sample, str)] if isinstance(samples, list) else []
+        found = f"holds {json.dumps(faulty[0])[:40]}" if faulty else f"is {describe_value(entry, 'responses')}"
+        raise InputError(f'{where}: "responses" {found}; give a list of at least one string, {EMPTY_RESPONSE}.')
     return samples
+
+
+def read_response(entry: dict[str, Any], where: str) -> str:
+    """The model's text; null is not taken for an empty one, as it may as well mean that the model was never asked."""
+    text = entry.get("response")
+    if not isinstance(text, str):
+        raise InputError(
+            f'{where}: "response" is {describe_value(entry, "response")}; give a string, {EMPTY_RESPONSE}.'
+        )
+    return text
+
+
+def describe_value(entry: dict[str, Any], key: str) -> str:
+    """A value as it stands in the file, or that there is none."""
+    return json.dumps(entry[key], ensure_ascii=False)[:40] if key in entry else "missing"
 
 
 def read_gpt4tools_gold(path: Path) -> dict[str | int, str]:
@@ -189,9 +211,15 @@ def read_gpt4tools_gold(path: Path) -> dict[str | int, str]:
     gold: dict[str | int, str] = {}
     for number, entry in entries:
         where = f"{path}, {unit} {number}"
-        if isinstance(entry, dict) and "conversations" in entry:
+        if not isinstance(entry, dict):
+            raise InputError(f'{where}: not a JSON object; give {{"id": ..., "output": "..."}}.')
+        if "conversations" in entry:
             raise InputError(f"{where}: this is a ToolMMBench record; score it with --protocol mllm-tool.")
-        item_id, output = _parse_item(entry, "output", where)
+        item_id, output = _parse_id(entry, where), entry.get("output")
+        if not isinstance(output, str):
+            raise InputError(
+                f'{where}: "output" is {describe_value(entry, "output")}; give the right turns as a string.'
+            )
         if item_id in gold:
             raise InputError(f"{where}: id {item_id!r} occurs twice; every gold item needs an id of its own.")
         gold[item_id] = output
@@ -205,29 +233,32 @@ def read_gpt4tools_predictions(path: Path, gold: dict[str | int, str]) -> dict[s
     predictions: dict[str | int, str] = {}
     for number, entry in iterate_json_lines(path):
         where = f"{path}, line {number}"
-        item_id, response = _parse_item(entry, "response", where)
-        if item_id in predictions:
-            raise InputError(f"{where}: id {item_id!r} is predicted twice; keep one line for each item.")
-        if item_id not in gold:
-            raise InputError(
-                f"{where}: the gold has no item with id {item_id!r} (numbers and strings differ); correct the id."
-            )
-        predictions[item_id] = response
+        item_id = _parse_id(entry, where)
+        check_place(where, gold, predictions, "id", item_id)
+        predictions[item_id] = read_response(entry, where)
     check_complete(path, gold, predictions, "id")
     return predictions
 
 
-def _parse_item(entry: Any, text_key: str, where: str) -> tuple[str | int, str]:
-    if not isinstance(entry, dict):
-        raise InputError(f'{where}: not a JSON object; give {{"id": ..., "{text_key}": "..."}}.')
-    item_id, text = entry.get("id"), entry.get(text_key)
+def _parse_id(entry: dict[str, Any], where: str) -> str | int:
+    item_id = entry.get("id")
+    if isinstance(item_id, float) and item_id.is_integer():  # 2.0 is the same number
+        item_id = int(item_id)
     if isinstance(item_id, bool) or not isinstance(item_id, (int, str)):
-        raise InputError(f"{where}: no usable id ({item_id!r}); give {ITEM_ID_FORM}.")
-    if not isinstance(text, str):
+        raise InputError(f"{where}: no usable id ({describe_value(entry, 'id')}); give {ITEM_ID_FORM}.")
+    return item_id
+
+
+def check_place(where: str, gold: dict[Any, Any], predictions: dict[Any, Any], key: str, value: int | str) -> None:
+    """A prediction is of one gold record, and the only one."""
+    if value in predictions:
+        raise InputError(f"{where}: {key} {value!r} is predicted twice; keep one line for each record.")
+    if value not in gold:
+        twins = [each for each in gold if str(each) == str(value)]
+        note = f", but one with {twins[0]!r} (numbers and strings differ)" if twins else ""
         raise InputError(
-            f'{where}: "{text_key}" is {"missing" if text is None else "not a string"}; give the text under it.'
+            f"{where}: the gold has no record with {key} {value!r}{note}; correct the {key} or give the right gold."
         )
-    return item_id, text
 
 
 def check_complete(path: Path, gold: dict[Any, Any], predictions: dict[Any, Any], key: str) -> None:
@@ -259,13 +290,22 @@ def iterate_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_text(path: Path) -> str:
-    """The file as UTF-8 text; a byte order mark is dropped."""
+    """The file as UTF-8 text, unpacked if it is packed with gzip; a byte order mark is dropped."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
+        with path.open("rb") as file:
+            is_packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        with gzip.open(path) if is_packed else path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be unpacked ({error}); copy the file again.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path.") from error
+    if len(data) > MAX_TEXT_BYTES:
+        raise InputError(f"{path}: more than {MAX_TEXT_BYTES:,} bytes of text; score it in parts.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
 
 
 def _load_json(path: Path, text: str) -> Any:
@@ -279,5 +319,10 @@ def _load_json(path: Path, text: str) -> Any:
         raise InputError(f"{path}: not usable JSON ({error}); mend the file.") from error
 
 
-def _is_index(index: Any) -> bool:
-    return isinstance(index, int) and not isinstance(index, bool) and index >= 0
+def parse_index(value: Any) -> int | None:
+    """An integer >= 0, be it written as 2, 2.0, "2" or "2.0"; None for anything else."""
+    if isinstance(value, str) and _INDEX_TEXT.fullmatch(value):
+        return int(value.split(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -122,7 +122,8 @@ def _write_report(folder: Path, table: str, scores: SelectionScores) -> None:
 
 
 def _write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    # escaped, as a model may have written half of a character, which no UTF-8 file can hold
+    _write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _write_text(path: Path, text: str) -> None:

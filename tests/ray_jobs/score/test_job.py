@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +108,56 @@ def test_released_file_without_source_index_counts_positions(gold: Path, tmp_pat
     assert [(item["index"], item["parsed"]) for item in items] == [(0, None), (1, "z"), (2, "c")]
 
 
+def test_files_are_read_as_people_have_them(gold: Path, tmp_path: Path) -> None:
+    """Out of a spreadsheet, a data frame with gaps, a Windows editor, or packed."""
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\n")
+    lines = [{"index": "0", "response": answer("a")}, {"index": 1.0, "response": ""}, {"index": "2.0", "response": "é"}]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\r\n" for line in lines)
+    plain = score("--gold", gold, "--predictions", write_lines(tmp_path / "p.jsonl", lines), "--catalog", names)
+    assert plain["overall"]["acc"] == pytest.approx(1 / 3)
+    for file in (gold, names):
+        file.with_name(file.name + ".gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + file.read_bytes()))
+    predictions = tmp_path / "p.gz"
+    for data in (text.encode("utf-8-sig"), gzip.compress(text.encode("utf-8-sig"))):
+        predictions.write_bytes(data)
+        options = ("--gold", tmp_path / "gold.json.gz", "--catalog", tmp_path / "names.txt.gz")
+        assert score(*options, "--predictions", predictions) == plain
+
+    released = [build_released(["a"], source_index=index) for index in ("7", 8.0)]
+    gold.write_text(json.dumps(released))
+    write_lines(predictions, [{"index": 8, "response": answer("a")}, {"index": 7, "response": ""}])
+    assert score("--gold", gold, "--predictions", predictions)["overall"]["acc"] == 0.5
+
+    write_lines(tmp_path / "g.jsonl", [{"id": 1, "output": USE}])
+    write_lines(predictions, [{"id": 1.0, "response": USE}])
+    options = ("--gold", tmp_path / "g.jsonl", "--predictions", predictions)
+    assert score("--protocol", "gpt4tools", *options)["acc"] == 1.0
+
+
+def test_packed_files_that_cannot_be_unpacked_are_errors(
+    gold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = gzip.compress(b'{"index": 0, "response": ""}\n' * 99)
+    predictions = tmp_path / "p.jsonl.gz"
+    for data in (packed[:-20], packed[:-6] + b"xxxxxx", packed[:10]):
+        predictions.write_bytes(data)
+        with pytest.raises(InputError, match=r"p.jsonl.gz: cannot be unpacked"):
+            score("--gold", gold, "--predictions", predictions)
+    predictions.write_bytes(packed)
+    monkeypatch.setattr("ray_jobs.score.files.MAX_TEXT_BYTES", 2000)
+    with pytest.raises(InputError, match="more than 2,000 bytes of text"):
+        score("--gold", gold, "--predictions", predictions)
+
+
+def test_half_a_character_in_an_answer_is_scored_and_written(gold: Path, tmp_path: Path) -> None:
+    lines = [{"index": i, "response": answer("\ud83d")} for i in range(3)]
+    predictions = write_lines(tmp_path / "p.jsonl", lines)
+    scores = score("--gold", gold, "--predictions", predictions, "--per-item", tmp_path / "items.jsonl")
+    assert scores["overall"]["hallu"] == 1.0
+    assert json.loads((tmp_path / "items.jsonl").read_text().split("\n")[0])["parsed"] == "\ud83d"
+
+
 def test_a_catalogue_decides_what_is_a_hallucination(
     gold: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,12 +227,29 @@ def test_corpus_gold_uses_the_source_index_where_there_is_one(tmp_path: Path) ->
         ([{"index": 0, "response": "x"}], r"2 of 3 gold records have no prediction, the first is index 1"),
         ([{"index": 1, "response": "x"}, {"index": 1, "response": "y"}], "line 2: index 1 is predicted twice"),
         ([{"index": 9, "response": "x"}], "line 1: the gold has no record with index 9"),
-        ([{"index": "0", "response": "x"}], "line 1: \"index\" is '0'"),
-        ([{"index": True, "response": "x"}], 'line 1: "index" is True'),
+        ([{"index": "a", "response": "x"}], 'line 1: "index" is "a"'),
+        ([{"index": "1e0", "response": "x"}], 'line 1: "index" is "1e0"'),
+        ([{"index": "-1", "response": "x"}], 'line 1: "index" is "-1"'),
+        ([{"index": 0.5, "response": "x"}], 'line 1: "index" is 0.5'),
+        (['{"index": NaN, "response": "x"}'], 'line 1: "index" is NaN'),
+        (['{"index": 1e999, "response": "x"}'], 'line 1: "index" is Infinity'),
+        ([{"index": "9" * 5000, "response": "x"}], 'line 1: "index" is "999'),
+        ([{"response": "x"}], 'line 1: "index" is missing'),
+        ([{"index": True, "response": "x"}], 'line 1: "index" is true'),
+        ([{"index": 1, "response": "x"}, {"index": "1.0", "response": "y"}], "line 2: index 1 is predicted twice"),
         ([{"id": 0, "response": "x"}], "--protocol gpt4tools"),
         ([{"index": 0, "response": "x", "responses": ["x"]}], "line 1: both of"),
         ([{"index": 0}], "line 1: neither of"),
-        ([{"index": 0, "response": None}], "must be a string"),
+        (
+            [{"index": 0, "response": None}],
+            'line 1: "response" is null; give a string, "" where the model wrote nothing',
+        ),
+        (['{"index": 0, "response": NaN}'], 'line 1: "response" is NaN; give a string'),
+        (
+            [{"index": 0, "responses": ["x", None]}],
+            'line 1: "responses" holds null; give a list of at least one string',
+        ),
+        ([{"index": 0, "responses": None}], 'line 1: "responses" is null; give a list'),
         ([{"index": 0, "responses": []}], "at least one string"),
         ([{"index": 0, "responses": ["x", 1]}], "at least one string"),
         ([{"index": 0, "responses": "xy"}], "at least one string"),
@@ -256,7 +324,11 @@ def test_unusable_corpora_are_errors(corpus: Path, tmp_path: Path) -> None:
         ([{"id": 1}], [], '"output" is missing'),
         ([{"id": 1, "output": USE}], [{"id": "1", "response": ""}], "numbers and strings differ"),
         ([{"id": 1, "output": USE}], [{"id": 1, "response": ""}] * 2, "line 2: id 1 is predicted twice"),
-        ([{"id": 1, "output": USE}], [{"id": 1, "response": ["x"]}], '"response" is not a string'),
+        ([{"id": 1, "output": USE}], [{"id": 1, "response": ["x"]}], r'"response" is \["x"\]; give a string'),
+        ([{"id": 1, "output": USE}], [{"id": 1, "response": None}], 'line 1: "response" is null; give a string, ""'),
+        ([{"id": 1, "output": USE}], [{"id": 2, "response": ""}], "line 1: the gold has no record with id 2; correct"),
+        ([1], [], "a JSON int"),
+        ([{"id": 1, "output": None}], [], '"output" is null'),
         ([{"id": 1, "output": USE}, {"id": 2, "output": USE}], [{"id": 1, "response": ""}], "the first is id 2"),
         ([{"id": 1, "output": "Action: a\nAction Input:"}], [{"id": 1, "response": ""}], "gold item 1: 1 lines"),
     ],
