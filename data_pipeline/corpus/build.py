@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_pipeline.corpus.files import FORMAT, MANIFEST_FILE, Corpus, find_missing_tools, hash_rows, write_shards
 from data_pipeline.corpus.leaks import LeakAudit, audit_leaks
@@ -37,16 +37,10 @@ REJECTED_FILE = "rejected.jsonl"
 DROP_RULE = "test records with an exact (instruction, medium) pair or a medium of train or val"
 
 
-class PrepareOptions(BaseModel):
-    """What `prepare` builds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class PrepareOptions(SourceOptions):
+    """What `prepare` builds: a first source, further ones, and what is made of their records."""
 
     source: SourceName = "toolmm-mini"
-    path: Path | None = None  # the source's folder or file; not for what is generated
-    media_root: Path | None = None  # folder that media paths are relative to, readable by every node
-    catalog: Path | None = None  # jsonl: catalog.jsonl or one tool id a line; None = beside the records
-    size: str = "demo"  # of what is generated
     also: list[SourceOptions] = Field(default_factory=list)  # further sources; at most one of all may have media
     test_frac: float = Field(
         default=0.2, gt=0, lt=1
