@@ -9,7 +9,7 @@ import bisect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import av
 import av.container
@@ -105,9 +105,9 @@ def sample_frames(
 def to_pixels(frame: av.VideoFrame) -> np.ndarray:
     """uint8 (H, W, 3) RGB, upright: turned and mirrored as the file's display matrix says, to the nearest quarter."""
     pixels = frame.to_ndarray(format="rgb24")
-    try:
-        matrix = frame.side_data[Type.DISPLAYMATRIX]
-    except KeyError:
+    side_data: Any = frame.side_data  # its stub knows of motion vectors alone
+    matrix = side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
         return pixels
     a, b, _, c, d = np.frombuffer(matrix, np.int32).tolist()[:5]  # x' = ax + cy, y' = bx + dy
     if abs(b) > abs(a):
