@@ -132,7 +132,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     for background in ("white", "black"):
         laid = Image.new("RGB", rgba.size, background)
         laid.paste(rgba, mask=rgba.getchannel("A"))
-        if laid.getcolors(1) is None:  # more than one colour
+        if laid.getextrema() != ((255, 255),) * 3:
             break
     return laid
 
