@@ -248,6 +248,7 @@ _FILE_EXTENSIONS = {
     "image/gif": "gif",
     "image/bmp": "bmp",
     "image/webp": "webp",
+    "image/avif": "avif",
     "audio/wav": "wav",
     "audio/flac": "flac",
     "audio/mpeg": "mp3",
@@ -277,8 +278,13 @@ def _media_type(data: bytes, modality: Modality) -> str:
     if data.startswith((b"GIF87a", b"GIF89a")):
         return "image/gif"
     if modality == Modality.IMAGE:
-        known = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png"), (b"BM", "image/bmp"))
-        return next((media_type for magic, media_type in known if data.startswith(magic)), "image/webp")
+        known = (
+            (b"\xff\xd8\xff", "image/jpeg"),
+            (b"\x89PNG", "image/png"),
+            (b"BM", "image/bmp"),
+            (b"RIFF", "image/webp"),
+        )
+        return next((media_type for magic, media_type in known if data.startswith(magic)), "image/avif")
     if data.startswith(b"RIFF"):
         return "audio/wav" if data[8:12] == b"WAVE" else "video/x-msvideo"
     if data.startswith(b"fLaC"):

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
-from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import InputContainer
 
 from data_pipeline.errors import MediaError
 from data_pipeline.media.limits import (
@@ -44,13 +48,18 @@ SINC_ZEROS = 6
 SINC_ROLLOFF = 0.99
 RESAMPLE_BLOCK = 1 << 16  # output samples at a time, which bounds the memory of the gathered taps
 
+MARGIN_S = 1.0  # kept before and after each clip: for the resampler, and for headers that tell the length roughly
+
 
 def load_audio(source: MediaSource, recipe: str = "mllm_tool", *, limits: MediaLimits = DEFAULT_LIMITS) -> np.ndarray:
     """Load three clips of two seconds as normalised log-mel spectrograms.
 
+    The papers' recipes hear the first channel alone, and "robust" the mean of all. Nothing but the clips is kept in
+    memory.
+
     Args:
         source: a path, or the file's bytes; any container with a sound track, told by its content.
-        recipe: "mllm_tool" or "imagebind"; they place the clips differently.
+        recipe: one of `limits.RECIPES`; "imagebind" places the clips otherwise.
         limits: what the file may measure.
 
     Returns:
@@ -62,23 +71,23 @@ def load_audio(source: MediaSource, recipe: str = "mllm_tool", *, limits: MediaL
     """
     clip_starts_s(0.0, CLIPS, recipe)  # refuse an unknown recipe before decoding
     name = describe_source(source)
-    samples, rate_hz = decode_audio(source, limits)
-    length = math.ceil(samples.shape[1] * SAMPLE_RATE_HZ / rate_hz)
+    kept = _decode_clips(source, limits, recipe)
+    length = math.ceil(kept.count * SAMPLE_RATE_HZ / kept.rate_hz)
     if length < FRAME_SAMPLES:
         raise MediaError(
-            f"{name} has {1000 * samples.shape[1] / rate_hz:.1f} ms of sound; at least "
+            f"{name} has {1000 * kept.count / kept.rate_hz:.1f} ms of sound; at least "
             f"{1000 * FRAME_SAMPLES // SAMPLE_RATE_HZ} ms are needed."
         )
     spans = []
     for start_s in clip_starts_s(length / SAMPLE_RATE_HZ, CLIPS, recipe):
         first = int(start_s * SAMPLE_RATE_HZ)
         spans.append((first, min(int((start_s + CLIP_DURATION_S) * SAMPLE_RATE_HZ), length)))
-    waveform = _resample_spans(samples, rate_hz, length, spans)
-    if not np.isfinite(waveform).all():
-        raise MediaError(f"{name}: some samples are not finite numbers; re-encode the file.")
+    waveform = _resample_spans(kept, length, spans)
     clips = np.zeros((CLIPS, 1, MEL_BINS, TARGET_FRAMES), np.float32)
     for number, (first, last) in enumerate(spans):
         clip = waveform[:, first:last]
+        if not np.isfinite(clip).all():
+            raise MediaError(f"{name}: some samples are not finite numbers; re-encode the file.")
         # In place, as the reference does: where clips overlap, a later one sees what an earlier one subtracted.
         clip -= clip.mean()
         log_mel = compute_log_mel(clip[0])[:, :TARGET_FRAMES]
@@ -86,11 +95,24 @@ def load_audio(source: MediaSource, recipe: str = "mllm_tool", *, limits: MediaL
     return (clips - LOG_MEL_MEAN) / LOG_MEL_STD
 
 
-def decode_audio(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, int]:
-    """Decode the first sound track.
+@dataclass(frozen=True)
+class SoundTrack:
+    """An open sound track.
 
-    Returns:
-        float32 (channels, samples) in [-1, 1] and the sampling rate in Hz.
+    Attributes:
+        rate_hz: its sampling rate.
+        told_s: its length as the file tells it, in seconds; 0 where it does not.
+        blocks: float32 (channels, samples) in [-1, 1], in order; decoded as they are asked for.
+    """
+
+    rate_hz: int
+    told_s: float
+    blocks: Iterator[np.ndarray]
+
+
+@contextmanager
+def open_sound(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Iterator[SoundTrack]:
+    """Open the first sound track; what goes wrong while its blocks are decoded is a MediaError too.
 
     Raises:
         MediaError: as `load_audio`.
@@ -106,46 +128,108 @@ def decode_audio(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> t
             raise MediaError(
                 f"{name} has a sampling rate of {rate_hz} Hz; {MIN_RATE_HZ:,} to {MAX_RATE_HZ:,} Hz are allowed."
             )
+        told_s = 0.0
         if stream.duration is not None and stream.time_base is not None:
-            check_duration(float(stream.duration * stream.time_base), name, limits)
+            told_s = float(stream.duration * stream.time_base)
+        check_duration(told_s, name, limits)
         stream.codec_context.thread_count = 1  # the caller runs several loaders side by side
-        converter = AudioResampler(format="fltp")  # planar float32; rate and channels stay
-        blocks: list[np.ndarray] = []
-        count = 0
-        for frame in container.decode(stream):
-            for block in converter.resample(frame):
-                blocks.append(block.to_ndarray())  # [channels,samples]
+        yield SoundTrack(rate_hz, told_s, _decode_blocks(container, stream, rate_hz, name, limits))
+
+
+def _decode_blocks(
+    container: InputContainer, stream: AudioStream, rate_hz: int, name: str, limits: MediaLimits
+) -> Iterator[np.ndarray]:
+    converter = AudioResampler(format="fltp")  # planar float32; rate and channels stay
+    count = 0
+    for frame in container.decode(stream):
+        for block in converter.resample(frame):
+            count += block.samples
+            yield block.to_ndarray()  # [channels,samples]
+        check_duration(count / rate_hz, name, limits)
+        channels = frame.layout.nb_channels
+        if count * channels > limits.max_samples:
+            raise MediaError(
+                f"{name} has more than {limits.max_samples:,} samples over its {channels} channels, the most that "
+                "is allowed; cut it or mix it down first."
+            )
+    if count:
+        for block in converter.resample(None):
+            if block is not None and block.samples:
                 count += block.samples
-            check_duration(count / rate_hz, name, limits)
-            channels = frame.layout.nb_channels
-            if count * channels > limits.max_samples:
-                raise MediaError(
-                    f"{name} has more than {limits.max_samples:,} samples over its {channels} channels, the most that "
-                    "is allowed; cut it or mix it down first."
-                )
-        blocks += [block.to_ndarray() for block in _flush(converter)] if blocks else []
+                yield block.to_ndarray()
     if count == 0:
         raise MediaError(f"{name} contains no sound: its track has zero samples.")
-    return np.concatenate(blocks, axis=1), rate_hz
 
 
-def _flush(converter: AudioResampler) -> list[AudioFrame]:
-    return [block for block in converter.resample(None) if block is not None and block.samples]
+def decode_audio(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, int]:
+    """Decode the whole of the first sound track.
+
+    Returns:
+        float32 (channels, samples) in [-1, 1] and the sampling rate in Hz.
+
+    Raises:
+        MediaError: as `load_audio`.
+    """
+    with open_sound(source, limits) as track:
+        return np.concatenate(list(track.blocks), axis=1), track.rate_hz
 
 
-def _resample_spans(samples: np.ndarray, rate_hz: int, length: int, spans: list[tuple[int, int]]) -> np.ndarray:
+@dataclass(frozen=True)
+class _Kept:
+    """What is needed of a track: its length in samples, and (position of its first sample, block) in order."""
+
+    rate_hz: int
+    count: int
+    blocks: list[tuple[int, np.ndarray]]
+
+    def cut(self, first: int, last: int) -> np.ndarray:
+        """float32 (channels, last - first); zero beyond the ends of the track."""
+        part = np.zeros((len(self.blocks[0][1]), last - first), np.float32)
+        for position, block in self.blocks:
+            start, stop = max(position, first), min(position + block.shape[1], last)
+            if start < stop:
+                part[:, start - first : stop - first] = block[:, start - position : stop - position]
+        return part
+
+
+def _decode_clips(source: MediaSource, limits: MediaLimits, recipe: str, length_s: float | None = None) -> _Kept:
+    """Decode the track and keep what lies in the clips of a track of `length_s`; None = as long as the file tells.
+
+    Where the file tells a wrong length it is decoded once more, now that its length is known.
+    """
+    with open_sound(source, limits) as track:
+        placed_s = track.told_s if length_s is None else length_s
+        starts_s = [float(start_s) for start_s in clip_starts_s(placed_s, CLIPS, recipe)]
+        blocks: list[tuple[int, np.ndarray]] = []
+        count = 0
+        for block in track.blocks:
+            begin_s, end_s = count / track.rate_hz, (count + block.shape[1]) / track.rate_hz
+            if any(
+                begin_s < start_s + CLIP_DURATION_S + MARGIN_S and end_s > start_s - MARGIN_S for start_s in starts_s
+            ):
+                blocks.append((count, block.mean(axis=0, keepdims=True) if recipe == "robust" else block))
+            count += block.shape[1]
+    found_s = count / track.rate_hz
+    if length_s is None and abs(found_s - placed_s) > MARGIN_S / 2:
+        return _decode_clips(source, limits, recipe, found_s)
+    return _Kept(track.rate_hz, count, blocks)
+
+
+def _resample_spans(kept: _Kept, length: int, spans: list[tuple[int, int]]) -> np.ndarray:
     """The waveform at 16 kHz, (channels, length), computed only inside `spans` (sorted by start) and zero elsewhere."""
-    waveform = np.zeros((samples.shape[0], length), np.float32)
+    waveform = np.zeros((len(kept.blocks[0][1]), length), np.float32)
     done = 0
     for first, last in spans:
         first = max(first, done)
         if first < last:
-            waveform[:, first:last] = resample(samples, rate_hz, first, last)
+            lead = int((first / SAMPLE_RATE_HZ - MARGIN_S / 4) * kept.rate_hz)
+            stop = int((last / SAMPLE_RATE_HZ + MARGIN_S / 4) * kept.rate_hz)
+            waveform[:, first:last] = resample(kept.cut(lead, stop), kept.rate_hz, first, last, lead)
             done = last
     return waveform
 
 
-def resample(samples: np.ndarray, rate_hz: int, first: int, last: int) -> np.ndarray:
+def resample(samples: np.ndarray, rate_hz: int, first: int, last: int, lead: int = 0) -> np.ndarray:
     """Samples `first` to `last` (excluded) of the waveform at 16 kHz.
 
     Hann-windowed sinc as in `torchaudio.functional.resample` with its defaults, but only the taps inside the window are
@@ -154,23 +238,24 @@ def resample(samples: np.ndarray, rate_hz: int, first: int, last: int) -> np.nda
     Args:
         samples: float32 (channels, samples) at `rate_hz`; zero outside.
         first, last: output positions; the whole is 0 to ceil(samples * 16000 / rate_hz).
+        lead: number of the first of `samples` in the whole, where they are a part of it.
 
     Returns:
         float32 (channels, last - first).
     """
     if rate_hz == SAMPLE_RATE_HZ:
-        return samples[:, first:last]
+        return samples[:, first - lead : last - lead]
     divisor = math.gcd(rate_hz, SAMPLE_RATE_HZ)
     source_step, target_step = rate_hz // divisor, SAMPLE_RATE_HZ // divisor
     taps, reach = _sinc_taps(source_step, target_step)
     out = np.empty((samples.shape[0], last - first), np.float32)
     for begin in range(first, last, RESAMPLE_BLOCK):
         positions = np.arange(begin, min(begin + RESAMPLE_BLOCK, last))  # [n]
-        centre = positions * source_step // target_step
-        lead = int(centre[0]) - reach
+        centre = positions * source_step // target_step - lead
+        start = int(centre[0]) - reach
         stop = int(centre[-1]) + reach + 2
-        window = samples[:, max(lead, 0) : max(stop, 0)]
-        window = np.pad(window, ((0, 0), (max(-lead, 0), max(stop - samples.shape[1], 0))))
+        window = samples[:, max(start, 0) : max(stop, 0)]
+        window = np.pad(window, ((0, 0), (max(-start, 0), max(stop - samples.shape[1], 0))))
         weights = taps[positions % target_step]  # [n,K]
         runs = np.lib.stride_tricks.sliding_window_view(window, taps.shape[1], axis=1)  # [channels,.,K], no copy
         gathered = runs[:, centre - int(centre[0])]  # [channels,n,K]

@@ -20,7 +20,8 @@ from data_pipeline.errors import InputError, MediaError
 MediaSource = str | Path | bytes
 
 CLIP_DURATION_S = 2
-RECIPES = ("mllm_tool", "imagebind")
+PAPER_RECIPES = ("mllm_tool", "imagebind")
+RECIPES = (*PAPER_RECIPES, "robust")
 
 # Formats that a file may have, whatever its name. Playlists and the like are absent: they make FFmpeg open other files
 # and addresses.
@@ -28,6 +29,11 @@ FFMPEG_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,gif,apng,ogg,wav,w64,aiff,au,caf,flac,mp3,"
     "aac,ac3,eac3,amr,h264,hevc,m4v,av1,ivf"
 )
+
+# Pictures in the container that films come in too (ISO base media file format), by the major brand of its first box.
+_PICTURE_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"mif1": "HEIF", b"msf1": "HEIF", b"mif2": "HEIF", b"crx ": "CR3"}
+_PICTURE_BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "HEIC")
+FILE_TYPE_BYTES = 256  # of a file's beginning, in which its brands are looked for
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,24 @@ def check_codec(stream: AudioStream | VideoStream, name: str) -> None:
         )
 
 
+def picture_container(head: bytes) -> str | None:
+    """What kind of picture is in an ISO base media file, told by its brands: FFmpeg takes stills for films.
+
+    Args:
+        head: the first bytes of the file; `FILE_TYPE_BYTES` are enough.
+
+    Returns:
+        "AVIF", "HEIC", "HEIF" or "CR3"; None for a film and for whatever is in no such container.
+    """
+    if head[4:8] != b"ftyp":
+        return None
+    kind = _PICTURE_BRANDS.get(head[8:12])
+    box = head[16 : min(int.from_bytes(head[:4], "big"), FILE_TYPE_BYTES)]
+    compatible = {_PICTURE_BRANDS.get(box[start : start + 4]) for start in range(0, len(box), 4)}
+    # The general brands of HEIF leave the codec open; the compatible ones name it.
+    return next((known for known in ("AVIF", "HEIC") if known in compatible), kind) if kind == "HEIF" else kind
+
+
 @contextmanager
 def open_source(source: MediaSource, limits: MediaLimits) -> Iterator[IO[bytes]]:
     """Open a path or bytes for reading.
@@ -118,13 +142,16 @@ def open_container(file: IO[bytes], name: str, kind: str) -> Iterator[av.contain
         kind: "audio" or "video", for messages.
 
     Raises:
-        MediaError: not in one of `FFMPEG_FORMATS`, or too damaged to open; also for FFmpeg errors in the block.
+        MediaError: not in one of `FFMPEG_FORMATS`, a picture, or too damaged to open; also for FFmpeg errors in the
+            block.
     """
     file.seek(0)
-    head = file.read(12)
+    head = file.read(FILE_TYPE_BYTES)
     file.seek(0)
+    if picture := picture_container(head):
+        raise MediaError(f"{name} cannot be read as {kind}: it is a picture ({picture}); use it as one.")
     options = {"format_whitelist": FFMPEG_FORMATS, "protocol_whitelist": "none"}
-    if head[8:] == b"WAVE":
+    if head[8:12] == b"WAVE":
         options["probesize"] = str(
             2**15
         )  # by default FFmpeg searches five megabytes of samples for hidden surround sound
@@ -154,9 +181,9 @@ def _reason(error: Exception) -> str:
 def clip_starts_s(duration_s: float, clips: int, recipe: str) -> list[Fraction]:
     """Start times of `clips` clips of two seconds, as pytorchvideo's ConstantClipsPerVideoSampler gives them.
 
-    "mllm_tool" (pytorchvideo 0.1.5) divides the room for starts by `clips`, so the end is never reached; "imagebind"
-    (the commit that ImageBind pins) divides by `clips - 1`. The difference is taken in floats and then exact, as there:
-    that decides on which side of a sample or frame a start falls.
+    "mllm_tool" (pytorchvideo 0.1.5) divides the room for starts by `clips`, so the end is never reached, and so does
+    "robust"; "imagebind" (the commit that ImageBind pins) divides by `clips - 1`. The difference is taken in floats and
+    then exact, as there: that decides on which side of a sample or frame a start falls.
 
     Raises:
         InputError: an unknown recipe.
@@ -164,4 +191,4 @@ def clip_starts_s(duration_s: float, clips: int, recipe: str) -> list[Fraction]:
     if recipe not in RECIPES:
         raise InputError(f"unknown media recipe {recipe!r}; use one of {list(RECIPES)}.")
     room = Fraction(max(duration_s - float(CLIP_DURATION_S), 0.0))
-    return [room * number / (clips if recipe == "mllm_tool" else clips - 1) for number in range(clips)]
+    return [room * number / (clips - 1 if recipe == "imagebind" else clips) for number in range(clips)]

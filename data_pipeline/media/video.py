@@ -9,12 +9,13 @@ import bisect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import av
 import av.container
 import av.video.stream
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
 from data_pipeline.errors import MediaError
@@ -37,16 +38,19 @@ CLIPS = 5
 VIEWS = 3
 FRAMES_PER_CLIP = 2
 
+ABSURD_RATE = 2.0  # times the rate of the time stamps or less than one such part of it: then the header is not believed
+
 
 def load_video(source: MediaSource, recipe: str = "mllm_tool", *, limits: MediaLimits = DEFAULT_LIMITS) -> np.ndarray:
     """Load five clips of two seconds, first and last frame of each, in three views.
 
-    Frames are scaled to a short side of 224 with plain bilinear interpolation and cut left, centre and right (top,
-    centre and bottom where they are taller than wide). Only the frames that are needed are decoded.
+    Frames are turned upright as the file asks, scaled to a short side of 224 with plain bilinear interpolation and cut
+    left, centre and right (top, centre and bottom where they are taller than wide). Only the frames that are needed are
+    decoded.
 
     Args:
         source: a path, or the file's bytes; the format is told by the content, never by the name.
-        recipe: "mllm_tool" or "imagebind"; they place the clips differently.
+        recipe: one of `limits.RECIPES`; "imagebind" places the clips otherwise.
         limits: what the file may measure.
 
     Returns:
@@ -95,7 +99,20 @@ def sample_frames(
         clips = _clip_frames(count, index.rate_fps, recipe)
         wanted = {number for clip in clips for number in clip}
         decoded = enumerate(_decode_all(file, name, limits))
-        return {number: frame.to_ndarray(format="rgb24") for number, frame in decoded if number in wanted}, clips
+        return {number: to_pixels(frame) for number, frame in decoded if number in wanted}, clips
+
+
+def to_pixels(frame: av.VideoFrame) -> np.ndarray:
+    """uint8 (H, W, 3) RGB, upright: turned and mirrored as the file's display matrix says, to the nearest quarter."""
+    pixels = frame.to_ndarray(format="rgb24")
+    side_data: Any = frame.side_data  # its stub knows of motion vectors alone
+    matrix = side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, np.int32).tolist()[:5]  # x' = ax + cy, y' = bx + dy
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def _clip_frames(count: int, rate_fps: float, recipe: str) -> list[tuple[int, int]]:
@@ -113,7 +130,7 @@ class _FrameIndex:
     """What the packets tell without decoding.
 
     Attributes:
-        rate_fps: average frame rate.
+        rate_fps: average frame rate as the file tells it, unless its time stamps belie that.
         pts: time stamp of every frame in order of display; None where some are missing or equal.
         key_pts: those of key frames, sorted.
     """
@@ -126,23 +143,34 @@ class _FrameIndex:
 def _index_frames(file: IO[bytes], name: str, limits: MediaLimits) -> _FrameIndex:
     with open_container(file, name, "video") as container:
         stream = _open_stream(container, name, limits)
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            raise MediaError(f"{name} gives no frame rate; re-encode it with a constant one.")
+        told = stream.average_rate or stream.guessed_rate
+        second = 1 / stream.time_base if stream.time_base else None  # in units of the time stamps
         pts: list[int | None] = []
         key_pts: list[int] = []
+        end = 0
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:
                 continue
             pts.append(packet.pts)
-            if packet.is_keyframe and packet.pts is not None:
-                key_pts.append(packet.pts)
+            if packet.pts is not None:
+                end = max(end, packet.pts + (packet.duration or 0))
+                if packet.is_keyframe:
+                    key_pts.append(packet.pts)
     if not pts:
         raise MediaError(f"{name} contains no video frames; give another file.")
-    check_duration(len(pts) / float(rate), name, limits)
     known = sorted(stamp for stamp in pts if stamp is not None)
     is_complete = len(set(known)) == len(pts)
-    return _FrameIndex(float(rate), known if is_complete else None, sorted(key_pts))
+    rate_fps = float(told or 0)
+    if is_complete and second and len(known) > 1:
+        # the last frame lasts as long as its packet says, or as the others do
+        length = max(end - known[0], (known[-1] - known[0]) * len(known) / (len(known) - 1))
+        measured_fps = len(known) * float(second) / length
+        if not measured_fps / ABSURD_RATE <= rate_fps <= measured_fps * ABSURD_RATE:
+            rate_fps = measured_fps
+    if not rate_fps:
+        raise MediaError(f"{name} gives no frame rate; re-encode it with a constant one.")
+    check_duration(len(pts) / rate_fps, name, limits)
+    return _FrameIndex(rate_fps, known if is_complete else None, sorted(key_pts))
 
 
 def _open_stream(container: av.container.InputContainer, name: str, limits: MediaLimits) -> av.video.stream.VideoStream:
@@ -183,7 +211,7 @@ def _decode_by_time(
                 if position is None or position > target:
                     return None
                 if position == target:
-                    found[number] = frame.to_ndarray(format="rgb24")
+                    found[number] = to_pixels(frame)
                     break
             else:
                 return None

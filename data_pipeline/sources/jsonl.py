@@ -32,7 +32,7 @@ SOURCE = "jsonl"
 LICENCE = "the user's own data; terms not stated"
 FIELDS = ("instruction", "media", "modality", "tools", "ambiguity", "candidates", "turns", "split")
 EXTENSIONS = {
-    Modality.IMAGE: (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    Modality.IMAGE: (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
     Modality.AUDIO: (".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac"),
     Modality.VIDEO: (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v"),
 }

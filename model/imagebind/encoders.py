@@ -23,7 +23,7 @@ from model.imagebind.network import ImageBind, ImageBindConfig
 
 CHECKPOINT_VARIABLE = "TOOLMM_IMAGEBIND_CHECKPOINT"
 WEIGHTS_DIR = Path(__file__).resolve().parents[1] / "weights"
-DEFAULT_RECIPE = "mllm_tool"
+DEFAULT_RECIPE = "robust"
 
 
 class Encoder(Protocol):
@@ -69,22 +69,27 @@ class FrozenImageBind:
 
 
 def load_encoder(
-    encoder_id: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    encoder_id: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    default_recipe: str = DEFAULT_RECIPE,
 ) -> FrozenImageBind:
     """Load an encoder by name.
 
     Args:
         encoder_id: "imagebind_huge" (its checkpoint is named by the environment variable TOOLMM_IMAGEBIND_CHECKPOINT),
             "tiny_imagebind" (shipped with the code), or a folder with `config.json` and `model.safetensors`.
-            A config file holds fields of `ImageBindConfig` and, if it is not "mllm_tool", the media `recipe`.
+            A config file holds fields of `ImageBindConfig` and, where it prescribes one, the media `recipe`.
         device, dtype: where and in which precision it runs.
+        default_recipe: how media are loaded for an encoder that prescribes no recipe: "robust", but "mllm_tool" where
+            the papers' own media are encoded for the papers' numbers.
 
     Raises:
         InputError: an unknown name, absent or unreadable weights, or weights that do not fit the config.
     """
     if encoder_id == "imagebind_huge":
         # The text tower is never asked for media vectors: leaving it out saves 354 million parameters.
-        config, recipe = ImageBindConfig(modalities=("vision", "audio")), DEFAULT_RECIPE
+        config, recipe = ImageBindConfig(modalities=("vision", "audio")), default_recipe
         weights = _huge_checkpoint()
     elif encoder_id == "tiny_imagebind":
         weights = WEIGHTS_DIR / "tiny_imagebind.safetensors"
@@ -93,10 +98,10 @@ def load_encoder(
                 f"the weights of tiny_imagebind are absent ({weights}); "
                 "make them with `python -m model.imagebind.tiny_encoder`."
             )
-        config, recipe = _read_config(WEIGHTS_DIR / "tiny_imagebind.json")
+        config, recipe = _read_config(WEIGHTS_DIR / "tiny_imagebind.json", default_recipe)
     elif Path(encoder_id).is_dir():
         weights = Path(encoder_id) / "model.safetensors"
-        config, recipe = _read_config(Path(encoder_id) / "config.json")
+        config, recipe = _read_config(Path(encoder_id) / "config.json", default_recipe)
     else:
         raise InputError(
             f"unknown encoder {encoder_id!r}; give 'imagebind_huge', 'tiny_imagebind' or a folder with config.json and "
@@ -116,6 +121,16 @@ def load_encoder(
     return FrozenImageBind(net, f"{name}-{content}-{recipe}{scaled}", recipe, device, dtype)
 
 
+def vector_space(encoder_id: str) -> str:
+    """Names the vectors that a model can read which learned from those of this encoder.
+
+    It is the id with "mllm_tool" for "robust". These recipes give equal vectors but for media that the papers' recipe
+    sees wrongly (a picture on its side, one that comes out all white), and for sounds of several channels, whose mean
+    is close to the first: so a model that learned from the one is served with the other.
+    """
+    return "-".join("mllm_tool" if part == "robust" else part for part in encoder_id.split("-"))
+
+
 def _huge_checkpoint() -> Path:
     value = os.environ.get(CHECKPOINT_VARIABLE, "")
     if not value:
@@ -131,7 +146,7 @@ def _huge_checkpoint() -> Path:
     return path
 
 
-def _read_config(path: Path) -> tuple[ImageBindConfig, str]:
+def _read_config(path: Path, default_recipe: str) -> tuple[ImageBindConfig, str]:
     """Config and media recipe from a JSON file."""
     try:
         fields: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -143,7 +158,7 @@ def _read_config(path: Path) -> tuple[ImageBindConfig, str]:
         raise InputError(
             f"encoder config {path} holds a {type(fields).__name__}; give an object of ImageBindConfig fields."
         )
-    recipe = fields.pop("recipe", DEFAULT_RECIPE)
+    recipe = fields.pop("recipe", default_recipe)
     if recipe not in RECIPES:
         raise InputError(f"encoder config {path}: unknown media recipe {recipe!r}; use one of {list(RECIPES)}.")
     unknown = sorted(set(fields) - set(ImageBindConfig.__dataclass_fields__))

@@ -32,6 +32,7 @@ from data_pipeline.batches.encoding import MAX_TARGET_TOKENS
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import CATALOG_FILE, ToolCatalog
 from data_pipeline.records.prompts import PROMPT_FORMAT, PROMPT_VERSION
+from model.imagebind.encoders import vector_space
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 
@@ -272,7 +273,7 @@ def load_bundle(folder: str | Path) -> Bundle:
 
 
 def check_encoder(bundle: Bundle, encoder_id: str) -> None:
-    """Refuse an encoder other than the one whose vectors the model learned to read.
+    """Refuse an encoder other than the one whose vectors the model learned to read (by `vector_space`).
 
     Args:
         bundle: the trained model.
@@ -281,7 +282,7 @@ def check_encoder(bundle: Bundle, encoder_id: str) -> None:
     Raises:
         InputError: names both.
     """
-    if encoder_id != bundle.encoder_id:
+    if vector_space(encoder_id) != vector_space(bundle.encoder_id):
         raise InputError(
             f"bundle {bundle.folder} was trained on vectors of encoder {bundle.encoder_id!r}, but {encoder_id!r} was "
             "loaded; give that encoder, or embed the corpus with this one and train anew."

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from data_pipeline.errors import InputError
+from model.imagebind.encoders import vector_space
 from model.llm.bundle import Bundle
 from model.llm.tool_llm import ToolLLM
 
@@ -103,7 +104,7 @@ def check_shareable(bundles: Mapping[str, Bundle]) -> None:
             ("backbone", first.info.backbone, bundle.info.backbone),
             ("backbone's files", first.backbone_files(), bundle.backbone_files()),
             ("quantisation", first.info.llm_config.get("quantize"), bundle.info.llm_config.get("quantize")),
-            ("encoder", first.encoder_id, bundle.encoder_id),
+            ("encoder", vector_space(first.encoder_id), vector_space(bundle.encoder_id)),
         ):
             if of_first == of_other:
                 continue

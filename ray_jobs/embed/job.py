@@ -33,6 +33,7 @@ from ray_jobs.train.features import save_embed_info
 # Forward passes of the vision or audio trunk that one medium costs: clips of its tensor (DESIGN 4.5).
 CLIPS = {Modality.IMAGE: 1, Modality.AUDIO: 3, Modality.VIDEO: 15}
 PROGRESS_EVERY_S = 5.0
+PAPER_SOURCE = "toolmmbench"  # whose numbers are compared with the paper's: its media are loaded as the paper does
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class _Medium:
     sha256: str
     modality: Modality
     path: Path
+    source: str
 
 
 @dataclass
@@ -128,7 +130,7 @@ def embed_corpus(
         encoder_name = str(Path(encoder_name).absolute())
     lake_path = Path(lake_path).absolute()
     with _unwrapped_input_errors():
-        identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name))
+        identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name, _default_recipe(media)))
     lake = FeatureLake.create(lake_path, identity["encoder_id"], identity["embed_dim"], dtype)
     known, quarantined = lake.modalities(), lake.quarantined()
     _check_modalities(media, known, lake)
@@ -174,7 +176,7 @@ def _distinct_media(corpus: Corpus) -> tuple[list[_Medium], int]:
     media: dict[str, _Medium] = {}
     n_without_file = 0
     for split in SPLITS:
-        table = corpus.table(split).select(["modality", "media_uri", "media_sha256"])
+        table = corpus.table(split).select(["modality", "media_uri", "media_sha256", "source"])
         for row in table.to_pylist():
             if not row["media_uri"]:
                 continue
@@ -182,9 +184,16 @@ def _distinct_media(corpus: Corpus) -> tuple[list[_Medium], int]:
                 n_without_file += 1
             elif row["media_sha256"] not in media:
                 path = corpus.media_root / row["media_uri"]
-                media[row["media_sha256"]] = _Medium(row["media_sha256"], Modality(row["modality"]), path)
+                media[row["media_sha256"]] = _Medium(
+                    row["media_sha256"], Modality(row["modality"]), path, row["source"]
+                )
     order = list(Modality)
     return sorted(media.values(), key=lambda medium: order.index(medium.modality)), n_without_file
+
+
+def _default_recipe(media: list[_Medium]) -> str:
+    """How media are loaded for an encoder that prescribes no recipe; at most one source of a corpus has media."""
+    return "mllm_tool" if any(medium.source == PAPER_SOURCE for medium in media) else "robust"
 
 
 def _check_modalities(media: list[_Medium], known: dict[str, str], lake: FeatureLake) -> None:
@@ -259,11 +268,11 @@ def _stream_batches(
         yield from done.iter_rows()
 
 
-def _describe_encoder(encoder_name: str) -> dict[str, Any]:
+def _describe_encoder(encoder_name: str, default_recipe: str) -> dict[str, Any]:
     """Runs as a task: the driver needs the encoder's identity, not the encoder."""
     from model.imagebind.encoders import load_encoder
 
-    encoder = load_encoder(encoder_name, device="cpu")
+    encoder = load_encoder(encoder_name, device="cpu", default_recipe=default_recipe)
     return {"encoder_id": encoder.encoder_id, "embed_dim": encoder.embed_dim, "recipe": encoder.recipe}
 
 

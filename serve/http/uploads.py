@@ -11,11 +11,12 @@ import io
 import av
 from av.stream import Disposition
 
+from data_pipeline.media.limits import FILE_TYPE_BYTES, picture_container
 from data_pipeline.records.schema import Modality
 from serve.http.schemas import RequestError
 
 ALLOWED_KINDS = (
-    "JPEG, PNG, GIF, WebP or BMP pictures; WAV, FLAC, Ogg, MP3 or M4A sounds; MP4, MOV, WebM, MKV or AVI videos"
+    "JPEG, PNG, GIF, WebP, AVIF or BMP pictures; WAV, FLAC, Ogg, MP3 or M4A sounds; MP4, MOV, WebM, MKV or AVI videos"
 )
 
 
@@ -47,7 +48,15 @@ def sniff_modality(data: bytes, claimed: str | None) -> Modality:
 def _available_modalities(data: bytes) -> list[Modality]:
     if data.startswith((b"GIF87a", b"GIF89a")):
         return [Modality.IMAGE, Modality.VIDEO]  # a still, unless the request says that the motion is meant
-    if _is_picture(data):
+    picture = picture_container(data[:FILE_TYPE_BYTES])
+    if picture is not None and picture != "AVIF":
+        raise RequestError(
+            f"The medium is a {picture} picture, which is not accepted; save it as JPEG or PNG.",
+            status=415,
+            code="unsupported_media",
+            param="media",
+        )
+    if picture or _is_picture(data):
         return [Modality.IMAGE]
     container_format = _container_format(data)
     if container_format is None:

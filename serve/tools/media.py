@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import wave
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,11 +11,11 @@ import av
 import numpy as np
 from av.stream import Disposition
 from av.video.frame import PictureType
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data_pipeline.errors import MediaError
-from data_pipeline.media.audio import decode_audio
-from data_pipeline.media.image import IMAGE_FORMATS
+from data_pipeline.media.audio import open_sound
+from data_pipeline.media.image import open_image, to_rgb
 from data_pipeline.media.limits import (
     DEFAULT_LIMITS,
     MediaLimits,
@@ -26,6 +25,7 @@ from data_pipeline.media.limits import (
     open_container,
     open_source,
 )
+from data_pipeline.media.video import to_pixels
 from serve.tools.spec import Clip, Sound, ToolFile
 
 RATE_TOLERANCE = 0.05  # of frame rates: times in milliseconds are rounded
@@ -61,32 +61,15 @@ def decode_media(kind: str, data: bytes, limits: ToolLimits) -> np.ndarray | Sou
     if kind == "image":
         return _decode_image(data, limits.media)
     if kind == "audio":
-        samples, rate_hz = decode_audio(data, limits.media)  # [C,T]
-        mono = samples.mean(axis=0, dtype=np.float32)  # [T]
-        return Sound(np.nan_to_num(mono, posinf=1.0, neginf=-1.0), int(rate_hz))
+        with open_sound(data, limits.media) as track:
+            mono = np.concatenate([block.mean(axis=0, dtype=np.float32) for block in track.blocks])  # [T]
+        return Sound(np.nan_to_num(mono, posinf=1.0, neginf=-1.0), int(track.rate_hz))
     return _decode_video(data, limits)
 
 
 def _decode_image(data: bytes, limits: MediaLimits) -> np.ndarray:
-    name = "the picture"
-    with open_source(data, limits) as file:
-        try:
-            image = Image.open(file, formats=IMAGE_FORMATS)
-            with image:
-                check_pixels(*image.size, name, limits, "an image")  # from the header: nothing is decoded yet
-                upright = ImageOps.exif_transpose(image)  # a phone's photo lies on its side otherwise
-                pixels = np.array((upright or image).convert("RGB"))
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise MediaError(
-                f"{name} has far more than the {limits.max_pixels:,} pixels allowed; scale it down."
-            ) from error
-        except MediaError:
-            raise
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
-            raise MediaError(f"{name} cannot be decoded; give a whole {', '.join(IMAGE_FORMATS)} file.") from error
-    if pixels.size == 0:
-        raise MediaError(f"{name} has no pixels; give another.")
-    return pixels
+    with open_image(data, "the picture", limits) as image:
+        return np.array(to_rgb(image))
 
 
 def _decode_video(data: bytes, limits: ToolLimits) -> Clip:
@@ -105,11 +88,13 @@ def _decode_video(data: bytes, limits: ToolLimits) -> Clip:
         stream.codec_context.options = {"max_pixels": str(limits.media.max_pixels)}
         frames: list[np.ndarray] = []
         times_s: list[float] = []
+        size: tuple[int, int] | None = None
         total = 0
         for frame in container.decode(stream):
-            if frames and (frame.height, frame.width) != frames[0].shape[:2]:
-                frame = frame.reformat(frames[0].shape[1], frames[0].shape[0])
-            frames.append(frame.to_ndarray(format="rgb24"))
+            size = size or (frame.width, frame.height)
+            if (frame.width, frame.height) != size:
+                frame = frame.reformat(*size)
+            frames.append(to_pixels(frame))
             total += frames[-1].nbytes
             times_s += [] if frame.time is None else [frame.time]
             check_duration(max(len(frames) / told_fps, times_s[-1] - times_s[0] if times_s else 0), name, limits.media)

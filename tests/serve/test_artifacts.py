@@ -42,7 +42,7 @@ def test_what_goes_in_comes_out(place: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "media_type"),
-    [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("GIF", "image/gif"), ("BMP", "image/bmp"), ("WEBP", "image/webp")],
+    [(kind, f"image/{kind.lower()}") for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "AVIF")],
 )
 def test_the_bytes_tell_the_type(kind: str, media_type: str, store: ArtifactStore) -> None:
     stored = store.put(picture(kind=kind), "application/octet-stream", name="page.html")

@@ -125,7 +125,7 @@ def find_notes(sound: Sound) -> list[tuple[float, float, int]]:
     midi = median_filter(np.nan_to_num(to_midi(np.where(np.isnan(track.pitch_hz), 440, track.pitch_hz))), 5)
     midi = np.where(np.isnan(track.pitch_hz), np.nan, midi)
     rise = np.zeros(len(track.level))
-    rise[3:] = track.level[3:] / (track.level[:-3] + 0.02 * track.level.max())
+    rise[3:] = track.level[3:] / (track.level[:-3] + 0.02 * track.level.max() + 1e-9)
     notes: list[tuple[float, float, int]] = []
     start = None
     for index in range(len(midi) + 1):

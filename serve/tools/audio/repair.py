@@ -47,7 +47,7 @@ def find_hum(sound: Sound) -> tuple[float, int] | None:
             reach = max(1, round(0.4 / step))
             line = power[round(at) - reach : round(at) + reach + 1].max()
             around = np.median(power[max(0, round(at - 20 / step)) : round(at + 20 / step)])
-            prominences.append(10 * np.log10(line / (around + 1e-12)))
+            prominences.append(10 * np.log10((line + 1e-12) / (around + 1e-12)))
         total = float(np.minimum(prominences, 30).sum())
         count = sum(prominence > 12 for prominence in prominences)
         # a voice whose pitch is a multiple of the mains has some of the lines, but neither the first nor most

@@ -26,6 +26,13 @@ def find_onset_strength(samples: np.ndarray, low_hz: float = 30, high_hz: float 
     return flux[first - FRAME // 2 // HOP :][: len(samples) // HOP]
 
 
+def _need_seconds(sound: Sound, seconds: float) -> np.ndarray:
+    """The samples at the working rate, float32 [T]; MediaError where they are fewer than `seconds`."""
+    if sound.duration_s < seconds:
+        raise MediaError(f"the sound lasts {sound.duration_s:.3f} s; at least {seconds:.2f} s are needed.")
+    return at_working_rate(sound)
+
+
 def find_period(
     envelope: np.ndarray, rate_hz: float, low_s: float, high_s: float, prefer_s: float | None = None
 ) -> tuple[float, float]:
@@ -37,6 +44,9 @@ def find_period(
         low_s, high_s: where the period may lie.
         prefer_s: of periods that fit alike, those near this one win (a log-normal weight of one octave).
     """
+    first, last = int(low_s * rate_hz), min(int(high_s * rate_hz) + 1, int(0.8 * len(envelope)))
+    if last - first < 3:
+        raise MediaError(f"the sound is too short for a beat of {low_s:.2f} to {high_s:.2f} s; give a longer one.")
     centered = envelope - envelope.mean()
     size = 1 << int(np.ceil(np.log2(2 * len(centered))))
     correlation = np.fft.irfft(np.abs(np.fft.rfft(centered, size)) ** 2)[: len(centered)]
@@ -45,16 +55,14 @@ def find_period(
     overlap = 1 - np.arange(len(correlation)) / len(correlation)
     correlation = correlation / correlation[0] / np.maximum(overlap, 0.2)
     lags = np.arange(len(correlation)) / rate_hz
-    first, last = int(low_s * rate_hz), min(int(high_s * rate_hz) + 1, int(0.8 * len(correlation)))
-    if last - first < 3:
-        raise MediaError(f"the sound is too short for a beat of {low_s:.2f} to {high_s:.2f} s; give a longer one.")
     weight = np.ones(len(lags))
     if prefer_s is not None:
         weight = np.exp(-0.5 * np.log2(np.maximum(lags, 1e-3) / prefer_s) ** 2)
     score = (correlation * weight)[first:last]
     peaks, _ = find_peaks(score)
     if prefer_s is None and len(peaks):  # multiples of the period fit as well as it does
-        lag = first + int(peaks[score[peaks] >= 0.85 * score[peaks].max()][0])
+        highest = score[peaks].max()
+        lag = first + int(peaks[score[peaks] >= highest - 0.15 * abs(highest)][0])
     else:
         lag = first + int(peaks[score[peaks].argmax()] if len(peaks) else score.argmax())
     strength = float(correlation[lag])
@@ -77,7 +85,7 @@ def _refine(values: np.ndarray, index: int) -> float:
         return float(index)
     before, at, after = values[index - 1 : index + 2]
     bend = before - 2 * at + after
-    return index + (0.5 * (before - after) / bend if bend < -1e-12 else 0.0)
+    return index + (float(np.clip(0.5 * (before - after) / bend, -1, 1)) if bend < -1e-12 else 0.0)
 
 
 def find_tempo(sound: Sound) -> tuple[float, float]:
@@ -101,7 +109,7 @@ def estimate_tempo(audio: Sound) -> ToolOutput:
 
 def find_heart_rate(sound: Sound) -> float:
     """Beats per minute between 40 and 180 from the envelope of 20 to 150 Hz, in which each beat has two thumps."""
-    samples = at_working_rate(sound)
+    samples = _need_seconds(sound, 60 / 180)
     low = sosfiltfilt(butter(2, [20, 150], "bandpass", fs=WORKING_RATE_HZ, output="sos"), samples)
     envelope = np.sqrt(np.maximum(sosfiltfilt(butter(2, 12, fs=WORKING_RATE_HZ, output="sos"), low**2), 0))[::HOP]
     period, strength = find_period(envelope, ENVELOPE_RATE_HZ, 60 / 180, 60 / 40)
@@ -124,11 +132,11 @@ def find_rotation(sound: Sound) -> tuple[float, float | None]:
     The turns are the pitch of the buzz: the spacing of its harmonics, found where the product of their amplitudes is
     largest. The strokes are a beat of the sound above 1.5 kHz.
     """
-    samples = at_working_rate(sound).astype(np.float64)
+    samples = _need_seconds(sound, 0.08).astype(np.float64)
     size = 1 << int(np.ceil(np.log2(4 * len(samples))))
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), size))
     step = WORKING_RATE_HZ / size
-    spectrum = np.log(spectrum + 1e-3 * spectrum.max())
+    spectrum = np.log(spectrum + 1e-3 * spectrum.max() + 1e-12)
     floor = np.median(spectrum[: int(1000 / step)])
     candidates = np.arange(10, 200, 0.05)
     harmonics = np.arange(1, 9)
@@ -157,7 +165,7 @@ def measure_rotation(audio: Sound) -> ToolOutput:
 
 def find_strokes(sound: Sound) -> list[tuple[float, tuple[str, ...]]]:
     """(time in s, which of "kick", "snare" and "hi-hat" strike then), told by where in the spectrum a stroke grows."""
-    samples = at_working_rate(sound)
+    samples = _need_seconds(sound, 0.06)
     strength = find_onset_strength(samples)
     peaks, _ = find_peaks(strength, height=0.25 * strength.max(), distance=int(0.08 * ENVELOPE_RATE_HZ))
     rms = np.sqrt((samples.astype(np.float64) ** 2).mean()) + 1e-9

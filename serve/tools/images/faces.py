@@ -13,6 +13,7 @@ from serve.tools.media import png_file
 from serve.tools.spec import ToolOutput, ToolSpec, picture_argument
 
 WORKING_SIDE_PX = 480
+MIN_SIDE_PX = 32  # of the picture at work
 MIN_SKIN_SHARE = 0.35
 _METHOD = (
     "a classical detector (LBP cascade and skin colour), which misses faces in profile, in poor light or of few pixels"
@@ -41,9 +42,9 @@ def find_faces(image: np.ndarray) -> list[tuple[int, int, int, int]]:
     with two dark spots for eyes count.
     """
     scale = min(1.0, WORKING_SIDE_PX / max(image.shape[:2]))
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
-    if min(small.shape[:2]) < 32:
+    if min(image.shape[:2]) * scale < MIN_SIDE_PX:
         return []
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
     skin = cv2.morphologyEx(find_skin(small).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
     side = min(small.shape[:2])
     found = _cascade().detect_multi_scale(

@@ -27,7 +27,7 @@ def smooth_like(guide: np.ndarray, values: np.ndarray, radius: int, epsilon: flo
 
 def estimate_airlight(image: np.ndarray, dark: np.ndarray) -> np.ndarray:
     """Colour of the haze, float32 [3] in [0, 1]: the mean where the dark channel is brightest."""
-    count = max(10, dark.size // 200)
+    count = min(max(10, dark.size // 200), dark.size)
     brightest = np.argpartition(dark.ravel(), -count)[-count:]
     return image.reshape(-1, 3)[brightest].mean(axis=0)
 

@@ -12,6 +12,7 @@ from serve.tools.images.outlines import to_gray
 from serve.tools.spec import ToolOutput, ToolSpec, picture_argument
 
 MIN_REGULARITY = 0.25  # height of the autocorrelation's second peak
+MIN_SIDE_PX = 14  # a smaller picture shows no period twice
 _NOTE_NAMES = ("C", "D", "E", "F", "G", "A", "B")
 _BOTTOM_LINE = 4 * 7 + 2  # E4, counted in steps of the scale from C0: the bottom line in the treble clef
 
@@ -33,7 +34,7 @@ def find_repeats(gray: np.ndarray) -> list[tuple[float, float, float]]:
     """(regularity 0 to 1, period in pixels, direction in degrees) of up to two independent repeats, the strongest
     first."""
     smooth = cv2.GaussianBlur(gray, (0, 0), 2.0)  # threads of a cloth are no pattern of it
-    if smooth.std() < 1.0:
+    if smooth.std() < 1.0 or min(gray.shape) < MIN_SIDE_PX:
         return []
     correlation = _autocorrelation(smooth)
     height, width = correlation.shape
@@ -64,6 +65,8 @@ def find_stripe_period(gray: np.ndarray, across: float) -> list[tuple[float, flo
 
     Along a stripe the picture repeats at every distance, so a peak in two dimensions would be a ridge.
     """
+    if min(gray.shape) < MIN_SIDE_PX:
+        return []
     correlation = _autocorrelation(cv2.GaussianBlur(gray, (0, 0), 2.0))
     height, width = correlation.shape
     distance = np.arange(0, min(height, width) // 2 - 2, 0.5, dtype=np.float32)

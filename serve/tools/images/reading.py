@@ -30,7 +30,7 @@ def find_codes(image: np.ndarray) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     side = max(image.shape[:2])
     for scale in (1.0, 2.0, 3.0, 0.5):
-        if found or not 64 <= side * scale <= 4000:
+        if found or not 64 <= side * scale <= 4000 or min(image.shape[:2]) * scale < 1:
             continue
         scaled = cv2.resize(
             image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA

@@ -14,6 +14,7 @@ MAX_UPSCALED_PIXELS = 40_000_000
 MIN_PEAK_DEPTH = 5.0
 MAX_DETAIL_RATIO = 0.8
 MIN_BLOCK_SCORE = 0.4
+MIN_BLOCKS, MIN_BLOCK_PX = 4, 3  # along a side, and pixels of one
 
 
 def streak_kernel(length: int, angle: float) -> np.ndarray:
@@ -106,12 +107,14 @@ def find_blocks(image: np.ndarray, axis: int) -> int | None:
     Changes happen only at borders of blocks: the count is the one whose borders hold nearly all of them.
     """
     length = image.shape[axis]
+    if length < MIN_BLOCKS * MIN_BLOCK_PX:
+        return None
     changes = np.abs(np.diff(image.astype(np.int16), axis=axis)).mean(axis=(1 - axis, 2))  # [length-1]
     changes = np.maximum(changes - np.median(changes), 0)  # lossy compression changes a little everywhere
     if changes.sum() < 1e-6:
         return None
     scores: dict[int, float] = {}
-    for count in range(max(4, length // 40), length // 3 + 1):
+    for count in range(max(MIN_BLOCKS, length // 40), length // MIN_BLOCK_PX + 1):
         borders = np.ceil(np.arange(1, count) * length / count).astype(int) - 1
         if np.median(changes[borders]) <= 0.5 * changes.mean():
             continue  # blocks differ nearly everywhere from their neighbours

@@ -17,6 +17,7 @@ from serve.tools.images.noise import estimate_noise
 from serve.tools.images.resolution import enlarge, find_blocks, gather_blocks
 from serve.tools.media import mp4_file
 from serve.tools.spec import Argument, Clip, ToolOutput, ToolSpec, clip_argument
+from serve.tools.video.motion import need_frames
 
 MAX_UPSCALED_BYTES = 768 * 2**20
 
@@ -109,6 +110,7 @@ def _noise_over_time(frames: np.ndarray) -> float:
 
 def denoise_video(video: Clip) -> ToolOutput:
     """The clip with less grain."""
+    need_frames(video, 1)
     text = "Reduced grain with a classical filter: frames averaged along the motion, then non-local means."
     return ToolOutput(text, mp4_file(reduce_grain(video)))
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from data_pipeline.errors import InputError, MediaError
 from data_pipeline.media import audio as media_audio
 from data_pipeline.media import video as media_video
-from data_pipeline.media.limits import RECIPES, clip_starts_s
+from data_pipeline.media.limits import PAPER_RECIPES, clip_starts_s
 from data_pipeline.media.load import MediaLimits, load_audio, load_image, load_media, load_video
 from model.imagebind.network import ImageBind, ImageBindConfig
 
@@ -104,7 +104,7 @@ def test_resampler_equals_the_reference(media_dir: Path, golden_dir: Path) -> No
     assert np.abs(part - wanted[:, 1234:20_000]).max() <= 1e-5
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", PAPER_RECIPES)
 @pytest.mark.parametrize("name", SOUNDS)
 def test_sounds_equal_the_reference(name: str, recipe: str, media_dir: Path, golden_dir: Path) -> None:
     with np.load(golden_dir / "audio.npz") as golden:
@@ -121,7 +121,7 @@ def test_sounds_equal_the_reference(name: str, recipe: str, media_dir: Path, gol
 @pytest.mark.parametrize("name", VIDEOS)
 def test_sampled_frames_equal_the_reference(name: str, media_dir: Path, golden_dir: Path) -> None:
     facts = json.loads((golden_dir / "video.json").read_text())[name]
-    for recipe in RECIPES:
+    for recipe in PAPER_RECIPES:
         frames, clips = media_video.sample_frames(media_dir / name, recipe)
         assert [list(clip) for clip in clips] == facts[recipe]["sampled_frames"]
         assert set(frames) == {number for clip in clips for number in clip}
@@ -148,7 +148,7 @@ def test_videos_equal_the_reference(name: str, media_dir: Path, golden_dir: Path
             assert np.abs(found[:3] - golden["mllm_tool_clip0"]).max() <= 2e-3
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", PAPER_RECIPES)
 def test_embeddings_of_files_equal_the_reference(recipe: str, shared_dir: Path, media_dir: Path) -> None:
     net_dir = shared_dir / "oracle" / "imagebind_net"
     arguments = json.loads((net_dir / "config.json").read_text())["constructor_arguments"]

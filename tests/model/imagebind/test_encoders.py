@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from data_pipeline.errors import InputError
 from model.imagebind import encoders
-from model.imagebind.encoders import CHECKPOINT_VARIABLE, Encoder, load_encoder
+from model.imagebind.encoders import CHECKPOINT_VARIABLE, Encoder, load_encoder, vector_space
 from model.imagebind.network import ImageBind, ImageBindConfig
 
 FIELDS: dict[str, Any] = {
@@ -43,8 +43,8 @@ def test_a_folder_is_an_encoder(tmp_path: Path) -> None:
     net = write_folder(tmp_path / "my encoder")
     encoder: Encoder = load_encoder(str(tmp_path / "my encoder"))
     digest = hashlib.sha256((tmp_path / "my encoder" / "model.safetensors").read_bytes()).hexdigest()
-    assert encoder.encoder_id == f"my_encoder-{digest[:8]}-mllm_tool"
-    assert (encoder.embed_dim, encoder.recipe) == (8, "mllm_tool")
+    assert encoder.encoder_id == f"my_encoder-{digest[:8]}-robust"
+    assert (encoder.embed_dim, encoder.recipe) == (8, "robust")
     x = torch.randn(2, 2, 1, 128, 204)
     found = encoder.encode("audio", x)
     assert found.dtype == torch.float32
@@ -78,6 +78,21 @@ def test_the_id_follows_weights_recipe_and_scale(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", seed=1, recipe="imagebind", audio_logit_scale=True)
     ids.add(load_encoder(str(tmp_path / "a")).encoder_id)
     assert len(ids) == 4
+
+
+def test_a_config_that_prescribes_no_recipe_takes_the_default(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a")
+    papers = load_encoder(str(tmp_path / "a"), default_recipe="mllm_tool")
+    robust = load_encoder(str(tmp_path / "a"))
+    assert (papers.recipe, robust.recipe) == ("mllm_tool", "robust")
+    assert papers.encoder_id != robust.encoder_id, "their vectors do not mix in a feature lake"
+    assert vector_space(papers.encoder_id) == vector_space(robust.encoder_id), "but one model may read both"
+    write_folder(tmp_path / "a", recipe="imagebind")
+    other = load_encoder(str(tmp_path / "a"), default_recipe="mllm_tool")
+    assert other.recipe == "imagebind"
+    assert vector_space(other.encoder_id) != vector_space(papers.encoder_id)
+    write_folder(tmp_path / "a", seed=1)
+    assert vector_space(load_encoder(str(tmp_path / "a")).encoder_id) != vector_space(papers.encoder_id)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,10 @@ def test_another_encoder_is_refused(saved: Path) -> None:
     check_encoder(bundle, "tiny-0123")
     with pytest.raises(InputError, match=r"'tiny-0123', but 'huge-9'"):
         check_encoder(bundle, "huge-9")
+    papers = replace(bundle, info=bundle.info.model_copy(update={"encoder_id": "tiny-0123-mllm_tool"}))
+    check_encoder(papers, "tiny-0123-robust")
+    with pytest.raises(InputError, match=r"'tiny-0123-mllm_tool', but 'tiny-0123-imagebind'"):
+        check_encoder(papers, "tiny-0123-imagebind")
 
 
 def test_saving_replaces_a_bundle_and_nothing_else(bundle_dir: Path, mllm: ToolLLM, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def _clip(kind: str, *, video: str | None = None, audio: str | None = None) -> b
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP"])
 def test_pictures(kind: str) -> None:
     assert sniff_modality(_picture(kind), None) == "image"
 
@@ -67,6 +67,27 @@ def test_videos(kind: str) -> None:
     data = _clip(kind, video="mpeg4", audio="aac")
     assert sniff_modality(data, None) == "video"
     assert sniff_modality(data, "audio") == "audio", "the sound of a video may be meant"
+
+
+@pytest.mark.parametrize(
+    ("brands", "kind"),
+    [
+        (b"heic\0\0\0\0mif1heic", "HEIC"),
+        (b"mif1\0\0\0\0mif1heicmiaf", "HEIC"),
+        (b"mif1\0\0\0\0mif1miaf", "HEIF"),
+        (b"hevc\0\0\0\0msf1hevc", "HEIC"),
+    ],
+)
+def test_a_still_in_the_container_of_films_is_no_film(brands: bytes, kind: str) -> None:
+    """The rest is a film's: FFmpeg would play it."""
+    film = _clip("mp4", video="mpeg4")
+    size = int.from_bytes(film[:4], "big")
+    still = (8 + len(brands)).to_bytes(4, "big") + b"ftyp" + brands + film[size:]
+    with pytest.raises(RequestError, match=f"is a {kind} picture, which is not accepted; save it as JPEG") as caught:
+        sniff_modality(still, "video")
+    assert caught.value.status == 415
+    also_a_still = (8 + 16).to_bytes(4, "big") + b"ftyp" + b"isom\0\0\0\0isomavif" + film[size:]
+    assert sniff_modality(also_a_still, None) == "video", "a film by its major brand"
 
 
 def test_the_motion_of_a_gif_may_be_meant() -> None:

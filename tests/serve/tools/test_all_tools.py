@@ -19,6 +19,7 @@ from data_pipeline.sources.toolmm_mini.media_files import render_media
 from serve.tools.all_tools import load_tools
 from serve.tools.media import png_file
 from serve.tools.run import ToolRunner
+from serve.tools.spec import Clip, Sound
 
 TOOLS = load_tools()
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "tools.md"
@@ -63,6 +64,49 @@ def test_every_tool_without_weights_runs_in_its_process(runner: ToolRunner, tool
     output = runner.run(spec, {spec.arguments[0].name: "m"}, {"m": media})
     assert output.text
     assert (output.file.media_type if output.file else None) == TYPES.get(spec.result)
+
+
+def noise_picture(width: int, height: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def noise_sound(n_samples: int, rate_hz: int = 8000) -> Sound:
+    return Sound(np.random.default_rng(0).uniform(-1, 1, n_samples).astype(np.float32), rate_hz)
+
+
+SMALLEST = {
+    "image": [
+        *(noise_picture(*size) for size in ((1, 1), (3, 2), (50, 1), (1, 50), (300, 1), (1, 1500), (20, 13))),
+        np.zeros((1, 1, 3), np.uint8),
+        np.full((2, 3, 3), 255, np.uint8),
+    ],
+    "video": [
+        *(Clip(noise_picture(*size)[None], 25.0) for size in ((32, 32), (1, 1), (3, 2), (50, 1))),
+        Clip(np.zeros((1, 32, 32, 3), np.uint8), 25.0),
+        Clip(np.stack([noise_picture(3, 2, seed) for seed in range(3)]), 25.0),
+    ],
+    "audio": [
+        *(noise_sound(n_samples, rate_hz) for n_samples in (1, 2, 100, 1000) for rate_hz in (1000, 8000, 44_100)),
+        Sound(np.zeros(1, np.float32), 8000),
+        Sound(np.zeros(8000, np.float32), 8000),
+        Sound(np.ones(9000, np.float32), 44_100),
+    ],
+}
+
+
+@pytest.mark.parametrize("tool_id", [tool_id for tool_id, spec in TOOLS.items() if spec.method != "model"])
+def test_the_smallest_media_give_a_result_or_a_sentence(tool_id: str) -> None:
+    spec = TOOLS[tool_id]
+    medium, *others = spec.arguments
+    values = {argument.name: argument.default for argument in others}
+    for smallest in SMALLEST[medium.kind]:
+        try:
+            output = spec.run(**{medium.name: smallest}, **values)
+        except InputError as error:
+            assert re.fullmatch(r"[^\n]+\.", str(error))
+        else:
+            assert output.text
+            assert not re.search(r"\bnan\b", output.text)
 
 
 def test_your_own_tool_is_ten_lines(runner: ToolRunner, tmp_path: Path) -> None:
