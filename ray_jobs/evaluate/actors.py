@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
+import torch
 
 from data_pipeline.batches.stream import keep_order
 from model.llm.config import ModelConfig
@@ -32,7 +33,8 @@ class TrainedModel:
     options: EvaluateOptions
 
     def build(self) -> ToolLLM:
-        """The model on the actor's device."""
+        """The model on the actor's device, and the actor's threads."""
+        torch.set_num_threads(self.options.threads_per_actor)
         mllm = ToolLLM.build(ModelConfig.model_validate(self.model_config))
         mllm.load_trainable_state_dict(load_parameters(Path(self.checkpoint)))
         return mllm.to("cuda" if self.options.num_gpus else "cpu").eval()
@@ -62,7 +64,7 @@ def decode_on_actors(
         batch_size=options.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=options.num_actors),
-        num_cpus=1,
+        num_cpus=options.threads_per_actor,
         num_gpus=options.num_gpus,
     )
     rows: list[dict[str, Any]] = []
