@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
-import torch
 
 from data_pipeline.batches.stream import keep_order
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
+from ray_jobs.cluster import thread_env
 from ray_jobs.config import EvaluateOptions
 from ray_jobs.train.checkpoint import load_parameters
 
@@ -33,8 +33,7 @@ class TrainedModel:
     options: EvaluateOptions
 
     def build(self) -> ToolLLM:
-        """The model on the actor's device, and the actor's threads."""
-        torch.set_num_threads(self.options.threads_per_actor)
+        """The model on the actor's device."""
         mllm = ToolLLM.build(ModelConfig.model_validate(self.model_config))
         mllm.load_trainable_state_dict(load_parameters(Path(self.checkpoint)))
         return mllm.to("cuda" if self.options.num_gpus else "cpu").eval()
@@ -66,6 +65,7 @@ def decode_on_actors(
         compute=ray.data.ActorPoolStrategy(size=options.num_actors),
         num_cpus=options.threads_per_actor,
         num_gpus=options.num_gpus,
+        runtime_env={"env_vars": thread_env(options.threads_per_actor)},
     )
     rows: list[dict[str, Any]] = []
     start = last = time.perf_counter()

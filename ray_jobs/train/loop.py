@@ -75,7 +75,6 @@ def run_training(job: TrainJob) -> None:
         InputError: what would fail again if it were tried again, a divergence among it.
     """
     spec = RunSpec.model_validate(job.spec)
-    torch.set_num_threads(max(1, int(spec.train.cpus_per_worker)))
     if not spec.train.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported, which is below
     import deepspeed
