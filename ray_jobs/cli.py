@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from data_pipeline.errors import InputError
+from ray_jobs.faults import describe_mendable
 
 # verb -> what it does; the job is `run` of the verb's module, imported only when asked for
 VERBS = {
@@ -34,8 +34,6 @@ MODULES = {
     "follow": "ray_jobs.tracking.follow",
     "demo": "ray_jobs.demo",
 }  # all others: the file `job` of the room that bears the verb's name
-# where Ray's exceptions keep the exception that they are about, besides Python's own chain
-CARRIED_AS = ("cause", "__cause__", "__context__", "controller_failure", "_base_exc")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         if verb == "score":
             importlib.import_module("ray_jobs.score.job").add_arguments(subparser)
             continue
-        subparser.add_argument("--config", help="YAML file, or the name of one in ray_jobs/configs")
+        subparser.add_argument("--config", action="append", help="YAML file, or the name of one in ray_jobs/configs")
         subparser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example train.epochs=3")
         if verb == "demo":
             subparser.add_argument("--keep", action="store_true", help="keep serving after the questions")
@@ -57,6 +55,21 @@ def build_parser() -> argparse.ArgumentParser:
                 "--dry-run", action="store_true", help="print what it will take: parameters, memory, steps, time"
             )
     return parser
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options may stand among the overrides, which argparse itself takes from one place only."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    unknown = [argument for argument in rest if argument.startswith("-") or args.verb == "score"]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if args.verb != "score":
+        args.overrides += rest
+        if len(args.config or ()) > 1:
+            parser.error(f"--config is given {len(args.config)} times, and there is one config to a run")
+        args.config = args.config[0] if args.config else None
+    return args
 
 
 def run_verb(args: argparse.Namespace) -> dict[str, Any]:
@@ -74,37 +87,19 @@ def run_verb(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad arguments or input."""
-    args = build_parser().parse_args(argv)
+    args = parse_arguments(argv)
     try:
         result = run_verb(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
     except Exception as error:  # noqa: BLE001 - the last stop: a bug or a failing machine, shown whole
-        input_error = find_input_error(error)
-        if input_error is not None:
-            # the first line is ours: Ray Data appends advice on retries to the text of errors in its tasks
-            print(f"error: {str(input_error).partition(chr(10))[0]}", file=sys.stderr)
+        sentence = describe_mendable(error)
+        if sentence is not None:
+            print(f"error: {sentence}", file=sys.stderr)
             return 2
         traceback.print_exc()
         return 1
     sys.stdout.flush()
     print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     return 0
-
-
-def find_input_error(error: BaseException) -> InputError | None:
-    """The InputError that an exception is, or that is at the root of one that Ray carried over from a worker."""
-    seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop(0)
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        # Ray raises a worker's error as an instance of its class too, but with a traceback as text: `cause` is ours
-        if isinstance(current, InputError) and not isinstance(getattr(current, "cause", None), InputError):
-            return current
-        queue += [getattr(current, name, None) for name in CARRIED_AS]
-        queue += list(getattr(current, "worker_failures", {}).values())
-    return None

@@ -14,17 +14,34 @@ from ray_jobs.config import RayOptions
 
 MIN_LOGICAL_CPUS = 8
 JOB_CONFIG_ENV = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # how `ray job submit` hands its runtime environment to the driver
-PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "DS_ACCELERATOR", "TOOLMM_IMAGEBIND_CHECKPOINT", "MLFLOW_TRACKING_TOKEN")
+PASSED_ON = (
+    "HF_HUB_OFFLINE",
+    "HF_HOME",
+    "DS_ACCELERATOR",
+    "TOOLMM_IMAGEBIND_CHECKPOINT",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+)
+
+
+def thread_env(cpus: float) -> dict[str, str]:
+    """Environment in which a process computes with as many threads as the CPUs that it is given, one at least."""
+    return {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
 
 
 def worker_env() -> dict[str, str]:
-    """Environment of every worker: one thread each (many workers share few cores), and this process's switches."""
+    """Environment of every worker: one thread, unless it asks for more CPUs, and this process's switches.
+
+    The config says how many threads compute, whatever OMP_NUM_THREADS is in the user's own environment: that is often
+    set for other programs, and Ray would take its one thread for all workers.
+    """
     quiet = {
         "TQDM_DISABLE": "1",  # bars of many workers at once are noise
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",  # of libraries about themselves
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    return {"OMP_NUM_THREADS": "1"} | quiet | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return thread_env(1) | quiet | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
 
 
 def connect(options: RayOptions) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,8 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data_pipeline.corpus.build import PrepareOptions
 from data_pipeline.errors import InputError
 from model.llm.config import ModelConfig
+from ray_jobs.config_text import Written, apply_override, read_config
+from ray_jobs.places import expand_path, make_absolute_uri
 
 CONFIGS = Path(__file__).parent / "configs"
+NAMES_OR_FOLDERS = ("embed.encoder", "model.backbone")  # keys that may hold a path
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+_SHORT = reprlib.Repr()  # of values in messages
+_SHORT.maxstring = _SHORT.maxother = 200
 
 WorkerCount = Annotated[int, Field(ge=1)]
 
@@ -27,7 +34,7 @@ WorkerCount = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of the run config: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class EmbedOptions(Section):
@@ -66,7 +73,7 @@ class TrainOptions(Section):
     offload_optimizer: bool = False  # optimizer state in CPU memory; zero_stage 1 to 3
     workers: WorkerCount | tuple[WorkerCount, WorkerCount] = 1  # one GPU each where use_gpu; [min, max] = elastic
     use_gpu: bool = False
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: float = Field(default=1, gt=0)  # and torch threads
     max_failures: int = Field(default=3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
     checkpoint_every_steps: int | None = Field(default=None, ge=1)  # besides the checkpoint at the end of every epoch
     max_dialogue_tokens: int = Field(default=2048, ge=64)  # longer dialogues are left out and counted
@@ -89,6 +96,7 @@ class EvaluateOptions(Section):
     batch_size: int = Field(default=32, ge=1)  # questions per forward
     num_actors: int = Field(default=1, ge=1)
     num_gpus: float = Field(default=0, ge=0)  # per actor
+    threads_per_actor: int = Field(default=1, ge=1)  # torch threads, and CPUs that an actor claims
     free_max_new_tokens: int = Field(default=64, ge=8)
     turn_max_new_tokens: int = Field(default=128, ge=8)  # of one turn of a dialogue
     shuffle_seed: int = 0  # of the shuffled-media ablation
@@ -177,24 +185,26 @@ class RunSpec(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+SECTIONS = frozenset(name for name, key in RunSpec.model_fields.items() if hasattr(key.annotation, "model_fields"))
+
+
 def load_run_spec(config: str | None, overrides: Sequence[str]) -> RunSpec:
-    """Merge defaults, the file and the overrides, and check them all.
+    """Merge defaults, the file and the overrides, check them all, and settle where paths lead.
 
     Args:
         config: path of a YAML file, or the name of one in `ray_jobs/configs`; None for the defaults.
-        overrides: `key.path=value`; values are read as YAML.
+        overrides: `key.path=value`, see `ray_jobs.config_text`; of two for a key the later one counts.
 
     Raises:
         InputError: names every unknown key with the valid ones, and every bad value.
     """
-    tree = _read_yaml(_config_path(config)) if config else {}
+    written = read_config(_config_path(config)) if config is not None else Written()
     for override in overrides:
-        _apply_override(tree, override)
-    try:
-        spec = RunSpec.model_validate(tree)
-    except ValidationError as error:
-        faults = "; ".join(_describe_fault(fault) for fault in error.errors())
-        raise InputError(f"the run config has {error.error_count()} fault(s): {faults}") from error
+        apply_override(written, override, SECTIONS)
+    for key in SECTIONS & written.values.keys():
+        if written.values[key] is None:  # a section whose keys are all left out
+            written.values[key] = {}
+    spec = _settle_places(_validate(written))
     check_training(spec.model, spec.train)
     return spec
 
@@ -219,6 +229,14 @@ def check_training(model: ModelConfig, train: TrainOptions) -> None:
         )
     if model.quantize != "none" and not train.use_gpu:
         raise InputError(f"model.quantize={model.quantize} needs CUDA; set train.use_gpu=true or model.quantize=none.")
+    if not isinstance(train.workers, int) and train.workers[0] > train.workers[1]:
+        low, high = train.workers
+        raise InputError(f"train.workers=[{low}, {high}] asks for more workers at least than at most; swap the two.")
+    if train.projector_epochs > train.epochs:
+        raise InputError(
+            f"train.projector_epochs={train.projector_epochs} is more than train.epochs={train.epochs}, which counts "
+            "them in; raise the one or lower the other."
+        )
 
 
 def config_names() -> list[str]:
@@ -227,57 +245,97 @@ def config_names() -> list[str]:
 
 def _config_path(config: str) -> Path:
     for candidate in (Path(config), CONFIGS / f"{config}.yaml"):
-        if candidate.is_file():
+        if candidate.exists() and not candidate.is_dir():
             return candidate
-    raise InputError(f"no run config {config!r}: give the path of a YAML file or one of {', '.join(config_names())}.")
+    fault = f"{config!r} is a folder" if config and Path(config).is_dir() else f"no run config {config!r}"
+    raise InputError(f"{fault}: give the path of a YAML file or one of {', '.join(config_names())}.")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _validate(written: Written) -> RunSpec:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}; give a YAML file saved as UTF-8.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} must hold a mapping of config keys, not a {type(tree).__name__}.")
-    return tree
+        return RunSpec.model_validate(written.values)
+    except ValidationError as error:
+        if _restore_texts(written, error):
+            return _validate(written)
+        faults: dict[str, list[str]] = {}  # what is wrong, by key; each type of a choice has its own complaint
+        for fault in error.errors():
+            what, why = _describe_fault(fault, written.values)
+            faults.setdefault(what, []).append(why)
+        said = "; ".join(what + " or ".join(reasons) for what, reasons in faults.items())
+        raise InputError(f"the run config has {len(faults)} fault(s): {said}") from error
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise InputError(f"override {override!r} is not of the form key.path=value, for example train.epochs=3.")
-    *parents, leaf = path.split(".")
-    for key in parents:
-        child = tree.setdefault(key, {})
-        if not isinstance(child, dict):
-            raise InputError(f"override {override!r}: {key!r} is a value, not a section.")
-        tree = child
-    try:
-        tree[leaf] = yaml.load(text, Loader=_NumberLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"override {override!r}: the value is not valid YAML.") from error
+def _restore_texts(written: Written, error: ValidationError) -> bool:
+    """Where a text is wanted and YAML sees a number, as in name=2024, take what stands there; says whether it did."""
+    is_changed = False
+    for fault in error.errors():
+        if fault["type"] in ("string_type", "path_type") and isinstance(fault["input"], bool | int | float):
+            values: Any = written.values
+            texts: Any = written.texts
+            *parents, leaf = fault["loc"]
+            if leaf == "[key]":  # it is not the value that is none
+                continue
+            for key in parents:
+                values, texts = values[key], texts[key]
+            values[leaf] = texts[leaf]
+            is_changed = True
+    return is_changed
 
 
-class _NumberLoader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-4 as a string; people who set learning rates mean a number."""
-
-
-_NumberLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _describe_fault(fault: Any) -> str:
-    location = [str(part) for part in fault["loc"]]
-    path = ".".join(location)
+def _describe_fault(fault: Any, tree: Any) -> tuple[str, str]:
+    """The key and its value, and what is wrong there."""
+    location: list[Any] = []
+    for part in fault["loc"]:  # of a choice between types pydantic names the type as well
+        is_there = part in tree if isinstance(tree, dict) else isinstance(tree, list) and part in range(len(tree))
+        if not is_there:
+            break
+        location.append(part)
+        tree = tree[part]
+    path = ".".join(map(str, location))
     if fault["type"] != "extra_forbidden":
-        return f"{path} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        message = fault["msg"][0].lower() + fault["msg"][1:]
+        message = re.sub(r" or instance of \w+$", ": it is a section of keys", message)
+        return f"{path} = {_SHORT.repr(tree)}: ", message
     section: Any = RunSpec
     for part in location[:-1]:
-        section = section.model_fields[part].annotation
+        section = section if isinstance(part, int) else _model_in(section.model_fields[part].annotation)
     valid = sorted(section.model_fields)
-    close = difflib.get_close_matches(location[-1], valid, n=1)
+    close = difflib.get_close_matches(str(location[-1]), valid, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"unknown key {path!r}{hint}; valid keys there are {', '.join(valid)}"
+    if "." in str(location[-1]):
+        hint = " (in a file, sections are written as mappings)"
+    return f"unknown key {path!r}", f"{hint}; valid keys there are {', '.join(valid)}"
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model that a field holds, or a list of."""
+    return next((argument for argument in get_args(annotation) if hasattr(argument, "model_fields")), annotation)
+
+
+def _settle_places(spec: RunSpec) -> RunSpec:
+    """Expand `~` and variables in all paths, and make the tracking URI absolute."""
+    spec = _expand_paths(spec, "")
+    changes: dict[str, Any] = {}
+    if spec.tracking.uri is not None:
+        changes["tracking"] = spec.tracking.model_copy(update={"uri": make_absolute_uri(spec.tracking.uri.strip())})
+    backbones = spec.tune.parameters.get("model.backbone")
+    if isinstance(backbones, list):
+        expanded = [expand_path(one, "model.backbone") if isinstance(one, str) else one for one in backbones]
+        parameters = spec.tune.parameters | {"model.backbone": expanded}
+        changes["tune"] = spec.tune.model_copy(update={"parameters": parameters})
+    return spec.model_copy(update=changes)
+
+
+def _expand_paths(section: AnyModel, prefix: str) -> AnyModel:
+    changes: dict[str, Any] = {}
+    for name, value in section:
+        key = prefix + name
+        if isinstance(value, Path):
+            changes[name] = Path(expand_path(str(value), key))
+        elif key in NAMES_OR_FOLDERS:
+            changes[name] = expand_path(value, key)
+        elif isinstance(value, BaseModel):
+            changes[name] = _expand_paths(value, f"{key}.")
+        elif isinstance(value, list):
+            changes[name] = [_expand_paths(one, f"{key}.") if isinstance(one, BaseModel) else one for one in value]
+    return section.model_copy(update=changes)

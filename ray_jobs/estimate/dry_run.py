@@ -5,19 +5,20 @@ The formulas and their sources are in `ray_jobs.estimate.cost`; what is assumed 
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from data_pipeline.batches.plan import TrainingPlan, count_seen
+from model.llm.config import ModelConfig
 from ray_jobs.config import RunSpec
 from ray_jobs.estimate.corpus_sizes import CorpusSizes, find_backbone, load_corpus_sizes
 from ray_jobs.estimate.cost import ModelSize, StateBytes, compute_activation_bytes, compute_flops, compute_state_bytes
 from ray_jobs.estimate.shapes import build_shape, load_shape
+from ray_jobs.estimate.speed import MicroStep, count_parallel, measure_training_flops
 from ray_jobs.train.inputs import GPU_BLOCK_TOKENS, build_plan
 
 GIB = 2**30
@@ -26,7 +27,7 @@ BUCKET_NUMBERS = (
 )
 GPU_BUCKETS = (0, 1, 2, 1)  # by ZeRO stage; stage 2 fills one while it sends the other
 SAMPLED_STEPS = 16  # whose tokens are counted
-ASSUMED_UTILIZATION = 0.4  # of the peak; measured on one CPU core with the tiny backbone: 0.41
+ASSUMED_UTILIZATION = 0.4  # of a GPU's peak
 ASSUMED_GPU = "A100"  # of cluster.yaml's gpu_train nodes
 ENCODER_WIDTHS = {"imagebind_huge": 1024, "tiny_imagebind": 128}
 # Dense peaks by the vendors' data sheets, TFLOP/s in bfloat16 and float32; the first name in the device's name counts.
@@ -70,7 +71,8 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
     """
     encoder_dim = ENCODER_WIDTHS.get(spec.embed.encoder, spec.model.encoder_dim)
     shape, shape_origin = load_shape(find_backbone(spec))
-    mllm = build_shape(spec.model.model_copy(update={"encoder_dim": encoder_dim}), shape)
+    config = spec.model.model_copy(update={"encoder_dim": encoder_dim})
+    mllm = build_shape(config, shape)
     size = ModelSize.measure(mllm, spec.train.use_gpu)
     sizes = load_corpus_sizes(spec)
     plan = build_plan(spec, sizes.split)
@@ -96,7 +98,10 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
         "micro_steps_per_step": step.micro_steps,
         "flops_per_step": step.flops,
     }
-    report |= _estimate_time(spec, report["steps"] * step.flops)
+    flops = report["steps"] * step.flops
+    report |= (
+        _time_on_gpus(spec, flops) if spec.train.use_gpu else _time_on_cpus(spec, config, shape, sizes, step, flops)
+    )
     _print_report(spec, report)
     return report
 
@@ -181,33 +186,41 @@ def _memory_table(spec: RunSpec, size: ModelSize, step: StepCost) -> dict[str, d
     return table
 
 
-def _estimate_time(spec: RunSpec, flops: float) -> dict[str, Any]:
+def _time_on_gpus(spec: RunSpec, flops: float) -> dict[str, Any]:
     """Hours of the whole training: operations / (peak x utilisation); reading, validation and checkpoints apart."""
-    workers = spec.train.max_workers
-    if spec.train.use_gpu:
-        has_gpu = torch.cuda.is_available()
-        name = torch.cuda.get_device_name() if has_gpu else ASSUMED_GPU
-        peaks = next((peaks for key, peaks in PEAK_TFLOPS.items() if key in name), None)
-        peak = None if peaks is None else peaks[0 if spec.model.dtype == "bfloat16" else 1] * 1e12 * workers
-        device = f"{workers} x {name}" + ("" if has_gpu else " (assumed: no GPU here)")
-    else:
-        cores = min(workers * max(1, int(spec.train.cpus_per_worker)), os.cpu_count() or 1)
-        peak = measure_core_flops() * cores
-        device = f"{cores} CPU core(s), measured"
-    hours = None if peak is None else flops / (peak * ASSUMED_UTILIZATION) / 3600
-    return {"device": device, "peak_flops": peak, "utilization_assumed": ASSUMED_UTILIZATION, "hours": hours}
+    workers, has_gpu = spec.train.max_workers, torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if has_gpu else ASSUMED_GPU
+    peaks = next((peaks for key, peaks in PEAK_TFLOPS.items() if key in name), None)
+    speed = None
+    if peaks is not None:
+        speed = peaks[0 if spec.model.dtype == "bfloat16" else 1] * 1e12 * workers * ASSUMED_UTILIZATION
+    return {
+        "device": f"{workers} x {name}" + ("" if has_gpu else " (assumed: no GPU here)"),
+        "speed": f"at {ASSUMED_UTILIZATION:.0%} of the peak (assumed)",
+        "flops_per_s": speed,
+        "hours": None if speed is None else flops / speed / 3600,
+    }
 
 
-def measure_core_flops() -> float:
-    """What one core of this machine does in float32 matrix products, operations a second."""
-    left, right = torch.rand(512, 512), torch.rand(512, 512)
-    best = 0.0
-    for _ in range(6):  # the first one warms up
-        start = time.perf_counter()
-        for _ in range(4):
-            torch.mm(left, right)
-        best = max(best, 4 * 2 * 512**3 / (time.perf_counter() - start))
-    return best / torch.get_num_threads()
+def _time_on_cpus(
+    spec: RunSpec, config: ModelConfig, shape: PretrainedConfig, sizes: CorpusSizes, step: StepCost, flops: float
+) -> dict[str, Any]:
+    """The same on this machine's CPUs, by passes of the model that are timed here."""
+    threads, index = max(1, int(spec.train.cpus_per_worker)), sizes.split.index
+    parallel = count_parallel(spec.train.max_workers, threads)
+    micro_step = MicroStep(
+        tokens=step.tokens / step.micro_steps / spec.train.max_workers,
+        question_tokens=float(index.n_tokens.mean()),
+        answers=float(index.n_rows.mean()),
+        answer_tokens=float(sizes.loss_tokens.sum() / index.n_rows.sum()),
+    )
+    speed = parallel * measure_training_flops(config, shape, micro_step, threads, parallel)
+    return {
+        "device": f"this machine's CPU: {parallel} worker(s) at a time, {threads} thread(s) each",
+        "speed": f"at {speed / 1e9:,.0f} GFLOP/s, measured here in {config.dtype}",
+        "flops_per_s": speed,
+        "hours": flops / speed / 3600,
+    }
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -246,7 +259,7 @@ def _print_report(spec: RunSpec, report: dict[str, Any]) -> None:
     print(f"operations       {report['flops_per_step'] / 1e12:,.2f} TFLOP a step")
     hours = report["hours"]
     known = "unknown: no peak known of this device" if hours is None else _show_hours(hours)
-    print(f"estimated time   {known} on {report['device']} at {ASSUMED_UTILIZATION:.0%} of the peak (assumed)")
+    print(f"estimated time   {known} on {report['device']}, {report['speed']}")
     print(
         "formulas         states: Rajbhandari et al. 2020; activations: Korthikanti et al. 2022; operations: Kaplan\n"
         "                 et al. 2020, Hoffmann et al. 2022; all in ray_jobs/estimate/cost.py"

@@ -13,6 +13,7 @@ import ray.data
 from data_pipeline.batches.stream import keep_order
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
+from ray_jobs.cluster import thread_env
 from ray_jobs.config import EvaluateOptions
 from ray_jobs.train.checkpoint import load_parameters
 
@@ -62,8 +63,9 @@ def decode_on_actors(
         batch_size=options.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=options.num_actors),
-        num_cpus=1,
+        num_cpus=options.threads_per_actor,
         num_gpus=options.num_gpus,
+        runtime_env={"env_vars": thread_env(options.threads_per_actor)},
     )
     rows: list[dict[str, Any]] = []
     start = last = time.perf_counter()

@@ -14,8 +14,8 @@ import mlflow
 from data_pipeline.errors import InputError
 from model.llm.bundle import load_bundle
 from ray_jobs.config import RunSpec
+from ray_jobs.tracking.client import patiently
 from ray_jobs.tracking.model_versions import CHAMPION, get_champion
-from ray_jobs.tracking.runs import patiently
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from ray_jobs.tracking.runs import build_client, patiently
+from ray_jobs.tracking.client import build_client, explained, patiently
 
 CHAMPION = "champion"
 DATA_HASH_TAG = "toolmm.data_hash"
@@ -72,7 +72,7 @@ def register_bundle(
         ),
         outputs=Schema([ColSpec(DataType.string, "tool_id"), ColSpec(DataType.double, "probability")]),
     )
-    with mlflow.start_run(run_id=run_id):
+    with explained(uri), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="bundle",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),

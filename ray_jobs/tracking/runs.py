@@ -7,23 +7,20 @@ Training never waits for the tracking server and never fails with it: what is lo
 from __future__ import annotations
 
 import atexit
-import fcntl
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
 
-from data_pipeline.errors import InputError
+from ray_jobs.tracking.client import TRANSIENT, build_client, explained, patiently, sqlite_file
 from ray_jobs.tracking.outbox import Entry, Outbox, hide_secrets
 
 FINGERPRINT_TAG = "toolmm.fingerprint"
@@ -34,21 +31,8 @@ MAX_METRICS_PER_CALL = 1000
 MAX_PARAM_CHARS = 6000
 MAX_DIGEST_CHARS = 36
 CLOSE_LIMIT_S = 30.0  # for what still waits when a logger is closed
-PATIENCE_S = 60.0  # of calls whose answer is needed
 SYSTEM_METRICS_INTERVAL_S = 10.0
-# MLflow's own retries would hold a call for minutes; patience is ours (`patiently`, the outbox)
-HTTP_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
-TRANSIENT = (MlflowException, SQLAlchemyError, OSError)
-TRANSIENT_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
-
 log = logging.getLogger(__name__)
-logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("mlflow").setLevel(logging.WARNING)
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for every lock that it meets
-T = TypeVar("T")
 
 
 def open_run(
@@ -70,7 +54,7 @@ def open_run(
         parent_run_id: the sweep that the run is a trial of; the same job outside that sweep has a run of its own.
 
     Raises:
-        InputError: nothing answers at `uri`.
+        InputError: nothing answers at `uri`, or what does refuses.
     """
     client = build_client(uri)
 
@@ -92,7 +76,8 @@ def open_run(
                 client.log_batch(run.info.run_id, params=flat[start : start + MAX_PARAMS_PER_CALL])
         return run.info.run_id
 
-    return patiently(open_once, uri)
+    with explained(uri):
+        return patiently(open_once, uri)
 
 
 class RunLogger:
@@ -284,41 +269,6 @@ class _SystemMetrics(threading.Thread):
         self._stopped.set()
 
 
-def build_client(uri: str) -> MlflowClient:
-    """MLflow's client with short waits; settings of the environment win."""
-    for key, value in HTTP_SETTINGS.items():
-        os.environ.setdefault(key, value)
-    if not uri.startswith("sqlite:///"):
-        return MlflowClient(tracking_uri=uri)
-    database = Path(uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f"{database.name}.lock").open("a") as lock:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # the client makes missing tables, and two at once would get in each other's way
-        return MlflowClient(tracking_uri=uri)
-
-
-def patiently(call: Callable[[], T], uri: str) -> T:
-    """The result of a call that must be safe to repeat; InputError where nothing answers for `PATIENCE_S`."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    pause_s = 0.25
-    while True:
-        try:
-            return call()
-        except TRANSIENT as error:
-            if isinstance(error, MlflowException) and error.error_code not in TRANSIENT_CODES:
-                raise
-            if time.monotonic() + pause_s > deadline_s:
-                reason = hide_secrets(" ".join(str(error).split()))[:300]
-                raise InputError(
-                    f"the tracking server {hide_secrets(uri)} has not answered for {PATIENCE_S:.0f} s ({reason}); "
-                    "start it, or set tracking.uri to one that runs."
-                ) from error
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 5.0)
-
-
 def _find_run(client: MlflowClient, experiment_id: str, fingerprint: str, parent_run_id: str | None) -> Run | None:
     found = client.search_runs([experiment_id], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'")
     return next((run for run in found if run.data.tags.get(PARENT_TAG) == parent_run_id), None)
@@ -329,8 +279,9 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     if experiment is not None:
         return experiment.experiment_id
     location = None
-    if uri.startswith("sqlite:///"):  # artifacts beside the database, not in whatever folder we were started from
-        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    database = sqlite_file(uri)
+    if database is not None:  # artifacts beside the database, not in whatever folder we were started from
+        location = (database.parent / "mlartifacts").as_uri()
     try:
         return client.create_experiment(name, artifact_location=location)
     except MlflowException as error:

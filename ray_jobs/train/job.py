@@ -18,20 +18,21 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, LoggingConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal import constants as train_constants
 
 from data_pipeline.batches.plan import count_seen
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from model.llm.config import ModelConfig
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import connect, thread_env
 from ray_jobs.config import RunSpec
 from ray_jobs.tracking.outbox import hide_secrets
 from ray_jobs.tracking.runs import RunLogger, open_run
 from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_metrics
 from ray_jobs.train.inputs import TrainInputs, build_inputs
 from ray_jobs.train.loop import TrainJob
+from ray_jobs.train.retries import Trainer
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train.worker import train_loop_per_worker
 
@@ -218,7 +219,7 @@ def _named_cluster() -> Iterator[None]:
 
 
 def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks: Sequence[UserCallback]) -> None:
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_loop_per_worker,
         train_loop_config={"job": ray.put(job)},
         torch_config=TorchConfig(backend="nccl" if spec.train.use_gpu else "gloo"),
@@ -235,6 +236,7 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks:
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=spec.train.max_failures),
             callbacks=list(callbacks),
+            worker_runtime_env={"env_vars": thread_env(spec.train.cpus_per_worker)},
         ),
     )
     try:

@@ -18,9 +18,10 @@ import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
 
 from data_pipeline.batches.stream import BatchForm, MicroStep, TokenizedQuestions, stream_micro_steps
+from data_pipeline.errors import InputError
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
-from ray_jobs.config import RunSpec
+from ray_jobs.config import RunSpec, TrainOptions
 from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.checkpoint import CheckpointStore, Cursor, load_cursor, load_metrics, load_moments, load_parameters
 from ray_jobs.train.progress import Progress
@@ -68,7 +69,11 @@ class StepSums:
 
 
 def run_training(job: TrainJob) -> None:
-    """Train from the last checkpoint (or from nothing) to the end."""
+    """Train from the last checkpoint (or from nothing) to the end.
+
+    Raises:
+        InputError: what would fail again if it were tried again, a divergence among it.
+    """
     spec = RunSpec.model_validate(job.spec)
     if not spec.train.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported, which is below
@@ -144,7 +149,10 @@ def run_training(job: TrainJob) -> None:
         sums = StepSums()
         for name in ("loss", "grad_norm"):  # DeepSpeed skips an update whose gradients overflow, and says nothing
             if not math.isfinite(metrics.get(f"train/{name}", 0.0)):
-                raise FloatingPointError(f"the {name} of step {step} is {metrics[f'train/{name}']}: lower train.lr.")
+                if tracker:
+                    tracker.log_train_step(metrics, step)
+                    tracker.close()
+                raise _diverged(f"the {name} of step {step} is {metrics[f'train/{name}']}", step, lr, spec.train)
         cursor = replace(
             cursor,
             step=step + 1,
@@ -160,7 +168,10 @@ def run_training(job: TrainJob) -> None:
         report: dict[str, Any] = {"step": cursor.step, "epoch": cursor.epoch + is_epoch_end}
         if is_epoch_end or cursor.step == end_step:
             report["train/epoch_loss"] = cursor.epoch_loss_sum / cursor.epoch_steps
-            report |= validate(mllm, job.validation, rank, world_size, lockstep=spec.train.zero_stage == 3)
+            try:
+                report |= validate(mllm, job.validation, rank, world_size, lockstep=spec.train.zero_stage == 3)
+            except FloatingPointError as error:
+                raise _diverged(f"after step {step} {error}", step + 1, lr, spec.train) from error
             engine.train()
             if tracker:
                 tracker.log_train_step({key: value for key, value in report.items() if "/" in key}, step)
@@ -180,6 +191,26 @@ def run_training(job: TrainJob) -> None:
         progress.resume_clock()
     if tracker:
         tracker.close()
+
+
+def _diverged(what: str, step: int, lr: float, train: TrainOptions) -> InputError:
+    """What is not finite, and how to mend it. The same steps would lead there again, so nothing is tried again.
+
+    Args:
+        what: is not finite.
+        step: 0-based; before step 0 no weight has changed.
+        lr: of that step.
+        train: settings.
+    """
+    if step == 0:
+        why = "before any weight has changed: the backbone's weights or the media vectors are bad"
+        mend = "check model.backbone and model.dtype, and run `embed` again"
+    else:
+        why = f"the training has diverged, at a learning rate of {lr:.3g}, and would again with these settings"
+        mend = f"lower train.lr={train.lr:g} or train.max_grad_norm={train.max_grad_norm:g}"
+        if train.schedule == "linear":
+            mend += f", or raise train.warmup_steps={train.warmup_steps}"
+    return InputError(f"{what}: {why}; {mend}.")
 
 
 def _timed(stream: Iterator[MicroStep]) -> Iterator[tuple[MicroStep, float]]:

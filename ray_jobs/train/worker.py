@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
 from typing import Any
 
 import ray
+from ray.train.v2._internal import util as train_util
+
+from data_pipeline.errors import InputError
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
@@ -15,4 +19,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     gc.freeze()
     gc.enable()
-    run_training(ray.get(config["job"]))
+    try:
+        run_training(ray.get(config["job"]))
+    except InputError:  # the driver says it in one sentence, which Train's traceback of it would bury
+        logging.getLogger(train_util.__name__).setLevel(logging.CRITICAL)
+        raise

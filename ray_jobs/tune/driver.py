@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from ray_jobs.cli import CARRIED_AS, find_input_error
+from ray_jobs.faults import CARRIED_AS, find_input_error
 from ray_jobs.train import job as train
 from ray_jobs.tune.space import Space, name_trial
 from ray_jobs.tune.trials import TrialFolders

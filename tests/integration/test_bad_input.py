@@ -102,6 +102,29 @@ def test_bad_places_of_records(tmp_path: Path, fails: Fails) -> None:
     assert matches("needs `path`", said)
 
 
+def test_a_place_that_cannot_be_written_to(tmp_path: Path, fails: Fails) -> None:
+    overrides = write_records(tmp_path, [TEXT, TEXT | {"instruction": "do that"}])
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    for place in (tmp_path / "taken", tmp_path / "taken" / "runs"):
+        said = fails(tmp_path, "prepare", *overrides, f"runs_dir={place}")
+        assert matches(f"^{tmp_path / 'taken'}.*: a file is where a folder is expected; move it away, or name", said)
+    assert matches("the environment variable 'NOPE' is not set", fails(tmp_path, "prepare", "runs_dir=$NOPE/runs"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("./mlruns", "tracking.uri '/.*/mlruns' is a folder of files, to which MLflow .* no longer writes"),
+        ("htp://localhost:5000", r"MLflow knows no 'htp' \(did you mean 'http'\?\); it takes http, https, sqlite"),
+        ("sqlite://mlflow.db", "names no database file; write sqlite:///mlflow.db"),
+        ("sqlite:///{folder}", "names a folder; name a file in it"),
+    ],
+)
+def test_a_tracking_uri_that_is_none(run: Path, tmp_path: Path, fails: Fails, uri: str, message: str) -> None:
+    (run / "lake" / "quarantine").mkdir(exist_ok=True)
+    assert matches(message, fails(tmp_path, *train_command(run), f"tracking.uri={uri.format(folder=str(run)[1:])}"))
+
+
 def test_a_command_of_its_own_fails_alike(tmp_path: Path) -> None:
     """With a Ray of its own, whose chatter must not bury the message."""
     command = [sys.executable, "-m", "ray_jobs", "prepare", *write_records(tmp_path, [TEXT, "{"])]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayTaskError
-from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train import WorkerGroupError
 
 import ray_jobs.doctor.job
-from data_pipeline.errors import InputError, MediaError
-from ray_jobs.cli import VERBS, find_input_error, main
+from data_pipeline.errors import InputError
+from ray_jobs.cli import VERBS, main
 from ray_jobs.config import RunSpec
 
 REPO = Path(__file__).resolve().parents[2]
@@ -49,6 +49,13 @@ def test_the_result_is_the_last_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (specs[0].name, specs[0].train.epochs, specs[0].model.backbone) == ("mine", 2, "tiny")
 
 
+def test_overrides_stand_before_and_behind_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = replace_job(monkeypatch, {})
+    assert main(["doctor", "train.epochs=2", "--config", "demo", "name=mine", "train.epochs=9"]) == 0
+    assert main(["doctor", "train.epochs=2", "train.lr=1", "--config=demo"]) == 0
+    assert [(spec.train.epochs, spec.name) for spec in specs] == [(9, "mine"), (2, "demo")]
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -77,12 +84,28 @@ def test_a_failure_is_shown_whole_and_exit_code_1(
     assert main(["doctor"]) == 1
     assert "Traceback" in (shown := capsys.readouterr().err)
     assert "ZeroDivisionError: a bug" in shown
+    replace_job(monkeypatch, OSError(28, "No space left on device", "/runs/x"))
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err == (
+        "error: /runs/x: no space left on device; make room there, or set runs_dir to another place.\n"
+    )
     replace_job(monkeypatch, KeyboardInterrupt())
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["trane"], ["train", "--colour"], ["score"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["trane"],
+        ["train", "--colour"],
+        ["train", "name=a", "--config", "demo", "--colour", "name=b"],
+        ["train", "--config", "demo", "--config", "llama_7b"],
+        ["score"],
+        ["score", "--help=x", "a", "b"],
+    ],
+)
 def test_bad_arguments_are_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -116,35 +139,3 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"\n    {verb}" in shown for verb in VERBS)
-
-
-def test_input_errors_are_found_wherever_ray_puts_them() -> None:
-    cause = MediaError("bad medium")
-    chained = RuntimeError("outer")
-    chained.__cause__ = in_worker(cause).as_instanceof_cause()
-    carriers: list[BaseException] = [
-        cause,
-        in_worker(cause),
-        in_worker(cause).as_instanceof_cause(),
-        in_worker(in_worker(cause)).as_instanceof_cause(),
-        chained,
-        WorkerGroupError("m", {0: in_worker(cause)}),
-        ControllerError(in_worker(cause)),
-        in_worker(WorkerGroupError("m", {0: ValueError("x"), 1: cause})),
-    ]
-    for carrier in carriers:
-        assert find_input_error(carrier) is cause, repr(carrier)
-    others: list[BaseException] = [
-        ValueError("x"),
-        in_worker(ValueError("x")),
-        TrainingFailedError("x"),
-        WorkerGroupError("m", {0: ValueError("x")}),
-    ]
-    for other in others:
-        assert find_input_error(other) is None
-
-
-def test_a_circle_of_causes_ends() -> None:
-    first, second = ValueError("a"), ValueError("b")
-    first.__cause__, second.__cause__ = second, first
-    assert find_input_error(first) is None

@@ -89,6 +89,16 @@ def test_a_resolved_config_gives_itself_again(tmp_path: Path) -> None:
         ("model.modules_to_save=[lm_head]", "model", "modules_to_save", ["lm_head"]),
         ("tracking.uri=http://host:5000/a=b", "tracking", "uri", "http://host:5000/a=b"),
         ("prepare.path=/data/my corpus", "prepare", "path", Path("/data/my corpus")),
+        ("prepare.path=/data/my #1 corpus: old", "prepare", "path", Path("/data/my #1 corpus: old")),
+        ("prepare.path='/data/my #1 corpus'", "prepare", "path", Path("/data/my #1 corpus")),
+        ("prepare.path=*.jsonl", "prepare", "path", Path("*.jsonl")),
+        ("prepare.path=2024", "prepare", "path", Path("2024")),
+        ("train.use_gpu=off", "train", "use_gpu", False),
+        ("train.use_gpu=yes", "train", "use_gpu", True),
+        ("train.warmup_steps=1_000", "train", "warmup_steps", 1000),
+        ("train.warmup_steps=012", "train", "warmup_steps", 12),
+        (" train.epochs = 3 ", "train", "epochs", 3),
+        ("evaluate.agent_model=no", "evaluate", "agent_model", "no"),
     ],
 )
 def test_overrides_are_typed(override: str, section: str, key: str, value: object) -> None:
@@ -134,6 +144,15 @@ def test_all_faults_come_in_one_message() -> None:
         (["train.epochs=3", "train=fast"], "train = 'fast'"),
         (["train.lr=-1.5E-3"], r"train\.lr = -0\.0015: input should be greater than 0"),
         (["train.betas=[1, 2"], "not valid YAML"),
+        (["prepare.path='/data' # old"], "not valid YAML"),
+        (["train.max_steps="], r"'train\.max_steps=' has no value; give one, or write train\.max_steps=null"),
+        (["train={lr: 1, lr: 2}"], "the key 'lr' stands twice; leave one of them"),
+        (["train.lr=inf"], "should be a finite number"),
+        (["train.workers=many"], r"1 fault\(s\): train\.workers = 'many': input should be a valid integer.* or input"),
+        (["train.workers=[4]"], r"1 fault\(s\): train\.workers = \[4\]: "),
+        (["train.workers=[8, 4]"], "more workers at least than at most; swap the two"),
+        (["train.epochs=2", "train.projector_epochs=3"], r"train\.projector_epochs=3 is more than train\.epochs=2"),
+        (["prepare.also=[{source: jsonl, pth: x}]"], r"unknown key 'prepare\.also\.0\.pth' \(did you mean 'path'\?\)"),
     ],
 )
 def test_a_malformed_override_is_an_input_error(overrides: list[str], message: str) -> None:
@@ -149,7 +168,15 @@ def test_a_malformed_override_is_an_input_error(overrides: list[str], message: s
         (b"just words", "not a str"),
         (b"1: 2\n", "keys should be strings"),
         (b"name: \xff\n", "not UTF-8"),
-        (b"train:\n", "train = None"),
+        ("name: x\n".encode("utf-16"), "not UTF-8"),
+        (b"name: a\ntrain: {lr: 1}\nname: b\n", r"the key 'name' stands twice \(lines 1 and 3\); leave one of them"),
+        (b"train:\n  lr: 1\n  epochs: 2\n  lr: 3\n", r"the key 'lr' stands twice \(lines 2 and 4\)"),
+        (b"train: {lr: 1}\n# ...\ntrain: {epochs: 2}\n", r"the key 'train' stands twice \(lines 1 and 3\)"),
+        (b"train: [lr, 3]\n", "train = .*: it is a section of keys"),
+        (b"train.lr: 3\n", "unknown key 'train.lr' .in a file, sections are written as mappings"),
+        (b"seed: !!int x\n", "not valid YAML"),
+        (b"seed: " + b"[" * 5000, "not valid YAML"),
+        (b"#" * (2**20 + 1), "more than 1048576 bytes"),
         (b"train: {lr: 1e-3, lr2: 1}\n", "'train.lr2'"),
     ],
 )
@@ -158,6 +185,84 @@ def test_a_bad_file_is_an_input_error(tmp_path: Path, content: bytes, message: s
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_run_spec(str(path), [])
+
+
+@pytest.mark.parametrize("name", ["on", "no", "12", "012", "1e3", "2024-01-01", "2024-13-45", "1_0", "1.10"])
+def test_a_name_is_the_text_that_stands_there(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"name: {name}\n", encoding="utf-8")
+    assert load_run_spec(str(path), []).name == name
+    assert load_run_spec(None, [f"name={name}"]).name == name
+    path.write_text(load_run_spec(None, [f"name={name}"]).to_yaml(), encoding="utf-8")
+    assert load_run_spec(str(path), []).name == name, "the resolved config gives itself again"
+
+
+def test_a_file_may_leave_out_and_share(tmp_path: Path) -> None:
+    """A section without keys changes nothing, merge keys override nothing that is said twice, 5e-4 is a number."""
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "embed: &actors {num_actors: 3}\nevaluate: {<<: *actors, num_actors: 2, top_k: 4}\n"
+        "train:\n  # lr: 1\ntune: {parameters: {train.lr: [5e-4, 1e-3]}}\n",
+        encoding="utf-8",
+    )
+    spec = load_run_spec(str(path), ["train.epochs=2"])
+    assert (spec.evaluate.num_actors, spec.evaluate.top_k, spec.embed.num_actors, spec.train.epochs) == (2, 4, 3, 2)
+    assert spec.tune.parameters == {"train.lr": [5e-4, 1e-3]}
+    assert load_run_spec(str(path), []).train == TrainOptions()
+
+
+def test_a_mapping_for_a_section_sets_the_keys_that_it_names() -> None:
+    spec = load_run_spec("demo", ["train.epochs=3", "train={lr: 1e-4}", "train.mixture={a: 1}", "train.mixture={b: 2}"])
+    assert (spec.train.epochs, spec.train.lr, spec.train.workers) == (3, 1e-4, 2)
+    assert spec.train.mixture == {"b": 2}, "which is no section: a value like others"
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder: give the path of a YAML file or one of"):
+        load_run_spec(str(tmp_path), [])
+    with pytest.raises(InputError, match="no run config ''"):
+        load_run_spec("", [])
+    with pytest.raises(InputError, match="/proc/self/mem cannot be read: Input/output error"):
+        load_run_spec("/proc/self/mem", [])
+
+
+def test_homes_and_variables_are_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/data")
+    overrides = [
+        "runs_dir=~/runs",
+        "lake_dir=$DATA/lake",
+        "follow.link=${DATA}/champion",
+        "prepare.path=~/records.jsonl",
+        "prepare.media_root=~/",
+        "prepare.also=[{source: jsonl, path: $DATA/more.jsonl}]",
+        "embed.encoder=~/encoder",
+        "model.backbone=$HOME/vicuna",
+        "tune.parameters={model.backbone: [~/a, lmsys/vicuna-7b-v1.5]}",
+        "tracking.uri=sqlite:///~/mlflow.db",
+    ]
+    path = tmp_path / "run.yaml"
+    path.write_text("lake_dir: ~/other\nprepare: {catalog: $HOME/catalog.txt}\n", encoding="utf-8")
+    spec = load_run_spec(str(path), overrides)
+    assert [str(place) for place in (spec.runs_dir, spec.lake_dir, spec.follow.link)] == [
+        "/home/me/runs",
+        "/data/lake",
+        "/data/champion",
+    ]
+    prepare = spec.prepare
+    assert [str(place) for place in (prepare.path, prepare.media_root, prepare.catalog, prepare.also[0].path)] == [
+        "/home/me/records.jsonl",
+        "/home/me",
+        "/home/me/catalog.txt",
+        "/data/more.jsonl",
+    ]
+    assert (spec.embed.encoder, spec.model.backbone) == ("/home/me/encoder", "/home/me/vicuna")
+    assert spec.tune.parameters == {"model.backbone": ["/home/me/a", "lmsys/vicuna-7b-v1.5"]}
+    assert spec.tracking_uri == "sqlite:////home/me/mlflow.db"
+    with pytest.raises(
+        InputError, match=r"prepare\.path = '\$NOWHERE/x': the environment variable 'NOWHERE' is not set"
+    ):
+        load_run_spec(None, ["prepare.path=$NOWHERE/x"])
 
 
 def test_an_unknown_config_names_those_there_are() -> None:

@@ -13,8 +13,9 @@ from mlflow import MlflowClient
 from data_pipeline.errors import InputError
 from ray_jobs.config import load_run_spec
 from ray_jobs.tracking import follow
+from ray_jobs.tracking.client import build_client
 from ray_jobs.tracking.model_versions import promote
-from ray_jobs.tracking.runs import build_client, open_run
+from ray_jobs.tracking.runs import open_run
 
 NAME = "toolmm"
 

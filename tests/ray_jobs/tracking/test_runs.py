@@ -167,7 +167,7 @@ def test_trials_hang_below_their_sweep(uri: str) -> None:
 
 
 def test_a_server_that_never_answers_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_jobs.tracking.runs, "PATIENCE_S", 0.1)
+    monkeypatch.setattr("ray_jobs.tracking.client.PATIENCE_S", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InputError, match=r"http://\*\*\*@127\.0\.0\.1:9 has not answered") as caught:
         open_run("http://me:secret@127.0.0.1:9", "toolmm", "away", "away", PARAMS)
