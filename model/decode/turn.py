@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from data_pipeline.batches.encoding import encode_dialogue, encode_turn
+from data_pipeline.batches.encoding import encode_dialogue, encode_text
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer, render_call
 from model.decode.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding
@@ -67,7 +67,7 @@ class TurnWriter:
             PromptTooLongError: too few positions are left behind it for any of the turns that it may lead to.
         """
         pieces = [encode_dialogue(self._tokenizer, request.prompt, ()).prompt_ids]
-        pieces += [encode_turn(self._tokenizer, turn.text) for turn in request.turns]
+        pieces += [encode_text(self._tokenizer, turn.text) for turn in request.turns]
         prompt_ids = np.concatenate(pieces)
         _check_files(request.files)
         longest = max(self._longest_answer(), *(self._longest_call(tool, request) for tool in _offers(request)), 0)
@@ -192,7 +192,7 @@ class TurnWriter:
         return len(self._ids(render_call(tool.name, longest))) + n_texts * _MIN_TEXT_TOKENS + _SLACK_TOKENS
 
     def _ids(self, text: str) -> np.ndarray:
-        return encode_turn(self._tokenizer, text)
+        return encode_text(self._tokenizer, text)
 
 
 def _head(name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.batches.encoding import encode_turn
+from data_pipeline.batches.encoding import encode_text
 from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer
 from model.decode.free import decode_text
 from model.decode.tools import score_children
@@ -162,7 +162,7 @@ class TurnRow:
             ban: bool [V], tokens that are never taken later; the end token is never among them.
             hidden: [1, D] where the prefix has been read already.
         """
-        ids = encode_turn(self._tokenizer, prefix)
+        ids = encode_text(self._tokenizer, prefix)
         n_before = len(decode_text(self._tokenizer, ids.tolist()))
         path, produced, text = self.start, [], ""
         if hidden is None:

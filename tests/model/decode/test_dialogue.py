@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_turn
+from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_text
 from data_pipeline.batches.packing import build_micro_batch
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import TURN_STOP, render_answer, render_call, render_observation
@@ -89,7 +89,7 @@ def test_what_was_learnt_comes_out_exactly(trained: tuple[ToolLLM, list[EncodedQ
     assert mllm.training, "decoding must leave the mode as it was"
     assert stats.prompt_tokens == sum(len(prompt) for prompt in prompts)
     # each row steps on its own: no pass waits for another dialogue's turn, and observations come in with the turn
-    lengths = [sum(len(encode_turn(mllm.tokenizer, text)) for text in assistant_texts(turns)) for turns in TURNS[:2]]
+    lengths = [sum(len(encode_text(mllm.tokenizer, text)) for text in assistant_texts(turns)) for turns in TURNS[:2]]
     assert stats.forward_passes == max(lengths) + 1
     assert generate_dialogue(mllm, [], [], 8) == []
 
@@ -122,7 +122,7 @@ def test_turns_equal_those_of_generate_on_the_training_tokens(
         if number < len(found[0]) - 1:
             ids = encode_dialogue(tokenizer, PROMPTS[0], strange[: 2 * number + 1])
             ids = [*ids.prompt_ids.tolist(), *ids.answers[0][:-1].tolist()]
-            ids += encode_turn(tokenizer, strange[2 * number + 1].text).tolist()
+            ids += encode_text(tokenizer, strange[2 * number + 1].text).tolist()
     mllm.train()
     assert len(found[0]) > 1
 
@@ -141,8 +141,8 @@ def test_a_turn_in_other_tokens_is_read_as_training_spells_it(
     tokenizer = trained[0].tokenizer
     call = render_call("Find It", "image/a.png")
     spelt = [token for letter in call for token in tokenizer(letter, add_special_tokens=False).input_ids]
-    expected = [*encode_turn(tokenizer, call).tolist(), *encode_turn(tokenizer, " x\n").tolist()]
-    assert len(spelt) > len(encode_turn(tokenizer, call))
+    expected = [*encode_text(tokenizer, call).tolist(), *encode_text(tokenizer, " x\n").tolist()]
+    assert len(spelt) > len(encode_text(tokenizer, call))
     start, path = CachedPath(((0, 10),)), CachedPath(((0, 10), (20, 20 + len(spelt) - 1)))
 
     def read_next(max_positions: int) -> tuple[CachedPath, np.ndarray] | None:

@@ -154,8 +154,8 @@ def test_oracle_conversations_put_their_loss_where_the_reference_does(shared_dir
     class CharacterTokenizer:
         bos_token_id = 1
 
-        def __call__(self, text: str, add_special_tokens: bool) -> object:
-            return type("Encoding", (), {"input_ids": [ord(character) + 3 for character in text]})
+        def __call__(self, texts: list[str], add_special_tokens: bool, split_special_tokens: bool) -> object:
+            return {"input_ids": [[ord(character) + 3 for character in text] for text in texts]}
 
     for case in json.loads((folder / "loss_cases.json").read_text()):
         packs = [
