@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID, encode_question
 from data_pipeline.batches.packing import build_micro_batch, collate, pack_questions, pack_row
 from data_pipeline.errors import InputError
-from model.llm.attention import build_mask
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, compute_loss, to_tensors
 from model.tiny.backbone import build_tiny_backbone
@@ -273,21 +272,6 @@ def test_a_missing_media_matrix_is_an_error(mllm: ToolLLM) -> None:
     question = encode_question(mllm.tokenizer, "what is this", True, ["t5"])
     with pytest.raises(InputError, match="embed the corpus first"):
         to_tensors(build_micro_batch([question], np.array([0]), np.array([0])), None, "cpu")
-
-
-def test_both_mask_backends_equal_the_rule() -> None:
-    from torch.nn.attention.flex_attention import create_mask
-
-    subtree_end = torch.tensor([[6, 4, 3, 4, 6, 6, 7], [7, 7, 7, 7, 7, 6, 7]])
-    index = torch.arange(7)
-    expected = (index[None, :] <= index[:, None]) & (index[:, None] < subtree_end[:, None, :])
-    dense = build_mask(subtree_end, "sdpa", torch.float32)
-    assert dense.shape == (2, 1, 7, 7)
-    assert torch.equal(dense[:, 0] == 0, expected)
-    assert (dense[:, 0][~expected] == torch.finfo(torch.float32).min).all()
-    block = build_mask(subtree_end, "flex_attention", torch.float32)
-    assert not isinstance(block, Tensor)
-    assert torch.equal(create_mask(block.mask_mod, 2, 1, 7, 7, device="cpu")[:, 0], expected)
 
 
 @pytest.mark.gpu
