@@ -214,17 +214,24 @@ class ToolLLM(nn.Module):
                 parameter.copy_(state[name])
 
 
-def to_tensors(batch: PackedBatch, media_matrix: np.ndarray | None, device: torch.device | str) -> dict[str, Tensor]:
+def to_tensors(batch: PackedBatch, media: np.ndarray | None, device: torch.device | str) -> dict[str, Tensor]:
     """What `ToolLLM.forward` takes.
 
     Args:
         batch: of `collate` or `build_micro_batch`.
-        media_matrix: float [N, E] that `batch.media_row` points into; None if the whole corpus is text.
+        media: float [M, E], the vectors of the batch's media slots in their order: rows `batch.media_row` of the
+            corpus' matrix; None where there is no slot.
         device: to put the tensors on.
+
+    Raises:
+        InputError: there are not as many vectors as slots.
     """
-    if media_matrix is None and len(batch.media_row):
-        raise InputError("a question has a media slot but no media vectors were given; embed the corpus first.")
-    media = np.zeros((0, 1), np.float32) if media_matrix is None else media_matrix[batch.media_row].astype(np.float32)
+    media = np.zeros((0, 1), np.float32) if media is None else media.astype(np.float32)
+    if len(media) != len(batch.media_position):
+        raise InputError(
+            f"a batch has {len(batch.media_position)} media slots but {len(media)} media vectors came with it; embed "
+            "the corpus first, and give one vector for each slot."
+        )
     arrays: dict[str, np.ndarray] = {
         "input_ids": batch.input_ids.astype(np.int64),
         "loss_position": batch.loss_position.astype(np.int64),

@@ -179,7 +179,8 @@ def test_every_slot_gets_the_vector_of_its_question(two_ranks: list[list[MicroSt
         assert micro.media.dtype == np.float32
         assert np.array_equal(np.flatnonzero(batch.input_ids.ravel() == MEDIA_SLOT_ID), batch.media_position)
         with_media = [int(q) for q in batch.question_index if RECORDS[q].has_media]
-        assert np.array_equal(micro.media[batch.media_row], MEDIA[[q % 20 for q in with_media]].astype(np.float32))
+        assert batch.media_row.tolist() == [q % 20 for q in with_media]
+        assert np.array_equal(micro.media, MEDIA[batch.media_row].astype(np.float32))
         n_slots += len(with_media)
     assert n_slots == 2 * sum(record.has_media for record in RECORDS)
 
