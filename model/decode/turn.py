@@ -164,10 +164,11 @@ class TurnWriter:
             if left < 1:
                 break
             text, modality = yield from row.write_answer(head, text, left, request.files)
-            names = [name for name in request.files if name.startswith(f"{modality}/")]
+            names = _files_of(modality, request)
             if not names or len(self._ids(text + max(names, key=len))) > room:
                 break
-            scores = yield from row.score(head + text, names)
+            # a comma behind it, so that no name begins another: a.tif and a.tiff may both be there
+            scores = yield from row.score(head + text, [f"{name}," for name in names])
             text += names[int(scores.argmax())]
         text = text.replace("\ufffd", " ").strip()
         while text and not isinstance(parse_turn(render_answer(text)), Answer):
@@ -224,8 +225,13 @@ def _offers(request: TurnRequest) -> list[TurnTool]:
 def _known_values(argument: TurnArgument, request: TurnRequest) -> list[str]:
     """The values of a closed argument; none for an open one."""
     if argument.kind in MEDIA_KINDS:
-        return [name for name in dict.fromkeys(request.files) if name.startswith(f"{argument.kind}/")]
+        return _files_of(argument.kind, request)
     return list(dict.fromkeys(argument.choices))
+
+
+def _files_of(modality: str | None, request: TurnRequest) -> list[str]:
+    """The known files of a modality."""
+    return [name for name in dict.fromkeys(request.files) if name.startswith(f"{modality}/")]
 
 
 def _check_files(files: Sequence[str]) -> None:

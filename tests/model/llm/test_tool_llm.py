@@ -24,6 +24,7 @@ from model.llm.tool_llm import ToolLLM, compute_loss, to_tensors
 from model.tiny.backbone import build_tiny_backbone
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the second processes import it by name as well
+from tokenizer_kinds import put_llama_tokenizer
 from toy_batches import (
     ENCODER_DIM,
     build_toy_backbone,
@@ -54,8 +55,16 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor],
         assert (found[name] - gradient).abs().max().item() <= rtol * scale, name
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_packed_equals_row_by_row(mllm: ToolLLM, seed: int) -> None:
+@pytest.fixture(scope="module")
+def llama_like(tmp_path_factory: pytest.TempPathFactory) -> ToolLLM:
+    """With a tokenizer as Llama's, which has no pad token."""
+    folder = build_toy_backbone(tmp_path_factory.mktemp("backbone") / "llama")
+    return build_toy_mllm(put_llama_tokenizer(folder, toy_texts(), 400))
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("mllm", 0), ("mllm", 1), ("mllm", 2), ("llama_like", 0)])
+def test_packed_equals_row_by_row(request: pytest.FixtureRequest, kind: str, seed: int) -> None:
+    mllm: ToolLLM = request.getfixturevalue(kind)
     questions = toy_questions(mllm, 10, seed)
     media = toy_media(10, seed)
     rows = run_step(mllm, questions, media, "rows")
