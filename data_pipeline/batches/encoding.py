@@ -5,6 +5,10 @@ and the answer tokenised on its own without special tokens, loss on the answer a
 answer are too long together, the reference cuts the end of the sequence and so the answer; here the question is cut
 and the answer is whole. Dialogues (GPT4Tools' form) are tokenised turn by turn, so that what the model reads while it
 answers turn by turn is what it read in training.
+
+Text is only ever text: where a user's words, a tool's name or an observation spell a special token ("</s>"), they are
+tokenised letter by letter, in training, serving and tries alike (`encode_texts`). Special tokens stand where this
+module puts them and nowhere else.
 """
 
 from __future__ import annotations
@@ -74,8 +78,7 @@ def encode_question(
     """Tokenise a question and its answers.
 
     Args:
-        tokenizer: a Hugging Face tokenizer, or any callable `tokenizer(text, add_special_tokens=False).input_ids`
-            with a `bos_token_id`; one without a bos token gives sequences without it.
+        tokenizer: as in `encode_texts`, with a `bos_token_id`; one without a bos token gives sequences without it.
         instruction: the user's words, unstripped.
         has_media: whether a media slot is spliced in.
         tool_ids: every right tool; () when serving.
@@ -86,7 +89,7 @@ def encode_question(
     Raises:
         InputError: if not even an empty question fits beside the answer.
     """
-    answers = [_token_ids(tokenizer, render_target(tool_id)) for tool_id in tool_ids]
+    answers = encode_texts(tokenizer, [render_target(tool_id) for tool_id in tool_ids])
     room = max_target_tokens - max([reserve_tokens, *(len(answer) for answer in answers)])
     prefix, question_ids = _encode_prompt(tokenizer, instruction, has_media)
     if len(question_ids) > room:
@@ -110,7 +113,7 @@ def encode_dialogue(tokenizer: Any, record_prompt: str, turns: Sequence[Turn]) -
         InputError: the turns do not alternate, or the tokenizer has no end token.
     """
     bos = [] if tokenizer.bos_token_id is None else [np.array([tokenizer.bos_token_id], dtype=np.int32)]
-    prompt_ids = np.concatenate([*bos, encode_turn(tokenizer, record_prompt)])
+    prompt_ids = np.concatenate([*bos, encode_text(tokenizer, record_prompt)])
     if not turns:
         return EncodedQuestion(prompt_ids, [])
     roles = [turn.role for turn in turns]
@@ -121,27 +124,50 @@ def encode_dialogue(tokenizer: Any, record_prompt: str, turns: Sequence[Turn]) -
         )
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end token (eos), which ends a dialogue; take a backbone that has one.")
-    pieces = [encode_turn(tokenizer, turn.text) for turn in turns]
+    pieces = encode_texts(tokenizer, [turn.text for turn in turns])
     pieces[-1] = np.append(pieces[-1], np.int32(tokenizer.eos_token_id))
     bears_loss = [np.full(len(piece), turn.role == "assistant") for turn, piece in zip(turns, pieces, strict=True)]
     return EncodedQuestion(prompt_ids, [np.concatenate(pieces)], [np.concatenate(bears_loss)])
 
 
-def encode_turn(tokenizer: Any, text: str) -> np.ndarray:
-    """One turn of a dialogue on its own, without special tokens: int32 [A]."""
-    return _token_ids(tokenizer, text)
+def encode_texts(tokenizer: Any, texts: Iterable[str]) -> list[np.ndarray]:
+    """Tokenise texts, each on its own: the one way from text to tokens.
+
+    No special token is added, and what spells one is split into ordinary tokens, so that nobody's words can end an
+    answer. Tokens that were added to a vocabulary as words of it (`special=False`) stay whole: they are text, and
+    decode to it.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, or any callable that takes a list of texts and these two settings and gives
+            a mapping with `input_ids`.
+        texts: an empty one has no tokens.
+
+    Returns:
+        int32 [A_i] per text.
+    """
+    texts = list(texts)
+    filled = [text for text in texts if text]  # some tokenizers put something in front of nothing
+    if not filled:
+        return [np.zeros(0, dtype=np.int32) for _ in texts]
+    rows = iter(tokenizer(filled, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    return [np.array(next(rows) if text else [], dtype=np.int32) for text in texts]
+
+
+def encode_text(tokenizer: Any, text: str) -> np.ndarray:
+    """One text of `encode_texts`: int32 [A]. A turn of a dialogue is one."""
+    return encode_texts(tokenizer, [text])[0]
 
 
 def longest_answer(tokenizer: Any, tool_ids: Iterable[str]) -> int:
     """Number of tokens of the longest answer that names one of the tools; 0 without tools."""
-    return max((len(_token_ids(tokenizer, render_target(tool_id))) for tool_id in tool_ids), default=0)
+    return max(map(len, encode_texts(tokenizer, map(render_target, tool_ids))), default=0)
 
 
 def _encode_prompt(tokenizer: Any, instruction: str, has_media: bool) -> tuple[list[np.ndarray], np.ndarray]:
     """The prompt after bos, as (pieces before the question, question): only the last piece holds the user's words."""
     slot = np.array([MEDIA_SLOT_ID], dtype=np.int32)
     pieces = render_prompt(instruction, has_media)
-    *prefix, question = [slot if piece is None else _token_ids(tokenizer, piece) for piece in pieces]
+    *prefix, question = [slot if piece is None else encode_text(tokenizer, piece) for piece in pieces]
     return prefix, question
 
 
@@ -150,17 +176,11 @@ def _cut_question(tokenizer: Any, instruction: str, has_media: bool, room: int) 
     piece = render_prompt(_MARK, has_media)[-1]
     assert piece is not None
     opening, closing = piece.split(_MARK)
-    closing_ids = _token_ids(tokenizer, closing)
+    closing_ids = encode_text(tokenizer, closing)
     kept = room - len(closing_ids)
-    if kept <= len(_token_ids(tokenizer, opening)):
+    if kept <= len(encode_text(tokenizer, opening)):
         raise InputError(
             f"max_target_tokens leaves {room} tokens for a question beside its longest answer, too few for any word "
             "of it; raise max_target_tokens or shorten the tool's name."
         )
-    return np.concatenate([_token_ids(tokenizer, opening + instruction)[:kept], closing_ids])
-
-
-def _token_ids(tokenizer: Any, text: str) -> np.ndarray:
-    if not text:
-        return np.zeros(0, dtype=np.int32)
-    return np.array(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
+    return np.concatenate([encode_text(tokenizer, opening + instruction)[:kept], closing_ids])

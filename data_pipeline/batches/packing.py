@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipeline.batches.answer_tree import AnswerTree, build_answer_row
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID, EncodedQuestion
+from data_pipeline.errors import InputError
 
 Layout = Literal["packed", "rows"]
 
@@ -31,7 +32,7 @@ class Pack:
         loss_target: int32 [L].
         loss_weight: float32 [L]; sums to the number of loss-bearing answer tokens as separate rows.
         media_position: int32 [M].
-        media_row: int32 [M]; which row of the caller's media matrix goes there.
+        media_row: int32 [M]; the row of the corpus' media matrix that goes there.
         n_rows: number of question-answer pairs.
         question_index: int32 [Q]; which of the caller's questions these are.
     """
@@ -81,7 +82,10 @@ def pack_questions(
     Args:
         questions: those of this pack, Q of them.
         question_index: [Q], their numbers in the caller's list.
-        media_row: [Q], the row of each in the caller's media matrix; -1 for text.
+        media_row: [Q], the row of each in the corpus' media matrix; -1 for text.
+
+    Raises:
+        InputError: a question has a media slot and no row.
     """
     n_rows = sum(len(question.answers) for question in questions)
     return _concatenate([question.tree for question in questions], question_index, media_row, n_rows)
@@ -111,6 +115,12 @@ def _concatenate(
     input_ids = np.concatenate([tree.input_ids for tree in trees])
     media_position = np.flatnonzero(input_ids == MEDIA_SLOT_ID).astype(np.int32)
     media_question = np.searchsorted(starts, media_position, side="right") - 1
+    media_row = np.asarray(media_row, dtype=np.int32)[media_question]
+    if (media_row < 0).any():
+        number = int(np.asarray(question_index)[media_question[media_row < 0]][0])
+        raise InputError(
+            f"question {number} has a media slot, but no row of the media matrix; embed its medium, or leave it out."
+        )
     return Pack(
         input_ids=input_ids,
         position_ids=np.concatenate([tree.position_ids for tree in trees]),
@@ -119,7 +129,7 @@ def _concatenate(
         loss_target=np.concatenate([tree.loss_target for tree in trees]),
         loss_weight=np.concatenate([tree.loss_weight for tree in trees]),
         media_position=media_position,
-        media_row=np.asarray(media_row, dtype=np.int32)[media_question],
+        media_row=media_row,
         n_rows=n_rows,
         question_index=np.asarray(question_index, dtype=np.int32),
     )
@@ -173,9 +183,12 @@ def build_micro_batch(
         questions: all questions of the split, N of them.
         selection: what `deal_step` returned for this rank and micro step: question indices [Q] (layout "packed") or
             pairs of question index and answer number [R, 2] (layout "rows").
-        media_row: int [N], the row of each question in the media matrix; -1 for text.
+        media_row: int [N], the row of each question in the corpus' media matrix; -1 for text.
         pad_id: id of padding tokens.
         pad_to_multiple: see `collate`.
+
+    Raises:
+        InputError: a question has a media slot and no row.
     """
     if selection.ndim == 1 or len(selection) == 0:
         pack = pack_questions(

@@ -129,7 +129,8 @@ def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: 
     """Deal a step's questions to ranks and micro steps for the layout "packed", with balanced token counts.
 
     Takes the fewest micro steps with which no pack exceeds `pack_tokens`; a question longer than that is a pack of
-    its own. Packs of one micro step are of like size on all ranks, because ranks wait for each other there.
+    its own, and widens no other. Packs of one micro step are of like size on all ranks, because ranks wait for each
+    other there.
 
     Args:
         step: question indices.
@@ -142,14 +143,17 @@ def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: 
         only where the step has fewer questions than packs.
     """
     sizes = index.n_tokens[step]
-    budget = max(pack_tokens, int(sizes.max(initial=1)))
     order = np.argsort(-sizes, kind="stable")
-    n_micro = max(1, -(-int(sizes.sum()) // (world_size * budget)))
+    n_long = int((sizes > pack_tokens).sum())
+    long, order = order[:n_long].tolist(), order[n_long:]
+    n_packs = n_long + -(-int(sizes[order].sum()) // pack_tokens)
+    n_micro = max(1, -(-n_packs // world_size))
     while True:
-        bins, loads = _fill_evenly(order, sizes, world_size * n_micro)
-        if max(loads) <= budget:
+        bins, loads = _fill_evenly(order, sizes, world_size * n_micro - n_long)
+        if max(loads, default=0) <= pack_tokens:
             break
         n_micro += 1
+    bins, loads = [[item] for item in long] + bins, sizes[long].tolist() + loads
     by_load = sorted(range(len(bins)), key=lambda number: -loads[number])
     return [
         [step[np.sort(np.array(bins[by_load[micro * world_size + rank]], dtype=np.int64))] for micro in range(n_micro)]
@@ -158,7 +162,7 @@ def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: 
 
 
 def _fill_evenly(order: np.ndarray, sizes: np.ndarray, n_bins: int) -> tuple[list[list[int]], list[int]]:
-    """Longest first, each into the emptiest bin."""
+    """Longest first, each into the emptiest bin; there is one if there is any item."""
     bins: list[list[int]] = [[] for _ in range(n_bins)]
     heap = [(0, number) for number in range(n_bins)]
     for item in order.tolist():

@@ -34,6 +34,7 @@ ARRAY_TYPES = {
     "loss_target": pa.int32(),
     "loss_weight": pa.float32(),
     "media_position": pa.int32(),
+    "media_row": pa.int32(),
     "question_index": pa.int32(),
     "media": pa.float32(),
 }
@@ -49,7 +50,7 @@ class TokenizedQuestions:
         tables: refs to Arrow tables with prompt_ids list<int32>, answers list<list<int32>> and bears_loss
             list<list<bool>> (null but for dialogues); questions in corpus order.
         media_row: ref to int64 [N]; each question's row of the media matrix, -1 for text.
-        media_matrix: ref to float [M, E].
+        media_matrix: ref to float [rows, E], of all media of the corpus.
         index: sizes of the N questions.
         loss_weight: float64 [N]; loss-bearing tokens of each question, its answers counted as separate rows.
         modalities: of each question.
@@ -84,8 +85,8 @@ class MicroStep:
         step: optimizer step, counted over all epochs from 0.
         is_last: whether the optimizer steps after it.
         step_weight: summed loss weight of the whole step, over all ranks and micro steps.
-        batch: its tokens; `batch.media_row` points into `media`.
-        media: float32 [M, E].
+        batch: its tokens.
+        media: float32 [M, E], the vectors of its media slots, in their order.
     """
 
     step: int
@@ -110,7 +111,7 @@ def tokenize_questions(
         dataset: rows of CORPUS_SCHEMA whose media, if any, are all in `media_rows`.
         tokenizer: of the backbone.
         media_rows: media_sha256 -> row of `media_matrix`.
-        media_matrix: float [M, E].
+        media_matrix: float [rows, E].
         max_target_tokens: see `encode_question`.
         reserve_tokens: see `encode_question`.
         max_dialogue_tokens: longer dialogues are left out.
@@ -336,7 +337,6 @@ def _read_micro_step(block: pa.Table, row: int) -> MicroStep:
     media = arrays.pop("media").reshape(-1, int(metadata[b"embed_dim"]))  # [M, E]
     batch = PackedBatch(
         layout=layout,
-        media_row=np.arange(len(media), dtype=np.int32),
         n_rows=block["n_rows"][row].as_py(),
         **arrays,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.batches.encoding import encode_turn
+from data_pipeline.batches.encoding import encode_text
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import TURN_STOP, ToolCall, parse_turn
 from data_pipeline.records.schema import Turn
@@ -110,7 +110,7 @@ def _advance(mllm: Any, dialogue: _Dialogue, token: int, max_new_tokens: int) ->
     if not dialogue.observations or not isinstance(parse_turn(words + stop), ToolCall):
         return None
     # The turn is read again as training tokenises it: the model may have spelt it, or gone beyond its end, otherwise.
-    written = encode_turn(tokenizer, words + stop)
-    block = np.concatenate([written, encode_turn(tokenizer, dialogue.observations.pop(0))])
+    written = encode_text(tokenizer, words + stop)
+    block = np.concatenate([written, encode_text(tokenizer, dialogue.observations.pop(0))])
     has_room = dialogue.turn_start.length + len(block) <= mllm.max_positions
     return (dialogue.turn_start, block) if has_room else None

@@ -112,9 +112,13 @@ def is_finished(tokenizer: Any, ids: list[int], stop: str) -> bool:
     """Whether a text just ended: with the eos token, or with the ASCII string `stop` in the last tokens.
 
     A token holds at least one byte, so as many tokens as `stop` has characters hold it; some more, since it may end
-    inside a token.
+    inside a token. Where these begin inside a character, a decoder may lose the bytes behind it too, a line break among
+    them: then all tokens are decoded.
     """
-    return ids[-1] == tokenizer.eos_token_id or stop in decode_text(tokenizer, ids[-(len(stop) + 5) :])
+    if ids[-1] == tokenizer.eos_token_id:
+        return True
+    text = decode_text(tokenizer, ids[-(len(stop) + 5) :])
+    return stop in text or ("\ufffd" in text and stop in decode_text(tokenizer, ids))
 
 
 def decode_text(tokenizer: Any, ids: list[int]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID
 from data_pipeline.errors import InputError
 from model.decode.growing_cache import GrowingCache
+from model.llm.attention import AttentionWindow
 from model.llm.backbone import takes_packs
 
 
@@ -179,19 +180,22 @@ class TreeCache:
         self._cache = GrowingCache()
         self._stats = stats
         ids, lengths = pad_prompts(prompts, forced)  # [B, T]
+        self._window: AttentionWindow = mllm.window
+        self._backbone: str = mllm.config.backbone
         self.n_columns = ids.shape[1]
         self.paths = [CachedPath(((0, int(length)),)) for length in lengths]
         embeds = mllm.embed_prompt(
             torch.from_numpy(ids).to(self._device), stack_media(prompts, self._device)
         )  # [B, T, D]
-        positions = np.tile(np.arange(self.n_columns), (len(ids), 1))
-        hidden = self._run(None, positions, inputs_embeds=embeds)  # padding stands on the right: causal is enough
+        self._positions = np.tile(np.arange(self.n_columns), (len(ids), 1))  # [B, columns], of every cached column
+        hidden = self._run(None, self._positions, inputs_embeds=embeds)  # padding stands on the right: causal is enough
         self.hidden = hidden[torch.arange(len(ids)), torch.from_numpy(lengths - 1)]  # [B, T, D] -> [B, D]
         stats.prompt_tokens += int(lengths.sum())
 
     def append_rows(self, other: TreeCache) -> None:
         """Take over the rows of another cache, behind the own ones; neither may have been extended yet."""
         self.n_columns = max(self.n_columns, other.n_columns)
+        self._positions = np.tile(np.arange(self.n_columns), (len(self.paths) + len(other.paths), 1))
         self._cache.append_rows(other._cache)
         self.paths += other.paths
         self.hidden = torch.cat([self.hidden, other.hidden])  # [B, D] and [N, D] -> [B + N, D]
@@ -231,6 +235,8 @@ class TreeCache:
                 offset = end
             self._stats.answer_tokens += offset
         self.n_columns += width
+        self._positions = np.concatenate([self._positions, positions], axis=1)  # [B, columns]
+        self._window.check(int(positions.max()) + 1, self._backbone)
         hidden = self._run(visible, positions, input_ids=torch.from_numpy(ids).to(self._device))
         row_index, column_index = torch.tensor(last).T
         return paths, hidden[row_index, column_index]  # [B, Q, D] -> [N, D]
@@ -238,6 +244,7 @@ class TreeCache:
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be taken several times. Paths stay valid."""
         self._cache.select_rows(rows)
+        self._positions = self._positions[list(rows)]
 
     @property
     def _device(self) -> torch.device:
@@ -245,13 +252,8 @@ class TreeCache:
 
     def _run(self, visible: np.ndarray | None, positions: np.ndarray, **inputs: Tensor) -> Tensor:
         """One pass of the base model without its head: hidden states [B, Q, D]; plain causal attention for None."""
-        mask = None
-        if visible is not None:
-            # what is added to the scores: every layer would make it of a boolean mask anew
-            seen = torch.from_numpy(visible).to(self._device)[:, None]  # [B, 1, Q, columns]
-            mask = torch.zeros(seen.shape, dtype=self._base.dtype, device=self._device).masked_fill_(~seen, -torch.inf)
         output = self._base(
-            attention_mask=mask,
+            attention_mask=None if visible is None else self._window.masks(partial(self._mask, visible, positions)),
             position_ids=torch.from_numpy(positions).to(self._device),
             past_key_values=self._cache,
             use_cache=True,
@@ -259,6 +261,14 @@ class TreeCache:
         )
         self._stats.forward_passes += 1
         return output.last_hidden_state
+
+
+    def _mask(self, visible: np.ndarray, positions: np.ndarray, window: int | None) -> Tensor:
+        """What is added to the scores [B, 1, Q, columns]: every layer would make it of a boolean mask anew."""
+        if window is not None:
+            visible = visible & (positions[:, :, None] - self._positions[:, None, :] < window)
+        seen = torch.from_numpy(visible).to(self._device)[:, None]
+        return torch.zeros(seen.shape, dtype=self._base.dtype, device=self._device).masked_fill_(~seen, -torch.inf)
 
 
 @lru_cache(maxsize=256)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.batches.encoding import encode_texts
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_target
 
@@ -56,10 +57,7 @@ class ChoiceTrie:
         if len(set(self.choices)) != len(self.choices):
             twice = next(choice for choice in self.choices if self.choices.count(choice) > 1)
             raise InputError(f"tool id {twice!r} is in the catalogue twice; keep one entry.")
-        targets = [render(choice) for choice in self.choices]
-        self.sequences = tuple(
-            np.asarray(ids, dtype=np.int32) for ids in tokenizer(targets, add_special_tokens=False)["input_ids"]
-        )
+        self.sequences = tuple(encode_texts(tokenizer, map(render, self.choices)))
         order = self._sort_and_check()
         self._build(order)
 

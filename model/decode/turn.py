@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from data_pipeline.batches.encoding import encode_dialogue, encode_turn
+from data_pipeline.batches.encoding import encode_dialogue, encode_text
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer, render_call
 from model.decode.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding
@@ -67,7 +67,7 @@ class TurnWriter:
             PromptTooLongError: too few positions are left behind it for any of the turns that it may lead to.
         """
         pieces = [encode_dialogue(self._tokenizer, request.prompt, ()).prompt_ids]
-        pieces += [encode_turn(self._tokenizer, turn.text) for turn in request.turns]
+        pieces += [encode_text(self._tokenizer, turn.text) for turn in request.turns]
         prompt_ids = np.concatenate(pieces)
         _check_files(request.files)
         longest = max(self._longest_answer(), *(self._longest_call(tool, request) for tool in _offers(request)), 0)
@@ -164,10 +164,11 @@ class TurnWriter:
             if left < 1:
                 break
             text, modality = yield from row.write_answer(head, text, left, request.files)
-            names = [name for name in request.files if name.startswith(f"{modality}/")]
+            names = _files_of(modality, request)
             if not names or len(self._ids(text + max(names, key=len))) > room:
                 break
-            scores = yield from row.score(head + text, names)
+            # a comma behind it, so that no name begins another: a.tif and a.tiff may both be there
+            scores = yield from row.score(head + text, [f"{name}," for name in names])
             text += names[int(scores.argmax())]
         text = text.replace("\ufffd", " ").strip()
         while text and not isinstance(parse_turn(render_answer(text)), Answer):
@@ -192,7 +193,7 @@ class TurnWriter:
         return len(self._ids(render_call(tool.name, longest))) + n_texts * _MIN_TEXT_TOKENS + _SLACK_TOKENS
 
     def _ids(self, text: str) -> np.ndarray:
-        return encode_turn(self._tokenizer, text)
+        return encode_text(self._tokenizer, text)
 
 
 def _head(name: str) -> str:
@@ -224,8 +225,13 @@ def _offers(request: TurnRequest) -> list[TurnTool]:
 def _known_values(argument: TurnArgument, request: TurnRequest) -> list[str]:
     """The values of a closed argument; none for an open one."""
     if argument.kind in MEDIA_KINDS:
-        return [name for name in dict.fromkeys(request.files) if name.startswith(f"{argument.kind}/")]
+        return _files_of(argument.kind, request)
     return list(dict.fromkeys(argument.choices))
+
+
+def _files_of(modality: str | None, request: TurnRequest) -> list[str]:
+    """The known files of a modality."""
+    return [name for name in dict.fromkeys(request.files) if name.startswith(f"{modality}/")]
 
 
 def _check_files(files: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.batches.encoding import encode_turn
+from data_pipeline.batches.encoding import encode_text
 from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer
 from model.decode.free import decode_text
 from model.decode.tools import score_children
@@ -32,7 +32,8 @@ class TokenKinds:
     """What each token of a vocabulary looks like on its own: bool [V] each.
 
     Attributes:
-        special: never part of a text (the end token too), or beyond the tokenizer's vocabulary.
+        special: never part of a text (the end token too, and those that only `added_tokens_decoder` knows), or beyond
+            the tokenizer's vocabulary.
         end: the end token.
         newline: holds a line break.
         blank: nothing visible.
@@ -48,6 +49,7 @@ class TokenKinds:
         texts += [""] * (n_tokens - n_known)
         self.special = np.arange(n_tokens) >= n_known
         self.special[tokenizer.all_special_ids] = True
+        self.special[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
         self.end = np.arange(n_tokens) == tokenizer.eos_token_id
         self.newline = np.array(["\n" in text for text in texts])
         self.blank = np.array([not text.strip() for text in texts])
@@ -123,20 +125,16 @@ class TurnRow:
             then ends before that name.
         """
 
-        def made_up(answer: str) -> re.Match[str] | None:
-            names = _FILE_NAME.finditer(answer)
-            return next((name for name in names if not any(known.startswith(name[0]) for known in files)), None)
-
         def is_done(more: str) -> bool:
             answer = text + more
             is_foreign = answer.strip() and not isinstance(parse_turn(render_answer(answer)), Answer)
-            return bool(is_foreign) or made_up(answer) is not None
+            return bool(is_foreign) or _find_made_up(answer, files, is_whole=False) is not None
 
         special = self._kinds.special
         first_ban = special if not text.strip() else special & ~self._kinds.end
         more = yield from self._write(prefix + text, max_tokens, is_done, first_ban, special)
         answer = text + more
-        name = made_up(answer)
+        name = _find_made_up(answer, files, is_whole=True)
         return (answer, None) if name is None else (answer[: name.start()], name["modality"])
 
     def write_freely(self, hidden: Tensor, max_tokens: int) -> Generator[Blocks, Read, str]:
@@ -162,7 +160,7 @@ class TurnRow:
             ban: bool [V], tokens that are never taken later; the end token is never among them.
             hidden: [1, D] where the prefix has been read already.
         """
-        ids = encode_turn(self._tokenizer, prefix)
+        ids = encode_text(self._tokenizer, prefix)
         n_before = len(decode_text(self._tokenizer, ids.tolist()))
         path, produced, text = self.start, [], ""
         if hidden is None:
@@ -181,3 +179,15 @@ class TurnRow:
             if is_done(text) or len(produced) >= max_tokens:
                 return text
             (path,), hidden = yield [(path, np.array([token]))]
+
+
+def _find_made_up(answer: str, files: Sequence[str], is_whole: bool) -> re.Match[str] | None:
+    """The first file name in an answer that is none of the known ones, nor, unless it is whole, may become one."""
+
+    def is_known(rest: str, file: str) -> bool:
+        if rest.startswith(file):
+            return not re.match(r"\w", rest[len(file) :])  # scan.tiff is not scan.tif
+        return not is_whole and file.startswith(rest)
+
+    names = _FILE_NAME.finditer(answer)
+    return next((name for name in names if not any(is_known(answer[name.start() :], file) for file in files)), None)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from data_pipeline.errors import InputError
-from model.llm.attention import AttentionBackend
+from model.llm.attention import AttentionBackend, choose_backend
 from model.llm.config import ModelConfig
 
 # The query, key, value and output projections under the names that the architectures give them.
@@ -25,14 +25,31 @@ ATTENTION_LINEARS = (
     ("query_key_value", "dense"),  # Falcon, GPT-NeoX
 )
 
+# What `layer_types` of a config calls layers that a mask governs; others (linear attention, convolutions) heed none.
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+
 
 def load_tokenizer(backbone: str) -> Any:
-    """Load the backbone's tokenizer; InputError where there is none."""
+    """Load the backbone's tokenizer.
+
+    Raises:
+        InputError: there is none, or it has tokens that the backbone's embedding has no row for.
+    """
     _check_location(backbone)
     try:
-        return AutoTokenizer.from_pretrained(backbone)
+        tokenizer = AutoTokenizer.from_pretrained(backbone)
+        config = AutoConfig.from_pretrained(backbone)
     except (OSError, ValueError) as error:
         raise _unloadable("tokenizer", backbone, error) from error
+    n_rows = getattr(config.get_text_config(), "vocab_size", None)  # what the embedding is built, and loaded, with
+    n_tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if n_rows is not None and n_tokens > n_rows:
+        raise InputError(
+            f"the tokenizer of backbone {backbone!r} has {n_tokens} tokens, but its embedding has {n_rows} rows "
+            "(vocab_size); take the tokenizer that belongs to it, or resize the embedding (resize_token_embeddings) "
+            "and save both."
+        )
+    return tokenizer
 
 
 def load_backbone(config: ModelConfig) -> tuple[PreTrainedModel, AttentionBackend]:
@@ -42,26 +59,19 @@ def load_backbone(config: ModelConfig) -> tuple[PreTrainedModel, AttentionBacken
         the causal LLM and the attention backend that it runs on; a quantised LLM is on the current CUDA device already.
 
     Raises:
-        InputError: for a backbone that cannot be found or loaded, and where it cannot be quantised.
+        InputError: for a backbone that cannot be found or loaded, and where it cannot be quantised or has not the
+            attention that the config asks for.
     """
     _check_location(config.backbone)
     quantization = _quantization(config) if config.quantize != "none" else {}
-    backend: AttentionBackend = "sdpa" if config.attention == "auto" else config.attention
-    if config.attention == "auto" and torch.cuda.is_available():
-        backend = "flex_attention"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        backend = choose_backend(
+            config.attention, AutoConfig.from_pretrained(config.backbone), device, config.backbone
+        )
         llm = AutoModelForCausalLM.from_pretrained(
             config.backbone, dtype=getattr(torch, config.dtype), attn_implementation=backend, **quantization
         )
-        if backend == "flex_attention" and getattr(llm.config, "attention_dropout", 0.0):
-            # FlexAttention has no dropout (OPT asks for it); SDPA computes the model as it is.
-            if config.attention == "flex_attention":
-                raise InputError(
-                    f"backbone {config.backbone!r} has attention dropout, which flex_attention cannot do; "
-                    "set model.attention to sdpa or auto."
-                )
-            backend = "sdpa"
-            llm.set_attn_implementation(backend)
     except InputError:
         raise
     except (OSError, ValueError, ImportError) as error:
@@ -115,6 +125,8 @@ def takes_packs(llm: PreTrainedModel) -> str | None:
     base = type(llm.base_model)
     if "position_ids" not in inspect.signature(base.forward).parameters or getattr(llm.config, "alibi", False):
         return "it takes no position_ids"
+    if kinds := set(getattr(llm.config.get_text_config(), "layer_types", None) or ()) - ATTENTION_LAYERS:
+        return f"its layers of type {', '.join(sorted(kinds))} read a sequence from end to end, without a mask"
     if not hasattr(sys.modules[base.__module__], "create_causal_mask"):
         return "it takes no ready-made 4-D attention mask"
     return None

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from data_pipeline.batches.packing import PackedBatch
 from data_pipeline.errors import InputError
-from model.llm.attention import AttentionBackend, build_mask
+from model.llm.attention import AttentionBackend, AttentionWindow, build_mask
 from model.llm.backbone import attach_adapter, load_backbone, load_tokenizer, takes_packs
 from model.llm.config import ModelConfig
 
@@ -61,6 +61,7 @@ class ToolLLM(nn.Module):
         embed_dim: E.
         backend: how attention is computed.
         max_positions: longest sequence that the backbone has positions for.
+        window: how far back its layers see.
     """
 
     def __init__(
@@ -75,21 +76,18 @@ class ToolLLM(nn.Module):
         self.embed_dim = projector.in_features
         causal_lm = self._causal_lm
         self.max_positions: int = getattr(causal_lm.config, "max_position_embeddings", 1 << 30)
+        self.window = AttentionWindow.read(causal_lm.config)
         self._no_packs_because = takes_packs(causal_lm)
         self._holds: list[RemovableHandle] = []  # hooks of `hold_adapter`
 
     @classmethod
-    def build(cls, config: ModelConfig, tokenizer: Any = None) -> ToolLLM:
+    def build(cls, config: ModelConfig) -> ToolLLM:
         """Load the backbone and attach a fresh adapter and projector, the same on every rank.
-
-        Args:
-            config: what to build.
-            tokenizer: if given, the backbone's own is not loaded.
 
         Raises:
             InputError: for a backbone that cannot be loaded or adapted.
         """
-        tokenizer = load_tokenizer(config.backbone) if tokenizer is None else tokenizer
+        tokenizer = load_tokenizer(config.backbone)
         causal_lm, backend = load_backbone(config)
         if config.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -116,7 +114,8 @@ class ToolLLM(nn.Module):
                 causal chains.
 
         Raises:
-            InputError: for packs on a backbone that takes no position_ids or no 4-D mask.
+            InputError: for packs on a backbone that takes no position_ids or no 4-D mask, or whose attention window
+                they do not fit into.
         """
         embeds = self._embed(batch["input_ids"], batch["media_position"], batch["media"])  # [B, T, D]
         context: dict[str, Any] = {}
@@ -126,8 +125,12 @@ class ToolLLM(nn.Module):
                     f"backbone {self.config.backbone!r} cannot run packed sequences: {self._no_packs_because}; "
                     "set the layout to rows."
                 )
-            context["position_ids"] = batch["position_ids"]
-            context["attention_mask"] = build_mask(batch["subtree_end"], self.backend, embeds.dtype)
+            position_ids = context["position_ids"] = batch["position_ids"]
+            if not self.window.is_known:
+                self.window.check(int(position_ids.max()) + 1, self.config.backbone)
+            context["attention_mask"] = self.window.masks(
+                lambda size: build_mask(batch["subtree_end"], position_ids, size, self.backend, embeds.dtype)
+            )
         causal_lm = self._causal_lm
         hidden = causal_lm.base_model(inputs_embeds=embeds, use_cache=False, **context).last_hidden_state  # [B, T, D]
         hidden = hidden.flatten(0, 1)[batch["loss_position"]]  # [L, D]
@@ -211,17 +214,24 @@ class ToolLLM(nn.Module):
                 parameter.copy_(state[name])
 
 
-def to_tensors(batch: PackedBatch, media_matrix: np.ndarray | None, device: torch.device | str) -> dict[str, Tensor]:
+def to_tensors(batch: PackedBatch, media: np.ndarray | None, device: torch.device | str) -> dict[str, Tensor]:
     """What `ToolLLM.forward` takes.
 
     Args:
         batch: of `collate` or `build_micro_batch`.
-        media_matrix: float [N, E] that `batch.media_row` points into; None if the whole corpus is text.
+        media: float [M, E], the vectors of the batch's media slots in their order: rows `batch.media_row` of the
+            corpus' matrix; None where there is no slot.
         device: to put the tensors on.
+
+    Raises:
+        InputError: there are not as many vectors as slots.
     """
-    if media_matrix is None and len(batch.media_row):
-        raise InputError("a question has a media slot but no media vectors were given; embed the corpus first.")
-    media = np.zeros((0, 1), np.float32) if media_matrix is None else media_matrix[batch.media_row].astype(np.float32)
+    media = np.zeros((0, 1), np.float32) if media is None else media.astype(np.float32)
+    if len(media) != len(batch.media_position):
+        raise InputError(
+            f"a batch has {len(batch.media_position)} media slots but {len(media)} media vectors came with it; embed "
+            "the corpus first, and give one vector for each slot."
+        )
     arrays: dict[str, np.ndarray] = {
         "input_ids": batch.input_ids.astype(np.int64),
         "loss_position": batch.loss_position.astype(np.int64),

@@ -104,7 +104,7 @@ def run_step(
     loss_sum = weight_sum = n_correct = 0.0
     for selection in deal[rank]:
         batch = build_micro_batch(questions, selection, step, pad_id=3)
-        output = mllm(to_tensors(batch, media, "cpu"))
+        output = mllm(to_tensors(batch, media[batch.media_row], "cpu"))
         output.loss_sum.backward()
         loss_sum += output.loss_sum.item()
         weight_sum += output.weight_sum.item()

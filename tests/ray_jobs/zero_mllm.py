@@ -82,7 +82,7 @@ def take_steps(engine: Any, first: int, end: int, rank: int, closed_steps: int =
         torch.manual_seed(step)
         set_learning_rates(engine, LR / (step + 1), adapter_open=step >= closed_steps)
         batch = build_micro_batch(step_questions(mllm, step, rank), np.arange(N_QUESTIONS), np.arange(N_QUESTIONS))
-        output = engine(to_tensors(batch, toy_media(N_QUESTIONS, step), "cpu"))
+        output = engine(to_tensors(batch, toy_media(N_QUESTIONS, step)[batch.media_row], "cpu"))
         engine.backward(output.loss_sum * (N_RANKS / step_weight(mllm, step)))
         engine.step()
     return gather_training_state(engine)

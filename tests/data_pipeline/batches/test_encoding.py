@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,10 @@ class CharacterTokenizer:
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
 
-    def __call__(self, text: str, add_special_tokens: bool) -> Any:
+    def __call__(self, texts: list[str], add_special_tokens: bool, split_special_tokens: bool) -> Any:
+        assert split_special_tokens
         assert not add_special_tokens
-        return SimpleNamespace(input_ids=[ord(character) + 3 for character in text])
+        return {"input_ids": [[ord(character) + 3 for character in text] for text in texts]}
 
 
 def decode(ids: np.ndarray) -> str:
@@ -201,8 +201,8 @@ def test_dialogue_turns_are_tokenised_one_by_one() -> None:
     class WordTokenizer(CharacterTokenizer):
         """Joins ":" with a blank behind it, so that a turn's border shows."""
 
-        def __call__(self, text: str, add_special_tokens: bool) -> Any:
-            return SimpleNamespace(input_ids=[ord(c) + 3 for c in text.replace(": ", "\u00a6")])
+        def __call__(self, texts: list[str], **settings: bool) -> Any:
+            return super().__call__([text.replace(": ", "\u00a6") for text in texts], **settings)
 
     question = encode_dialogue(WordTokenizer(), "x", DIALOGUE[:3])
     assert "Observation: image/b.png" in decode(question.answers[0])

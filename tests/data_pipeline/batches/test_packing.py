@@ -53,7 +53,7 @@ def seen_pairs(subtree_end: np.ndarray) -> np.ndarray:
 def test_every_token_sees_exactly_its_own_row(seed: int) -> None:
     """What a token sees, read in order, must be a prefix of one row of its own question, positions included."""
     questions = random_questions(7, seed)
-    pack = pack_questions(questions, range(7), [-1] * 7)
+    pack = pack_questions(questions, range(7), range(7))
     sees = seen_pairs(pack.subtree_end)
     paths = [tuple(pack.input_ids[keys].tolist()) for keys in sees]
     owner = np.repeat(np.arange(7), [len(question.tree.input_ids) for question in questions])
@@ -72,7 +72,7 @@ def test_every_token_sees_exactly_its_own_row(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_loss_terms_equal_those_of_the_rows(seed: int) -> None:
     questions = random_questions(9, seed)
-    pack = pack_questions(questions, range(9), [-1] * 9)
+    pack = pack_questions(questions, range(9), range(9))
     sees = seen_pairs(pack.subtree_end)
     owner = np.repeat(np.arange(9), [len(question.tree.input_ids) for question in questions])
     packed: Counter[tuple] = Counter()
@@ -127,6 +127,14 @@ def test_media_slots_point_to_their_question() -> None:
     padding = np.arange(batch.input_ids.shape[1]) >= batch.lengths[0]
     assert padding.any()
     assert (seen_pairs(batch.subtree_end[0])[padding] == np.eye(len(padding), dtype=bool)[padding]).all()
+
+
+def test_a_medium_without_a_vector_is_an_error_that_names_the_question() -> None:
+    question = EncodedQuestion(np.array([1, MEDIA_SLOT_ID, 2], np.int32), [np.array([3], np.int32)])
+    text = EncodedQuestion(np.array([1, 2], np.int32), [np.array([3], np.int32)])
+    for selection in (np.array([0, 2, 1]), np.array([[2, 0]])):
+        with pytest.raises(InputError, match="question 2 has a media slot, but no row of the media matrix"):
+            build_micro_batch([text, question, question], selection, np.array([-1, 0, -1]))
 
 
 def test_an_empty_pack_is_one_blind_token() -> None:
@@ -185,6 +193,18 @@ def test_a_step_holds_the_same_questions_at_any_world_size(world_size: int) -> N
         assert max(len(batch) for rank in rows for batch in rank) <= 4
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("sizes", [[3000, 700, 700, 700, 700], [5000, 3000, 2048, 9, 9, 9], [3000], [2049] * 3 + [1]])
+def test_a_tree_longer_than_the_budget_is_alone_and_widens_no_other_pack(sizes: list[int], world_size: int) -> None:
+    n_tokens = np.array(sizes)
+    index = PlanIndex(np.ones(len(sizes), dtype=np.int64), n_tokens, n_tokens)
+    ranks = deal_step(np.arange(len(sizes)), index, world_size, pack_tokens=2048)
+    assert len({len(packs) for packs in ranks}) == 1
+    packs = [pack for rank in ranks for pack in rank]
+    assert sorted(np.concatenate(packs).tolist()) == list(range(len(sizes)))
+    assert all(n_tokens[pack].sum() <= 2048 or len(pack) == 1 for pack in packs)
+
+
 def test_too_few_or_too_long_questions_still_give_every_rank_a_pack() -> None:
     index = PlanIndex.from_questions(random_questions(3))
     ranks = deal_step(np.array([0, 2]), index, world_size=4, pack_tokens=5)
@@ -225,7 +245,7 @@ def test_packing_the_real_benchmark_saves_more_than_half(bench_questions: list[E
         assert found.packed_used_frac >= 0.95
         assert found.rank_imbalance <= 1.1
     # The counts must be those of the batches that are really built.
-    media_row = np.full(len(bench_questions), -1)
+    media_row = np.arange(len(bench_questions))
     packs = [build_micro_batch(bench_questions, pack, media_row) for pack in deal_step(steps[0], index, 1, 512)[0]]
     rows = [build_micro_batch(bench_questions, pairs, media_row) for pairs in deal_step_rows(steps[0], index, 1, 4)[0]]
     first = packing_statistics(steps[:1], index, 1, 512)
@@ -239,7 +259,7 @@ def test_packing_is_fast(bench_questions: list[EncodedQuestion]) -> None:
     fresh = [EncodedQuestion(question.prompt_ids, question.answers) for question in bench_questions]
     start = time.perf_counter()
     index = PlanIndex.from_questions(fresh)
-    media_row = np.full(len(fresh), -1)
+    media_row = np.arange(len(fresh))
     for step in plan_epoch(index, 0, 0, 64):
         for selection in deal_step(step, index, 1, 2048)[0]:
             build_micro_batch(fresh, selection, media_row)

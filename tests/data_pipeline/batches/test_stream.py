@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,8 +42,8 @@ class CharacterTokenizer:
     bos_token_id = 1
     eos_token_id = 0
 
-    def __call__(self, text: str, add_special_tokens: bool) -> Any:
-        return SimpleNamespace(input_ids=[ord(character) + 3 for character in text])
+    def __call__(self, texts: list[str], add_special_tokens: bool, split_special_tokens: bool) -> Any:
+        return {"input_ids": [[ord(character) + 3 for character in text] for text in texts]}
 
 
 def build_records() -> list[ToolRecord]:
@@ -180,7 +179,8 @@ def test_every_slot_gets_the_vector_of_its_question(two_ranks: list[list[MicroSt
         assert micro.media.dtype == np.float32
         assert np.array_equal(np.flatnonzero(batch.input_ids.ravel() == MEDIA_SLOT_ID), batch.media_position)
         with_media = [int(q) for q in batch.question_index if RECORDS[q].has_media]
-        assert np.array_equal(micro.media[batch.media_row], MEDIA[[q % 20 for q in with_media]].astype(np.float32))
+        assert batch.media_row.tolist() == [q % 20 for q in with_media]
+        assert np.array_equal(micro.media, MEDIA[batch.media_row].astype(np.float32))
         n_slots += len(with_media)
     assert n_slots == 2 * sum(record.has_media for record in RECORDS)
 

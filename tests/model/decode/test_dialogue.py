@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_turn
+from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_text
 from data_pipeline.batches.packing import build_micro_batch
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import TURN_STOP, render_answer, render_call, render_observation
 from data_pipeline.records.schema import Turn
 from model.decode.dialogue import _advance, _Dialogue, generate_dialogue
+from model.decode.free import is_finished
 from model.decode.tree_cache import CachedPath, DecodeStats
 from model.llm.tool_llm import ToolLLM, to_tensors
 from model.tiny.backbone import build_tiny_backbone
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tokenizer_kinds import KINDS, put_llama_tokenizer
 from toy_batches import build_toy_mllm
 
 CHAIN = (
@@ -49,8 +51,8 @@ def assistant_texts(turns: tuple[Turn, ...]) -> list[str]:
     return [turn.text for turn in turns if turn.role == "assistant"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[ToolLLM, list[EncodedQuestion]]:
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ToolLLM, list[EncodedQuestion]]:
     """A tiny model that knows five dialogues by heart; of the malformed one only the first turn, and then the end."""
     texts = [text for prompt, turns in zip(PROMPTS, TURNS, strict=True) for text in (prompt, *assistant_texts(turns))]
     backbone = build_tiny_backbone(
@@ -63,6 +65,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[ToolLLM, list[Enc
         intermediate_size=64,
         max_positions=512,
     )
+    if request.param == "llama":
+        put_llama_tokenizer(backbone, texts, 400)
     mllm = build_toy_mllm(backbone)
     questions = [
         encode_dialogue(mllm.tokenizer, prompt, turns[:1] if turns is MALFORMED else turns)
@@ -89,7 +93,7 @@ def test_what_was_learnt_comes_out_exactly(trained: tuple[ToolLLM, list[EncodedQ
     assert mllm.training, "decoding must leave the mode as it was"
     assert stats.prompt_tokens == sum(len(prompt) for prompt in prompts)
     # each row steps on its own: no pass waits for another dialogue's turn, and observations come in with the turn
-    lengths = [sum(len(encode_turn(mllm.tokenizer, text)) for text in assistant_texts(turns)) for turns in TURNS[:2]]
+    lengths = [sum(len(encode_text(mllm.tokenizer, text)) for text in assistant_texts(turns)) for turns in TURNS[:2]]
     assert stats.forward_passes == max(lengths) + 1
     assert generate_dialogue(mllm, [], [], 8) == []
 
@@ -122,7 +126,7 @@ def test_turns_equal_those_of_generate_on_the_training_tokens(
         if number < len(found[0]) - 1:
             ids = encode_dialogue(tokenizer, PROMPTS[0], strange[: 2 * number + 1])
             ids = [*ids.prompt_ids.tolist(), *ids.answers[0][:-1].tolist()]
-            ids += encode_turn(tokenizer, strange[2 * number + 1].text).tolist()
+            ids += encode_text(tokenizer, strange[2 * number + 1].text).tolist()
     mllm.train()
     assert len(found[0]) > 1
 
@@ -135,14 +139,25 @@ def test_a_turn_ends_at_its_limit(trained: tuple[ToolLLM, list[EncodedQuestion]]
         generate_dialogue(mllm, [questions[0].prompt_ids], [CHAIN], 0)
 
 
+@pytest.mark.parametrize("n_smiles", range(12))
+def test_the_end_of_a_turn_is_seen_behind_any_characters(
+    trained: tuple[ToolLLM, list[EncodedQuestion]], n_smiles: int
+) -> None:
+    tokenizer = trained[0].tokenizer
+    ids = encode_text(tokenizer, render_call("Find It", "\U0001f642" * n_smiles)).tolist()
+    ends = [is_finished(tokenizer, ids[: n + 1], TURN_STOP) for n in range(len(ids))]
+    assert ends == [False] * (len(ids) - 1) + [True]
+
+
 def test_a_turn_in_other_tokens_is_read_as_training_spells_it(
     trained: tuple[ToolLLM, list[EncodedQuestion]],
 ) -> None:
     tokenizer = trained[0].tokenizer
     call = render_call("Find It", "image/a.png")
-    spelt = [token for letter in call for token in tokenizer(letter, add_special_tokens=False).input_ids]
-    expected = [*encode_turn(tokenizer, call).tolist(), *encode_turn(tokenizer, " x\n").tolist()]
-    assert len(spelt) > len(encode_turn(tokenizer, call))
+    n_before = len(encode_text(tokenizer, "\n"))  # with what a tokenizer puts in front of a text
+    spelt = [token for letter in call for token in encode_text(tokenizer, "\n" + letter).tolist()[n_before:]]
+    expected = [*encode_text(tokenizer, call).tolist(), *encode_text(tokenizer, " x\n").tolist()]
+    assert len(spelt) > len(encode_text(tokenizer, call))
     start, path = CachedPath(((0, 10),)), CachedPath(((0, 10), (20, 20 + len(spelt) - 1)))
 
     def read_next(max_positions: int) -> tuple[CachedPath, np.ndarray] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ from model.decode.tools import (
 from model.decode.trie import ChoiceTrie
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tokenizer_kinds import KINDS, train_llama_tokenizer
 
 EMBED_DIM = 6
 QUESTIONS = ("improve this picture", "what is this sound? ", " translate the line into French\n" * 3, "hi")
@@ -115,10 +119,13 @@ def assert_same_ranking(ranking: list[RankedTool], probabilities: np.ndarray, to
     np.testing.assert_allclose([tool.probability for tool in ranking], probabilities[order], rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def small() -> tuple[ToolLLM, ChoiceTrie, list[Prompt], np.ndarray]:
+@pytest.fixture(scope="module", params=KINDS)
+def small(request: pytest.FixtureRequest) -> tuple[ToolLLM, ChoiceTrie, list[Prompt], np.ndarray]:
     names = hub_like_names(40)
-    tokenizer = train_tokenizer(names)
+    if request.param == "llama":
+        tokenizer = train_llama_tokenizer([*map(render_target, names), *QUESTIONS], 330)
+    else:
+        tokenizer = train_tokenizer(names)
     mllm, trie = build_mllm(tokenizer), ChoiceTrie(names, tokenizer)
     prompts = make_prompts(tokenizer)
     return mllm, trie, prompts, score_all_tools(mllm, prompts, trie)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_target
+from model.decode.free import decode_text
 from model.decode.trie import ChoiceTrie
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tokenizer_kinds import KINDS, train_tokenizer
 
 NAMES = ("t5", "t5-base", "t5-base-finetuned", "org/t5-base", "org/t5", "unknown", "zoo/resnet-50", "zoo/resnet-101")
 
@@ -33,9 +39,9 @@ def byte_level_tokenizer(texts: list[str], vocab_size: int = 400) -> PreTrainedT
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_level_tokenizer([render_target(name) for name in NAMES])
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    return train_tokenizer(request.param, [render_target(name) for name in NAMES] * 2, 400)
 
 
 def path_tokens(trie: ChoiceTrie, node: int) -> list[int]:
@@ -70,6 +76,17 @@ def test_holds_each_answer_once_with_names_that_begin_other_names(tokenizer: Pre
     expected = [tokenizer(render_target(name), add_special_tokens=False)["input_ids"] for name in NAMES]
     assert [sequence.tolist() for sequence in trie.sequences] == expected
     assert tokenizer.decode(trie.edge(0)).startswith("{'api_name':")
+
+
+def test_holds_what_training_tokenises_whatever_a_name_spells(tokenizer: PreTrainedTokenizerFast) -> None:
+    names = (*NAMES, "a</s>b", "<s>", "<pad>", "ünder\u00a0 何", "scan.tif", "scan.tiff", "{'api_name': t5}\n###")
+    trie = ChoiceTrie(names, tokenizer)
+    check_structure(trie)
+    for name, sequence in zip(names, trie.sequences, strict=True):
+        (answer,) = encode_question(tokenizer, "which one?", False, [name]).answers
+        assert sequence.tolist() == answer.tolist()
+        assert decode_text(tokenizer, sequence.tolist()) == render_target(name)
+        assert not set(sequence.tolist()) & set(tokenizer.all_special_ids)
 
 
 def test_order_of_tools_changes_no_structure(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -117,7 +134,10 @@ def test_faults_of_a_catalogue_are_named(tokenizer: PreTrainedTokenizerFast) -> 
 
 @pytest.mark.parametrize("answers", [{"a": [5, 6], "b": [5, 6]}, {"a": [5, 6], "b": [5, 6, 7]}])
 def test_tools_that_a_lossy_tokenizer_cannot_tell_apart_are_named(answers: dict[str, list[int]]) -> None:
-    def lossy(texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+    def lossy(
+        texts: list[str], add_special_tokens: bool, split_special_tokens: bool
+    ) -> dict[str, list[list[int]]]:
+        assert split_special_tokens
         assert not add_special_tokens
         return {"input_ids": [answers[text.removeprefix("{'api_name': ")[0]] for text in texts]}
 

@@ -146,7 +146,7 @@ def test_qlora_trains_packs_on_four_bit_weights(backbone: Path, adapter: str) ->
         mllm = ToolLLM.build(config).to("cuda").train()
         questions = toy_questions(mllm, 8, 0)
         batch = build_micro_batch(questions, np.arange(8), np.arange(8))
-        output = mllm(to_tensors(batch, toy_media(8, 0), "cuda"))
+        output = mllm(to_tensors(batch, toy_media(8, 0)[batch.media_row], "cuda"))
         output.loss_sum.backward()
         assert all(torch.isfinite(gradient).all() for gradient in gradients(mllm).values())
         packed = [parameter for name, parameter in mllm.named_parameters() if "base_layer.weight" in name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +20,14 @@ from data_pipeline.batches.encoding import MEDIA_SLOT_ID, encode_dialogue, encod
 from data_pipeline.batches.packing import build_micro_batch, collate, pack_questions, pack_row
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Turn
-from model.llm.attention import build_mask
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, compute_loss, to_tensors
 from model.tiny.backbone import build_tiny_backbone
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the second processes import it by name as well
+from tokenizer_kinds import put_llama_tokenizer
 from toy_batches import (
+    ENCODER_DIM,
     build_toy_backbone,
     build_toy_mllm,
     gradients,
@@ -63,8 +65,16 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor],
         assert (found[name] - gradient).abs().max().item() <= rtol * scale, name
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_packed_equals_row_by_row(mllm: ToolLLM, seed: int) -> None:
+@pytest.fixture(scope="module")
+def llama_like(tmp_path_factory: pytest.TempPathFactory) -> ToolLLM:
+    """With a tokenizer as Llama's, which has no pad token."""
+    folder = build_toy_backbone(tmp_path_factory.mktemp("backbone") / "llama")
+    return build_toy_mllm(put_llama_tokenizer(folder, toy_texts(), 400))
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("mllm", 0), ("mllm", 1), ("mllm", 2), ("llama_like", 0)])
+def test_packed_equals_row_by_row(request: pytest.FixtureRequest, kind: str, seed: int) -> None:
+    mllm: ToolLLM = request.getfixturevalue(kind)
     questions = toy_questions(mllm, 10, seed)
     media = toy_media(10, seed)
     rows = run_step(mllm, questions, media, "rows")
@@ -82,7 +92,8 @@ def test_packed_equals_row_by_row(mllm: ToolLLM, seed: int) -> None:
 def test_a_shared_prompt_would_be_wrong_without_the_mask(mllm: ToolLLM) -> None:
     """The equality above has teeth: with plain causal attention the loss of the same pack is another."""
     questions = toy_questions(mllm, 4, seed=0)
-    batch = to_tensors(build_micro_batch(questions, np.arange(4), np.arange(4)), toy_media(4, 0), "cpu")
+    micro = build_micro_batch(questions, np.arange(4), np.arange(4))
+    batch = to_tensors(micro, toy_media(4, 0)[micro.media_row], "cpu")
     right = mllm(batch).loss_sum.item()
     n_tokens = batch["input_ids"].shape[1]
     causal = mllm(batch | {"subtree_end": torch.full((1, n_tokens), n_tokens)}).loss_sum.item()
@@ -164,15 +175,16 @@ def test_oracle_conversations_put_their_loss_where_the_reference_does(shared_dir
     class CharacterTokenizer:
         bos_token_id = 1
 
-        def __call__(self, text: str, add_special_tokens: bool) -> object:
-            return type("Encoding", (), {"input_ids": [ord(character) + 3 for character in text]})
+        def __call__(self, texts: list[str], add_special_tokens: bool, split_special_tokens: bool) -> object:
+            return {"input_ids": [[ord(character) + 3 for character in text] for text in texts]}
 
     for case in json.loads((folder / "loss_cases.json").read_text()):
         packs = [
             pack_row(encode_question(CharacterTokenizer(), human, case["modality"] != "text", [tool]), 0, row, row)
             for row, (human, tool) in enumerate(case["conversations"])
         ]
-        batch = to_tensors(collate(packs, "rows", pad_id=2), np.zeros((len(packs), 1)), "cpu")
+        micro = collate(packs, "rows", pad_id=2)
+        batch = to_tensors(micro, np.zeros((len(micro.media_row), 1)), "cpu")
         logits = torch.from_numpy(arrays[f"case{case['case']}.logits"].astype(np.float32)).flatten(0, 1)
         assert list(batch["input_ids"].shape) == case["shape"][:2]
         output = compute_loss(logits[batch["loss_position"]], batch["loss_target"], batch["loss_weight"])
@@ -318,25 +330,27 @@ def test_a_backbone_without_positions_refuses_packs_only(mllm: ToolLLM, backbone
         run_step(other, questions, media, "packed")
 
 
-def test_a_missing_media_matrix_is_an_error(mllm: ToolLLM) -> None:
+def test_a_missing_or_a_strange_media_vector_is_an_error(mllm: ToolLLM) -> None:
     question = encode_question(mllm.tokenizer, "what is this", True, ["t5"])
-    with pytest.raises(InputError, match="embed the corpus first"):
-        to_tensors(build_micro_batch([question], np.array([0]), np.array([0])), None, "cpu")
+    batch = build_micro_batch([question], np.array([0]), np.array([0]))
+    with pytest.raises(InputError, match="1 media slots but 0 media vectors"):
+        to_tensors(batch, None, "cpu")
+    with pytest.raises(InputError, match="1 media slots but 3 media vectors"):
+        to_tensors(batch, toy_media(3, 0), "cpu")  # the corpus' matrix, not the batch's vectors
 
 
-def test_both_mask_backends_equal_the_rule() -> None:
-    from torch.nn.attention.flex_attention import create_mask
-
-    subtree_end = torch.tensor([[6, 4, 3, 4, 6, 6, 7], [7, 7, 7, 7, 7, 6, 7]])
-    index = torch.arange(7)
-    expected = (index[None, :] <= index[:, None]) & (index[:, None] < subtree_end[:, None, :])
-    dense = build_mask(subtree_end, "sdpa", torch.float32)
-    assert dense.shape == (2, 1, 7, 7)
-    assert torch.equal(dense[:, 0] == 0, expected)
-    assert (dense[:, 0][~expected] == torch.finfo(torch.float32).min).all()
-    block = build_mask(subtree_end, "flex_attention", torch.float32)
-    assert not isinstance(block, Tensor)
-    assert torch.equal(create_mask(block.mask_mod, 2, 1, 7, 7, device="cpu")[:, 0], expected)
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused(backbone: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(backbone, tmp_path / "grown")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    n_rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=f"has {n_rows + 1} tokens, but its embedding has {n_rows} rows"):
+        ToolLLM.build(ModelConfig(backbone=str(folder), encoder_dim=ENCODER_DIM))
+    llm = AutoModelForCausalLM.from_pretrained(folder)
+    llm.resize_token_embeddings(n_rows + 1)
+    llm.save_pretrained(folder)
+    assert len(ToolLLM.build(ModelConfig(backbone=str(folder), encoder_dim=ENCODER_DIM)).tokenizer) == n_rows + 1
 
 
 @pytest.mark.gpu
@@ -348,7 +362,7 @@ def test_flex_attention_equals_sdpa_on_cuda(backbone: Path) -> None:
         mllm = build_toy_mllm(backbone, attention=attention).to("cuda")
         questions = toy_questions(mllm, 10, 0)
         batch = build_micro_batch(questions, np.arange(10), np.arange(10), pad_to_multiple=128)
-        output = mllm(to_tensors(batch, toy_media(10, 0), "cuda"))
+        output = mllm(to_tensors(batch, toy_media(10, 0)[batch.media_row], "cuda"))
         output.loss_sum.backward()
         results.append((output.loss_sum.item(), gradients(mllm)))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,8 @@ class CharacterTokenizer:
     bos_token_id = 1
     eos_token_id = 2
 
-    def __call__(self, text: str, add_special_tokens: bool) -> Any:
-        return SimpleNamespace(input_ids=[ord(character) + 3 for character in text])
+    def __call__(self, texts: list[str], add_special_tokens: bool, split_special_tokens: bool) -> Any:
+        return {"input_ids": [[ord(character) + 3 for character in text] for text in texts]}
 
 
 def build_record(number: int, prompt: str, turns: tuple[Turn, ...], tool_id: str) -> ToolRecord:
