@@ -18,6 +18,7 @@ FALSE_ALARMS = (
 )
 SETTINGS = {
     "TQDM_DISABLE": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours say how far a job is, not how far each of its steps
     "TRANSFORMERS_VERBOSITY": "error",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_CONFIGURE_LOGGING": "false",

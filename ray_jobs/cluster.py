@@ -37,6 +37,7 @@ def connect(options: RayOptions) -> None:
     if ray.is_initialized():
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     if os.environ.get("RAY_ADDRESS"):
         # Ray refuses a variable that the submission sets as well: the submission's value stands.

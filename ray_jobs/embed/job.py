@@ -274,7 +274,6 @@ def _quiet_ray_data() -> Iterator[None]:
     before = (context.enable_progress_bars, context.print_on_execution_start)
     data_logger = logging.getLogger("ray.data")
     level = data_logger.level
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that there are no bars
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True  # its own wrapper loses the InputError inside
     data_logger.setLevel(logging.WARNING)

@@ -164,7 +164,7 @@ def run_training(job: TrainJob) -> None:
         report: dict[str, Any] = {"step": cursor.step, "epoch": cursor.epoch + is_epoch_end}
         if is_epoch_end or cursor.step == end_step:
             report["train/epoch_loss"] = cursor.epoch_loss_sum / cursor.epoch_steps
-            progress.note("validating")
+            progress.start_validation()
             report |= validate(mllm, job.validation, rank, world_size, lockstep=spec.train.zero_stage == 3)
             engine.train()
             if tracker:

@@ -23,11 +23,12 @@ class StepProgress:
     def __init__(self, job: str, end_step: int, first_step: int, is_shown: bool) -> None:
         self._job, self._end_step, self._step = job, end_step, first_step
         self._is_shown = is_shown
+        self._note = ""  # of the last steps
         self._last_told = self._last_step_time = time.perf_counter()
         self._rows = self._seconds = self._waited = 0.0
         if is_shown and first_step:
             tell_line(job, f"resuming at step {first_step} of {end_step}")
-        self.note("")
+        self._tell("")
 
     def update(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """Take note of a finished step; returns its rates."""
@@ -42,18 +43,17 @@ class StepProgress:
             "train/data_wait_frac": metrics["train/data_wait_s"] / taken_s,
         }
         if now - self._last_told >= TELL_EVERY_S or self._step == self._end_step:
-            self.note(
+            self._note = (
                 f"loss={metrics['train/loss']:.4f} token_acc={metrics['train/token_accuracy']:.3f} "
                 f"samples/s={self._rows / self._seconds:.1f} lr={metrics['train/lr']:.2e} "
                 f"data_wait={100 * self._waited / self._seconds:.1f}%"
             )
+            self._tell(self._note)
             self._last_told, self._rows, self._seconds, self._waited = now, 0.0, 0.0, 0.0
         return rates
 
-    def note(self, note: str) -> None:
-        """Tell what is going on at the present step."""
-        if self._is_shown:
-            tell_progress(self._job, self._step, self._end_step, "steps", note)
+    def start_validation(self) -> None:
+        self._tell("validating")
 
     def show_epoch(self, report: dict[str, Any]) -> None:
         groups = ("", "/with_ambiguity", "/modality_text", "/modality_image", "/modality_audio", "/modality_video")
@@ -67,6 +67,7 @@ class StepProgress:
             tell_line(
                 self._job, f"epoch={report['epoch']} mean_loss={report['train/epoch_loss']:.4f} {scores}".rstrip()
             )
+        self._tell(self._note)
         self.resume_clock()
 
     def resume_clock(self) -> None:
@@ -77,3 +78,7 @@ class StepProgress:
         """Say that the training is over."""
         if self._is_shown:
             tell_end(self._job)
+
+    def _tell(self, note: str) -> None:
+        if self._is_shown:
+            tell_progress(self._job, self._step, self._end_step, "steps", note)
