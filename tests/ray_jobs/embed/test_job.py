@@ -243,8 +243,7 @@ def test_a_killed_pass_continues(encoder_dir: Path, tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    lines: list[str] = []
-    result = embed_corpus(corpus, lake_path, str(encoder_dir), dtype="float32", report=lines.append)
+    result = embed_corpus(corpus, lake_path, str(encoder_dir), dtype="float32")
     assert result["known"] >= 3, "what the killed pass had written is kept"
     assert result["encoded"] > 0, "it was killed before its end"
     lake = FeatureLake(lake_path, result["encoder_id"])
