@@ -17,7 +17,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo 'installing what requirements.lock names into $(VENV): a minute or more'
-	@$(VENV)/bin/pip install --disable-pip-version-check --quiet uv==0.13.9
+	@$(VENV)/bin/pip install --disable-pip-version-check -qq uv==0.13.9
 	@$(UV) --compile-bytecode --requirement requirements.lock
 	@$(UV) --no-deps --editable .
 	@touch $@

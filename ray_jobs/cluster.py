@@ -11,6 +11,7 @@ import ray
 import ray.data  # sets its own log level when imported: before we set ours
 
 from ray_jobs.config import RayOptions
+from ray_jobs.worker_output import relay_worker_output
 
 MIN_LOGICAL_CPUS = 8
 JOB_CONFIG_ENV = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # how `ray job submit` hands its runtime environment to the driver
@@ -53,12 +54,14 @@ def connect(options: RayOptions) -> None:
     if ray.is_initialized():
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     if os.environ.get("RAY_ADDRESS"):
         # Ray refuses a variable that the submission sets as well: the submission's value stands.
         submitted = job_runtime_env().get("env_vars", {})
         env_vars = {name: value for name, value in worker_env().items() if name not in submitted}
         ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": env_vars})
+        relay_worker_output()
         return
     num_cpus = options.num_cpus or max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
     # The dashboard stays on: Train asks its state API, and floods the log without it.
@@ -68,6 +71,7 @@ def connect(options: RayOptions) -> None:
         logging_level=logging.ERROR,
         runtime_env={"env_vars": worker_env()},
     )
+    relay_worker_output()
 
 
 def job_runtime_env() -> dict[str, Any]:

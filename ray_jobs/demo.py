@@ -202,7 +202,7 @@ def _show_answers(questions: Sequence[Question], answers: Sequence[dict[str, Any
         for tool in answer["tools"][:TOP_K]:
             mark = "right" if tool["tool_id"] in question.valid_tool_ids else ""
             bar = "█" * round(20 * tool["probability"])
-            print(f"     {tool['probability']:6.1%}  {bar:<20} {tool['tool_id']:<56}{mark}")
+            print(f"     {tool['probability']:6.1%}  {bar:<20} {tool['tool_id']:<56}{mark}".rstrip())
 
 
 def _show_end(spec: RunSpec, results: dict[str, Any], seconds: dict[str, float]) -> None:

@@ -8,12 +8,14 @@ from data_pipeline.corpus.build import build_corpus
 from data_pipeline.records.schema import SPLITS
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
+from ray_jobs.progress import Progress
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
     """Build `spec.corpus_dir`, print what is in it, and return its numbers."""
     connect(spec.ray)
-    summary = build_corpus(spec.prepare, spec.corpus_dir, spec.seed)
+    with Progress("prepare") as progress:
+        summary = build_corpus(spec.prepare, spec.corpus_dir, spec.seed, progress.show)
     manifest = summary.manifest
     counts = manifest["counts"]
     print(f"corpus {summary.path}  source {manifest['source']}  data hash {summary.data_hash[:12]}")

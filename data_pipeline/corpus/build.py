@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,8 @@ from data_pipeline.sources.reading import Rejected, SourceReading, merge_records
 __all__ = ["Corpus", "CorpusSummary", "PrepareOptions", "build_corpus"]
 
 logger = logging.getLogger(__name__)
+
+ShowProgress = Callable[[int, int | None, str], None]  # done, of how many where that is known, of what
 
 REJECTED_FILE = "rejected.jsonl"
 DROP_RULE = "test records with an exact (instruction, medium) pair or a medium of train or val"
@@ -82,21 +84,24 @@ class _Cleaning:
     n_missing_files: int = 0
 
 
-def build_corpus(options: PrepareOptions, out_dir: Path, seed: int = 0) -> CorpusSummary:
+def build_corpus(
+    options: PrepareOptions, out_dir: Path, seed: int = 0, show: ShowProgress = lambda done, total, unit: None
+) -> CorpusSummary:
     """Build the corpus at `out_dir`, replacing a corpus that is there; on an error nothing is left behind.
 
     Args:
         options: what to build.
         out_dir: the corpus folder; it must be on a file system that every Ray node shares.
         seed: of the split and of what is generated.
+        show: is told how many records are read and how many media files are hashed.
 
     Raises:
         InputError: bad source, or no usable record; `out_dir` exists and is no corpus.
     """
     with _replacing_folder(out_dir.absolute()) as partial:
         reading = unite_sources(options.sources, partial, seed)
-        cleaning = _read_all(reading)
-        _attach_media_hashes(cleaning, reading.media_root, options.missing_media)
+        cleaning = _read_all(reading, show)
+        _attach_media_hashes(cleaning, reading.media_root, options.missing_media, show)
         if options.resplit:  # before questions are joined: one may stand in both prescribed splits
             cleaning.records = [replace(record, split="") for record in cleaning.records]
         _dedupe(cleaning)
@@ -143,9 +148,10 @@ def _replacing_folder(out_dir: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _read_all(reading: SourceReading) -> _Cleaning:
+def _read_all(reading: SourceReading, show: ShowProgress) -> _Cleaning:
     records, rejected, ids = [], [], set()
-    for item in reading:
+    for number, item in enumerate(reading, start=1):
+        show(number, reading.n_expected, "records")
         if isinstance(item, Rejected):
             rejected.append(item)
         elif item.record_id in ids:
@@ -157,11 +163,18 @@ def _read_all(reading: SourceReading) -> _Cleaning:
 
 
 def _attach_media_hashes(
-    cleaning: _Cleaning, media_root: Path | None, missing_media: Literal["keep", "drop", "error"]
+    cleaning: _Cleaning,
+    media_root: Path | None,
+    missing_media: Literal["keep", "drop", "error"],
+    show: ShowProgress,
 ) -> None:
     """Hash the media that are there; treat records whose file is absent as the option says."""
     uris = list(dict.fromkeys(record.media_uri for record in cleaning.records if record.has_media))
-    hashes = hash_media(media_root.absolute(), uris) if media_root is not None else dict.fromkeys(uris, "")
+    hashes = dict.fromkeys(uris, "")
+    if media_root is not None:
+        for number, (uri, sha256) in enumerate(hash_media(media_root.absolute(), uris), start=1):
+            hashes[uri] = sha256
+            show(number, len(uris), "media files")
     missing = [uri for uri in uris if not hashes[uri]]
     cleaning.n_missing_files = len(missing)
     if missing and missing_media == "error":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,8 +13,8 @@ READ_CHUNK_BYTES = 1 << 20
 URIS_PER_BLOCK = 256  # small enough to spread over workers, large enough that a task is worth its start
 
 
-def hash_media(media_root: Path, media_uris: Sequence[str]) -> dict[str, str]:
-    """sha256 (hex) of each file's bytes; "" for a file that is missing or cannot be read.
+def hash_media(media_root: Path, media_uris: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each path with the sha256 (hex) of its file's bytes, "" where that is missing or cannot be read, as they come.
 
     Args:
         media_root: folder that every Ray node can read.
@@ -23,13 +23,14 @@ def hash_media(media_root: Path, media_uris: Sequence[str]) -> dict[str, str]:
     import ray  # lazily: reading a corpus needs no Ray
 
     if not media_uris:
-        return {}
+        return
     table = pa.table({"media_uri": list(media_uris)})
     blocks = [table.slice(start, URIS_PER_BLOCK) for start in range(0, len(table), URIS_PER_BLOCK)]
     hashed = ray.data.from_arrow(blocks).map_batches(
         functools.partial(_hash_block, media_root=str(media_root)), batch_format="pyarrow", batch_size=None
     )
-    return {row["media_uri"]: row["sha256"] for row in hashed.iter_rows()}
+    for row in hashed.iter_rows():
+        yield row["media_uri"], row["sha256"]
 
 
 def _hash_block(block: pa.Table, media_root: str) -> pa.Table:

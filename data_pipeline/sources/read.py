@@ -175,6 +175,7 @@ def _read_toolmm_mini(out_dir: Path | None, size: str, seed: int) -> SourceReadi
         catalog=catalog_with_unknown(toolmm_mini.build_catalog()),
         media_root=out_dir,
         items=toolmm_mini.generate(out_dir, size, seed),
+        n_expected=toolmm_mini.count_questions(size),
     )
 
 

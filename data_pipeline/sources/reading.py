@@ -40,6 +40,7 @@ class SourceReading:
         merged_source_indexes: test positions folded into an earlier record with the same question, by that
             record's `source_index`; complete once `items` is exhausted.
         parts: the readings that this one unites; () for a single source.
+        n_expected: how many items there will be, where that is known before they are read.
     """
 
     name: str
@@ -50,6 +51,7 @@ class SourceReading:
     repairs: Counter[str] = field(default_factory=Counter)
     merged_source_indexes: dict[int, list[int]] = field(default_factory=dict)
     parts: tuple[SourceReading, ...] = ()
+    n_expected: int | None = None
 
     @property
     def licences(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +28,11 @@ from data_pipeline.records.schema import SPLITS, Modality
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.embed.stages import EncodeBatch, decode_batch
+from ray_jobs.progress import Progress
 from ray_jobs.train.features import save_embed_info
 
 # Forward passes of the vision or audio trunk that one medium costs: clips of its tensor (DESIGN 4.5).
 CLIPS = {Modality.IMAGE: 1, Modality.AUDIO: 3, Modality.VIDEO: 15}
-PROGRESS_EVERY_S = 5.0
 PAPER_SOURCE = "toolmmbench"  # whose numbers are compared with the paper's: its media are loaded as the paper does
 
 
@@ -45,12 +45,10 @@ class _Medium:
 
 
 @dataclass
-class _Progress:
-    """Running totals of a pass, and when its batches were done."""
+class _Totals:
+    """Of a pass so far, and when its batches were done."""
 
-    n_planned: int
     started_s: float = field(default_factory=time.monotonic)
-    printed_s: float = field(default_factory=time.monotonic)
     counts: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     batches: list[tuple[float, int]] = field(default_factory=list)  # (end of the batch on the actor's clock, media)
@@ -66,14 +64,11 @@ class _Progress:
     def n_done(self) -> int:
         return self.counts.total()
 
-    def render(self) -> str:
-        elapsed_s = time.monotonic() - self.started_s
-        rate = self.n_done / max(elapsed_s, 1e-9)
-        eta = f"{(self.n_planned - self.n_done) / rate:.0f}s" if self.n_done else "unknown"
-        return (
-            f"embed media={self.n_done}/{self.n_planned} per_s={rate:.1f} eta={eta} "
-            f"quarantined={self.counts['quarantined']}"
-        ) + (f" gone_or_changed={self.counts['changed']}: run prepare again" if self.counts["changed"] else "")
+    def render_faults(self) -> str:
+        faults = [f"quarantined={self.counts['quarantined']}"] if self.counts["quarantined"] else []
+        if self.counts["changed"]:
+            faults.append(f"gone_or_changed={self.counts['changed']}: run prepare again")
+        return " ".join(faults)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -103,7 +98,6 @@ def embed_corpus(
     num_actors: int = 1,
     num_gpus: float = 0,
     threads_per_actor: int = 1,
-    report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Encode the media of all splits that the lake lacks.
 
@@ -116,7 +110,6 @@ def embed_corpus(
         num_actors: encoder replicas.
         num_gpus: per actor; 0 = CPU.
         threads_per_actor: torch threads of a CPU actor.
-        report: takes progress lines.
 
     Returns:
         encoder_id, embed_dim, media (distinct, with a hash), known, encoded, quarantined (now), quarantined_before,
@@ -135,24 +128,20 @@ def embed_corpus(
     known, quarantined = lake.modalities(), lake.quarantined()
     _check_modalities(media, known, lake)
     todo = [medium for medium in media if medium.sha256 not in known and medium.sha256 not in quarantined]
-    progress = _Progress(len(todo))
+    totals = _Totals()
     if todo:
-        report(f"embed encoder={lake.encoder_id} media={len(media)} to_encode={len(todo)} known={len(known)}")
+        print(f"encoder {lake.encoder_id}: {len(media)} media, {len(todo)} to encode, {len(known)} known", flush=True)
         actor = _ActorResources(num_actors, num_gpus, threads_per_actor)
-        with _unwrapped_input_errors():
+        with _unwrapped_input_errors(), Progress("embed") as progress:
+            progress.show(0, len(todo), "media")
             for row in _stream_batches(
                 _plan(todo, batch_size), lake, lake_path, encoder_name, identity["recipe"], actor
             ):
-                progress.add(row)
-                if time.monotonic() - progress.printed_s >= PROGRESS_EVERY_S:
-                    progress.printed_s = time.monotonic()
-                    report(progress.render())
+                totals.add(row)
+                progress.show(totals.n_done, len(todo), "media", totals.render_faults())
         lake.merge_files()
-        report(progress.render())
     else:
-        report(
-            f"embed encoder={lake.encoder_id}: all {len(media)} media are in the lake or quarantined; nothing to encode"
-        )
+        print(f"encoder {lake.encoder_id}: all {len(media)} media are in the lake or quarantined; nothing to encode")
     return {
         "encoder_id": lake.encoder_id,
         "embed_dim": lake.embed_dim,
@@ -160,7 +149,7 @@ def embed_corpus(
         "known": sum(medium.sha256 in known for medium in media),
         "quarantined_before": sum(medium.sha256 in quarantined for medium in media),
         "records_without_file": n_without_file,
-        **progress.to_json(),
+        **totals.to_json(),
     }
 
 
@@ -294,7 +283,6 @@ def _quiet_ray_data() -> Iterator[None]:
     before = (context.enable_progress_bars, context.print_on_execution_start)
     data_logger = logging.getLogger("ray.data")
     level = data_logger.level
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that there are no bars
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True  # its own wrapper loses the InputError inside
     data_logger.setLevel(logging.WARNING)

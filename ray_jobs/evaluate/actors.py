@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 from ray_jobs.cluster import thread_env
 from ray_jobs.config import EvaluateOptions
+from ray_jobs.progress import Progress
 from ray_jobs.train.checkpoint import load_parameters
 
 
@@ -68,12 +68,10 @@ def decode_on_actors(
         runtime_env={"env_vars": thread_env(options.threads_per_actor)},
     )
     rows: list[dict[str, Any]] = []
-    start = last = time.perf_counter()
     blocks: Any = decoded.iter_batches(batch_size=None, batch_format="pyarrow")
-    for block in blocks:
-        rows += block.to_pylist()
-        now = time.perf_counter()
-        if now - last > 5 or len(rows) == table.num_rows:
-            print(f"decoded {len(rows)}/{table.num_rows} {unit}, {len(rows) / (now - start):.1f}/s", flush=True)
-            last = now
+    with Progress("evaluate") as progress:
+        progress.show(0, table.num_rows, unit)
+        for block in blocks:
+            rows += block.to_pylist()
+            progress.show(len(rows), table.num_rows, unit)
     return sorted(rows, key=lambda row: row["position"])

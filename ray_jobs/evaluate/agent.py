@@ -33,7 +33,7 @@ from data_pipeline.records.schema import ToolRecord
 from model.scoring.dialogues import called_tool_ids, score_dialogues
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate.dialogues import DialogueEvaluation
-from ray_jobs.train.progress import PROGRESS_INTERVAL_S
+from ray_jobs.progress import Progress
 
 API_KEY = "TOOLMM_API_KEY"  # environment variable with the key of a service that wants one
 FOLDER = "evaluation_agent"
@@ -74,16 +74,14 @@ def run(spec: RunSpec) -> dict[str, Any]:
         raise InputError(f"the test split of {spec.corpus_dir} holds no dialogue; prepare a source that has some.")
     tool_ids = {tool.call_name: tool.tool_id for tool in corpus.catalog}
     service = _Service(spec.evaluate.agent_url)
-    start = shown = time.perf_counter()
+    start = time.perf_counter()
     runs: list[AgentRun] = []
     ask = partial(ask_agent, service.call, spec.evaluate.agent_model, tool_ids=tool_ids)
-    with ThreadPoolExecutor(spec.evaluate.agent_concurrency) as threads:
+    with ThreadPoolExecutor(spec.evaluate.agent_concurrency) as threads, Progress("evaluate") as progress:
+        progress.show(0, len(records), "dialogues")
         for found in threads.map(ask, records):
             runs.append(found)
-            if time.perf_counter() - shown >= PROGRESS_INTERVAL_S:
-                shown = time.perf_counter()
-                left_s = (shown - start) / len(runs) * (len(records) - len(runs))
-                print(f"dialogues={len(runs)}/{len(records)} eta={left_s:.0f}s", flush=True)
+            progress.show(len(runs), len(records), "dialogues")
     seconds = time.perf_counter() - start
     scores = score_dialogues(records, [found.texts for found in runs], called_tool_ids(list(corpus.records("train"))))
     evaluation = DialogueEvaluation(records, scores, 0, seconds)

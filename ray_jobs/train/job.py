@@ -27,6 +27,7 @@ from data_pipeline.errors import InputError
 from model.llm.config import ModelConfig
 from ray_jobs.cluster import connect, thread_env
 from ray_jobs.config import RunSpec
+from ray_jobs.progress import Progress
 from ray_jobs.tracking.outbox import hide_secrets
 from ray_jobs.tracking.runs import RunLogger, open_run
 from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_metrics
@@ -35,6 +36,7 @@ from ray_jobs.train.loop import TrainJob
 from ray_jobs.train.retries import Trainer
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train.worker import train_loop_per_worker
+from ray_jobs.worker_output import told_to
 
 TRAIN_FILE = "train.json"
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -111,7 +113,8 @@ class TrainSummary:
 def run(spec: RunSpec) -> dict[str, Any]:
     """The CLI's job: train and show where everything is."""
     connect(spec.ray)
-    summary = launch(spec)
+    with Progress("train") as progress, told_to(progress.show):
+        summary = launch(spec)
     summary.save(spec.run_dir)
     metrics = summary.metrics
     print(f"\nbest checkpoint   {summary.best_checkpoint}")

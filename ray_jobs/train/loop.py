@@ -24,7 +24,7 @@ from model.llm.tool_llm import ToolLLM, to_tensors
 from ray_jobs.config import RunSpec, TrainOptions
 from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.checkpoint import CheckpointStore, Cursor, load_cursor, load_metrics, load_moments, load_parameters
-from ray_jobs.train.progress import Progress
+from ray_jobs.train.progress import StepProgress
 from ray_jobs.train.schedule import learning_rate
 from ray_jobs.train.validation import SCORE_KEY, ValidationSet, validate
 
@@ -117,7 +117,7 @@ def run_training(job: TrainJob) -> None:
     tracker = None
     if rank == 0:
         tracker = RunLogger(job.tracking_uri, job.mlflow_run_id, system_metrics=True, spool_dir=spec.spool_dir)
-    progress = Progress(total_steps=total_steps, first_step=cursor.step, is_shown=rank == 0)
+    progress = StepProgress(job.checkpoints.name, end_step, cursor.step, is_shown=rank == 0)
 
     # --- steps
     engine.train()
@@ -168,6 +168,7 @@ def run_training(job: TrainJob) -> None:
         report: dict[str, Any] = {"step": cursor.step, "epoch": cursor.epoch + is_epoch_end}
         if is_epoch_end or cursor.step == end_step:
             report["train/epoch_loss"] = cursor.epoch_loss_sum / cursor.epoch_steps
+            progress.start_validation()
             try:
                 report |= validate(mllm, job.validation, rank, world_size, lockstep=spec.train.zero_stage == 3)
             except FloatingPointError as error:
@@ -191,6 +192,7 @@ def run_training(job: TrainJob) -> None:
         progress.resume_clock()
     if tracker:
         tracker.close()
+    progress.end()
 
 
 def _diverged(what: str, step: int, lr: float, train: TrainOptions) -> InputError:

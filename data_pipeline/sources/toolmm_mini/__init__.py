@@ -2,7 +2,7 @@
 
 from data_pipeline.sources.toolmm_mini.catalog import build_catalog
 from data_pipeline.sources.toolmm_mini.dialogues import DIALOGUE_SIZES, DialogueSize, generate_dialogues
-from data_pipeline.sources.toolmm_mini.generate import SIZES, MiniSize, generate
+from data_pipeline.sources.toolmm_mini.generate import SIZES, MiniSize, count_questions, generate
 
 __all__ = [
     "DIALOGUE_SIZES",
@@ -10,6 +10,7 @@ __all__ = [
     "DialogueSize",
     "MiniSize",
     "build_catalog",
+    "count_questions",
     "generate",
     "generate_dialogues",
 ]

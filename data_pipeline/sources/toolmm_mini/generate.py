@@ -108,11 +108,14 @@ def _family_records(
             )
 
 
+def _count_asked(task: Task, split: str, size: MiniSize) -> int:
+    return max(1, round(task.share * size.task_share[SPLITS.index(split)]))
+
+
 def _task_records(
     task: Task, split: str, size: MiniSize, media: _MediaStore, rng: np.random.Generator
 ) -> Iterator[ToolRecord]:
-    count = max(1, round(task.share * size.task_share[SPLITS.index(split)]))
-    for words in _draw_wordings(task.wordings[split], count, rng):
+    for words in _draw_wordings(task.wordings[split], _count_asked(task, split, size), rng):
         medium = _Medium("", "")
         if task.modality is not Modality.TEXT:
             medium = media.take(task.modality, str(rng.choice(task.kinds)), split)
@@ -157,6 +160,13 @@ def generate(out_dir: Path, size: str | MiniSize = "demo", seed: int = 0) -> Ite
             raise InputError(f"ToolMM-mini has no size {size!r}; choose one of {', '.join(SIZES)}.")
         size = SIZES[size]
     return _generate(Path(out_dir), size, seed)
+
+
+def count_questions(size: str) -> int:
+    """How many questions `generate` draws at a size of `SIZES`; of equal ones it yields one."""
+    grammar, mini = load_grammar(), SIZES[size]
+    n_ambiguous = sum(count * len(family.tools) for count in mini.asked for family in grammar.families)
+    return n_ambiguous + sum(_count_asked(task, split, mini) for split in SPLITS for task in grammar.tasks)
 
 
 def _generate(out_dir: Path, size: MiniSize, seed: int) -> Iterator[ToolRecord]:

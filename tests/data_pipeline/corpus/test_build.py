@@ -86,7 +86,12 @@ def test_corpus_files_follow_the_contract(built: CorpusSummary) -> None:
 
 
 def test_same_input_gives_the_same_bytes(built: CorpusSummary, own: Path, tmp_path: Path) -> None:
-    again = build_corpus(_options(source="jsonl", path=own, shard_rows=7), tmp_path / "again", seed=1)
+    told: list[tuple[int, int | None, str]] = []
+    options = _options(source="jsonl", path=own, shard_rows=7)
+    again = build_corpus(options, tmp_path / "again", seed=1, show=lambda *progress: told.append(progress))
+    n_lines = len(own.read_text().splitlines())
+    assert told[:n_lines] == [(done, None, "records") for done in range(1, n_lines + 1)]
+    assert told[n_lines:] == [(done, 21, "media files") for done in range(1, 22)]
     names = sorted(str(p.relative_to(built.path)) for p in built.path.rglob("*") if p.is_file())
     assert names == sorted(str(p.relative_to(again.path)) for p in again.path.rglob("*") if p.is_file())
     for name in names:

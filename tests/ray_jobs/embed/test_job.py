@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 import wave
+from contextlib import redirect_stdout
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +123,9 @@ def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first_pass(mixed: Corpus, encoder_dir: Path) -> dict[str, Any]:
-    lines: list[str] = []
-    result = embed_corpus(
-        mixed, mixed.path.parent / "lake", str(encoder_dir), dtype="float32", batch_size=2, report=lines.append
-    )
-    return result | {"lines": lines}
+    with redirect_stdout(StringIO()) as shown:
+        result = embed_corpus(mixed, mixed.path.parent / "lake", str(encoder_dir), dtype="float32", batch_size=2)
+    return result | {"lines": shown.getvalue().splitlines()}
 
 
 def _shas(corpus: Corpus) -> dict[str, str]:
@@ -147,8 +147,9 @@ def test_every_medium_is_encoded_once_and_the_bad_are_set_aside(mixed: Corpus, f
     assert "truncated" in reasons["truncated.png"]
     assert "empty" in reasons["empty.png"]
     assert len(set(reasons.values())) == len(BAD)
-    assert any("to_encode=10" in line for line in first_pass["lines"])
-    assert "media=10/10" in first_pass["lines"][-1]
+    assert "10 media, 10 to encode, 0 known" in first_pass["lines"][0]
+    assert first_pass["lines"][-1].startswith("embed     10/10 media, 100 %, took 0:")
+    assert first_pass["lines"][-1].endswith("; quarantined=5")
     json.dumps(first_pass, allow_nan=False)
 
 
@@ -164,15 +165,16 @@ def test_vectors_equal_those_of_the_encoder_alone(mixed: Corpus, encoder_dir: Pa
     assert lake.modalities()[shas["e.mp4"]] == "video"
 
 
-def test_second_pass_encodes_nothing_and_says_so(mixed: Corpus, encoder_dir: Path, first_pass: dict[str, Any]) -> None:
+def test_second_pass_encodes_nothing_and_says_so(
+    mixed: Corpus, encoder_dir: Path, first_pass: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     lake_path = mixed.path.parent / "lake"
     files = sorted(p.name for p in lake_path.rglob("*"))
-    lines: list[str] = []
-    result = embed_corpus(mixed, lake_path, str(encoder_dir), dtype="float32", report=lines.append)
+    result = embed_corpus(mixed, lake_path, str(encoder_dir), dtype="float32")
     assert (result["encoded"], result["quarantined"]) == (0, 0)
     assert (result["known"], result["quarantined_before"]) == (len(GOOD), len(BAD))
-    assert len(lines) == 1
-    assert "nothing to encode" in lines[0]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "nothing to encode" in line
     assert sorted(p.name for p in lake_path.rglob("*")) == files
 
 
@@ -182,7 +184,7 @@ def test_changed_file_is_not_taken_for_the_old_one(mixed: Corpus, encoder_dir: P
     _write_image(folder / "b.png", seed=99)
     (folder / "c.png").unlink()
     corpus = Corpus.open(folder / "corpus", media_root=folder)
-    result = embed_corpus(corpus, tmp_path / "lake", str(encoder_dir), report=lambda line: None)
+    result = embed_corpus(corpus, tmp_path / "lake", str(encoder_dir))
     assert result["changed"] == 2
     assert result["encoded"] == len(GOOD) - 2
     lake = FeatureLake(tmp_path / "lake", result["encoder_id"])
@@ -242,8 +244,7 @@ def test_a_killed_pass_continues(encoder_dir: Path, tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    lines: list[str] = []
-    result = embed_corpus(corpus, lake_path, str(encoder_dir), dtype="float32", report=lines.append)
+    result = embed_corpus(corpus, lake_path, str(encoder_dir), dtype="float32")
     assert result["known"] >= 3, "what the killed pass had written is kept"
     assert result["encoded"] > 0, "it was killed before its end"
     lake = FeatureLake(lake_path, result["encoder_id"])

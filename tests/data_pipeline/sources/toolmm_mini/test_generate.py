@@ -16,7 +16,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.media.load import load_media
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord
-from data_pipeline.sources.toolmm_mini import SIZES, build_catalog, generate
+from data_pipeline.sources.toolmm_mini import SIZES, build_catalog, count_questions, generate
 from data_pipeline.sources.toolmm_mini.clips import CLIP_RENDERERS
 from data_pipeline.sources.toolmm_mini.media_files import MEDIA_KINDS, file_suffix, render_media, seeded_generator
 from data_pipeline.sources.toolmm_mini.pictures import PICTURE_RENDERERS
@@ -157,6 +157,7 @@ def test_tool_frequencies_have_a_long_tail(tmp_path: Path, monkeypatch: pytest.M
     records = list(generate(tmp_path, "demo", seed=0))
     counts = Counter(r.split for r in records)
     assert 2000 <= len(records) <= 3000
+    assert count_questions("demo") == len(records), "what a progress bar is told beforehand"
     assert 0.17 <= counts["test"] / len(records) <= 0.24
     files = Counter(r.modality for r in {r.media_uri: r for r in records if r.has_media}.values())
     assert 600 <= files[Modality.IMAGE] <= 1000

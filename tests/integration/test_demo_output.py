@@ -1,0 +1,103 @@
+"""What a newcomer reads: the demo's output in a pipe, a training's on a terminal, and the error of a worker.
+
+Each command in a process and with a Ray of its own, as a user starts it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_jobs.demo import STAGES
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+REPO = Path(__file__).resolve().parents[2]
+NOISE = re.compile(r"\(.*pid=\d+|\x1b\[|WARNING|raylet|\[E |E0000| E \d+ \d+\] |toolmm-tells")
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+
+
+def build_command(folder: Path, verb: str, *overrides: str) -> list[str]:
+    """The demo's config at its smallest: one medium of a kind, a few steps."""
+    size = (f"runs_dir={folder}", "prepare.size=test", "train.epochs=1", "train.max_failures=0")
+    return [sys.executable, "-m", "ray_jobs", verb, "--config", "demo", *size, *overrides]
+
+
+def clean_env(**more: str) -> dict[str, str]:
+    """Without what the test suite sets for its own Ray."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | more
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("demo")
+    command = build_command(folder, "demo")
+    result = subprocess.run(command, cwd=REPO, env=clean_env(), capture_output=True, text=True, timeout=550)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return folder, result
+
+
+def test_a_pipe_gets_nothing_that_need_not_be_read(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    _, result = demo
+    assert [line for line in (result.stdout + result.stderr).splitlines() if NOISE.search(line)] == []
+    assert not CONTROL.search(result.stdout)
+
+
+def test_a_pipe_gets_each_stage_its_progress_and_json_at_the_end(
+    demo: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, result = demo
+    lines = result.stdout.splitlines()
+    headings = [line.split()[1] for line in lines if line.startswith("=== ")]
+    assert headings == [*(name for name, _ in STAGES), "serve", "summary"]
+    for line in (
+        r"prepare +473/473 records, 100 %, took \d:\d\d",
+        r"embed +167/167 media, 100 %, took \d:\d\d",
+        r"epoch=1 mean_loss=\d\.\d{4} val_acc=\d\.\d{3} .*",
+        r"train +5/5 steps, 100 %, took \d:\d\d; loss=\d.* token_acc=.*",
+        r"evaluate +107/107 questions, 100 %, took \d:\d\d",
+    ):
+        assert [found for found in lines if re.fullmatch(line, found)], line
+    outcome = json.loads(lines[-1])
+    assert outcome["questions_answered"] == 6
+    assert Path(outcome["bundle"]).is_relative_to(folder)
+
+
+def test_a_terminal_sees_a_training_fill_its_bar(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = demo
+    main, terminal = pty.openpty()
+    command = build_command(folder, "train", "train.epochs=2")
+    env = clean_env(TERM="xterm", COLUMNS="160", LINES="50")
+    process = subprocess.Popen(command, cwd=REPO, env=env, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    try:
+        while chunk := os.read(main, 65536):
+            shown += chunk
+    except OSError:  # Linux says so that the other side is closed
+        pass
+    os.close(main)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert process.wait(timeout=60) == 0, text
+    assert re.search(r"train +━+ +10/10 +steps +100% +took \d:\d\d +loss=", text), text
+    assert not [line for line in re.split(r"[\r\n]+", text) if NOISE.search(line)]
+    assert "epoch=2 mean_loss=" in text
+    assert json.loads(text.splitlines()[-1])["metrics"]["step"] == 10
+
+
+def test_the_error_of_a_worker_reaches_the_user(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = demo
+    command = build_command(folder, "train", "train.lr=1e30", "train.warmup_steps=0")
+    result = subprocess.run(command, cwd=REPO, env=clean_env(), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert re.search(
+        r"FloatingPointError: the (loss|grad_norm) of step \d is (nan|inf): lower train\.lr", result.stderr
+    )
+    assert not [line for line in result.stdout.splitlines() if line.startswith(("{", "train     5/5"))]
