@@ -17,10 +17,10 @@ from model.decode.tools import Prompt
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle, load_bundle
 from serve.config import ServeArgs
+from serve.engine.answering import Engine, Question
 from serve.engine.batching import Batcher
-from serve.engine.engine import Engine, Question
-from serve.engine.served_model import ServedModel
-from serve.http.schemas import Ranking, RequestError, SelectQuery
+from serve.engine.messages import Ranking, SelectQuery, ServedModel
+from serve.http.schemas import RequestError
 
 logger = logging.getLogger("ray.serve")
 

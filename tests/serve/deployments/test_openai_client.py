@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import openai
 import pytest
 import uvicorn
-from test_http import World
+from stand_in_service import World
 
 from serve.http.access import KEYS_VARIABLE
 

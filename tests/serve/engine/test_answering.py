@@ -10,8 +10,8 @@ from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from model.decode.tools import Prompt
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
-from serve.engine.engine import Engine, Question
-from serve.http.schemas import Ranking
+from serve.engine.answering import Engine, Question
+from serve.engine.messages import Ranking
 
 
 @pytest.fixture(scope="module")

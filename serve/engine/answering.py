@@ -15,7 +15,7 @@ from model.decode.turn import TurnWriter
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle
 from model.llm.shared_backbone import SharedBackbone
-from serve.http.schemas import Ranking
+from serve.engine.messages import Ranking
 
 MAX_TRIES = 64  # of callers' own tools
 _Tools = tuple[str, tuple[str, ...] | None]  # a model, and a caller's own tools
