@@ -59,6 +59,10 @@ class Engine:
         self._groups: dict[_Tools, _Group] = {}
         self._faults: dict[int, InputError] = {}
 
+    def longest_answer(self, name: str) -> int:
+        """Tokens of the longest answer that names one of a model's tools: so much room must a prompt leave."""
+        return max(map(len, self._catalog_tries[name].sequences))
+
     def read(self, questions: Sequence[Question]) -> None:
         """Run the prompts of a batch's first questions; `rank` brings the others, and answers all of them."""
         first = self._n_read
