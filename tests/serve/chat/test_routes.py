@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from small_media import sound
-from sse_starlette import EventSourceResponse
 from stand_in_service import World
 from starlette.types import Message
 
 from data_pipeline.errors import InputError
+from serve.chat import routes
 
 CHATS = "/v1/chat/completions"
 CHAT: dict[str, Any] = {"model": "toolmm", "messages": [{"role": "user", "content": "grüße"}], "stream": True}
@@ -71,7 +71,7 @@ def test_a_stream_without_news_is_kept_alive_by_comments(monkeypatch: pytest.Mon
         await asyncio.sleep(0.3)
         yield "{}"
 
-    monkeypatch.setattr(EventSourceResponse, "DEFAULT_PING_INTERVAL", 0.1)
+    monkeypatch.setattr(routes.EventSourceResponse, "DEFAULT_PING_INTERVAL", 0.1)
     world = World()
     answer_with(world, monkeypatch, events())
     *comments, event, end = world.client.post(CHATS, json=CHAT).content.split(b"\n\n")
