@@ -10,12 +10,13 @@ from ray.serve import Application
 
 from model.llm.bundle import load_bundle
 from model.llm.shared_backbone import check_shareable
+from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS
 from serve.config import ServeArgs
 from serve.deployments.encoder import MediaEncoder
 from serve.deployments.ingress import Ingress
 from serve.deployments.predictor import Predictor
-from serve.deployments.tool_host import LOCAL_TOOLS, MODEL_TOOLS, THREADS, ToolHost
-from serve.engine.served_model import ServedModel
+from serve.deployments.tool_host import THREADS, ToolHost
+from serve.engine.messages import ServedModel
 from serve.tools.all_tools import load_tools
 
 

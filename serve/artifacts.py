@@ -18,13 +18,17 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from data_pipeline.records.schema import Modality
+from serve.config import ServeArgs
 from serve.http.schemas import RequestError
 from serve.http.uploads import sniff_modality
+from serve.tools.run import DEFAULT_LIMITS
 
 ARTIFACT_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
@@ -158,6 +162,16 @@ class ArtifactStore:
         except FileNotFoundError:  # deleted since
             raise _not_found(artifact_id) from None
 
+    def locate(self, artifact_id: str) -> tuple[Artifact, Path | None]:
+        """An artifact and the file with its data, or None where the store is no directory; errors as in `info`."""
+        artifact = self.info(artifact_id)
+        if not isinstance(self._fs, LocalFileSystem):
+            return artifact, None
+        path = Path(self._path(artifact.id + _DATA))
+        if not path.is_file():  # deleted since
+            raise _not_found(artifact_id)
+        return artifact, path
+
     def delete_expired(self) -> int:
         """Delete what has expired and what an interrupted write left behind; returns how many artifacts went."""
         now = time.time()
@@ -235,6 +249,11 @@ class ArtifactStore:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+def open_artifacts(args: ServeArgs) -> ArtifactStore:
+    """The store that ingress and tools share; it takes whatever a tool may give back."""
+    return ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, DEFAULT_LIMITS.max_output_bytes)
 
 
 def find_dialogue_names(text: str) -> dict[str, str]:

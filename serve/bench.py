@@ -34,9 +34,9 @@ from data_pipeline.batches.encoding import encode_question
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.decode.tools import Prompt, top_k_tools
 from model.decode.trie import ChoiceTrie
-from model.llm.bundle import load_bundle, save_bundle
 from model.llm.shared_backbone import SharedBackbone
 from model.llm.tool_llm import ToolLLM
+from model.tiny.bundle import save_tiny_bundle
 from model.tiny.practised import build_practised_mllm, draw_questions, sample_with_generate
 from serve.app import build_app
 
@@ -66,9 +66,9 @@ def run(n_layers: int, rounds: int = ROUNDS, seconds: float = SECONDS, n_steps: 
         folder = Path(name)
         sampler, tools_of = build_practised_mllm(folder / "backbone", n_steps, n_layers)
         catalog = ToolCatalog([Tool(tool_id) for tools in tools_of.values() for tool_id in tools])
-        _save(folder / "bundle", sampler, catalog)
+        bundle = save_tiny_bundle(folder / "bundle", sampler, catalog)
         torch.set_num_threads(1)  # as a replica with one CPU has
-        engine = SharedBackbone({"engine": load_bundle(folder / "bundle")}).mllm  # the replica's model
+        engine = SharedBackbone({"engine": bundle}).mllm  # the replica's model
         questions = draw_questions(N_QUESTIONS, seed=1)
         rates: dict[str, list[float]] = {"sampled": [], **{f"engine {size}": [] for size in BATCH_SIZES}}
         closed, steady, tails = _Load(), _Load(), []
@@ -141,21 +141,6 @@ def _show(results: dict[str, Any]) -> None:
         f"HTTP reaches {results['http_over_engine']:.0%} of the engine's queries per second and "
         f"{results['http_over_sampling']:.1f} times those of sampling; at {SHARE:.0%} load p99 is "
         f"{results['p99_over_p50']:.1f} times p50; {closed['failed'] + steady['failed']} requests failed."
-    )
-
-
-def _save(folder: Path, mllm: ToolLLM, catalog: ToolCatalog) -> None:
-    save_bundle(
-        folder,
-        mllm=mllm,
-        catalog=catalog,
-        encoder_id="",
-        encoder_name="",
-        model_config=mllm.config,
-        data_hash="0" * 64,
-        metrics={},
-        resolved_config={},
-        git_revision="",
     )
 
 

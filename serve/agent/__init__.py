@@ -1,1 +1,1 @@
-"""The agent: the loop of thoughts, calls and observations, its memory and its tools."""
+"""The agent: the loop of thoughts, calls and observations, its tools and what they answer."""

@@ -17,6 +17,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn, render_dialogue_prompt, render_observation
 from data_pipeline.records.schema import Turn
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
+from serve.agent.tool_reply import ToolResult
 from serve.agent.tools import build_dialogue_tool, build_turn_tool, read_arguments
 from serve.artifacts import Artifact
 from serve.tools.spec import ToolError, ToolSpec
@@ -42,14 +43,6 @@ class AgentLimits:
     max_tokens: int = 1024
     max_answer_tokens: int | None = None
     max_observation_chars: int = 500
-
-
-@dataclass(frozen=True)
-class ToolResult:
-    """What a tool gave: words, and the artifact that its file became."""
-
-    text: str = ""
-    artifact: Artifact | None = None
 
 
 @dataclass(frozen=True)

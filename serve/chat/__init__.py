@@ -1,1 +1,1 @@
-"""OpenAI's chat form: what is read from a request, how it is answered and streamed."""
+"""OpenAI's chat form, from a request to its answer; the way to a ranking, which selections without a chat take too."""

@@ -11,11 +11,13 @@ from typing import Any
 
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from model.decode.turn_types import TurnRequest, WrittenTurn
-from serve.agent.loop import AgentLimits, AgentResult, ToolResult, iterate_agent, run_agent
-from serve.agent.memory import build_agent_request
-from serve.artifacts import Artifact
+from serve.agent.loop import AgentLimits, AgentResult, iterate_agent, run_agent
+from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, ToolResult
+from serve.artifacts import open_artifacts
 from serve.chat.content import ChatLimits, Conversation, parse_conversation, store_media
+from serve.chat.memory import build_agent_request
 from serve.chat.schemas import ChatCompletion, ChatRequest, Usage
+from serve.chat.selection import Selector
 from serve.chat.stream import (
     NO_CALL_WANTED,
     answer_of_agent,
@@ -27,38 +29,25 @@ from serve.chat.stream import (
 )
 from serve.chat.tools import OfferedTool, ToolChoice, offer_entry, offer_spec, read_tool_choice, selection_artifact
 from serve.config import ServeArgs
-from serve.deployments.calls import ask
-from serve.deployments.tool_host import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, open_artifacts
-from serve.engine.questions import Questions
-from serve.engine.served_model import ServedModels
+from serve.engine.calls import ask
+from serve.engine.messages import Ranking
 from serve.http.fetch import FetchLimits, fetch_url
-from serve.http.schemas import Ranking, RequestError, SelectQuery, check_instruction
-from serve.http.telemetry import Telemetry
+from serve.http.schemas import RequestError
 from serve.tools.all_tools import load_tools
 from serve.tools.spec import ToolSpec
 
 
 class ChatService:
-    """Behind the chat's routes. `predictor`, `encoder` and the tools' two hosts are deployment handles."""
+    """Behind the chat's routes. `predictor` and the tools' two hosts are deployment handles."""
 
-    def __init__(
-        self,
-        args: ServeArgs,
-        models: ServedModels,
-        predictor: Any,
-        encoder: Any,
-        local_tools: Any,
-        model_tools: Any,
-        telemetry: Telemetry,
-    ) -> None:
+    def __init__(self, args: ServeArgs, selector: Selector, predictor: Any, local_tools: Any, model_tools: Any) -> None:
         self.args = args
-        self.models = models
-        self.telemetry = telemetry
+        self.models = selector.models
+        self.telemetry = selector.telemetry
         self.store = open_artifacts(args)
         self.specs: Mapping[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
+        self._selector = selector
         self._predictor = predictor
-        self._questions = Questions(predictor)
-        self._encoder = encoder
         self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
         self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
         self._own = self.specs.keys() - load_tools().keys()
@@ -136,7 +125,6 @@ class ChatService:
         if choice.mode == "none":
             return answer_with_words(request, NO_CALL_WANTED, Usage.of(0, 0))
         ranking = await self._rank(request, conversation, choice)
-        await self.models.learn(request.base_model, ranking.revision)
         if choice.is_open:  # of the catalogue of the bundle that answered
             choice = replace(choice, tools=tuple(self._offer(tool) for tool, _ in ranking.tools))
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
@@ -147,19 +135,15 @@ class ChatService:
 
     async def _rank(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> Ranking:
         artifact = selection_artifact(conversation)
-        vector = None if artifact is None else await self._encode(artifact)
-        words = check_instruction(conversation.words, self.args.max_instruction_chars)
+        data = modality = None
+        if artifact is not None:
+            modality = artifact.modality
+            _, data = await asyncio.to_thread(self.store.open, artifact.id)
         names = (choice.named,) if choice.mode == "named" else tuple(tool.name for tool in choice.tools)
         k = max(2, request.top_logprobs or 0)  # the likeliest may be `unknown` where a call is required
-        query = SelectQuery(request.base_model, words, vector, k, None if choice.is_open else names)
-        with self.telemetry.waiting("Predictor"):
-            return await self._questions.ask(query)
-
-    async def _encode(self, artifact: Artifact) -> Any:
-        _, data = await asyncio.to_thread(self.store.open, artifact.id)
-        with self.telemetry.waiting("MediaEncoder"):
-            medium = await ask(self._encoder.encode, data, artifact.modality)
-        return medium.vector
+        tool_ids = None if choice.is_open else names
+        selection = await self._selector.select(request.base_model, conversation.words, k, data, modality, tool_ids)
+        return selection.ranking
 
     # --- the agent's loop
 

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError
+from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
 
 from serve.agent.loop import describe_artifact
 from serve.artifacts import ARTIFACT_ID
 from serve.chat.answer import ChatService
 from serve.chat.schemas import ChatCompletion, ChatRequest, ModelList, list_models, parse_chat_request
-from serve.chat.stream import stream_error
-from serve.config import ServeArgs
-from serve.http.access import ApiKeys, Gate, RateLimit
 from serve.http.body import check_body, read_body
+from serve.http.errors import describe_error
 from serve.http.schemas import BODY_ERRORS, RequestError, check_upload_size, describe_errors
 from serve.http.telemetry import CONTENT_TYPE
-from serve.page import routes as page
 
-logger = logging.getLogger("ray.serve")
-
-OPEN_PATHS = ("/healthz", *page.OPEN_PATHS)  # answered without a key; /metrics needs one, as it names what is asked for
 METRICS_TIMEOUT_S = 2.0
-Describe = Callable[[Request, Exception], tuple[int, str, str | None, str]]
 
 
 class InvokeRequest(BaseModel):
@@ -62,25 +54,8 @@ class InvokeAnswer(BaseModel):
     artifact: ArtifactEntry | None
 
 
-def build_gate(args: ServeArgs) -> Callable[[Request], Any]:
-    """A dependency that lets a request in, or raises `AccessError`; the keys come from the environment."""
-    gate = Gate(ApiKeys.load(os.environ), RateLimit(args.requests_per_minute, max(1, int(args.requests_per_minute))))
-
-    async def admit(request: Request) -> None:
-        if request.url.path not in OPEN_PATHS:
-            request.state.caller = gate.admit(request.headers, request.client.host if request.client else None)
-
-    return admit
-
-
-def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -> None:
-    """Add the routes to the application.
-
-    Args:
-        api: the application.
-        chat: what they do.
-        describe_error: words an error that comes up after a stream has begun.
-    """
+def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
+    """Add the routes to the application; `chat` is what they do."""
     created_s = int(time.time())
 
     @api.post(
@@ -98,11 +73,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
             answer = await chat.complete(wanted)
         if isinstance(answer, ChatCompletion):
             return JSONResponse(answer.to_json())
-        return StreamingResponse(
-            _guarded(request, answer, describe_error),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store"},
-        )
+        return EventSourceResponse(_guarded(request, answer), sep="\n")
 
     @api.get(
         "/metrics",
@@ -155,25 +126,30 @@ def add_chat_routes(api: FastAPI, chat: ChatService, describe_error: Describe) -
     @api.get(
         "/v1/artifacts/{artifact_id}",
         response_class=Response,
-        responses={200: {"content": _media_content()}, **describe_errors(404, 422)},
+        responses={
+            200: {"content": _media_content()},
+            206: {"description": "the part that the header Range names", "content": _media_content()},
+            416: {"description": "the file has no such part"},
+            **describe_errors(404, 422),
+        },
     )
     async def download(
         artifact_id: Annotated[str, Path(json_schema_extra={"pattern": f"^{ARTIFACT_ID.pattern}$"})],
     ) -> Response:
-        artifact, data = await asyncio.to_thread(chat.store.open, artifact_id)
+        artifact, path = await asyncio.to_thread(chat.store.locate, artifact_id)
+        if path is not None:
+            return FileResponse(path, headers=artifact.headers)
+        _, data = await asyncio.to_thread(chat.store.open, artifact_id)  # from a bucket, whole whatever was asked for
         return Response(data, headers=artifact.headers)
 
 
-async def _guarded(request: Request, events: AsyncIterator[str], describe_error: Describe) -> AsyncIterator[str]:
-    """A stream whose errors become its last event."""
+async def _guarded(request: Request, events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The data of a stream's events; an error becomes the last one, on which OpenAI's client raises."""
     try:
         async for event in events:
             yield event
-    except Exception as error:
-        status, code, _, message = describe_error(request, error)
-        if status == 500:
-            logger.error("stream failed: %s", request.url.path, exc_info=error)
-        yield stream_error(status, message, code)
+    except Exception as error:  # noqa: BLE001  (whatever it is, it is described, and logged where nobody foresaw it)
+        yield describe_error(request, error)[1].model_dump_json()
 
 
 def _json_body(model: type[BaseModel]) -> dict[str, Any]:

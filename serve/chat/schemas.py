@@ -1,4 +1,4 @@
-"""OpenAI's chat completions as types: what a request may hold, what is answered, and errors in OpenAI's form.
+"""OpenAI's chat completions as types: what a request may hold and what is answered.
 
 Reference: the API reference of OpenAI's chat completions and the official Python client's own types, which the tests
 hold our answers against. Request fields that this service has no use for (temperature, seed, user, ...) are ignored.
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from serve.http.schemas import ErrorAnswer, ErrorBody, RequestError
+from serve.http.schemas import RequestError
 
 AGENT_SUFFIX = "-agent"  # of a model name: the same model, in the agent's loop
 MAX_TOP_LOGPROBS = 20
@@ -303,12 +303,3 @@ def list_models(names: Iterable[str], created_s: int) -> ModelList:
     """Every model twice: as it is, and in the agent's loop."""
     entries = [ModelEntry(id=name + suffix, created=created_s) for name in names for suffix in ("", AGENT_SUFFIX)]
     return ModelList(data=entries)
-
-
-_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-
-
-def build_error(status: int, message: str, code: str, param: str | None = None) -> ErrorAnswer:
-    """An error in OpenAI's form; its type follows from the HTTP status."""
-    kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))

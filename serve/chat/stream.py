@@ -1,4 +1,4 @@
-"""Answers to a chat: built from a ranking of tools or from words, whole or as server-sent events.
+"""Answers to a chat: built from a ranking of tools or from words, whole or as the data of server-sent events.
 
 A ranking is shown in OpenAI's form of log-probabilities: the chosen tool is one token, the ranked tools are its
 alternatives.
@@ -30,11 +30,10 @@ from serve.chat.schemas import (
     TokenLogprob,
     TopLogprob,
     Usage,
-    build_error,
 )
 from serve.chat.tools import ToolChoice, build_arguments
 
-DONE = "data: [DONE]\n\n"
+DONE = "[DONE]"
 NO_TOOL_FITS = "None of the tools fits this."
 NO_CALL_WANTED = "This model answers by choosing tools, and tool_choice is none; use the agent for words."
 
@@ -126,14 +125,14 @@ def _logprob(name: str, probability: float) -> TopLogprob:
 
 
 def stream_completion(answer: ChatCompletion, has_usage_chunk: bool) -> Iterator[str]:
-    """A finished answer as server-sent events, from the role's chunk to `[DONE]`."""
+    """A finished answer as the data of server-sent events, from the role's chunk to `[DONE]`."""
     chunks = ChunkWriter(answer.id, answer.created, answer.model, has_usage_chunk)
     yield chunks.begin()
     yield from chunks.finish(answer)
 
 
 async def stream_agent(request: ChatRequest, events: AsyncIterator[AgentStep | AgentResult]) -> AsyncIterator[str]:
-    """The agent's loop (`serve.agent.loop`) as server-sent events: each step as it ends, then the answer."""
+    """The agent's loop (`serve.agent.loop`) as the data of events: each step as it ends, then the answer."""
     chunks = ChunkWriter.start(request)
     yield chunks.begin()
     async for event in events:
@@ -145,7 +144,7 @@ async def stream_agent(request: ChatRequest, events: AsyncIterator[AgentStep | A
 
 
 class ChunkWriter:
-    """Writes the events of one streamed answer; every method returns whole events (`data: ...` and an empty line)."""
+    """Writes one streamed answer; every method returns the data of whole events, each one line of JSON."""
 
     def __init__(self, completion_id: str, created: int, model: str, has_usage_chunk: bool) -> None:
         self._head = {"id": completion_id, "object": "chat.completion.chunk", "created": created, "model": model}
@@ -199,12 +198,7 @@ class ChunkWriter:
 
     @staticmethod
     def _data(value: dict[str, Any]) -> str:
-        return f"data: {json.dumps(value, allow_nan=False)}\n\n"
-
-
-def stream_error(status: int, message: str, code: str) -> str:
-    """An error after the stream has begun: the last event, on which OpenAI's client raises."""
-    return f"data: {build_error(status, message, code).model_dump_json()}\n\n"
+        return json.dumps(value, allow_nan=False)
 
 
 def _pieces(text: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""The Ray Serve deployments, and the calls between them."""
+"""The deployments that Ray Serve starts, scales and replaces."""

@@ -18,7 +18,8 @@ from model.imagebind.encoders import FrozenImageBind, load_encoder
 from model.llm.bundle import check_encoder, load_bundle
 from serve.config import ServeArgs
 from serve.engine.batching import Batcher
-from serve.http.schemas import EncodedMedium, RequestError
+from serve.engine.messages import EncodedMedium
+from serve.http.schemas import RequestError
 from serve.http.uploads import sniff_modality
 
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}

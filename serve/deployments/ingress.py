@@ -1,4 +1,4 @@
-"""The deployment that speaks HTTP: checks requests, asks encoder and predictor, words every error in one sentence."""
+"""The deployment that speaks HTTP: the routes of selections, the catalogue and health beside those of chats."""
 
 from __future__ import annotations
 
@@ -11,64 +11,48 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from ray import serve as ray_serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from starlette.exceptions import HTTPException
 
-from data_pipeline.errors import InputError, MediaError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from serve.chat.answer import ChatService
-from serve.chat.routes import add_chat_routes, build_gate
-from serve.chat.schemas import build_error
+from serve.chat.routes import add_chat_routes
+from serve.chat.selection import Selector
+from serve.chat.served_models import ServedModels
 from serve.config import ServeArgs
-from serve.deployments.calls import ask
-from serve.engine.questions import Questions
-from serve.engine.served_model import ServedModel, ServedModels
+from serve.engine.calls import ask
+from serve.engine.messages import ServedModel
+from serve.http.access import build_gate
 from serve.http.body import BodyLimit, SelectInput, read_select_input
+from serve.http.errors import add_error_handlers
 from serve.http.schemas import (
     BODY_ERRORS,
-    EncodedMedium,
     Health,
     RankedToolEntry,
     RequestError,
     SelectAnswer,
-    SelectQuery,
     SelectRequest,
     Timing,
     ToolEntry,
     ToolList,
-    check_instruction,
     check_k,
     describe_errors,
 )
 from serve.http.telemetry import RequestTelemetry, Telemetry
 from serve.page.routes import add_page_routes
-from serve.tools.spec import ErrorCode, ToolError, ToolSpec
+from serve.tools.spec import ToolSpec
 
 logger = logging.getLogger("ray.serve")
 
 HEALTH_TIMEOUT_S = 5.0
-TOOL_ERROR_STATUS: dict[ErrorCode, int] = {
-    "bad_arguments": 400,
-    "bad_media": 422,
-    "timeout": 504,
-    "out_of_memory": 422,
-    "weights_not_available": 503,
-    "failed": 422,
-}
 
 
 class SelectionService:
     """What the routes do, apart from HTTP. `predictor` and `encoder` are deployment handles."""
 
-    def __init__(
-        self, args: ServeArgs, models: ServedModels, predictor: Any, encoder: Any, telemetry: Telemetry
-    ) -> None:
+    def __init__(self, args: ServeArgs, selector: Selector, predictor: Any, encoder: Any) -> None:
         self.args = args
-        self._models = models
-        self._telemetry = telemetry
+        self._models = selector.models
+        self._selector = selector
         self._predictor = predictor
-        self._questions = Questions(predictor)
         self._encoder = encoder
 
     async def select(self, question: SelectInput) -> SelectAnswer:
@@ -79,20 +63,11 @@ class SelectionService:
         """
         start = time.perf_counter()
         model = self._models.find(question.model or self.args.model_name)
-        instruction = check_instruction(question.instruction, self.args.max_instruction_chars)
         k = check_k(question.k, self.args.top_k, len(model.catalog))
-        medium: EncodedMedium | None = None
-        if question.data is not None:
-            with self._telemetry.waiting("MediaEncoder"):
-                medium = await ask(self._encoder.encode, question.data, question.modality)
-        elif question.modality is not None:
+        if question.data is None and question.modality is not None:
             raise RequestError("A modality is given, but no medium; attach one.", code="bad_field", param="modality")
-        encoded = time.perf_counter()
-        vector = None if medium is None else medium.vector
-        with self._telemetry.waiting("Predictor"):
-            ranking = await self._questions.ask(SelectQuery(model.name, instruction, vector, k))
-        end = time.perf_counter()
-        await self._models.learn(model.name, ranking.revision)
+        selection = await self._selector.select(model.name, question.instruction, k, question.data, question.modality)
+        ranking, medium = selection.ranking, selection.medium
         return SelectAnswer(
             tools=[RankedToolEntry(probability=probability, **vars(tool)) for tool, probability in ranking.tools[:k]],
             abstained=ranking.tools[0][0].tool_id == UNKNOWN_TOOL_ID,
@@ -103,9 +78,9 @@ class SelectionService:
             model=model.name,
             bundle_revision=ranking.revision,
             timing=Timing(
-                media_ms=0.0 if medium is None else (encoded - start) * 1e3,
-                predict_ms=(end - encoded) * 1e3,
-                total_ms=(end - start) * 1e3,
+                media_ms=selection.media_s * 1e3,
+                predict_ms=selection.predict_s * 1e3,
+                total_ms=(time.perf_counter() - start) * 1e3,
             ),
         )
 
@@ -168,17 +143,7 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
     api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate)
     api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes, timeout_s=service.args.request_timeout_s)
     api.add_middleware(RequestTelemetry, telemetry=chat.telemetry)
-    api.add_exception_handler(HTTPException, _answer_error)
-    for error_type in (
-        InputError,
-        ToolError,
-        BackPressureError,
-        DeploymentUnavailableError,
-        RayActorError,
-        TimeoutError,
-    ):
-        api.add_exception_handler(error_type, _answer_error)
-    api.add_exception_handler(Exception, _answer_error)
+    add_error_handlers(api)
 
     @api.post(
         "/v1/tools/select",
@@ -199,7 +164,7 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
         health = await service.health()
         return JSONResponse(health.model_dump(), status_code=200 if health.status == "ok" else 503)
 
-    add_chat_routes(api, chat, _describe_error)
+    add_chat_routes(api, chat)
     add_page_routes(api)
     return api
 
@@ -226,49 +191,6 @@ def _request_content(args: ServeArgs) -> dict[str, Any]:
     return {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
 
 
-async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    """Every error as `ErrorAnswer`: one sentence, no stack trace, nothing about this machine."""
-    status, code, param, message = _describe_error(request, error)
-    if status == 500:
-        logger.error("request failed: %s %s", request.method, request.url.path, exc_info=error)
-    answer = build_error(status, message, code, param)
-    headers = dict(getattr(error, "headers", None) or {})
-    if status == 503:
-        headers["Retry-After"] = "1"
-    return JSONResponse(answer.model_dump(), status_code=status, headers=headers)
-
-
-def _describe_error(request: Request, error: Exception) -> tuple[int, str, str | None, str]:
-    """Status, code, param and message."""
-    match error:
-        case RequestError():
-            return error.status, error.code, error.param, error.message
-        case ToolError():
-            return TOOL_ERROR_STATUS[error.code], error.code, None, error.message
-        case MediaError():
-            return 422, "bad_media", "media", str(error)
-        case InputError():
-            return 400, "bad_request", None, str(error)
-        case HTTPException(status_code=404):
-            return 404, "not_found", None, f"There is no {request.url.path[:200]} here; see /openapi.json."
-        case HTTPException(status_code=405):
-            return (
-                405,
-                "bad_method",
-                None,
-                f"{request.url.path[:200]} does not take {request.method}; see /openapi.json.",
-            )
-        case HTTPException():
-            return error.status_code, "bad_request", None, str(error.detail)
-        case BackPressureError():
-            return 503, "overloaded", None, "Too many requests are waiting; try again in a moment."
-        case DeploymentUnavailableError() | RayActorError():
-            return 503, "unavailable", None, "The model is not available right now; try again in a moment."
-        case TimeoutError():
-            return 504, "timeout", None, "The request took too long; try again, or send a smaller medium."
-    return 500, "internal_error", None, "The service failed on this request; the reason is in its log."
-
-
 @ray_serve.deployment
 @ray_serve.ingress()
 class Ingress:
@@ -283,9 +205,9 @@ class Ingress:
         local_tools: Any,
         model_tools: Any,
     ) -> None:
-        telemetry, served = Telemetry(), ServedModels(models, predictor)
-        self._service = SelectionService(args, served, predictor, encoder, telemetry)
-        self._chat = ChatService(args, served, predictor, encoder, local_tools, model_tools, telemetry)
+        selector = Selector(args, ServedModels(models, predictor), predictor, encoder, Telemetry())
+        self._service = SelectionService(args, selector, predictor, encoder)
+        self._chat = ChatService(args, selector, predictor, local_tools, model_tools)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._service, self._chat)

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 
 from ray import serve as ray_serve
 
-from data_pipeline.batches.encoding import encode_question, longest_answer
+from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from model.decode.tools import Prompt
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle, load_bundle
 from serve.config import ServeArgs
+from serve.engine.answering import Engine, Question
 from serve.engine.batching import Batcher
-from serve.engine.engine import Engine, Question
-from serve.engine.served_model import ServedModel
-from serve.http.schemas import Ranking, RequestError, SelectQuery
+from serve.engine.messages import Ranking, SelectQuery, ServedModel
+from serve.http.schemas import RequestError
 
 logger = logging.getLogger("ray.serve")
 
@@ -48,7 +48,7 @@ class Predictor:
         self._device = args.resolve_device()
         self._engine = Engine(bundles, self._device, None if args.dtype == "auto" else args.dtype)
         self._tokenizer = self._engine.tokenizer
-        self._models = {name: self._prepare(bundle) for name, bundle in bundles.items()}
+        self._models = {name: self._prepare(name, bundle) for name, bundle in bundles.items()}
         self._followed = {name: os.path.realpath(folder) for name, folder in self._folders.items()}
         self._following: asyncio.Task[None] | None = None
         self._engine_free = asyncio.Lock()  # one batch at a time, of questions or of turns
@@ -126,10 +126,9 @@ class Predictor:
                 logger.info("model %s took over bundle %s of %s", name, bundle.revision, target)
 
     async def _take_over(self, name: str, bundle: Bundle) -> None:
-        model = self._prepare(bundle)
         async with self._engine_free:
             await asyncio.to_thread(self._engine.take_over, name, bundle)
-            self._models[name] = model
+            self._models[name] = self._prepare(name, bundle)
             await asyncio.to_thread(self._engine.rank, [self._warm_up(name)])
 
     def _warm_up(self, name: str) -> Question:
@@ -144,9 +143,8 @@ class Predictor:
             )
         return self._models[name]
 
-    def _prepare(self, bundle: Bundle) -> _Model:
-        reserve_tokens = longest_answer(self._tokenizer, bundle.catalog.selection_tool_ids)
-        return _Model(bundle, bundle.info.max_target_tokens, reserve_tokens)
+    def _prepare(self, name: str, bundle: Bundle) -> _Model:
+        return _Model(bundle, bundle.info.max_target_tokens, self._engine.longest_answer(name))
 
     def _prompt(self, model: _Model, query: SelectQuery, max_target_tokens: int) -> Prompt:
         encoded = encode_question(

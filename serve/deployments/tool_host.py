@@ -5,52 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from ray import serve as ray_serve
 
 from data_pipeline.errors import InputError
 from data_pipeline.media.limits import MediaLimits
-from serve.agent.loop import ToolResult
-from serve.artifacts import Artifact, ArtifactStore
+from serve.agent.tool_reply import MODEL_TOOLS, ToolReply
+from serve.artifacts import open_artifacts
 from serve.config import ServeArgs
 from serve.http.schemas import RequestError
 from serve.tools.all_tools import load_tools
 from serve.tools.media import ToolLimits
 from serve.tools.run import DEFAULT_LIMITS, ToolRunner
-from serve.tools.spec import ErrorCode, ToolError
+from serve.tools.spec import ToolError
 
-# the two deployments: of tools that run a model, and of all others
-MODEL_TOOLS, LOCAL_TOOLS = "ModelTools", "LocalTools"
 THREADS = 4  # calls that one replica runs side by side; tools that run models take turns
-
-
-@dataclass(frozen=True)
-class ToolReply:
-    """What comes back from a replica; an error is told in words, since exceptions lose their fields on the way.
-
-    Attributes:
-        text, artifact: the result.
-        error: the code of a `ToolError`, or None.
-        message: its sentence.
-    """
-
-    text: str = ""
-    artifact: Artifact | None = None
-    error: ErrorCode | None = None
-    message: str = ""
-
-    def unpack(self) -> ToolResult:
-        """The result; `ToolError` where there is none."""
-        if self.error is not None:
-            raise ToolError(self.error, self.message)
-        return ToolResult(self.text, self.artifact)
-
-
-def open_artifacts(args: ServeArgs) -> ArtifactStore:
-    """The store that ingress and tools share; it takes whatever a tool may give back."""
-    return ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, DEFAULT_LIMITS.max_output_bytes)
 
 
 def build_limits(args: ServeArgs) -> ToolLimits:

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from serve.deployments.calls import ask
 from serve.engine.batching import deliver
-from serve.http.schemas import Ranking, SelectQuery
+from serve.engine.calls import ask
+from serve.engine.messages import Ranking, SelectQuery
 
 GATHER_S = 0.005  # that a question waits for others, and only while the predictor has others of this process already
 MAX_QUESTIONS = 8  # in a call: it is answered when the last of them is

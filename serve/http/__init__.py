@@ -1,1 +1,1 @@
-"""What every route shares: bodies, uploads, addresses, access, telemetry."""
+"""What every route shares: access, bodies, uploads, addresses, errors, telemetry."""

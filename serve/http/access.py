@@ -10,21 +10,28 @@ import hashlib
 import hmac
 import ipaddress
 import math
+import os
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from fastapi import Request
 
 from data_pipeline.errors import InputError
+from serve.config import ServeArgs
 from serve.http.schemas import RequestError
+from serve.page import routes as page
 
 KEYS_VARIABLE = "TOOLMM_API_KEYS"
 KEYS_FILE_VARIABLE = "TOOLMM_API_KEYS_FILE"
 HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"  # Ray Serve's
 LOCAL_CALLER = "local"
 MIN_KEY_CHARS = 16
+OPEN_PATHS = ("/healthz", *page.OPEN_PATHS)  # answered without a key; /metrics needs one, as it names what is asked for
 
 _ENTRY = re.compile(r"(?:(?P<name>[\w-]{1,64}):)?(?P<key>[!-~]+)", re.ASCII)
 _HASHED = re.compile(r"sha256=(?P<digest>[0-9a-f]{64})", re.ASCII)
@@ -162,6 +169,17 @@ class Gate:
         if name is None:
             raise _unauthorized("The API key is wrong; check it.")
         return name
+
+
+def build_gate(args: ServeArgs) -> Callable[[Request], Any]:
+    """A dependency that lets a request in, or raises `AccessError`; the keys come from the environment."""
+    gate = Gate(ApiKeys.load(os.environ), RateLimit(args.requests_per_minute, max(1, int(args.requests_per_minute))))
+
+    async def admit(request: Request) -> None:
+        if request.url.path not in OPEN_PATHS:
+            request.state.caller = gate.admit(request.headers, request.client.host if request.client else None)
+
+    return admit
 
 
 def _parse_entry(text: str, where: str) -> tuple[str, bytes]:

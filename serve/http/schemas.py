@@ -1,18 +1,15 @@
-"""Requests, answers and errors of the HTTP service, and what passes between its deployments."""
+"""Bodies of HTTP requests and answers, the error of a request, and the checks of its fields."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import Tool
 
 MediaModality = Literal["image", "audio", "video"]
 
@@ -111,60 +108,6 @@ def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 BODY_ERRORS = (400, 408, 413, 415, 422, 503, 504)  # of routes that read a body and have something done with it
-
-
-@dataclass(frozen=True)
-class EncodedMedium:
-    """What the encoder deployment answers.
-
-    Attributes:
-        modality: "image", "audio" or "video".
-        vector: [E] float32.
-        cached: whether the vector came from the replica's memory.
-    """
-
-    modality: str
-    vector: np.ndarray
-    cached: bool
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """What the predictor deployment answers.
-
-    Attributes:
-        tools: (tool, probability), likeliest first: the k best, then `unknown` where it is not among them. Of a
-            caller's own tools only the id is known.
-        revision: of the bundle that answered.
-        is_instruction_cut: whether the end of the words was left out because they exceed the model's prompt.
-        n_prompt_tokens: that the model read.
-        n_answer_tokens: of the likeliest tool's name.
-    """
-
-    tools: list[tuple[Tool, float]]
-    revision: str
-    is_instruction_cut: bool = False
-    n_prompt_tokens: int = 0
-    n_answer_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class SelectQuery:
-    """What the predictor deployment is asked.
-
-    Attributes:
-        model: its name.
-        instruction: the question's words.
-        vector: [E] float32, or None without a medium.
-        k: how many tools are wanted.
-        tool_ids: a caller's own tools, to choose among; None = the model's catalogue.
-    """
-
-    model: str
-    instruction: str
-    vector: np.ndarray | None
-    k: int
-    tool_ids: tuple[str, ...] | None = None
 
 
 class RequestError(InputError):

@@ -5,35 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from data_pipeline.records.catalog import Tool
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, PREFIX
 from serve.tools.hub import generating, seeing
 from serve.tools.images import drawing, faces, outlines, quality, reading, resolution
-from serve.tools.spec import Argument, Method, ToolOutput, ToolSpec
-
-MODEL_TIMEOUT_S = 600.0  # the first call loads the weights, which the hub may have to send
-
-
-def draw_edges(image_path: np.ndarray) -> ToolOutput:
-    """Canny edges."""
-    return outlines.detect_edges(image_path)
-
-
-def draw_lines(image_path: np.ndarray) -> ToolOutput:
-    """Straight lines."""
-    return outlines.detect_lines(image_path)
-
-
-def enlarge_picture(image_path: np.ndarray) -> ToolOutput:
-    """Twice as large."""
-    return resolution.upscale_image(image_path)
-
-
-def assess_quality(image_path: np.ndarray) -> ToolOutput:
-    """Marks for the picture."""
-    return quality.score_quality(image_path)
+from serve.tools.models import MODEL_MEMORY_MB, MODEL_TIMEOUT_S
+from serve.tools.spec import Argument, Method, ToolOutput, ToolSpec, picture_argument
 
 
 @dataclass(frozen=True)
@@ -57,8 +34,8 @@ _TOOLS = {
     "detect-the-given-object": _Entry(seeing.detect_named, "OWL-ViT.", _OWLVIT),
     _SEGMENT: _Entry(seeing.segment_named, "CLIPSeg.", _CLIPSEG),
     "segment-the-image": _Entry(drawing.draw_segments, f"{_CLASSICAL}: a graph of colours; segments have no names."),
-    "edge-detection-on-image": _Entry(draw_edges, "Canny's method.", method="exact"),
-    "line-detection-on-image": _Entry(draw_lines, f"{_CLASSICAL}: the line segment detector."),
+    "edge-detection-on-image": _Entry(outlines.detect_edges, "Canny's method.", method="exact"),
+    "line-detection-on-image": _Entry(outlines.detect_lines, f"{_CLASSICAL}: the line segment detector."),
     "hed-detection-on-image": _Entry(drawing.draw_soft_edges, f"{_CLASSICAL} (HED): gradients at three scales."),
     "sketch-detection-on-image": _Entry(drawing.draw_sketch, f"{_CLASSICAL}: strokes along soft edges."),
     "pose-detection-on-image": _Entry(
@@ -81,10 +58,12 @@ _TOOLS = {
         reading.read_text, "By Tesseract where it is installed; otherwise a classical detector says where print lies."
     ),
     "detection": _Entry(seeing.detect_objects, "DETR.", "facebook/detr-resnet-50"),
-    "image-super-resolution": _Entry(enlarge_picture, f"{_CLASSICAL}: cubic interpolation with back-projection."),
+    "image-super-resolution": _Entry(
+        resolution.upscale_image, f"{_CLASSICAL}: cubic interpolation with back-projection."
+    ),
     "generate-3d-asset-from-user-input-text": _Entry(generating.generate_solid, "Shap-E.", "openai/shap-e"),
     "crop-the-given-object": _Entry(seeing.crop_named, "OWL-ViT finds it.", _OWLVIT),
-    "assess-the-image-quality": _Entry(assess_quality, f"{_CLASSICAL}: sharpness, noise, exposure, contrast."),
+    "assess-the-image-quality": _Entry(quality.score_quality, f"{_CLASSICAL}: sharpness, noise, exposure, contrast."),
     "recognize-face": _Entry(
         seeing.name_faces,
         "A classical face detector and a classifier of known persons; give one for yours.",
@@ -107,7 +86,7 @@ _TOOLS = {
     },
 }
 _ARGUMENTS = {
-    "image_path": Argument("image_path", "image", "the picture to work on"),
+    "image_path": picture_argument("image_path", parameter="image"),
     "text": Argument("text", "text", "what the picture shall show"),
     "question": Argument("question", "text", "what is asked about the picture"),
     "object": Argument("object", "text", "name of the object that is meant"),
@@ -129,7 +108,7 @@ def _build_spec(tool: Tool) -> ToolSpec:
         usage=tool.usage,
         method="model" if is_model else entry.method,
         model_id=entry.model_id,
-        memory_mb=16_384 if is_model else 2048,
+        memory_mb=MODEL_MEMORY_MB if is_model else 2048,
         timeout_s=MODEL_TIMEOUT_S if is_model else 60.0,
     )
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from serve.tools.spec import ToolError
 
+MODEL_TIMEOUT_S = 600.0  # the first call loads the weights, which the hub may have to send
+MODEL_MEMORY_MB = 16_384
+
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 

@@ -232,7 +232,7 @@ def _build_call(
                     "an uploaded file or of a tool's result.",
                 )
             blocks.append(media[value])
-        arguments.append((argument.name, argument.kind if argument.is_media else None, value))
+        arguments.append((argument.parameter or argument.name, argument.kind if argument.is_media else None, value))
     module = inspect.getmodule(spec.run)
     is_ours = module is not None and module.__name__.startswith("serve.tools.")
     return {

@@ -6,9 +6,13 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from jsonschema import Draft202012Validator, TypeChecker, ValidationError
+from jsonschema.exceptions import best_match
+from jsonschema.validators import extend
 
 from data_pipeline.errors import InputError
 
@@ -20,6 +24,19 @@ ErrorCode = Literal["bad_arguments", "bad_media", "timeout", "out_of_memory", "w
 MEDIA_KINDS = ("image", "audio", "video")
 MAX_TEXT_CHARS = 20_000
 _JSON_TYPES = {"number": "number", "integer": "integer"}
+
+
+def _is_finite(checker: TypeChecker, value: Any, kind: str) -> bool:
+    """JSON has no NaN and no infinity, but Python's numbers do, and integers that no float can hold."""
+    return Draft202012Validator.TYPE_CHECKER.is_type(value, kind) and abs(value) <= sys.float_info.max
+
+
+_Validator = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {kind: partial(_is_finite, kind=kind) for kind in ("number", "integer")}
+    ),
+)
 
 
 class ToolError(Exception):
@@ -77,12 +94,13 @@ class Argument:
     """One typed argument of a tool.
 
     Attributes:
-        name: as the tool's function and the caller call it.
+        name: what the caller calls it.
         kind: what it is; a medium is given by the id of its artifact and reaches the function decoded.
         description: what it means, with its unit.
         default: value where the caller gives none; None = the caller must give one.
         choices: allowed values of a text; () = any.
         minimum, maximum: bounds of a number, both allowed themselves; None = unbounded.
+        parameter: what the tool's function calls it, where tools of several names share one; "" = the same.
     """
 
     name: str
@@ -92,6 +110,7 @@ class Argument:
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
+    parameter: str = ""
 
     @property
     def is_media(self) -> bool:
@@ -102,8 +121,8 @@ class Argument:
         schema: dict[str, Any] = {"type": _JSON_TYPES.get(self.kind, "string"), "description": self.description}
         if self.is_media:
             schema["description"] += f" (id of {'an' if self.kind in ('image', 'audio') else 'a'} {self.kind} artifact)"
-        if self.kind == "text":
-            schema["maxLength"] = MAX_TEXT_CHARS
+        if schema["type"] == "string":
+            schema |= {"pattern": r"\S", "maxLength": MAX_TEXT_CHARS}  # one character at least that is not blank
         optional = {
             "default": self.default,
             "enum": list(self.choices) or None,
@@ -112,34 +131,32 @@ class Argument:
         }
         return schema | {key: value for key, value in optional.items() if value is not None}
 
-    def parse(self, value: Any, tool: str) -> Any:
-        """Check one value and return it as the function takes it.
+    def convert(self, value: Any) -> Any:
+        """A value that fits the schema, as the function takes it: whole numbers as int, others as float."""
+        if self.kind == "number":
+            return float(value)
+        return int(value) if self.kind == "integer" else value
 
-        Raises:
-            InputError: wrong type, out of bounds or not among the choices.
+    def describe_fault(self, value: Any, fault: str, tool: str) -> str:
+        """What is wrong with a value and what is allowed, in one sentence.
+
+        Args:
+            value: as it was given.
+            fault: the keyword of the JSON schema that it breaks.
+            tool: whose argument it is.
         """
         where = f"argument {self.name!r} of tool {tool}"
-        if self.kind in _JSON_TYPES:
-            return self._parse_number(value, where)
-        if not isinstance(value, str):
-            what = f"the id of an artifact with {self.kind}" if self.is_media else "text"
-            raise InputError(f"{where} is {_describe(value)}; give {what} as a string.")
-        if not value.strip() or len(value) > MAX_TEXT_CHARS:
-            raise InputError(f"{where} has {len(value):,} characters; give 1 to {MAX_TEXT_CHARS:,} that are not blank.")
-        if self.choices and value not in self.choices:
-            raise InputError(f"{where} is {value[:40]!r}; give one of {', '.join(self.choices)}.")
-        return value
-
-    def _parse_number(self, value: Any, where: str) -> int | float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-        if not is_number or (self.kind == "integer" and value != int(value)):
-            kind = "a whole number" if self.kind == "integer" else "a finite number"
-            raise InputError(f"{where} is {_describe(value)}; give {kind}.")
-        low = -math.inf if self.minimum is None else self.minimum
-        high = math.inf if self.maximum is None else self.maximum
-        if not low <= value <= high:
-            raise InputError(f"{where} is {value}; give a number from {low:g} to {high:g}.")
-        return int(value) if self.kind == "integer" else float(value)
+        if fault == "type":
+            wanted = {"integer": "a whole number", "number": "a finite number", "text": "text as a string"}
+            medium = f"the id of an artifact with {self.kind} as a string"
+            return f"{where} is {_describe(value)}; give {wanted.get(self.kind, medium)}."
+        if fault == "enum":
+            return f"{where} is {str(value)[:40]!r}; give one of {', '.join(self.choices)}."
+        if fault in ("minimum", "maximum"):
+            low = -math.inf if self.minimum is None else self.minimum
+            high = math.inf if self.maximum is None else self.maximum
+            return f"{where} is {value}; give a number from {low:g} to {high:g}."
+        return f"{where} has {len(value):,} characters; give 1 to {MAX_TEXT_CHARS:,} that are not blank."
 
 
 def _describe(value: Any) -> str:
@@ -212,38 +229,41 @@ class ToolSpec:
         }
 
     def parse(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Check names, types, bounds and choices, and fill in defaults.
+        """Check the arguments against the JSON schema, and fill in defaults.
 
         Returns:
             argument name -> value; media arguments are still artifact ids.
 
         Raises:
-            InputError: one sentence about the first fault.
+            InputError: one sentence about the fault that tells most.
         """
+        given: Any = values
+        if isinstance(values, Mapping):
+            names = {argument.name for argument in self.arguments}
+            defaults = {argument.name: argument.default for argument in self.arguments if argument.default is not None}
+            given = defaults | {name: value for name, value in values.items() if value is not None or name not in names}
+        fault = best_match(_Validator(self.json_schema()).iter_errors(given))
+        if fault is not None:
+            raise InputError(self._describe_fault(given, fault))
+        return {argument.name: argument.convert(given[argument.name]) for argument in self.arguments}
+
+    def _describe_fault(self, given: Any, fault: ValidationError) -> str:
+        if fault.path:
+            argument = next(argument for argument in self.arguments if argument.name == fault.path[0])
+            return argument.describe_fault(fault.instance, str(fault.validator), self.tool_id)
         known = ", ".join(argument.name for argument in self.arguments) or "none"
-        if not isinstance(values, Mapping):
-            raise InputError(
-                f"the arguments of tool {self.tool_id} are {_describe(values)}; give an object of {known}."
-            )
-        for name in values:
-            if name not in {argument.name for argument in self.arguments}:
-                raise InputError(f"tool {self.tool_id} has no argument {str(name)[:40]!r}; it takes {known}.")
-        parsed = {}
-        for argument in self.arguments:
-            value = values.get(argument.name)
-            if value is None:
-                if argument.default is None:
-                    raise InputError(
-                        f"tool {self.tool_id} needs the argument {argument.name!r} ({argument.description}); add it."
-                    )
-                value = argument.default
-            parsed[argument.name] = argument.parse(value, self.tool_id)
-        return parsed
+        if fault.validator == "type":
+            return f"the arguments of tool {self.tool_id} are {_describe(given)}; give an object of {known}."
+        missing = [argument for argument in self.arguments if argument.name not in given]
+        if fault.validator == "required":
+            return f"tool {self.tool_id} needs the argument {missing[0].name!r} ({missing[0].description}); add it."
+        extra = next(name for name in given if name not in {argument.name for argument in self.arguments})
+        return f"tool {self.tool_id} has no argument {str(extra)[:40]!r}; it takes {known}."
 
 
-def picture_argument(name: str = "image") -> Argument:
-    """The picture that a tool works on."""
-    return Argument(name, "image", "the picture to work on")
+def picture_argument(name: str = "image", parameter: str = "") -> Argument:
+    """The picture that a tool works on; names as of `Argument`."""
+    return Argument(name, "image", "the picture to work on", parameter=parameter)
 
 
 def sound_argument() -> Argument:

@@ -18,10 +18,10 @@ from serve.tools.hub.seeing import (
     spell_speech,
 )
 from serve.tools.hub.writing import rate_text, rewrite_text
+from serve.tools.models import MODEL_MEMORY_MB, MODEL_TIMEOUT_S
 from serve.tools.spec import Argument, ToolOutput, ToolSpec, picture_argument, sound_argument
 
-TIMEOUT_S = 600.0  # the first call loads the weights, which the hub may have to send
-_PICTURE = (picture_argument("image_path"),)
+_PICTURE = (picture_argument("image_path", parameter="image"),)
 _TEXT = (Argument("text", "text", "the text to work on"),)
 _TASKS: tuple[tuple[Callable[..., ToolOutput], tuple[Argument, ...], tuple[str, ...]], ...] = (
     (
@@ -102,8 +102,8 @@ def _build_tools() -> tuple[ToolSpec, ...]:
             catalog[tool_id].output_modality,  # pyright: ignore[reportArgumentType]
             method="model",
             model_id=tool_id,
-            memory_mb=16_384,
-            timeout_s=TIMEOUT_S,
+            memory_mb=MODEL_MEMORY_MB,
+            timeout_s=MODEL_TIMEOUT_S,
         )
         for run, arguments, tool_ids in _TASKS
         for tool_id in tool_ids

@@ -26,10 +26,11 @@ from model.decode.tools import Prompt, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.imagebind.encoders import load_encoder
 from model.imagebind.network import ImageBind, ImageBindConfig
-from model.llm.bundle import Bundle, load_bundle, save_bundle
+from model.llm.bundle import Bundle, load_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 from model.tiny.backbone import build_tiny_backbone
+from model.tiny.bundle import save_tiny_bundle
 from serve.app import build_app
 from serve.http.schemas import ErrorAnswer
 
@@ -116,18 +117,7 @@ def make_bundle(folder: Path, backbone: Path, encoder_dir: Path, seed: int = 7, 
     mllm.load_trainable_state_dict(  # far from uniform, so that the medium and every word matter
         {name: torch.randn(value.shape, generator=generator) for name, value in mllm.trainable_state_dict().items()}
     )
-    save_bundle(
-        folder,
-        mllm=mllm,
-        catalog=catalog,
-        encoder_id=load_encoder(str(encoder_dir)).encoder_id,
-        encoder_name=str(encoder_dir),
-        model_config=config,
-        data_hash="0" * 64,
-        metrics={},
-        resolved_config={},
-        git_revision="",
-    )
+    save_tiny_bundle(folder, mllm, catalog, load_encoder(str(encoder_dir)).encoder_id, str(encoder_dir))
     return folder
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from data_pipeline.records.catalog import Tool, ToolCatalog
-from model.llm.bundle import Bundle, load_bundle, save_bundle
+from model.llm.bundle import Bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 from model.tiny.backbone import build_tiny_backbone
+from model.tiny.bundle import save_tiny_bundle
 
 ENCODER_DIM = 6
 CATALOG = ToolCatalog([Tool("deblur"), Tool("dehaze"), Tool("detect-edges"), Tool("unknown")])
@@ -30,16 +31,4 @@ def build_bundle(folder: Path, backbone: Path, seed: int, encoder_id: str = "tin
     mllm.load_trainable_state_dict(
         {name: torch.randn(value.shape, generator=generator) for name, value in mllm.trainable_state_dict().items()}
     )
-    save_bundle(
-        folder,
-        mllm=mllm,
-        catalog=CATALOG,
-        encoder_id=encoder_id,
-        encoder_name="tiny",
-        model_config=config,
-        data_hash="d" * 64,
-        metrics={},
-        resolved_config={},
-        git_revision="",
-    )
-    return load_bundle(folder)
+    return save_tiny_bundle(folder, mllm, CATALOG, encoder_id, "tiny")

@@ -50,7 +50,7 @@ def generate_picture(models: ModelCache, model_id: str, text: str) -> ToolOutput
 
 
 def generate_conditioned(
-    models: ModelCache, model_id: str, base_model_id: str, image_path: np.ndarray, text: str
+    models: ModelCache, model_id: str, base_model_id: str, image: np.ndarray, text: str
 ) -> ToolOutput:
     """A picture that follows the words and the lines, depth or segments given.
 
@@ -63,24 +63,24 @@ def generate_conditioned(
 
     pipeline = diffusers.AutoPipelineForText2Image.from_pipe(base, controlnet=controlnet)
     pipeline.set_progress_bar_config(disable=True)
-    made = pipeline(text, image=_to_picture(image_path), num_inference_steps=STEPS)
+    made = pipeline(text, image=_to_picture(image), num_inference_steps=STEPS)
     return _tell("Generated a picture that follows the given one.", made)
 
 
-def edit_picture(models: ModelCache, model_id: str, image_path: np.ndarray, style: str) -> ToolOutput:
+def edit_picture(models: ModelCache, model_id: str, image: np.ndarray, style: str) -> ToolOutput:
     """The picture changed as told."""
     (pipeline,) = models.get(model_id, LOAD_EDITING)
-    made = pipeline(style, image=_to_picture(image_path), num_inference_steps=STEPS)
+    made = pipeline(style, image=_to_picture(image), num_inference_steps=STEPS)
     return _tell("Changed the picture as told.", made)
 
 
 def replace_named(
-    models: ModelCache, model_id: str, mask_model_id: str, image_path: np.ndarray, object: str, replacement: str
+    models: ModelCache, model_id: str, mask_model_id: str, image: np.ndarray, object: str, replacement: str
 ) -> ToolOutput:
     """Something else in the place of an object, which the second model marks."""
-    mask = mark_named(models, mask_model_id, image_path, object)
+    mask = mark_named(models, mask_model_id, image, object)
     (pipeline,) = models.get(model_id, LOAD_INPAINTING)
-    picture = _to_picture(image_path)
+    picture = _to_picture(image)
     marked = Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.size)
     made = pipeline(
         replacement,

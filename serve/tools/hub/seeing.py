@@ -32,18 +32,18 @@ LOAD_POSE = partial(load_parts, ("VitPoseForPoseEstimation", "AutoImageProcessor
 LOAD_LETTERS = partial(load_parts, ("AutoModelForCTC", "AutoFeatureExtractor", "AutoTokenizer"))
 
 
-def caption_picture(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+def caption_picture(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
     """One sentence about the picture, by BLIP, GIT, or an encoder with a decoder."""
     model, processor, tokenizer = models.get(model_id, LOAD_CAPTIONER)
-    pixels = processor(images=image_path, return_tensors="pt")["pixel_values"].to(model.device)
+    pixels = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
     tokens = generate_tokens(model, pixel_values=pixels)
     return ToolOutput(tokenizer.decode(tokens[0], skip_special_tokens=True).strip() or "(the model wrote nothing)")
 
 
-def answer_question(models: ModelCache, model_id: str, image_path: np.ndarray, question: str) -> ToolOutput:
+def answer_question(models: ModelCache, model_id: str, image: np.ndarray, question: str) -> ToolOutput:
     """A short answer: ViLT chooses one, BLIP writes one."""
     model, processor = models.get(model_id, LOAD_ANSWERER)
-    inputs = processor(images=image_path, text=question, return_tensors="pt", truncation=True)
+    inputs = processor(images=image, text=question, return_tensors="pt", truncation=True)
     if not hasattr(model.config, "id2label") or hasattr(model, "text_decoder"):
         tokens = generate_tokens(model, **inputs.to(model.device))
         return ToolOutput(processor.decode(tokens[0], skip_special_tokens=True).strip() or "(the model wrote nothing)")
@@ -60,11 +60,11 @@ def _to_boxes(found: dict[str, Any], labels: list[str]) -> list[Box]:
     return sorted(boxes, key=lambda box: -box[1])
 
 
-def detect_objects(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+def detect_objects(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
     """Every object with its box."""
     model, processor = models.get(model_id, LOAD_DETECTOR)
-    outputs = run_model(model, processor(images=image_path, return_tensors="pt"))
-    found = processor.post_process_object_detection(outputs, MIN_SCORE, target_sizes=[image_path.shape[:2]])[0]
+    outputs = run_model(model, processor(images=image, return_tensors="pt"))
+    found = processor.post_process_object_detection(outputs, MIN_SCORE, target_sizes=[image.shape[:2]])[0]
     boxes = _to_boxes(found, [model.config.id2label[int(label)] for label in found["labels"]])
     listed = "; ".join(
         f"{label} ({score:.2f}) at x {b[0]} to {b[2]}, y {b[1]} to {b[3]}" for label, score, b in boxes[:100]
@@ -83,23 +83,23 @@ def find_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) 
     return _to_boxes(found, [name] * len(found["scores"]))
 
 
-def detect_named(models: ModelCache, model_id: str, image_path: np.ndarray, object: str) -> ToolOutput:
+def detect_named(models: ModelCache, model_id: str, image: np.ndarray, object: str) -> ToolOutput:
     """The picture with a frame around what was named."""
-    boxes = find_named(models, model_id, image_path, object)
-    drawn = image_path.copy()
+    boxes = find_named(models, model_id, image, object)
+    drawn = image.copy()
     for _, _, (x1, y1, x2, y2) in boxes:
         cv2.rectangle(drawn, (x1, y1), (x2, y2), (0, 255, 0), max(1, drawn.shape[0] // 200))
     return ToolOutput(f"Found {len(boxes)} times {object!r}.", png_file(drawn))
 
 
-def crop_named(models: ModelCache, model_id: str, image_path: np.ndarray, object: str) -> ToolOutput:
+def crop_named(models: ModelCache, model_id: str, image: np.ndarray, object: str) -> ToolOutput:
     """The part of the picture that shows what was named; the whole where it was not found."""
-    height, width = image_path.shape[:2]
-    for _, score, (x1, y1, x2, y2) in find_named(models, model_id, image_path, object):
-        part = image_path[max(0, y1) : min(height, y2), max(0, x1) : min(width, x2)]
+    height, width = image.shape[:2]
+    for _, score, (x1, y1, x2, y2) in find_named(models, model_id, image, object):
+        part = image[max(0, y1) : min(height, y2), max(0, x1) : min(width, x2)]
         if part.size:
             return ToolOutput(f"Cropped to {object!r} (score {score:.2f}).", png_file(part))
-    return ToolOutput(f"{object!r} was not found; the picture is given back whole.", png_file(image_path))
+    return ToolOutput(f"{object!r} was not found; the picture is given back whole.", png_file(image))
 
 
 def mark_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) -> np.ndarray:
@@ -111,18 +111,18 @@ def mark_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) 
     return cv2.resize(chance, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def segment_named(models: ModelCache, model_id: str, image_path: np.ndarray, object: str) -> ToolOutput:
+def segment_named(models: ModelCache, model_id: str, image: np.ndarray, object: str) -> ToolOutput:
     """White where the object is, black elsewhere."""
-    mask = mark_named(models, model_id, image_path, object)
+    mask = mark_named(models, model_id, image, object)
     return ToolOutput(
         f"{100 * mask.mean():.1f} % of the picture shows {object!r}.", png_file(mask.astype(np.uint8) * 255)
     )
 
 
-def remove_named(models: ModelCache, model_id: str, image_path: np.ndarray, object: str) -> ToolOutput:
+def remove_named(models: ModelCache, model_id: str, image: np.ndarray, object: str) -> ToolOutput:
     """The object painted over from its surroundings."""
-    mask = cv2.dilate(mark_named(models, model_id, image_path, object).astype(np.uint8), np.ones((9, 9), np.uint8))
-    filled = cv2.inpaint(image_path, mask, 5, cv2.INPAINT_TELEA)
+    mask = cv2.dilate(mark_named(models, model_id, image, object).astype(np.uint8), np.ones((9, 9), np.uint8))
+    filled = cv2.inpaint(image, mask, 5, cv2.INPAINT_TELEA)
     text = (
         f"A network marked {object!r} ({100 * mask.mean():.1f} % of the picture); classical "
         f"inpainting (Telea) filled it."
@@ -130,11 +130,11 @@ def remove_named(models: ModelCache, model_id: str, image_path: np.ndarray, obje
     return ToolOutput(text, png_file(filled))
 
 
-def segment_by_name(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+def segment_by_name(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
     """One colour per class, and the share of each class in words."""
     model, processor = models.get(model_id, LOAD_SEGMENTER)
-    outputs = run_model(model, processor(images=image_path, return_tensors="pt"))
-    labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[image_path.shape[:2]])[0].cpu().numpy()
+    outputs = run_model(model, processor(images=image, return_tensors="pt"))
+    labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])[0].cpu().numpy()
     values, counts = np.unique(labels, return_counts=True)
     shares = ", ".join(
         f"{model.config.id2label[int(values[i])]} {100 * counts[i] / labels.size:.0f} %" for i in np.argsort(-counts)
@@ -150,16 +150,16 @@ def estimate_depth(models: ModelCache, model_id: str, image: np.ndarray) -> np.n
     return cv2.resize(depth, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def draw_depth(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+def draw_depth(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
     """A grey picture in which near is white."""
-    depth = estimate_depth(models, model_id, image_path)
+    depth = estimate_depth(models, model_id, image)
     scaled = 255 * (depth - depth.min()) / max(float(np.ptp(depth)), 1e-6)
     return ToolOutput("Relative depth by a network; white is near.", png_file(scaled.astype(np.uint8)))
 
 
-def draw_normals(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+def draw_normals(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
     """Surface normals from the slope of the depth: x, y, z as red, green, blue."""
-    depth = estimate_depth(models, model_id, image_path)
+    depth = estimate_depth(models, model_id, image)
     depth = (depth - depth.min()) / max(float(np.ptp(depth)), 1e-6)
     slope_x, slope_y = cv2.Sobel(depth, cv2.CV_32F, 1, 0, ksize=5), cv2.Sobel(depth, cv2.CV_32F, 0, 1, ksize=5)
     normals = np.stack([-slope_x, slope_y, np.full_like(depth, 0.3)], axis=2)
@@ -169,14 +169,14 @@ def draw_normals(models: ModelCache, model_id: str, image_path: np.ndarray) -> T
     )
 
 
-def draw_pose(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+def draw_pose(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
     """Joints and limbs of one person, who is taken to fill the picture."""
     model, processor = models.get(model_id, LOAD_POSE)
-    height, width = image_path.shape[:2]
+    height, width = image.shape[:2]
     boxes = [[[0.0, 0.0, float(width), float(height)]]]
-    outputs = run_model(model, processor(image_path, boxes=boxes, return_tensors="pt"))
+    outputs = run_model(model, processor(image, boxes=boxes, return_tensors="pt"))
     person = processor.post_process_pose_estimation(outputs, boxes=boxes)[0][0]
-    canvas = np.zeros_like(image_path)
+    canvas = np.zeros_like(image)
     points = {
         int(label): (round(float(x)), round(float(y)))
         for label, (x, y), score in zip(person["labels"], person["keypoints"], person["scores"], strict=True)
@@ -190,19 +190,19 @@ def draw_pose(models: ModelCache, model_id: str, image_path: np.ndarray) -> Tool
     return ToolOutput(f"Found {len(points)} joints of a person.", png_file(canvas))
 
 
-def classify_picture(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+def classify_picture(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
     """The three likeliest classes."""
     model, processor = models.get(model_id, LOAD_CLASSIFIER)
-    logits = run_model(model, processor(images=image_path, return_tensors="pt")).logits
+    logits = run_model(model, processor(images=image, return_tensors="pt")).logits
     return ToolOutput(name_classes(model, logits))
 
 
-def name_faces(models: ModelCache, model_id: str, image_path: np.ndarray) -> ToolOutput:
+def name_faces(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
     """Who each face is like, among those that the network knows."""
-    boxes = find_faces(image_path)
+    boxes = find_faces(image)
     if not boxes:
         return ToolOutput("The classical face detector found no face.")
-    names = [classify_picture(models, model_id, image_path[y : y + h, x : x + w]).text for x, y, w, h in boxes]
+    names = [classify_picture(models, model_id, image[y : y + h, x : x + w]).text for x, y, w, h in boxes]
     return ToolOutput("; ".join(f"face {number}: {name}" for number, name in enumerate(names, start=1)))
 
 

@@ -24,15 +24,15 @@ def find_soft_edges(image: np.ndarray) -> np.ndarray:
     return (255 * np.clip(total / (np.percentile(total, 99.5) + 1e-6), 0, 1) ** 0.8).astype(np.uint8)
 
 
-def draw_soft_edges(image_path: np.ndarray) -> ToolOutput:
+def draw_soft_edges(image: np.ndarray) -> ToolOutput:
     """Grey ridges on black."""
     text = "Soft edges of colour at three scales: a classical method in place of the HED network."
-    return ToolOutput(text, png_file(find_soft_edges(image_path)))
+    return ToolOutput(text, png_file(find_soft_edges(image)))
 
 
-def draw_sketch(image_path: np.ndarray) -> ToolOutput:
+def draw_sketch(image: np.ndarray) -> ToolOutput:
     """Thick white strokes on black along the strongest soft edges."""
-    soft = find_soft_edges(image_path)
+    soft = find_soft_edges(image)
     level, _ = cv2.threshold(soft, 0, 255, cv2.THRESH_OTSU)
     strokes = (cv2.GaussianBlur(soft, (0, 0), 2.0) > level).astype(np.uint8) * 255
     counted, labels, sizes, _ = cv2.connectedComponentsWithStats(strokes)
@@ -51,9 +51,9 @@ def find_segments(image: np.ndarray) -> np.ndarray:
     return cv2.resize(labels.astype(np.int32), (width, height), interpolation=cv2.INTER_NEAREST)
 
 
-def draw_segments(image_path: np.ndarray) -> ToolOutput:
+def draw_segments(image: np.ndarray) -> ToolOutput:
     """One flat colour per segment; neighbours in number are far apart in hue."""
-    labels = find_segments(image_path)
+    labels = find_segments(image)
     count = int(labels.max()) + 1
     hues = (np.arange(count) * 137.508 / 2 % 180).astype(np.uint8)  # the golden angle
     levels = (170 + 80 * (np.arange(count) % 2)).astype(np.uint8)

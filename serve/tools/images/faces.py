@@ -101,10 +101,10 @@ def detect_faces(image: np.ndarray) -> ToolOutput:
     return ToolOutput(describe_faces(find_faces(image)))
 
 
-def tag_faces(image_path: np.ndarray) -> ToolOutput:
+def tag_faces(image: np.ndarray) -> ToolOutput:
     """The picture with a frame around each face."""
-    boxes = find_faces(image_path)
-    tagged = image_path.copy()
+    boxes = find_faces(image)
+    tagged = image.copy()
     for x, y, w, h in boxes:
         cv2.rectangle(tagged, (x, y), (x + w, y + h), (0, 255, 0), max(1, tagged.shape[0] // 200))
     return ToolOutput(describe_faces(boxes), png_file(tagged))

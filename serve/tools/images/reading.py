@@ -97,18 +97,18 @@ def _overlap(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
     return max(0, width) * max(0, height) / min(box[2] * box[3], other[2] * other[3])
 
 
-def read_text(image_path: np.ndarray) -> ToolOutput:
+def read_text(image: np.ndarray) -> ToolOutput:
     """The words by Tesseract where it is installed, otherwise where print lies."""
     program = shutil.which("tesseract")
     if program:
-        picture = png_file(image_path).data
+        picture = png_file(image).data
         done = subprocess.run(
             [program, "stdin", "stdout"], input=picture, capture_output=True, timeout=TESSERACT_S, check=False
         )
         if done.returncode == 0:
             words = done.stdout.decode(errors="replace").strip()
             return ToolOutput(f"Text read by Tesseract: {words}" if words else "Tesseract found no text.")
-    boxes = find_text_lines(image_path)
+    boxes = find_text_lines(image)
     where = "; ".join(f"x {x} to {x + w}, y {y} to {y + h}" for x, y, w, h in boxes[:20])
     found = f"Found {len(boxes)} lines of print ({where})" if boxes else "Found no print"
     return ToolOutput(f"{found} with a classical detector, which cannot read the words: Tesseract is not installed.")

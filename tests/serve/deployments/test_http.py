@@ -7,89 +7,21 @@ import base64
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from ray.serve.exceptions import BackPressureError
+from stand_in_service import CATALOG, RANKING, SELECT, Method, World
 from starlette.types import Message
 
 from data_pipeline.errors import InputError, MediaError
 from data_pipeline.records.catalog import Tool, ToolCatalog
-from serve.chat.answer import ChatService
-from serve.config import ServeArgs
-from serve.deployments.ingress import SelectionService, build_api
-from serve.engine.served_model import ServedModel, ServedModels
-from serve.http.schemas import EncodedMedium, Ranking, RequestError, SelectQuery
-from serve.http.telemetry import Telemetry
-
-CATALOG = ToolCatalog([Tool("deblur", "Sharpens.", "image", "image", "local"), Tool("dehaze"), Tool("unknown")])
-RANKING = [("deblur", 0.7), ("unknown", 0.2), ("dehaze", 0.1)]
-SELECT = "/v1/tools/select"
-
-
-class _Method:
-    """Stands for `handle.method`: `.remote(...)` gives an awaitable."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def remote(self, *args: Any) -> Any:
-        async def call() -> Any:
-            result = self._function(*args)
-            return await result if asyncio.iscoroutine(result) else result
-
-        return call()
-
-
-class _Encoder:
-    def __init__(self) -> None:
-        self.asked: list[tuple[bytes, str | None]] = []
-        self.encode = _Method(self._encode)
-        self.describe = _Method(lambda: {})
-
-    def _encode(self, data: bytes, modality: str | None) -> EncodedMedium:
-        self.asked.append((data, modality))
-        return EncodedMedium(modality or "image", np.ones(4, np.float32), cached=False)
-
-
-class _Predictor:
-    def __init__(self) -> None:
-        self.asked: list[SelectQuery] = []
-        self.ranking = RANKING
-        self.revision = "rev"
-        self.list_models = _Method(lambda: [ServedModel("toolmm", CATALOG, self.revision)])
-        self.select = _Method(self._select)
-        self.describe = _Method(lambda: {"largest_batch": 3, "revisions": {"toolmm": self.revision}})
-
-    def _select(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
-        self.asked += queries
-        return [Ranking([(CATALOG[tool_id], p) for tool_id, p in self.ranking], self.revision) for _ in queries]
-
-
-class World:
-    """The client and what is behind it."""
-
-    def __init__(self, **args: Any) -> None:
-        self.args = ServeArgs.parse({"bundle": "b", "max_upload_bytes": 1000, "max_instruction_chars": 50, **args})
-        self.encoder, self.predictor = _Encoder(), _Predictor()
-        models = ServedModels([ServedModel("toolmm", CATALOG, "rev")], self.predictor)
-        telemetry = Telemetry()
-        self.service = SelectionService(self.args, models, self.predictor, self.encoder, telemetry)
-        self.chat = ChatService(self.args, models, self.predictor, self.encoder, None, None, telemetry)
-        self.api = build_api(self.service, self.chat)
-        self.client = TestClient(
-            self.api, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False
-        )
-
-    def select(self, **body: Any) -> Any:
-        return self.client.post(SELECT, json=body)
+from serve.engine.messages import ServedModel
+from serve.http.schemas import RequestError
 
 
 @pytest.fixture
@@ -311,7 +243,7 @@ def test_failures_behind_the_routes(world: World, error: Exception, status: int,
     def fail(*_: Any) -> Any:
         raise error
 
-    world.predictor.select = _Method(fail)
+    world.predictor.select = Method(fail)
     response = world.select(instruction="a")
     message = _assert_error(response, status, code, param)
     assert "secret" not in message
@@ -320,7 +252,7 @@ def test_failures_behind_the_routes(world: World, error: Exception, status: int,
 
 def test_slow_answers_time_out() -> None:
     world = World(request_timeout_s=0.05)
-    world.predictor.select = _Method(lambda _: asyncio.sleep(5))
+    world.predictor.select = Method(lambda _: asyncio.sleep(5))
     _assert_error(world.select(instruction="a"), 504, "timeout")
 
 
@@ -347,7 +279,7 @@ def test_health_asks_both_deployments(world: World) -> None:
     def fail() -> None:
         raise RuntimeError("gone")
 
-    world.encoder.describe = _Method(fail)
+    world.encoder.describe = Method(fail)
     response = world.client.get("/healthz")
     assert response.status_code == 503
     assert (response.json()["status"], response.json()["encoder"]) == ("unavailable", "failed")
@@ -397,7 +329,7 @@ def test_an_answer_of_a_newer_bundle_is_learnt_from(world: World) -> None:
     """The predictor takes over a bundle by itself; its catalogue becomes ours with its first answer."""
     newer = ToolCatalog([*CATALOG, Tool("rotate", "Turns.")])
     world.predictor.revision = "newer"
-    world.predictor.list_models = _Method(lambda: [ServedModel("toolmm", newer, "newer")])
+    world.predictor.list_models = Method(lambda: [ServedModel("toolmm", newer, "newer")])
     world.predictor.ranking = [("unknown", 0.8), ("deblur", 0.2)]
     assert world.client.get("/v1/tools").json()["bundle_revision"] == "rev"
     assert world.select(instruction="turn it").json()["bundle_revision"] == "newer"

@@ -1,17 +1,20 @@
-"""OpenAI's own client, unmodified, at a service that demands keys: what it raises."""
+"""OpenAI's own client, unmodified: what it raises at a service that demands keys, how it reads a slow stream."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import openai
 import pytest
 import uvicorn
-from test_http import World
+from stand_in_service import World
 
+from serve.chat import routes
+from serve.chat.schemas import ChatCompletion, ChatRequest
 from serve.http.access import KEYS_VARIABLE
 
 KEY = "a-key-of-the-tests"
@@ -47,3 +50,30 @@ def test_keys_and_rates_are_told_as_openai_tells_them(monkeypatch: pytest.Monkey
                 client.chat.completions.create(model="toolmm", messages=[{"role": "user", "content": "hello"}])
             assert limited.value.code == "rate_limit_exceeded"
             assert int(limited.value.response.headers["retry-after"]) > 0
+
+
+def test_a_stream_with_comments_between_its_events_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    complete = world.chat.complete
+
+    async def complete_slowly(request: ChatRequest) -> AsyncIterator[str]:
+        answer = await complete(request)
+        assert not isinstance(answer, ChatCompletion)
+        return slowly(answer)
+
+    async def slowly(events: AsyncIterator[str]) -> AsyncIterator[str]:
+        async for event in events:
+            await asyncio.sleep(0.05)
+            yield event
+
+    monkeypatch.setattr(world.chat, "complete", complete_slowly)
+    monkeypatch.setattr(routes.EventSourceResponse, "DEFAULT_PING_INTERVAL", 0.02)
+    with serve(world) as url, openai.OpenAI(base_url=url, api_key="none on loopback", max_retries=0) as client:
+        stream = client.chat.completions.create(
+            model="toolmm", messages=[{"role": "user", "content": "hello"}], stream=True
+        )
+        choices = [chunk.choices[0] for chunk in stream]
+    assert choices[-1].finish_reason == "tool_calls"
+    calls = [call for choice in choices for call in choice.delta.tool_calls or ()]
+    assert calls[0].function is not None
+    assert calls[0].function.name == "deblur"

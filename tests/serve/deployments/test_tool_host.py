@@ -15,8 +15,10 @@ from PIL import Image
 from ray import serve as ray_serve
 from small_media import picture, sound
 
+from serve.agent.tool_reply import ToolReply
+from serve.artifacts import open_artifacts
 from serve.config import ServeArgs
-from serve.deployments.tool_host import ToolHost, ToolReply, build_limits, open_artifacts
+from serve.deployments.tool_host import ToolHost, build_limits
 from serve.tools.run import DEFAULT_LIMITS
 from serve.tools.spec import ToolError
 

@@ -10,8 +10,8 @@ import pytest
 from ray.exceptions import RayActorError
 
 from data_pipeline.errors import InputError
+from serve.engine.messages import Ranking, SelectQuery
 from serve.engine.questions import MAX_QUESTIONS, Questions
-from serve.http.schemas import Ranking, SelectQuery
 
 
 class _Predictor:

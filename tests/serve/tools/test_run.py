@@ -103,6 +103,13 @@ def test_a_picture_goes_in_and_its_edges_come_out(runner: ToolRunner) -> None:
     assert "Canny" in output.text
 
 
+def test_a_function_stands_behind_tools_of_several_argument_names(runner: ToolRunner) -> None:
+    canny = load_tools()["gpt4tools/edge-detection-on-image"]
+    assert canny.run is EDGES.run
+    media = {"abc": square_png()}
+    assert runner.run(canny, {"image_path": "abc"}, media) == runner.run(EDGES, {"image": "abc"}, media)
+
+
 def test_calls_run_side_by_side_and_quickly(runner: ToolRunner) -> None:
     picture = square_png()
     start = time.perf_counter()

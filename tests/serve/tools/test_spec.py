@@ -3,8 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from data_pipeline.errors import InputError
+from serve.tools.all_tools import load_tools
 from serve.tools.spec import Argument, ToolOutput, ToolSpec, picture_argument
 
 SPEC = ToolSpec(
@@ -45,6 +47,12 @@ def test_defaults_fill_in_and_values_keep_their_types() -> None:
         ({"image": "a", "count": 2.5}, "a whole number"),
         ({"image": "a", "count": 0}, "from 1 to inf"),
         ({"image": "a" * 30_000}, "1 to 20,000"),
+        ({"image": "a", "count": float("inf")}, "a whole number"),
+        ({"image": "a", "count": 10**400}, "a whole number"),
+        ({"image": "a", "count": "3"}, "a whole number"),
+        ({"image": "a", "style": 3}, "give text"),
+        ({"image": "a", "colour": None}, "no argument 'colour'"),
+        ({"image": None}, "needs the argument 'image'"),
         ([], "give an object"),
     ],
 )
@@ -53,6 +61,14 @@ def test_a_wrong_value_is_told_in_one_sentence(values: Any, words: str) -> None:
         SPEC.parse(values)
     assert str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)
+    assert not any(
+        word in str(caught.value) for word in ("is not of type", "instance", "property", "schema", "'string'")
+    )
+
+
+def test_every_tools_schema_is_one() -> None:
+    for spec in load_tools().values():
+        Draft202012Validator.check_schema(spec.json_schema())
 
 
 def test_the_json_schema_says_the_same() -> None:
@@ -61,6 +77,7 @@ def test_the_json_schema_says_the_same() -> None:
     assert schema["additionalProperties"] is False
     properties = schema["properties"]
     assert properties["image"]["type"] == "string"
+    assert properties["image"]["pattern"] == r"\S"
     assert properties["style"]["enum"] == ["soft", "hard"]
     assert properties["strength"] == {
         "type": "number", "description": "how much", "default": 0.5, "minimum": 0, "maximum": 1,

@@ -171,7 +171,7 @@ def test_calls_make_pictures_in_their_own_process(runner: ToolRunner, model_ids:
 
 def test_a_picture_is_changed(model_ids: dict[str, str]) -> None:
     spec = load_tools(model_ids)[EDIT]
-    edited = spec.run(ModelCache(0), *spec.model_ids, image_path=picture(), style="redder")
+    edited = spec.run(ModelCache(0), *spec.model_ids, image=picture(), style="redder")
     assert pixels_of(edited).shape == (64, 80, 3)
     assert (pixels_of(edited) == COLOUR).all()
 
@@ -203,7 +203,7 @@ def test_a_condition_steers_the_model_that_paints_from_words(model_ids: dict[str
     def paint(grey: int) -> np.ndarray:
         torch.manual_seed(0)
         condition = np.full((64, 80, 3), grey, np.uint8)
-        return pixels_of(spec.run(models, *spec.model_ids, image_path=condition, text="a cup"))
+        return pixels_of(spec.run(models, *spec.model_ids, image=condition, text="a cup"))
 
     black, white = paint(0), paint(255)
     assert black.shape == (64, 80, 3)

@@ -140,7 +140,7 @@ def models() -> ModelCache:
 def call(tools: dict[str, Any], models: ModelCache, tool_id: str, image: np.ndarray, **values: str) -> tuple[str, Any]:
     """The words and the picture."""
     spec = tools[tool_id]
-    output = spec.run(models, *spec.model_ids, image_path=image, **values)
+    output = spec.run(models, *spec.model_ids, image=image, **values)
     return output.text, np.asarray(Image.open(io.BytesIO(output.file.data))) if output.file else None
 
 

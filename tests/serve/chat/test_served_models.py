@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from data_pipeline.records.catalog import Tool, ToolCatalog
-from serve.engine.served_model import ServedModel, ServedModels
+from serve.chat.served_models import ServedModels
+from serve.engine.messages import ServedModel
 from serve.http.schemas import RequestError
 
 CATALOG = ToolCatalog([Tool("deblur", "Sharpens.")])

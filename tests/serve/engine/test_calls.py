@@ -9,8 +9,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from data_pipeline.errors import InputError
-from serve.deployments import calls as deployment_calls
-from serve.deployments.calls import ATTEMPTS, ask
+from serve.engine import calls
+from serve.engine.calls import ATTEMPTS, ask
 
 
 class _Method:
@@ -33,7 +33,7 @@ class _WrappedError(Exception):
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment_calls, "PAUSE_S", 0.0)
+    monkeypatch.setattr(calls, "PAUSE_S", 0.0)
 
 
 def test_a_request_is_asked_again_when_its_replica_dies() -> None:

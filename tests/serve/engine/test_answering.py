@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
 
-from data_pipeline.batches.encoding import encode_question
+from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.errors import InputError
 from model.decode.tools import Prompt
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
-from serve.engine.engine import Engine, Question
-from serve.http.schemas import Ranking
+from serve.engine.answering import Engine, Question
+from serve.engine.messages import Ranking
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +82,7 @@ def test_a_turn_that_has_no_room_is_told_in_its_place(engine: Engine) -> None:
     assert isinstance(written[0], WrittenTurn)
     assert written[0] == written[2]
     assert isinstance(written[1], PromptTooLongError)
+
+
+def test_room_is_left_for_the_longest_answer_as_in_training(engine: Engine) -> None:
+    assert engine.longest_answer("a") == longest_answer(engine.tokenizer, CATALOG.selection_tool_ids) > 5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from serve.agent.memory import build_agent_request, render_history
 from serve.artifacts import Artifact
 from serve.chat.content import ChatTurn, Conversation, Medium, PastCall
+from serve.chat.memory import build_agent_request, render_history
 from serve.chat.tools import OfferedTool, ToolChoice, offer_spec
 from serve.http.schemas import RequestError
 from serve.tools.spec import ToolOutput, ToolSpec

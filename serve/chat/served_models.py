@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.records.catalog import ToolCatalog
-from serve.deployments.calls import ask
+from serve.engine.calls import ask
+from serve.engine.messages import ServedModel
 from serve.http.schemas import RequestError
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A model as the predictor serves it now.
-
-    Attributes:
-        name: what clients call it.
-        catalog: the tools that it was trained on.
-        revision: of its bundle.
-    """
-
-    name: str
-    catalog: ToolCatalog
-    revision: str
 
 
 class ServedModels:

@@ -15,7 +15,7 @@ from model.decode.turn import TurnWriter
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle
 from model.llm.shared_backbone import SharedBackbone
-from serve.http.schemas import Ranking
+from serve.engine.messages import Ranking
 
 MAX_TRIES = 64  # of callers' own tools
 _Tools = tuple[str, tuple[str, ...] | None]  # a model, and a caller's own tools
@@ -58,6 +58,10 @@ class Engine:
         self._n_read = 0
         self._groups: dict[_Tools, _Group] = {}
         self._faults: dict[int, InputError] = {}
+
+    def longest_answer(self, name: str) -> int:
+        """Tokens of the longest answer that names one of a model's tools: so much room must a prompt leave."""
+        return max(map(len, self._catalog_tries[name].sequences))
 
     def read(self, questions: Sequence[Question]) -> None:
         """Run the prompts of a batch's first questions; `rank` brings the others, and answers all of them."""

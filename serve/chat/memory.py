@@ -1,4 +1,4 @@
-"""What the agent remembers: a chat's messages as the history of a GPT4Tools dialogue, its media as known files."""
+"""What the agent remembers of a chat: its messages as the history of a GPT4Tools dialogue, its media as known files."""
 
 from __future__ import annotations
 

@@ -1,0 +1,79 @@
+"""What passes between the deployments that rank tools: questions, encoded media and rankings. HTTP's bodies lie apart,
+in `serve/http/schemas.py`; what tools answer, in `serve/agent/tool_reply.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipeline.records.catalog import Tool, ToolCatalog
+
+
+@dataclass(frozen=True)
+class EncodedMedium:
+    """What the encoder deployment answers.
+
+    Attributes:
+        modality: "image", "audio" or "video".
+        vector: [E] float32.
+        cached: whether the vector came from the replica's memory.
+    """
+
+    modality: str
+    vector: np.ndarray
+    cached: bool
+
+
+@dataclass(frozen=True)
+class SelectQuery:
+    """What the predictor deployment is asked.
+
+    Attributes:
+        model: its name.
+        instruction: the question's words.
+        vector: [E] float32, or None without a medium.
+        k: how many tools are wanted.
+        tool_ids: a caller's own tools, to choose among; None = the model's catalogue.
+    """
+
+    model: str
+    instruction: str
+    vector: np.ndarray | None
+    k: int
+    tool_ids: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What the predictor deployment answers.
+
+    Attributes:
+        tools: (tool, probability), likeliest first: the k best, then `unknown` where it is not among them. Of a
+            caller's own tools only the id is known.
+        revision: of the bundle that answered.
+        is_instruction_cut: whether the end of the words was left out because they exceed the model's prompt.
+        n_prompt_tokens: that the model read.
+        n_answer_tokens: of the likeliest tool's name.
+    """
+
+    tools: list[tuple[Tool, float]]
+    revision: str
+    is_instruction_cut: bool = False
+    n_prompt_tokens: int = 0
+    n_answer_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model as the predictor serves it now.
+
+    Attributes:
+        name: what clients call it.
+        catalog: the tools that it was trained on.
+        revision: of its bundle.
+    """
+
+    name: str
+    catalog: ToolCatalog
+    revision: str

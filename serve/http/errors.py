@@ -1,0 +1,91 @@
+"""Every error as one sentence in OpenAI's form, with its HTTP status: no stack trace, nothing about this machine."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.exceptions import HTTPException
+
+from data_pipeline.errors import InputError, MediaError
+from serve.http.schemas import ErrorAnswer, ErrorBody, RequestError
+from serve.tools.spec import ErrorCode, ToolError
+
+logger = logging.getLogger("ray.serve")
+
+TOOL_ERROR_STATUS: dict[ErrorCode, int] = {
+    "bad_arguments": 400,
+    "bad_media": 422,
+    "timeout": 504,
+    "out_of_memory": 422,
+    "weights_not_available": 503,
+    "failed": 422,
+}
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def add_error_handlers(api: FastAPI) -> None:
+    """Let the application answer every error as `ErrorAnswer`."""
+    for error_type in (
+        HTTPException,
+        InputError,
+        ToolError,
+        BackPressureError,
+        DeploymentUnavailableError,
+        RayActorError,
+        TimeoutError,
+        Exception,
+    ):
+        api.add_exception_handler(error_type, _answer_error)
+
+
+def build_error(status: int, message: str, code: str, param: str | None = None) -> ErrorAnswer:
+    """An error in OpenAI's form; its type follows from the HTTP status."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))
+
+
+def describe_error(request: Request, error: Exception) -> tuple[int, ErrorAnswer]:
+    """Status and answer; what nobody foresaw is logged, and told as an error of the service."""
+    status, code, param, message = _find_words(request, error)
+    if status == 500:
+        logger.error("request failed: %s %s", request.method, request.url.path, exc_info=error)
+    return status, build_error(status, message, code, param)
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    status, answer = describe_error(request, error)
+    headers = dict(getattr(error, "headers", None) or {})
+    if status == 503:
+        headers["Retry-After"] = "1"
+    return JSONResponse(answer.model_dump(), status_code=status, headers=headers)
+
+
+def _find_words(request: Request, error: Exception) -> tuple[int, str, str | None, str]:
+    """Status, code, param and message."""
+    path = request.url.path[:200]
+    match error:
+        case RequestError():
+            return error.status, error.code, error.param, error.message
+        case ToolError():
+            return TOOL_ERROR_STATUS[error.code], error.code, None, error.message
+        case MediaError():
+            return 422, "bad_media", "media", str(error)
+        case InputError():
+            return 400, "bad_request", None, str(error)
+        case HTTPException(status_code=404):
+            return 404, "not_found", None, f"There is no {path} here; see /openapi.json."
+        case HTTPException(status_code=405):
+            return 405, "bad_method", None, f"{path} does not take {request.method}; see /openapi.json."
+        case HTTPException():
+            return error.status_code, "bad_request", None, str(error.detail)
+        case BackPressureError():
+            return 503, "overloaded", None, "Too many requests are waiting; try again in a moment."
+        case DeploymentUnavailableError() | RayActorError():
+            return 503, "unavailable", None, "The model is not available right now; try again in a moment."
+        case TimeoutError():
+            return 504, "timeout", None, "The request took too long; try again, or send a smaller medium."
+    return 500, "internal_error", None, "The service failed on this request; the reason is in its log."

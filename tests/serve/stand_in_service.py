@@ -1,0 +1,81 @@
+"""The service's routes over stand-ins for the model deployments, which the serving tests share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from fastapi.testclient import TestClient
+
+from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool, ToolCatalog
+from serve.chat.answer import ChatService
+from serve.chat.selection import Selector
+from serve.chat.served_models import ServedModels
+from serve.config import ServeArgs
+from serve.deployments.ingress import SelectionService, build_api
+from serve.engine.messages import EncodedMedium, Ranking, SelectQuery, ServedModel
+from serve.http.telemetry import Telemetry
+
+CATALOG = ToolCatalog([Tool("deblur", "Sharpens.", "image", "image", "local"), Tool("dehaze"), Tool("unknown")])
+RANKING = [("deblur", 0.7), ("unknown", 0.2), ("dehaze", 0.1)]
+SELECT = "/v1/tools/select"
+
+
+class Method:
+    """Stands for `handle.method`: `.remote(...)` gives an awaitable."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def remote(self, *args: Any) -> Any:
+        async def call() -> Any:
+            result = self._function(*args)
+            return await result if asyncio.iscoroutine(result) else result
+
+        return call()
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self.asked: list[tuple[bytes, str | None]] = []
+        self.encode = Method(self._encode)
+        self.describe = Method(lambda: {})
+
+    def _encode(self, data: bytes, modality: str | None) -> EncodedMedium:
+        self.asked.append((data, modality))
+        return EncodedMedium(modality or "image", np.ones(4, np.float32), cached=False)
+
+
+class _Predictor:
+    def __init__(self) -> None:
+        self.asked: list[SelectQuery] = []
+        self.ranking = RANKING
+        self.revision = "rev"
+        self.list_models = Method(lambda: [ServedModel("toolmm", CATALOG, self.revision)])
+        self.select = Method(self._select)
+        self.describe = Method(lambda: {"largest_batch": 3, "revisions": {"toolmm": self.revision}})
+
+    def _select(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
+        self.asked += queries
+        return [Ranking([(CATALOG[tool_id], p) for tool_id, p in self.ranking], self.revision) for _ in queries]
+
+
+class World:
+    """The client and what is behind it."""
+
+    def __init__(self, **args: Any) -> None:
+        self.args = ServeArgs.parse({"bundle": "b", "max_upload_bytes": 1000, "max_instruction_chars": 50, **args})
+        self.encoder, self.predictor = _Encoder(), _Predictor()
+        models = ServedModels([ServedModel("toolmm", CATALOG, "rev")], self.predictor)
+        selector = Selector(self.args, models, self.predictor, self.encoder, Telemetry())
+        self.chat = ChatService(self.args, selector, self.predictor, None, None)
+        self.api = build_api(SelectionService(self.args, selector, self.predictor, self.encoder), self.chat)
+        self.client = TestClient(
+            self.api, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False
+        )
+
+    def select(self, **body: Any) -> Any:
+        return self.client.post(SELECT, json=body)
