@@ -262,7 +262,6 @@ class TreeCache:
         self._stats.forward_passes += 1
         return output.last_hidden_state
 
-
     def _mask(self, visible: np.ndarray, positions: np.ndarray, window: int | None) -> Tensor:
         """What is added to the scores [B, 1, Q, columns]: every layer would make it of a boolean mask anew."""
         if window is not None:

@@ -66,9 +66,7 @@ def load_backbone(config: ModelConfig) -> tuple[PreTrainedModel, AttentionBacken
     quantization = _quantization(config) if config.quantize != "none" else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        backend = choose_backend(
-            config.attention, AutoConfig.from_pretrained(config.backbone), device, config.backbone
-        )
+        backend = choose_backend(config.attention, AutoConfig.from_pretrained(config.backbone), device, config.backbone)
         llm = AutoModelForCausalLM.from_pretrained(
             config.backbone, dtype=getattr(torch, config.dtype), attn_implementation=backend, **quantization
         )

@@ -52,7 +52,9 @@ def assistant_texts(turns: tuple[Turn, ...]) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ToolLLM, list[EncodedQuestion]]:
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ToolLLM, list[EncodedQuestion]]:
     """A tiny model that knows five dialogues by heart; of the malformed one only the first turn, and then the end."""
     texts = [text for prompt, turns in zip(PROMPTS, TURNS, strict=True) for text in (prompt, *assistant_texts(turns))]
     backbone = build_tiny_backbone(

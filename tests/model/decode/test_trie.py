@@ -134,9 +134,7 @@ def test_faults_of_a_catalogue_are_named(tokenizer: PreTrainedTokenizerFast) -> 
 
 @pytest.mark.parametrize("answers", [{"a": [5, 6], "b": [5, 6]}, {"a": [5, 6], "b": [5, 6, 7]}])
 def test_tools_that_a_lossy_tokenizer_cannot_tell_apart_are_named(answers: dict[str, list[int]]) -> None:
-    def lossy(
-        texts: list[str], add_special_tokens: bool, split_special_tokens: bool
-    ) -> dict[str, list[list[int]]]:
+    def lossy(texts: list[str], add_special_tokens: bool, split_special_tokens: bool) -> dict[str, list[list[int]]]:
         assert split_special_tokens
         assert not add_special_tokens
         return {"input_ids": [answers[text.removeprefix("{'api_name': ")[0]] for text in texts]}
