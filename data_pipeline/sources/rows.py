@@ -33,7 +33,7 @@ class SourceRow:
 
     Attributes:
         content: as it was parsed, mostly a dict; None where it could not be.
-        place: "line 3" or "record 2", as the file counts.
+        place: "line 3" from 1, or "record 2" from 0, as the file counts.
         position: 0-based, among the file's rows.
         fault: why it could not be parsed, or "".
     """
@@ -42,6 +42,11 @@ class SourceRow:
     place: str
     position: int
     fault: str = ""
+
+    @property
+    def number(self) -> str:
+        """The number in `place`."""
+        return self.place.split()[1]
 
 
 def read_rows(path: Path) -> Iterator[SourceRow]:
