@@ -116,7 +116,10 @@ def find_spellings(root: Path, uris: Sequence[str]) -> dict[str, str]:
         if os.path.lexists(folder / part):
             return part
         if folder not in listed:
-            names = sorted(os.listdir(folder)) if folder.is_dir() else []
+            try:
+                names = sorted(os.listdir(folder))
+            except OSError:  # no such folder, or not readable: its files count as missing
+                names = []
             listed[folder] = {unicodedata.normalize("NFC", name): name for name in names if not name.isascii()}
         return listed[folder].get(unicodedata.normalize("NFC", part), part)
 

@@ -48,8 +48,8 @@ def render_report(manifest: Mapping[str, Any], missing_media: Sequence[str] = ()
         _table(["", "tools"], [[key.replace("_", " "), value] for key, value in manifest["tools"].items()]),
         *_dialogue_sections(manifest["dialogues"]),
         "## Leaks",
-        "Held-out questions that training has seen: the same words with the same medium, or just the same medium. Case, "
-        "spacing and Unicode spelling of the words do not count.",
+        "Held-out questions that training has seen: the same words with the same medium, or just the same medium. "
+        "Case, spacing and Unicode spelling of the words do not count.",
         "In brackets: as the source counts, which may repeat a question.",
         _table(["compared", "modality", "questions", "exact pairs", "shared media"], _leak_rows(manifest["leaks"])),
         _leak_policy(manifest["leaks"]),

@@ -55,7 +55,7 @@ class Tool:
             raise InputError(
                 f"tool id {self.tool_id!r} is empty or holds white space or one of {{ }} [ ] , ' \"; rename the tool."
             )
-        if self.name != self.name.strip() or any(c in "\n\r:,[]" for c in self.name):
+        if self.name != self.name.strip() or len(self.name.splitlines()) > 1 or any(c in ":,[]" for c in self.name):
             raise InputError(
                 f"name {self.name!r} of tool {self.tool_id!r} begins or ends with white space or holds a line break or "
                 "one of : , [ ]; a dialogue could not tell where it ends: rename the tool."
@@ -78,11 +78,10 @@ class Tool:
             elif key in _ALLOWED and value not in _ALLOWED[key]:
                 allowed = ", ".join(repr(str(choice)) for choice in _ALLOWED[key])
                 raise InputError(f"{key} of tool {self.tool_id!r} is {value[:40]!r}; it must be one of {allowed}.")
-            for text in value if key == "arguments" else (value,):
-                try:
-                    check_encodable(text)
-                except InputError as error:
-                    raise InputError(f"{key} of tool {self.tool_id!r}: {error}") from error
+            try:
+                check_encodable("".join(value))
+            except InputError as error:
+                raise InputError(f"{key} of tool {self.tool_id!r}: {error}") from error
 
     @property
     def call_name(self) -> str:

@@ -9,7 +9,7 @@ Only `instruction` and `tools` are required; `media` is needed unless the record
 absent. A record with `turns` is a dialogue: `instruction` is the whole prompt, turns are ["assistant", ...],
 ["observation", ...], ["assistant", ...].
 
-Rows in the form of another trainer (`FORMS`) are known by their keys and mapped; what cannot be is rejected, row by row.
+Rows in the form of another trainer (`FORMS`) are known by their keys and mapped; what cannot be is rejected.
 """
 
 from __future__ import annotations
@@ -183,6 +183,7 @@ def _parse_row(content: Any, record_id: str, reading: SourceReading) -> ToolReco
     instruction = _text(row, "instruction")
     check_encodable(instruction)
     media = _text(row, "media")
+    media_uri = relative_media_uri(media) if media else ""
     turns = _turns(row.get("turns", []))
     if turns and media:
         raise InputError("a dialogue has a medium of its own; name its files in the prompt and leave media out.")
@@ -196,7 +197,7 @@ def _parse_row(content: Any, record_id: str, reading: SourceReading) -> ToolReco
         modality=_choice(row, "modality", [m.value for m in Modality], _sniff_modality, Modality),
         instruction=instruction,
         valid_tool_ids=_names(row, "tools"),
-        media_uri=relative_media_uri(media) if media else "",
+        media_uri=media_uri,
         ambiguity_type=_choice(row, "ambiguity", [a.value for a in AmbiguityType], _no_ambiguity, AmbiguityType),
         candidate_tool_ids=_names(row, "candidates"),
         turns=turns,
