@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,6 +69,20 @@ class Chat:
     split: str = ""
 
 
+class KnownTools:
+    """Tools that have been seen, by id and by what a dialogue calls them; the first entry of an id stands."""
+
+    def __init__(self, tools: Iterable[Tool] = ()) -> None:
+        self.by_id: dict[str, Tool] = {}
+        self.by_name: dict[str, Tool] = {}
+        self.add(tools)
+
+    def add(self, tools: Iterable[Tool]) -> None:
+        for tool in tools:
+            if tool.tool_id not in self.by_id:
+                self.by_id[tool.tool_id] = self.by_name[tool.call_name] = tool
+
+
 @dataclass
 class _Step:
     """A call of the assistant's and its result, or an answer."""
@@ -90,14 +104,14 @@ class _Exchange:
 
 
 def build_record(
-    chat: Chat, record_id: str, source: str, catalog: Mapping[str, Tool], repairs: Counter[str]
+    chat: Chat, record_id: str, source: str, known: KnownTools, repairs: Counter[str]
 ) -> tuple[ToolRecord, tuple[Tool, ...]]:
     """Map a chat.
 
     Args:
         chat: as one of the forms' readers gives it.
         record_id, source: of the record.
-        catalog: the tools that an answer may name besides the offered ones, by id.
+        known: the tools that an answer may name besides the offered ones.
         repairs: where what is left out is counted.
 
     Returns:
@@ -106,29 +120,28 @@ def build_record(
     Raises:
         InputError: it cannot be mapped; equal faults have equal words.
     """
-    chat = replace(chat, tools=_adopt(chat.tools, catalog))
+    chat = replace(chat, tools=_adopt(chat.tools, known))
     exchanges, system = _cut_exchanges(chat.messages, repairs)
     if not exchanges or not any(exchange.steps for exchange in exchanges):
         raise InputError("the chat holds no answer of an assistant")
-    named = _named_tool(exchanges[-1], chat.tools, catalog)
+    named = _named_tool(exchanges[-1], chat.tools, known)
     if named and not any(exchange.calls for exchange in exchanges):
         if len(exchanges) > 1:
             raise InputError("the answer is a tool's name, but earlier messages stand before the question")
         if system:
             repairs["system message of a tool selection left out"] += 1
         return _build_selection(chat, exchanges[0], named, record_id, source), chat.tools
-    return _build_dialogue(chat, exchanges, system, record_id, source, catalog, repairs)
+    return _build_dialogue(chat, exchanges, system, record_id, source, known, repairs)
 
 
-def _adopt(tools: Sequence[Tool], catalog: Mapping[str, Tool]) -> tuple[Tool, ...]:
-    """Offered tools under the ids of the catalogue's tools of the same names; their words stay the chat's."""
-    by_name = {tool.call_name: tool for tool in catalog.values()}
+def _adopt(tools: Sequence[Tool], known: KnownTools) -> tuple[Tool, ...]:
+    """Offered tools under the ids of the known tools of the same names; their words stay the chat's."""
     adopted = []
     for tool in tools:
-        known = by_name.get(tool.call_name)
-        if known is None and tool.tool_id in catalog:
+        entry = known.by_name.get(tool.call_name)
+        if entry is None and tool.tool_id in known.by_id:
             raise InputError("a tool's name differs from another's only in white space or signs")
-        adopted.append(tool if known is None else replace(tool, tool_id=known.tool_id, name=known.name))
+        adopted.append(tool if entry is None else replace(tool, tool_id=entry.tool_id, name=entry.name))
     return tuple(adopted)
 
 
@@ -165,15 +178,17 @@ def _give_result(exchange: _Exchange, message: ChatMessage) -> None:
     open_steps[0].text = message.text
 
 
-def _named_tool(exchange: _Exchange, offered: Sequence[Tool], catalog: Mapping[str, Tool]) -> str:
+def _named_tool(exchange: _Exchange, offered: Sequence[Tool], known: KnownTools) -> str:
     """The id of the tool that the last answer names and holds nothing beside; "" = none."""
     if len(exchange.steps) != 1 or exchange.steps[0].call is not None:
         return ""
     answer = (exchange.steps[0].text or "").strip()
-    tools = {tool.call_name: tool for tool in (*catalog.values(), *offered)}
-    if answer != UNKNOWN_TOOL_ID and answer not in tools:
+    if answer == UNKNOWN_TOOL_ID:
+        return answer
+    tool = known.by_name.get(answer) or next((tool for tool in offered if tool.call_name == answer), None)
+    if tool is None:
         return ""
-    if answer != UNKNOWN_TOOL_ID and tools[answer].name:
+    if tool.name:
         raise InputError("the answer is the name of a tool that is for dialogues only, as it has white space or signs")
     return answer
 
@@ -184,7 +199,7 @@ def _build_selection(chat: Chat, exchange: _Exchange, tool_id: str, record_id: s
     modality, path = chat.media[0] if chat.media else (Modality.TEXT, "")
     words = "\n".join(exchange.words)
     for placeholder in PLACEHOLDERS if chat.media else ():
-        words = words.replace(placeholder, " ").strip() if placeholder in words else words
+        words = words.replace(placeholder, "").strip() if placeholder in words else words
     if not words.strip():
         raise InputError("the user's words are empty")
     return ToolRecord(
@@ -205,11 +220,11 @@ def _build_dialogue(
     system: Sequence[str],
     record_id: str,
     source: str,
-    catalog: Mapping[str, Tool],
+    known: KnownTools,
     repairs: Counter[str],
 ) -> tuple[ToolRecord, tuple[Tool, ...]]:
     """The last question whose answer calls tools, or the last one at all; what was said before is its history."""
-    tools = chat.tools or _called_tools(exchanges, catalog)
+    tools = chat.tools or _called_tools(exchanges, known)
     if not tools:
         raise InputError("no tool is offered or called, and the answer is no name of a tool of the catalogue")
     offered = {tool.call_name: tool for tool in tools}
@@ -241,13 +256,12 @@ def _build_dialogue(
     return record, tuple(tools)
 
 
-def _called_tools(exchanges: Sequence[_Exchange], catalog: Mapping[str, Tool]) -> tuple[Tool, ...]:
+def _called_tools(exchanges: Sequence[_Exchange], known: KnownTools) -> tuple[Tool, ...]:
     """What a chat that offers nothing calls: the catalogue's entries, else entries of what the calls show."""
-    by_name = {tool.call_name: tool for tool in catalog.values()}
     called: dict[str, Tool] = {}
     for call in (call for exchange in exchanges for call in exchange.calls):
-        called.setdefault(call.name, by_name.get(call.name) or build_tool(call.name, "", tuple(call.arguments)))
-    return _adopt(tuple(called.values()), catalog)
+        called.setdefault(call.name, known.by_name.get(call.name) or build_tool(call.name, "", tuple(call.arguments)))
+    return _adopt(tuple(called.values()), known)
 
 
 def build_tool(name: str, description: str, arguments: tuple[str, ...]) -> Tool:

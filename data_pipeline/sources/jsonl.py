@@ -25,7 +25,7 @@ from data_pipeline.records.dialogue import read_turns
 from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord, Turn
 from data_pipeline.records.text import check_encodable, read_text
 from data_pipeline.sources.alpaca import parse_alpaca
-from data_pipeline.sources.chat import Chat, build_record
+from data_pipeline.sources.chat import Chat, KnownTools, build_record
 from data_pipeline.sources.openai import parse_openai
 from data_pipeline.sources.reading import (
     Rejected,
@@ -40,10 +40,10 @@ from data_pipeline.sources.sharegpt import parse_sharegpt
 SOURCE = "jsonl"
 LICENCE = "the user's own data; terms not stated"
 FIELDS = ("instruction", "media", "modality", "tools", "ambiguity", "candidates", "turns", "split")
-FORMS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Chat]]] = {  # the key that tells a form, and its reader
-    "sharegpt": ("conversations", parse_sharegpt),
-    "openai": ("messages", parse_openai),
-    "alpaca": ("output", parse_alpaca),
+FORMS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Chat]]] = {  # keys that tell a form; its reader
+    "sharegpt": (("conversations",), parse_sharegpt),
+    "openai": (("messages", "completion"), parse_openai),
+    "alpaca": (("output",), parse_alpaca),
 }
 EXTENSIONS = {
     Modality.IMAGE: (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -78,13 +78,13 @@ def read_jsonl(path: Path, media_root: Path | None, catalog: Path | None = None,
         media_root=media_root if media_root is not None else path.parent,
         items=(),
     )
-    tools = {} if given is None else {tool.tool_id: tool for tool in given}
+    known = KnownTools(given or ())
     items: list[ToolRecord | Rejected] = []
     for row in read_rows(path):
         where = f"{path}, {row.place}"
         row_form = form or _find_form(row.content)
         if row_form:
-            items.append(_parse_foreign(row, row_form, reading, tools, where))
+            items.append(_parse_foreign(row, row_form, reading, known, where))
         elif given is None:
             raise InputError(
                 f"{SOURCE}: no catalog.jsonl or catalog.txt beside {path}; write the tool ids there, one a line in "
@@ -92,7 +92,7 @@ def read_jsonl(path: Path, media_root: Path | None, catalog: Path | None = None,
             )
         else:
             items.append(_parse_own(row, reading, given, where))
-    reading.catalog = catalog_with_unknown(tools.values())
+    reading.catalog = catalog_with_unknown(known.by_id.values())
     reading.items = items
     return reading
 
@@ -126,21 +126,24 @@ def _find_form(content: Any) -> str:
     """The form of another trainer that a row has, "" for the user's own."""
     if not isinstance(content, dict):
         return ""
-    return next((form for form, (key, _) in FORMS.items() if content.get(key) is not None), "")
+    present = _drop_absent(content).keys()
+    return next((form for form, (keys, _) in FORMS.items() if not present.isdisjoint(keys)), "")
 
 
 def _parse_foreign(
-    row: SourceRow, form: str, reading: SourceReading, tools: dict[str, Tool], where: str
+    row: SourceRow, form: str, reading: SourceReading, known: KnownTools, where: str
 ) -> ToolRecord | Rejected:
-    """Map a row of another trainer's form; its tools are added to `tools`."""
+    """Map a row of another trainer's form; its tools are added to the known ones."""
     try:
         if row.fault or not isinstance(row.content, dict):
             raise InputError(row.fault or "the row is no object")
+        if row.content.get("kto_tag", row.content.get("label")) is False:
+            raise InputError("the answer is marked as a bad one")
         record, brought = build_record(
             FORMS[form][1](_drop_absent(row.content)),
             f"{reading.name}/{row.number}",
             reading.name,
-            tools,
+            known,
             reading.repairs,
         )
         for text in (record.instruction, *(turn.text for turn in record.turns)):
@@ -150,8 +153,7 @@ def _parse_foreign(
                 raise InputError("the text holds a lone surrogate") from error
     except InputError as error:
         return Rejected(str(error), where)
-    for tool in brought:
-        tools.setdefault(tool.tool_id, tool)
+    known.add(brought)
     return record
 
 

@@ -7,7 +7,8 @@
                   {"role": "assistant", "content": "It is in b.png."}],
      "tools": [{"type": "function", "function": {"name": "crop", "description": ..., "parameters": {...}}}]}
 
-A message's content may be a list of parts; pictures stand there by their path, or in the row's `images`.
+TRL's `prompt` and `completion` are the same in two parts. A message's content may be a list of parts; pictures stand
+there by their path, or in the row's `images`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ def parse_openai(row: Mapping[str, Any]) -> Chat:
         InputError: it does not follow the form; equal faults have equal words.
     """
     media: _Media = []
-    messages = [_parse_message(entry, media) for entry in parse_list(row.get("messages"), "messages")]
+    entries = parse_list(row.get("messages"), "messages")
+    for key, role in (("prompt", "user"), ("completion", "assistant")) if not entries else ():
+        part = row.get(key)
+        entries += [{"role": role, "content": part}] if isinstance(part, str) else parse_list(part, key)
+    messages = [_parse_message(entry, media) for entry in entries]
     tools = parse_functions(row.get("tools") or row.get("functions"))
     return Chat(tuple(messages), tools, (*media, *parse_media(row)), read_split(row))
 
