@@ -35,8 +35,8 @@ def read_gpt4tools(path: Path) -> SourceReading:
     """Open a released file, or a folder with one file for each split.
 
     Args:
-        path: a file, whose rows are split by us; or a folder with any of `SPLIT_FILES`, whose splits stand. Training
-            rows alone are split by us.
+        path: a file, whose rows are split by us; or a folder with any of `SPLIT_FILES`, packed or not, whose splits
+            stand. Training rows alone are split by us.
 
     Raises:
         InputError: no such file, none of the names in the folder, two files of one split, or a file that is not JSON.
@@ -75,7 +75,8 @@ def _find_files(path: Path) -> dict[str, Path]:
         raise InputError(f"gpt4tools: no file or folder {path}; give the released JSON file or the folder with it.")
     files: dict[str, Path] = {}
     for split, names in SPLIT_FILES.items():
-        found = [path / name for name in names if (path / name).is_file()]
+        either = (path / (name + packed) for name in names for packed in ("", ".gz"))
+        found = [file for file in either if file.is_file()]
         if len(found) > 1:
             raise InputError(f"gpt4tools: {path} holds {found[0].name} and {found[1].name}; keep one file of a split.")
         if found:

@@ -106,9 +106,7 @@ def _read_json_lines(path: Path, text: str) -> Iterator[SourceRow]:
             content = parse_json(line)
         except InputError as error:
             if isinstance(error.__cause__, json.JSONDecodeError):
-                raise InputError(
-                    f"{path}, line {number}: {error}; write one JSON object a line, or one JSON list."
-                ) from error
+                raise InputError(f"{path}, line {number}: {error}; write one JSON object a line.") from error
             fault = _describe(error.__cause__)
         yield SourceRow(content, f"line {number}", position, fault)
         position += 1

@@ -123,7 +123,12 @@ def test_a_folder_prescribes_the_splits(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps([_row(CALL)]), encoding="utf-8")
     records = [item for item in read_source("gpt4tools", tmp_path) if isinstance(item, ToolRecord)]
     assert [(r.split, r.record_id) for r in records] == [(s, f"gpt4tools/{s}/0") for s in ("train", "val", "test")]
+    (tmp_path / "val.json.gz").write_bytes(gzip.compress((tmp_path / "val.json").read_bytes()))
+    with pytest.raises(InputError, match=r"holds val\.json and val\.json\.gz; keep one"):
+        read_source("gpt4tools", tmp_path)
     (tmp_path / "val.json").unlink()
+    assert len(list(read_source("gpt4tools", tmp_path))) == 3
+    (tmp_path / "val.json.gz").unlink()
     (tmp_path / "gpt4tools_test_unseen.json").unlink()
     (record,) = read_source("gpt4tools", tmp_path)
     assert isinstance(record, ToolRecord)
