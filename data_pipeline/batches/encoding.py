@@ -22,8 +22,9 @@ import numpy as np
 
 from data_pipeline.batches.answer_tree import AnswerTree, build_answer_tree
 from data_pipeline.errors import InputError
+from data_pipeline.records.dialogue import check_turn_order
 from data_pipeline.records.prompts import render_prompt, render_target
-from data_pipeline.records.schema import Turn
+from data_pipeline.records.schema import ASSISTANT, Turn
 
 MEDIA_SLOT_ID = -200  # marks the one position that the projected media vector takes; no vocabulary has it
 MAX_TARGET_TOKENS = 512  # MLLM-Tool's `max_tgt_len`
@@ -116,17 +117,12 @@ def encode_dialogue(tokenizer: Any, record_prompt: str, turns: Sequence[Turn]) -
     prompt_ids = np.concatenate([*bos, encode_text(tokenizer, record_prompt)])
     if not turns:
         return EncodedQuestion(prompt_ids, [])
-    roles = [turn.role for turn in turns]
-    if len(turns) % 2 == 0 or roles != (["assistant", "observation"] * len(turns))[: len(turns)]:
-        raise InputError(
-            f"the turns of a dialogue are {', '.join(roles)}; they must be assistant and observation in turn, from "
-            "assistant to assistant."
-        )
+    check_turn_order(turns)
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end token (eos), which ends a dialogue; take a backbone that has one.")
     pieces = encode_texts(tokenizer, [turn.text for turn in turns])
     pieces[-1] = np.append(pieces[-1], np.int32(tokenizer.eos_token_id))
-    bears_loss = [np.full(len(piece), turn.role == "assistant") for turn, piece in zip(turns, pieces, strict=True)]
+    bears_loss = [np.full(len(piece), turn.role == ASSISTANT) for turn, piece in zip(turns, pieces, strict=True)]
     return EncodedQuestion(prompt_ids, [np.concatenate(pieces)], [np.concatenate(bears_loss)])
 
 

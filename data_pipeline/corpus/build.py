@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,22 +18,20 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from data_pipeline.corpus.clean import Cleaning, MissingMedia, ShowProgress, clean_records
 from data_pipeline.corpus.files import FORMAT, MANIFEST_FILE, Corpus, find_missing_tools, hash_rows, write_shards
 from data_pipeline.corpus.leaks import LeakAudit, audit_leaks
 from data_pipeline.corpus.splits import assign_splits
 from data_pipeline.corpus.stats import count_dialogues, count_split, count_tools
 from data_pipeline.errors import InputError
-from data_pipeline.media.hashing import hash_media
 from data_pipeline.records.catalog import CATALOG_FILE
 from data_pipeline.records.schema import SCHEMA_VERSION, SPLITS, ToolRecord
 from data_pipeline.sources.read import SourceName, SourceOptions, unite_sources
-from data_pipeline.sources.reading import Rejected, SourceReading, merge_records
+from data_pipeline.sources.reading import Rejected, SourceReading
 
 __all__ = ["Corpus", "CorpusSummary", "PrepareOptions", "build_corpus"]
 
 logger = logging.getLogger(__name__)
-
-ShowProgress = Callable[[int, int | None, str], None]  # done, of how many where that is known, of what
 
 REJECTED_FILE = "rejected.jsonl"
 DROP_RULE = "test records with an exact (instruction, medium) pair or a medium of train or val"
@@ -54,7 +52,7 @@ class PrepareOptions(SourceOptions):
         default=0.05, ge=0, lt=1
     )  # of the training questions, where the source prescribes no val split
     leak: Literal["report", "drop"] = "report"  # drop = remove test questions whose pair or medium is in train or val
-    missing_media: Literal["keep", "drop", "error"] = "keep"  # records whose file is absent: keep = without a hash
+    missing_media: MissingMedia = "keep"  # records whose file is absent: keep = without a hash
     shard_rows: int = Field(default=10_000, ge=1)  # rows of one Parquet file
 
     @property
@@ -73,17 +71,6 @@ class CorpusSummary:
     manifest: dict[str, Any]
 
 
-@dataclass
-class _Cleaning:
-    """Records on their way into the corpus, and what was found wrong with the others."""
-
-    records: list[ToolRecord]
-    rejected: list[Rejected]
-    n_duplicates: int = 0
-    n_missing_records: int = 0
-    n_missing_files: int = 0
-
-
 def build_corpus(
     options: PrepareOptions, out_dir: Path, seed: int = 0, show: ShowProgress = lambda done, total, unit: None
 ) -> CorpusSummary:
@@ -100,11 +87,7 @@ def build_corpus(
     """
     with _replacing_folder(out_dir.absolute()) as partial:
         reading = unite_sources(options.sources, partial, seed)
-        cleaning = _read_all(reading, show)
-        _attach_media_hashes(cleaning, reading.media_root, options.missing_media, show)
-        if options.resplit:  # before questions are joined: one may stand in both prescribed splits
-            cleaning.records = [replace(record, split="") for record in cleaning.records]
-        _dedupe(cleaning)
+        cleaning = clean_records(reading, options.missing_media, options.resplit, show)
         if not cleaning.records:
             raise InputError(f"source {reading.name!r} gave no usable record ({_reasons(cleaning.rejected)}).")
         missing_tools = find_missing_tools(cleaning.records, reading.catalog)
@@ -148,87 +131,11 @@ def _replacing_folder(out_dir: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _read_all(reading: SourceReading, show: ShowProgress) -> _Cleaning:
-    records, rejected, ids = [], [], set()
-    for number, item in enumerate(reading, start=1):
-        show(number, reading.n_expected, "records")
-        if isinstance(item, Rejected):
-            rejected.append(item)
-        elif item.record_id in ids:
-            raise InputError(f"record id {item.record_id!r} of source {reading.name!r} is used twice; make it unique.")
-        else:
-            ids.add(item.record_id)
-            records.append(item)
-    return _Cleaning(records, rejected)
-
-
-def _attach_media_hashes(
-    cleaning: _Cleaning,
-    media_root: Path | None,
-    missing_media: Literal["keep", "drop", "error"],
-    show: ShowProgress,
-) -> None:
-    """Hash the media that are there; treat records whose file is absent as the option says."""
-    uris = list(dict.fromkeys(record.media_uri for record in cleaning.records if record.has_media))
-    hashes = dict.fromkeys(uris, "")
-    if media_root is not None:
-        for number, (uri, sha256) in enumerate(hash_media(media_root.absolute(), uris), start=1):
-            hashes[uri] = sha256
-            show(number, len(uris), "media files")
-    missing = [uri for uri in uris if not hashes[uri]]
-    cleaning.n_missing_files = len(missing)
-    if missing and missing_media == "error":
-        raise InputError(
-            f"{len(missing)} of {len(uris)} media files are missing or unreadable below media_root {media_root}, the "
-            f"first is {missing[0]!r}; fetch them, or set missing_media to keep or drop."
-        )
-    kept, modality_by_sha256 = [], {}
-    for record in cleaning.records:
-        sha256 = hashes.get(record.media_uri, "")
-        if record.has_media and not sha256:
-            cleaning.n_missing_records += 1
-            if missing_media == "drop":
-                cleaning.rejected.append(
-                    Rejected("the media file is missing", f"{record.record_id}: {record.media_uri}")
-                )
-                continue
-        elif sha256 and modality_by_sha256.setdefault(sha256, record.modality) is not record.modality:
-            # the feature lake holds one vector per content hash
-            reason = "the same file serves as two modalities; store the sound track as a file of its own"
-            cleaning.rejected.append(Rejected(reason, f"{record.record_id}: {record.media_uri}"))
-            continue
-        kept.append(replace(record, media_sha256=sha256))
-    cleaning.records = kept
-
-
-def _dedupe(cleaning: _Cleaning) -> None:
-    """Join records of one question within one split; media are compared by content where it is known.
-
-    A prompt of a dialogue and a question in the same words are two things.
-    """
-    records: dict[tuple[str, ...], ToolRecord] = {}
-    for record in cleaning.records:
-        medium = record.media_sha256 or record.media_uri
-        kind = "dialogue" if record.is_dialogue else record.modality.value
-        key = (record.split, kind, medium, record.instruction)
-        if key in records:
-            cleaning.n_duplicates += 1
-            records[key] = merge_records(records[key], record)
-        else:
-            records[key] = record
-    cleaning.records = list(records.values())
-
-
 def _split(records: Sequence[ToolRecord], options: PrepareOptions, seed: int) -> dict[str, list[ToolRecord]]:
-    """Each source on its own: one may prescribe its splits and another leave them to us."""
-    by_source: dict[str, list[ToolRecord]] = {}
-    for record in records:
-        by_source.setdefault(record.source, []).append(record)
     by_split: dict[str, list[ToolRecord]] = {split: [] for split in SPLITS}
-    for members in by_source.values():
-        splits = assign_splits(members, options.test_frac, options.val_frac, seed)
-        for record, split in zip(members, splits, strict=True):
-            by_split[split].append(replace(record, split=split))
+    splits = assign_splits(records, options.test_frac, options.val_frac, seed)
+    for record, split in zip(records, splits, strict=True):
+        by_split[split].append(replace(record, split=split))
     return by_split
 
 
@@ -242,6 +149,14 @@ def _count_copies(by_split: dict[str, list[ToolRecord]], reading: SourceReading)
     }
 
 
+def _missing_but_kept(cleaning: Cleaning) -> Iterator[Rejected]:
+    """Files that are missing, where their questions stay: nothing else names them all."""
+    kept = {record.media_uri for record in cleaning.records}
+    for uri in cleaning.missing_media:
+        if uri in kept:
+            yield Rejected("the media file is missing; its questions are kept", uri)
+
+
 def _reasons(rejected: Sequence[Rejected]) -> str:
     reasons = Counter(item.reason for item in rejected).most_common(3)
     return "; ".join(f"{count} x {reason}" for reason, count in reasons) or "the source is empty"
@@ -251,7 +166,7 @@ def _build_manifest(
     options: PrepareOptions,
     seed: int,
     reading: SourceReading,
-    cleaning: _Cleaning,
+    cleaning: Cleaning,
     by_split: dict[str, list[ToolRecord]],
     audit: LeakAudit,
     val_audit: LeakAudit,
@@ -281,7 +196,7 @@ def _build_manifest(
             "drop_rule": DROP_RULE,
         },
         "missing_media": {
-            "files": cleaning.n_missing_files,
+            "files": len(cleaning.missing_media),
             "records": cleaning.n_missing_records,
             "policy": options.missing_media,
         },
@@ -296,7 +211,7 @@ def _write_corpus(
     partial: Path,
     manifest: dict[str, Any],
     reading: SourceReading,
-    cleaning: _Cleaning,
+    cleaning: Cleaning,
     by_split: dict[str, list[ToolRecord]],
     shard_rows: int,
 ) -> None:
@@ -305,8 +220,8 @@ def _write_corpus(
     manifest["files"] = write_shards(partial, by_split, shard_rows)
     reading.catalog.save_jsonl(partial / CATALOG_FILE)
     with (partial / REJECTED_FILE).open("w", encoding="utf-8") as file:
-        for item in cleaning.rejected:
+        for item in (*cleaning.rejected, *_missing_but_kept(cleaning)):
             file.write(json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) + "\n")
-    write_report(partial, manifest, by_split)
+    write_report(partial, manifest, by_split, cleaning.missing_media)
     (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     logger.info("corpus written source=%s data_hash=%s", reading.name, manifest["data_hash"][:12])

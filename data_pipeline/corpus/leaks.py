@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from data_pipeline.records.keys import media_keys, question_keys
 from data_pipeline.records.schema import Modality, ToolRecord
-
-_TEXT_KEY = "text"
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ def audit_leaks(
 ) -> LeakAudit:
     """Find every held-out record that leaks from `seen`.
 
-    Media are the same if their bytes are (sha256), or their path where a file is not at hand. Instructions are
-    compared as they are.
+    Media are the same if their bytes are (sha256), or their path where a file is not at hand. Instructions are the same
+    if their words are (`words_key`): case, spacing and Unicode spelling do not count.
 
     Args:
         seen: training records, and those that choose the checkpoint.
@@ -50,17 +49,14 @@ def audit_leaks(
     media: set[str] = set()
     pairs: set[tuple[str, str]] = set()
     for record in seen:
-        keys = _medium_keys(record)
-        media.update(keys)
-        pairs.update((key, record.instruction) for key in keys)
-    media.discard(_TEXT_KEY)
+        media.update(media_keys(record))
+        pairs.update(question_keys(record))
     exact: list[str] = []
     shared: list[str] = []
     numbers: dict[str, Counter[str]] = {modality.value: Counter() for modality in Modality}
     for record in held_out:
-        keys = _medium_keys(record)
-        is_exact = any((key, record.instruction) in pairs for key in keys)
-        is_shared = any(key in media for key in keys)
+        is_exact = not pairs.isdisjoint(question_keys(record))
+        is_shared = not media.isdisjoint(media_keys(record))
         exact += [record.record_id] if is_exact else []
         shared += [record.record_id] if is_shared else []
         for prefix, count in (("", 1), ("released_", (copies or {}).get(record.record_id, 1))):
@@ -68,10 +64,3 @@ def audit_leaks(
             numbers[record.modality.value].update({prefix + key: number for key, number in counts.items()})
     by_modality = {modality: dict(counter) for modality, counter in numbers.items() if counter}
     return LeakAudit(tuple(exact), tuple(shared), by_modality)
-
-
-def _medium_keys(record: ToolRecord) -> tuple[str, ...]:
-    if record.modality is Modality.TEXT:
-        return (_TEXT_KEY,)
-    uri_key = f"uri:{record.modality.value}:{record.media_uri}"
-    return (uri_key, f"sha256:{record.media_sha256}") if record.media_sha256 else (uri_key,)

@@ -14,21 +14,27 @@ from data_pipeline.markdown import render_table
 from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord
 
 FIGURES = "figures"
+SHOWN_MISSING_MEDIA = 100
 
 
-def write_report(folder: Path, manifest: Mapping[str, Any], by_split: Mapping[str, Sequence[ToolRecord]]) -> None:
-    """Write `report.md` and `figures/*.png` into the corpus folder."""
+def write_report(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    by_split: Mapping[str, Sequence[ToolRecord]],
+    missing_media: Sequence[str] = (),
+) -> None:
+    """Write `report.md` and `figures/*.png` into the corpus folder; `missing_media` are the paths of absent files."""
     (folder / FIGURES).mkdir()
     _plot_stacked(folder / FIGURES / "modality.png", "modality", [m.value for m in Modality], manifest, "by_modality")
     ambiguous = [kind.value for kind in AmbiguityType if kind is not AmbiguityType.NONE]
     _plot_stacked(folder / FIGURES / "ambiguity.png", "ambiguity type", ambiguous, manifest, "by_ambiguity_type")
     _plot_answers(folder / FIGURES / "answers.png", by_split)
     _plot_tools(folder / FIGURES / "tools.png", by_split)
-    (folder / "report.md").write_text(render_report(manifest), encoding="utf-8")
+    (folder / "report.md").write_text(render_report(manifest, missing_media), encoding="utf-8")
 
 
-def render_report(manifest: Mapping[str, Any]) -> str:
-    """The report as Markdown; every number comes from the manifest."""
+def render_report(manifest: Mapping[str, Any], missing_media: Sequence[str] = ()) -> str:
+    """The report as Markdown; every number comes from the manifest, the names of missing media from the list."""
     counts = manifest["counts"]
     sections = [
         f"# Corpus report: {manifest['source']}",
@@ -43,7 +49,8 @@ def render_report(manifest: Mapping[str, Any]) -> str:
         render_table(["", "tools"], [[key.replace("_", " "), value] for key, value in manifest["tools"].items()]),
         *_dialogue_sections(manifest["dialogues"]),
         "## Leaks",
-        "Held-out questions that training has seen: the same words with the same medium, or just the same medium.",
+        "Held-out questions that training has seen: the same words with the same medium, or just the same medium. "
+        "Case, spacing and Unicode spelling of the words do not count.",
         "In brackets: as the source counts, which may repeat a question.",
         render_table(
             ["compared", "modality", "questions", "exact pairs", "shared media"], _leak_rows(manifest["leaks"])
@@ -53,6 +60,7 @@ def render_report(manifest: Mapping[str, Any]) -> str:
         render_table(["", "number"], _defect_rows(manifest)),
         "Rejected items are listed one by one in `rejected.jsonl`. Media that cannot be decoded are found when they "
         "are encoded: see the feature lake's quarantine.",
+        *_missing_section(missing_media),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -111,6 +119,16 @@ def _defect_rows(manifest: Mapping[str, Any]) -> list[list[Any]]:
     rows += [[f"mended: {kind}", count] for kind, count in manifest["repairs"].items()]
     rows += [[f"rejected: {reason}", count] for reason, count in manifest["rejected"].items()]
     return rows
+
+
+def _missing_section(missing_media: Sequence[str]) -> list[str]:
+    """The names of the first missing files; nothing where all are there."""
+    if not missing_media:
+        return []
+    shown = [f"- `{uri}`" for uri in missing_media[:SHOWN_MISSING_MEDIA]]
+    rest = len(missing_media) - len(shown)
+    more = [f"And {rest} more; all are in `rejected.jsonl`."] if rest else []
+    return ["## Missing media", "\n".join(shown), *more]
 
 
 def _new_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Any]:

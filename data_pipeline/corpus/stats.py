@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
-from data_pipeline.records.dialogue import ToolCall, has_history, parse_turn
+from data_pipeline.records.dialogue import count_calls, has_history
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 
 
@@ -57,7 +57,7 @@ def count_dialogues(by_split: Mapping[str, Sequence[ToolRecord]]) -> dict[str, d
 
 
 def _count_kinds(dialogues: Sequence[ToolRecord], seen: set[str]) -> dict[str, int]:
-    n_calls = [sum(isinstance(parse_turn(turn.text), ToolCall) for turn in record.turns) for record in dialogues]
+    n_calls = [count_calls(record.turns) for record in dialogues]
     n_seen = sum(
         calls > 0 and seen.issuperset(record.valid_tool_ids) for calls, record in zip(n_calls, dialogues, strict=True)
     )

@@ -5,15 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
+from data_pipeline.records.schema import Modality
+from data_pipeline.records.text import check_encodable, parse_json, read_text
 
 CATALOG_FILE = "catalog.jsonl"  # its name wherever it lies: in a corpus, a bundle, beside a user's records
 UNKNOWN_TOOL_ID = "unknown"  # the answer "none of them" (MLLM-Tool section 3.1)
+
+_ALLOWED = {
+    "input_modality": ("", *Modality),
+    "output_modality": ("", *Modality),
+    "backend": ("", "local", "huggingface"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,20 +50,38 @@ class Tool:
     arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not self.tool_id or any(c.isspace() or c in "{}[],'\"" for c in self.tool_id):
             raise InputError(
                 f"tool id {self.tool_id!r} is empty or holds white space or one of {{ }} [ ] , ' \"; rename the tool."
             )
-        if self.name != self.name.strip() or any(c in "\n\r:,[]" for c in self.name):
+        if self.name != self.name.strip() or len(self.name.splitlines()) > 1 or any(c in ":,[]" for c in self.name):
             raise InputError(
                 f"name {self.name!r} of tool {self.tool_id!r} begins or ends with white space or holds a line break or "
                 "one of : , [ ]; a dialogue could not tell where it ends: rename the tool."
             )
         if len(self.usage.splitlines()) > 1:
             raise InputError(f"the usage of tool {self.tool_id!r} holds a line break; write it on one line.")
-        if isinstance(self.arguments, str) or not all(isinstance(argument, str) for argument in self.arguments):
-            raise InputError(f"arguments of tool {self.tool_id!r} is {self.arguments!r}; give a list of names.")
         object.__setattr__(self, "arguments", tuple(self.arguments))  # JSON has lists only
+
+    def _check_types(self) -> None:
+        """What JSON may hold in a field and no file or program could use later."""
+        for key, value in vars(self).items():
+            if key == "arguments":
+                if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
+                    raise InputError(
+                        f"arguments of tool {self.tool_id!r} is {reprlib.repr(value)}; give a list of names."
+                    )
+            elif not isinstance(value, str):
+                where = "" if key == "tool_id" else f" of tool {reprlib.repr(self.tool_id)}"
+                raise InputError(f"{key}{where} is {reprlib.repr(value)}; give a text in quotation marks.")
+            elif key in _ALLOWED and value not in _ALLOWED[key]:
+                allowed = ", ".join(repr(str(choice)) for choice in _ALLOWED[key])
+                raise InputError(f"{key} of tool {self.tool_id!r} is {value[:40]!r}; it must be one of {allowed}.")
+            try:
+                check_encodable("".join(value))
+            except InputError as error:
+                raise InputError(f"{key} of tool {self.tool_id!r}: {error}") from error
 
     @property
     def call_name(self) -> str:
@@ -74,11 +101,17 @@ class ToolCatalog:
     """An ordered, closed set of tools with a content hash."""
 
     def __init__(self, tools: Iterable[Tool]) -> None:
-        self._tools = {}
+        self._tools: dict[str, Tool] = {}
+        by_call_name: dict[str, str] = {}
         for tool in tools:
             if tool.tool_id in self._tools:
                 raise InputError(f"tool id {tool.tool_id!r} is in the catalogue twice; keep one entry.")
             self._tools[tool.tool_id] = tool
+            twin = by_call_name.setdefault(tool.call_name, tool.tool_id)
+            if twin != tool.tool_id:
+                raise InputError(
+                    f"a dialogue calls the tools {twin!r} and {tool.tool_id!r} both {tool.call_name!r}; rename one."
+                )
 
     @classmethod
     def from_tool_ids(cls, tool_ids: Iterable[str]) -> ToolCatalog:
@@ -123,22 +156,28 @@ class ToolCatalog:
         """Read `catalog.jsonl`; a malformed line is an error that names its number."""
         if not path.is_file():
             raise InputError(f"no tool catalogue at {path}; run `prepare` first or correct the path.")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8.") from error
         tools = []
         # not splitlines(): JSON may hold U+2028 or U+0085 unescaped, and they end no line
-        for number, line in enumerate(text.split("\n"), start=1):
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
             if not line.strip():
                 continue
             try:
-                tools.append(Tool(**json.loads(line)))
-            except (json.JSONDecodeError, TypeError) as error:
-                raise InputError(
-                    f"{path}, line {number}: not a tool entry ({error}); each line is a JSON object with the keys "
-                    f"{', '.join(Tool.__dataclass_fields__)}."
-                ) from error
-            except InputError as error:
-                raise InputError(f"{path}, line {number}: {error}") from error
-        return cls(tools)
+                entry = parse_json(line)
+                if not isinstance(entry, dict):
+                    raise InputError(f"a {type(entry).__name__} instead of an object")
+                # null is what pandas writes for a field that is absent
+                tools.append(Tool(**{key: value for key, value in entry.items() if value is not None}))
+            except (InputError, TypeError) as error:
+                raise InputError(f"{path}, line {number}: {_describe(error)}") from error
+        try:
+            return cls(tools)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def _describe(error: InputError | TypeError) -> str:
+    """What is wrong with an entry; where the line is none at all, what one looks like."""
+    if str(error).endswith("."):
+        return str(error)
+    keys = ", ".join(Tool.__dataclass_fields__)
+    return f"not a tool entry ({error}); each line is a JSON object with the keys {keys}."

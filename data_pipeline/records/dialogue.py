@@ -13,17 +13,16 @@ from dataclasses import dataclass
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
-from data_pipeline.records.schema import Turn
+from data_pipeline.records.schema import ASSISTANT, OBSERVATION, Turn
 
 DIALOGUE_FORMAT = "gpt4tools"
 DIALOGUE_VERSION = 1
 
 TURN_STOP = "\nObservation:"  # ends a turn that calls a tool; the last turn of a response ends with the eos token
-ASSISTANT = "assistant"
-OBSERVATION = "observation"
 
 _THOUGHT = "Thought: Do I need to use a tool?"
 _IMAGE_RECEIVED = "Received."
+_BEGIN = "\nBegin with a thought."
 
 _CALL = re.compile(
     rf"{re.escape(_THOUGHT)} Yes[ \t]*\nAction: (?P<name>[^\n]*)\nAction Input: (?P<arguments>[^\n]*){TURN_STOP}"
@@ -34,9 +33,10 @@ _NEXT_THOUGHT = re.compile(r"^Thought:", re.MULTILINE)
 _TOOL_LINE = re.compile(r"^> (?P<name>[^:\n]+):[ \t]*(?P<usage>[^\n]*)$", re.MULTILINE)
 _TOOL_LIST = re.compile(r"should be one of \[([^\]\n]*)\]")
 _HISTORY = re.compile(r"^Previous conversation:(?P<history>.*?)^New input:(?P<rest>.*)", re.MULTILINE | re.DOTALL)
-_EXCHANGE = re.compile(r"^Human: (?P<human>[^\n]*)\nAI: (?P<reply>[^\n]*)", re.MULTILINE)
-_IMAGE_NOTE = re.compile(r"Provide an image named (?P<name>\S+)\. Description: (?P<description>.*)")
-_REPLY = re.compile(r"^AI:[ \t]*(?P<text>[^\n]*)", re.MULTILINE)
+_EXCHANGE = re.compile(
+    r"^Human:[ \t]*(?P<human>.*?)\nAI:[ \t]*(?P<reply>.*?)\s*(?=^Human:|\Z)", re.MULTILINE | re.DOTALL
+)
+_IMAGE_NOTE = re.compile(r"Provide an image named (?P<name>\S+)\. Description:[ \t]*(?P<description>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def render_dialogue_prompt(tools: Sequence[Tool], history: str, new_input: str) 
         history: earlier exchanges, as `render_exchange` writes them, joined by line breaks; "" at the beginning.
         new_input: the user's words.
     """
-    lines = "\n".join(f"> {tool.call_name}: {tool.usage or tool.description}" for tool in tools)
+    usages = [tool.usage or " ".join(tool.description.splitlines()) for tool in tools]
+    lines = "\n".join(f"> {tool.call_name}: {usage}" for tool, usage in zip(tools, usages, strict=True))
     names = ", ".join(tool.call_name for tool in tools)
     earlier = f"{history}\n\n" if history else ""
     return (
@@ -71,7 +72,7 @@ def render_dialogue_prompt(tools: Sequence[Tool], history: str, new_input: str) 
         f"\nTo use a tool, write:\n{_THOUGHT} Yes\nAction: its name, should be one of [{names}]\n"
         f"Action Input: its input\nObservation: its result\n"
         f"\nTo answer the user, write:\n{_THOUGHT} No\nAI: your answer\n"
-        f"\nPrevious conversation:\n{earlier}New input: {new_input}\nBegin with a thought.\n"
+        f"\nPrevious conversation:\n{earlier}New input: {new_input}{_BEGIN}\n"
     )
 
 
@@ -136,6 +137,27 @@ def parse_turns(output: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
+def check_turn_order(turns: Sequence[Turn]) -> None:
+    """Refuse turns that do not alternate from assistant to assistant.
+
+    Raises:
+        InputError: always in the same words.
+    """
+    roles = [turn.role for turn in turns]
+    if len(turns) % 2 == 0 or roles != [OBSERVATION if i % 2 else ASSISTANT for i in range(len(turns))]:
+        raise InputError("the turns do not go assistant, observation, assistant, ..., assistant; order them so.")
+
+
+def read_observations(turns: Sequence[Turn]) -> list[str]:
+    """What the tools gave, in order."""
+    return [turn.text for turn in turns if turn.role == OBSERVATION]
+
+
+def count_calls(turns: Sequence[Turn]) -> int:
+    """How many of the assistant's turns call a tool."""
+    return sum(turn.role == ASSISTANT and isinstance(parse_turn(turn.text), ToolCall) for turn in turns)
+
+
 def read_turns(turns: Sequence[Turn]) -> list[ToolCall | Answer]:
     """The assistant's turns of a dialogue, parsed.
 
@@ -144,9 +166,7 @@ def read_turns(turns: Sequence[Turn]) -> list[ToolCall | Answer]:
     """
     if not turns:
         raise InputError("the dialogue has no turn; give at least one assistant turn.")
-    roles = [turn.role for turn in turns]
-    if roles != [OBSERVATION if position % 2 else ASSISTANT for position in range(len(turns))] or len(turns) % 2 == 0:
-        raise InputError("the turns do not go assistant, observation, assistant, ..., assistant; order them so.")
+    check_turn_order(turns)
     parsed: list[ToolCall | Answer] = []
     for turn in turns[::2]:
         step = parse_turn(turn.text)
@@ -202,7 +222,7 @@ def parse_dialogue_prompt(prompt: str) -> DialoguePrompt:
             exchanges.append((exchange["human"], exchange["reply"]))
         else:
             images[note["name"]] = note["description"]
-    new_input, _, _ = found["rest"].rpartition("\nBegin with a thought.")
+    new_input = found["rest"].rpartition(_BEGIN)[0] or found["rest"]  # other people's prompts end otherwise
     return DialoguePrompt(images, tuple(exchanges), new_input.strip())
 
 
@@ -212,5 +232,5 @@ def has_history(prompt: str) -> bool:
     found = _HISTORY.search(prompt)
     if found is None:
         return False
-    replies = [reply["text"].strip() for reply in _REPLY.finditer(found["history"])]
+    replies = [exchange["reply"] for exchange in _EXCHANGE.finditer(found["history"])]
     return any(reply != _IMAGE_RECEIVED for reply in replies) or f"\n{_THOUGHT} " in found["rest"]

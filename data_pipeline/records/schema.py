@@ -14,6 +14,8 @@ from data_pipeline.errors import InputError
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
+ASSISTANT = "assistant"  # the two roles of a dialogue's turns
+OBSERVATION = "observation"
 
 
 class Modality(StrEnum):
@@ -36,7 +38,7 @@ class AmbiguityType(StrEnum):
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a dialogue; role is "assistant" or "observation". The texts joined are the whole response."""
+    """One turn of a dialogue; role is ASSISTANT or OBSERVATION. The texts joined are the whole response."""
 
     role: str
     text: str

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.schema import AmbiguityType, ToolRecord
+from data_pipeline.records.text import check_encodable
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/|data:")  # of the web, of a drive, or the data themselves
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,16 @@ def relative_media_uri(path: str, prefix: str = "") -> str:
         prefix: folder that the source leaves out.
 
     Raises:
-        InputError: the path is empty, absolute or climbs out of the media root.
+        InputError: the path is empty, absolute, an address, or climbs out of the media root.
     """
+    check_encodable(path)
+    if _ADDRESS.match(path):
+        raise InputError(
+            f"media {path[:80]!r} is an address; fetch the file into the media root and give its path below it."
+        )
     uri = posixpath.normpath(posixpath.join(prefix, path)) if path.strip() else ""
     if not uri or posixpath.isabs(path) or uri == "." or uri.split("/")[0] == ".." or "\\" in path or "\0" in path:
-        raise InputError(f"media path {path!r} does not lie below the media root; give a relative path with '/'.")
+        raise InputError(f"media path {path[:200]!r} does not lie below the media root; give a relative path with '/'.")
     return uri
 
 
@@ -107,14 +116,12 @@ def catalog_with_unknown(tools: Iterable[Tool]) -> ToolCatalog:
     return ToolCatalog(by_id)
 
 
-def check_encodable(text: str) -> None:
-    """Refuse text that UTF-8 cannot hold (a lone surrogate from a JSON escape), as Parquet could not store it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text holds a lone surrogate at character {error.start}; write the character itself."
-        ) from error
+def join_line_breaks(texts: Sequence[str], repairs: Counter[str]) -> list[str]:
+    """The texts of one record with "\\n" for every "\\r\\n", counted as a repair; the protocol knows no other."""
+    joined = [text.replace("\r\n", "\n") for text in texts]
+    if joined != list(texts):
+        repairs["line breaks of a dialogue (CR LF) read as LF"] += 1
+    return joined
 
 
 def require_folder(path: Path | None, what: str) -> Path:

@@ -2,29 +2,32 @@
 
 Train files hold one row per (question, right name); the rows of one question become one record. The test file lists all
 right names. Known defects: names with surrounding white space (" t5-base"), ambiguity as "-1", -1 or "", ids that
-restart per modality, repeated rows, names listed twice. Instructions are not stripped.
+restart per modality, repeated rows, names listed twice. Codes are read as pandas rewrites them too (2.0, null).
+Instructions are not stripped.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from data_pipeline.records.keys import question_keys
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.text import check_encodable, read_text
 from data_pipeline.sources.reading import (
     Rejected,
     SourceReading,
     catalog_with_unknown,
-    check_encodable,
     merge_records,
     relative_media_uri,
     require_folder,
 )
+from data_pipeline.sources.rows import SourceRow, read_json_list
 
 SOURCE = "toolmmbench"
 LICENCE = (
@@ -38,8 +41,8 @@ NAMES_FILE = "api_names.txt"
 _MEDIA_FOLDER = {Modality.IMAGE: "image", Modality.AUDIO: "audio", Modality.VIDEO: ""}  # video paths bear theirs
 _AMBIGUITY = {str(code): kind for code, kind in enumerate(AmbiguityType, start=1) if kind is not AmbiguityType.NONE}
 _NO_AMBIGUITY = {"", "-1", "None"}
-
-_QuestionKey = tuple[str, Modality, str, str]  # split, modality, media_uri, instruction
+_NOT_RELEASED_FORM = "not in the released form: a field is missing or of another type"
+_MAX_SOURCE_INDEX = 2**31
 
 
 def read_toolmmbench(path: Path, media_root: Path | None) -> SourceReading:
@@ -62,58 +65,65 @@ def read_toolmmbench(path: Path, media_root: Path | None) -> SourceReading:
         )
     train_split = "train" if test_file is not None else ""  # without a test file the split is ours
     files = [(file, train_split) for file in train_files] + ([(test_file, "test")] if test_file else [])
-    rows = [(file, split, position, row) for file, split in files for position, row in enumerate(_load_rows(file))]
+    rows = [(file, split, row) for file, split in files for row in _load_rows(file)]
+    repairs: Counter[str] = Counter()
+    parsed = [_parse_row(row, file, split, repairs) for file, split, row in rows]
     reading = SourceReading(
         name=SOURCE,
         licence=LICENCE,
-        catalog=catalog_with_unknown(Tool(name) for name in _all_names(path, rows)),
+        catalog=catalog_with_unknown(Tool(name) for name in _all_names(path, parsed)),
         media_root=media_root,
         items=(),
+        repairs=repairs,
     )
-    reading.items = _merge_rows(rows, reading)
+    reading.items = _merge_rows(parsed, reading)
     return reading
 
 
-def _load_rows(file: Path) -> list[Any]:
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not valid JSON ({error}); fetch the released file again.") from error
-    if not isinstance(rows, list):
-        raise InputError(f"{file} holds a {type(rows).__name__}; the released files are JSON lists of records.")
-    return rows
+def _load_rows(file: Path) -> list[SourceRow]:
+    text = read_text(file)
+    if text.lstrip()[:1] != "[":
+        raise InputError(
+            f"{file} is no JSON list of records, as the released files are; fetch the released file again."
+        )
+    return list(read_json_list(file, text))
 
 
-def _all_names(path: Path, rows: list[tuple[Path, str, int, Any]]) -> list[str]:
-    """Every stripped name in the files, sorted by code point; malformed rows are left to `_parse_row`."""
+def _all_names(path: Path, parsed: list[ToolRecord | Rejected]) -> list[str]:
+    """Every stripped name in the files, sorted by code point."""
     names = {UNKNOWN_TOOL_ID}
     if (path / NAMES_FILE).is_file():
-        names.update(line.strip() for line in (path / NAMES_FILE).read_text(encoding="utf-8-sig").splitlines())
-    for file, split, position, row in rows:
-        parsed = _parse_row(row, file, split, position, Counter())
-        if isinstance(parsed, ToolRecord):
-            names.update(parsed.valid_tool_ids)
-    return sorted(names - {""})
+        for number, line in enumerate(read_text(path / NAMES_FILE).split("\n"), start=1):
+            if line.strip():
+                names.add(_check_name(line.strip(), f"{path / NAMES_FILE}, line {number}"))
+    for item in parsed:
+        if isinstance(item, ToolRecord):
+            names.update(item.valid_tool_ids)
+    return sorted(names)
 
 
-def _merge_rows(rows: list[tuple[Path, str, int, Any]], reading: SourceReading) -> Iterator[ToolRecord | Rejected]:
-    """One record per (split, medium, query), in the order of its first row."""
-    records: dict[_QuestionKey, ToolRecord] = {}
-    rejected: list[Rejected] = []
-    for file, split, position, row in rows:
-        parsed = _parse_row(row, file, split, position, reading.repairs)
-        if isinstance(parsed, Rejected):
-            rejected.append(parsed)
+def _check_name(name: str, where: str) -> str:
+    try:
+        return Tool(name).tool_id
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _merge_rows(parsed: list[ToolRecord | Rejected], reading: SourceReading) -> Iterator[ToolRecord | Rejected]:
+    """One record per (split, medium, question), in the order of its first row."""
+    records: dict[tuple[str, tuple[str, str]], ToolRecord] = {}
+    for record in parsed:
+        if isinstance(record, Rejected):
             continue
-        key = (split, parsed.modality, parsed.media_uri, parsed.instruction)
+        key = (record.split, question_keys(record)[0])
         first = records.get(key)
         if first is None:
-            records[key] = parsed
+            records[key] = record
             continue
-        _count_merge(first, parsed, reading)
-        records[key] = merge_records(first, parsed)
+        _count_merge(first, record, reading)
+        records[key] = merge_records(first, record)
     yield from records.values()
-    yield from rejected
+    yield from (item for item in parsed if isinstance(item, Rejected))
 
 
 def _count_merge(first: ToolRecord, other: ToolRecord, reading: SourceReading) -> None:
@@ -129,43 +139,88 @@ def _count_merge(first: ToolRecord, other: ToolRecord, reading: SourceReading) -
         reading.repairs["ambiguity types differ between rows of one question"] += 1
 
 
-def _parse_row(row: Any, file: Path, split: str, position: int, repairs: Counter[str]) -> ToolRecord | Rejected:
+def _parse_row(row: SourceRow, file: Path, split: str, repairs: Counter[str]) -> ToolRecord | Rejected:
     """Read one released row; whatever does not fit is rejected with a reason."""
-    where = f"{file.name}, record {position}"
+    where = f"{file.name}, {row.place}"
     try:
-        modality = Modality(row["input_modality"])
-        human, gpt = row["conversations"]
-        instruction, value = human["value"], gpt["value"]
-        media_path = "" if modality is Modality.TEXT else row[f"{modality.value}_path"]
-        code = row.get("ambiguity", gpt.get("ambiguity", ""))
-        source_index = int(row.get("source_index", position)) if file.name in TEST_FILES else None
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return Rejected("not in the released form: a field is missing or of another type", where)
-    listed = value if isinstance(value, list) else [value]
-    if not isinstance(instruction, str) or not all(isinstance(name, str) for name in listed):
-        return Rejected("not in the released form: a field is missing or of another type", where)
-    names = [name.strip() for name in listed]
-    repairs["tool name with surrounding white space"] += sum(a != b for a, b in zip(names, listed, strict=True))
-    distinct = tuple(dict.fromkeys(names))
-    repairs["tool listed twice in one answer"] += len(names) - len(distinct)
-    ambiguity = AmbiguityType.NONE if str(code).strip() in _NO_AMBIGUITY else _AMBIGUITY.get(str(code).strip())
-    if ambiguity is None:
-        return Rejected("ambiguity code is none of 1 to 5, -1 and empty", where)
-    stem = file.name.removesuffix(".json")
-    try:
-        check_encodable(instruction)
-        for name in distinct:
-            Tool(name)
-        return ToolRecord(
-            record_id=f"{SOURCE}/{stem}/{position}",
-            source=SOURCE,
-            modality=modality,
-            instruction=instruction,
-            valid_tool_ids=distinct,
-            media_uri="" if not media_path else relative_media_uri(media_path, _MEDIA_FOLDER.get(modality, "")),
-            ambiguity_type=ambiguity,
-            source_index=source_index,
-            split=split,
-        )
+        return _read_row(row, file, split, repairs)
     except InputError as error:
         return Rejected(str(error), where)
+
+
+def _read_row(row: SourceRow, file: Path, split: str, repairs: Counter[str]) -> ToolRecord:
+    """Read one row.
+
+    Raises:
+        InputError: it does not follow the form; equal faults have equal words.
+    """
+    if row.fault:
+        raise InputError(row.fault)
+    try:
+        content = row.content
+        modality = Modality(content["input_modality"])
+        human, gpt = content["conversations"]
+        instruction, value = human["value"], gpt["value"]
+        media_path = "" if modality is Modality.TEXT else content[f"{modality.value}_path"]
+        code = _spell_code(content.get("ambiguity", gpt.get("ambiguity", "")))
+        index = content.get("source_index")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(_NOT_RELEASED_FORM) from error
+    listed = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in (instruction, media_path, *listed)):
+        raise InputError(_NOT_RELEASED_FORM)
+    source_index = None
+    if file.name in TEST_FILES:
+        source_index = row.position if index is None else _whole_number(index)
+    if code not in _AMBIGUITY and code not in _NO_AMBIGUITY:
+        raise InputError("ambiguity code is none of 1 to 5, -1 and empty")
+    names = [name.strip() for name in listed]
+    distinct = tuple(dict.fromkeys(names))
+    _check_words(instruction, distinct)
+    repairs["tool name with surrounding white space"] += sum(a != b for a, b in zip(names, listed, strict=True))
+    repairs["tool listed twice in one answer"] += len(names) - len(distinct)
+    return ToolRecord(
+        record_id=f"{SOURCE}/{file.name.removesuffix('.json')}/{row.position}",
+        source=SOURCE,
+        modality=modality,
+        instruction=instruction,
+        valid_tool_ids=distinct,
+        media_uri="" if modality is Modality.TEXT else _media_uri(media_path, modality),
+        ambiguity_type=_AMBIGUITY.get(code, AmbiguityType.NONE),
+        source_index=source_index,
+        split=split,
+    )
+
+
+def _spell_code(code: Any) -> str:
+    """A code as the released files write it: pandas turns 2 into 2.0 where other rows have none."""
+    return re.sub(r"\.0$", "", str(code).strip())
+
+
+def _whole_number(value: Any) -> int:
+    is_whole = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MAX_SOURCE_INDEX
+    if not is_whole or value != int(value):
+        raise InputError("source_index is no whole number from 0")
+    return int(value)
+
+
+def _check_words(instruction: str, names: tuple[str, ...]) -> None:
+    if not instruction.strip():
+        raise InputError("the instruction is empty")
+    if not names:
+        raise InputError("no tool is named")
+    try:
+        check_encodable(instruction)
+    except InputError as error:
+        raise InputError("the text holds a lone surrogate") from error
+    try:
+        ToolCatalog(Tool(name) for name in names)
+    except InputError as error:
+        raise InputError("a tool's name is empty, or holds white space or one of { } [ ] , ' \"") from error
+
+
+def _media_uri(path: str, modality: Modality) -> str:
+    try:
+        return relative_media_uri(path, _MEDIA_FOLDER[modality])
+    except InputError as error:
+        raise InputError("the media path is empty, or does not lie below the media root") from error

@@ -31,6 +31,7 @@ from torch import nn
 from data_pipeline.batches.encoding import MAX_TARGET_TOKENS
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import CATALOG_FILE, ToolCatalog
+from data_pipeline.records.dialogue import DIALOGUE_FORMAT, DIALOGUE_VERSION
 from data_pipeline.records.prompts import PROMPT_FORMAT, PROMPT_VERSION
 from model.imagebind.encoders import vector_space
 from model.llm.config import ModelConfig
@@ -60,6 +61,9 @@ class BundleInfo(BaseModel):
     encoder_name: str = Field(description="what `model.imagebind.encoders.load_encoder` is given to get them")
     prompt_format: str
     prompt_version: int
+    # bundles that do not say were written when these were the only ones
+    dialogue_format: str = "gpt4tools"
+    dialogue_version: int = 1
     max_target_tokens: int = Field(description="bound on question and answer together, as in training")
     catalog_hash: str = Field(description="`ToolCatalog.content_hash`")
     data_hash: str = Field(description="content hash of the corpus that it was trained on")
@@ -223,6 +227,8 @@ def save_bundle(
         encoder_name=encoder_name,
         prompt_format=PROMPT_FORMAT,
         prompt_version=PROMPT_VERSION,
+        dialogue_format=DIALOGUE_FORMAT,
+        dialogue_version=DIALOGUE_VERSION,
         max_target_tokens=max_target_tokens,
         catalog_hash=catalog.content_hash,
         data_hash=data_hash,
@@ -256,12 +262,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         raise InputError(f"no bundle at {folder} (it has no {_INFO}); give the folder that `export` wrote.")
     raw = (folder / _INFO).read_bytes()
     info = _parse_info(raw, folder)
-    if (info.prompt_format, info.prompt_version) != (PROMPT_FORMAT, PROMPT_VERSION):
-        raise InputError(
-            f"bundle {folder} was trained on prompt {info.prompt_format!r} version {info.prompt_version}, this code "
-            f"renders {PROMPT_FORMAT!r} version {PROMPT_VERSION}; use the code of revision "
-            f"{info.git_revision or 'then'}, or train anew."
-        )
+    _check_wording(info, folder)
     _check_files(info, folder)
     catalog = ToolCatalog.load_jsonl(folder / CATALOG_FILE)
     if catalog.content_hash != info.catalog_hash:
@@ -305,6 +306,19 @@ def _parse_info(raw: bytes, folder: Path) -> BundleInfo:
         fault = error.errors()[0]
         name = ".".join(str(part) for part in fault["loc"])
         raise InputError(f"{folder / _INFO}: {name!r}: {fault['msg']}; export the run again.") from error
+
+
+def _check_wording(info: BundleInfo, folder: Path) -> None:
+    for what, trained, rendered in (
+        ("prompt", (info.prompt_format, info.prompt_version), (PROMPT_FORMAT, PROMPT_VERSION)),
+        ("dialogues", (info.dialogue_format, info.dialogue_version), (DIALOGUE_FORMAT, DIALOGUE_VERSION)),
+    ):
+        if trained != rendered:
+            raise InputError(
+                f"bundle {folder} was trained on {what} {trained[0]!r} version {trained[1]}, this code renders "
+                f"{rendered[0]!r} version {rendered[1]}; use the code of revision {info.git_revision or 'then'}, or "
+                "train anew."
+            )
 
 
 def _check_files(info: BundleInfo, folder: Path) -> None:

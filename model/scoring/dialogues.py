@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.errors import InputError
-from data_pipeline.records.dialogue import ToolCall, parse_offered_tools, parse_turn
+from data_pipeline.records.dialogue import ToolCall, count_calls, parse_offered_tools, parse_turn, read_observations
 from data_pipeline.records.schema import ToolRecord, Turn
 from model.scoring.gpt4tools import GPT4TOOLS_RULE, ItemScore, estimate_means, score_gpt4tools
 from model.scoring.intervals import Estimate, estimate_proportion
@@ -123,22 +123,17 @@ def join_gold(turns: Sequence[Turn]) -> str:
 
 def join_turns(gold_turns: Sequence[Turn], texts: Sequence[str]) -> str:
     """The response as one text: the model's turns with the record's observations between them."""
-    observations = [turn.text for turn in gold_turns if turn.role == "observation"]
     pieces = [texts[0]]
-    for observation, text in zip(observations, texts[1:], strict=False):
+    for observation, text in zip(read_observations(gold_turns), texts[1:], strict=False):
         pieces += [observation, text]
     return "".join(pieces)
-
-
-def _count_calls(turns: Sequence[Turn]) -> int:
-    return sum(turn.role == "assistant" and isinstance(parse_turn(turn.text), ToolCall) for turn in turns)
 
 
 def _group_members(records: Sequence[ToolRecord], seen_tool_ids: Collection[str]) -> dict[str, list[int]]:
     """Group name -> positions of its dialogues."""
     members: dict[str, list[int]] = {name: [] for name in ("all", "seen", "unseen", "single", "chain", "no_tool")}
     for position, record in enumerate(records):
-        n_calls = _count_calls(record.turns)
+        n_calls = count_calls(record.turns)
         is_seen = n_calls == 0 or all(tool_id in seen_tool_ids for tool_id in record.valid_tool_ids)
         members["all"].append(position)
         members["seen" if is_seen else "unseen"].append(position)

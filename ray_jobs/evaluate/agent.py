@@ -28,7 +28,13 @@ from PIL import Image
 
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
-from data_pipeline.records.dialogue import DialoguePrompt, parse_dialogue_prompt, parse_offered_tools, render_answer
+from data_pipeline.records.dialogue import (
+    DialoguePrompt,
+    parse_dialogue_prompt,
+    parse_offered_tools,
+    read_observations,
+    render_answer,
+)
 from data_pipeline.records.schema import ToolRecord
 from model.scoring.dialogues import called_tool_ids, score_dialogues
 from ray_jobs.config import RunSpec
@@ -151,7 +157,7 @@ def _read_trace(
     known_ids: set[str],
     offered: Sequence[str],
 ) -> AgentRun:
-    observations = [turn.text for turn in record.turns if turn.role == "observation"]
+    observations = read_observations(record.turns)
     texts: list[str] = []
     executed = refused = 0
     failed: list[tuple[str, str]] = []
@@ -175,8 +181,7 @@ def _read_trace(
             expected = _FILE.search(observations[i]) if i < len(observations) else None
             names[made["name"]] = expected[0] if expected else made["name"]
     texts.append(render_answer(_rename(answer["choices"][0]["message"]["content"], names)))
-    n_turns = sum(turn.role == "assistant" for turn in record.turns)
-    return AgentRun(texts[:n_turns], executed, refused, failed, faults)
+    return AgentRun(texts[: len(observations) + 1], executed, refused, failed, faults)
 
 
 def _rename(text: str, names: dict[str, str]) -> str:

@@ -74,6 +74,10 @@ TEXT = {"instruction": "do it", "tools": ["a"]}
         ([TEXT, {"instruction": "x", "tools": ["zebra"]}], r"line 2: tool 'zebra' is not in the catalogue; add it"),
         ([TEXT, {"instruction": "x"}], "line 2: .*no tool is named"),
         ([TEXT, {"instruction": "x", "tools": ["a"], "tool": "a"}], "line 2: unknown key 'tool'; the keys are"),
+        (
+            [TEXT, {"instruction": "x", "tools": ["a"], "media": "https://h/x.png"}],
+            r"records\.jsonl, line 2: .*address",
+        ),
         ([TEXT, {"instruction": "x", "tools": ["a"], "split": "dev"}], "line 2: split is 'dev'; it must be one of"),
         ([], "no usable record"),
     ],

@@ -216,7 +216,7 @@ def test_a_dialogue_to_be_answered_is_its_prompt() -> None:
 
 @pytest.mark.parametrize("turns", [DIALOGUE[:2], DIALOGUE[1:2], (DIALOGUE[0],) * 3, (Turn("user", "x"),)])
 def test_turns_that_do_not_alternate_are_refused(turns: tuple[Turn, ...]) -> None:
-    with pytest.raises(InputError, match="from assistant to assistant"):
+    with pytest.raises(InputError, match="do not go assistant, observation"):
         encode_dialogue(CharacterTokenizer(), "x", turns)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data_pipeline.corpus.build import Corpus, CorpusSummary, PrepareOptions, bu
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import has_history, render_answer, render_call, render_dialogue_prompt
 from data_pipeline.records.schema import CORPUS_SCHEMA, Turn
+from data_pipeline.records.text import words_key
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -106,9 +108,70 @@ def test_missing_media_policies(own: Path, tmp_path: Path) -> None:
     dropped = build_corpus(_options(source="jsonl", path=own, missing_media="drop"), tmp_path / "dropped")
     assert dropped.manifest["rejected"] == {"the media file is missing": 1}
     assert "absent.png" in (dropped.path / "rejected.jsonl").read_text()
+    assert "- `media/absent.png`" in (dropped.path / "report.md").read_text()
     with pytest.raises(InputError, match=r"absent\.png"):
         build_corpus(_options(source="jsonl", path=own, missing_media="error"), tmp_path / "refused")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dropped"]
+
+
+def test_missing_media_are_named(own: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": "q", "media": f"gone/{i}.png", "tools": ["t0"]} for i in range(130)]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    built = build_corpus(_options(source="jsonl", path=path, catalog=own.parent / "catalog.txt"), tmp_path / "corpus")
+    lines = [json.loads(line) for line in (built.path / "rejected.jsonl").read_text().splitlines()]
+    reason = "the media file is missing; its questions are kept"
+    assert lines == [{"where": row["media"], "reason": reason} for row in rows]
+    assert built.manifest["rejected"] == {}, "they are in the corpus"
+    report = (built.path / "report.md").read_text()
+    assert report.count("- `gone/") == 100
+    assert "And 30 more" in report
+
+
+def test_a_file_is_found_under_its_other_unicode_spelling(own: Path, tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "grün.png") for form in ("NFC", "NFD"))
+    (tmp_path / nfd).write_bytes(b"a picture")
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"instruction": "q", "media": nfc, "tools": ["t0"]}))
+    built = build_corpus(_options(source="jsonl", path=path, catalog=own.parent / "catalog.txt"), tmp_path / "corpus")
+    (record,) = Corpus.open(built.path).records("train")
+    assert (record.media_uri, len(record.media_sha256)) == (nfd, 64)
+    assert built.manifest["missing_media"]["files"] == 0
+    assert sum(built.manifest["repairs"].values()) == 1
+
+
+def test_no_words_are_in_training_and_test_whatever_source_and_spelling(own: Path, tmp_path: Path) -> None:
+    def write(name: str, questions: list[str]) -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"instruction": text, "tools": ["t0"]}) + "\n" for text in questions))
+        return str(path)
+
+    questions = [f"Wo ist Größe {i}?" for i in range(200)]
+    again = [unicodedata.normalize("NFD", text).upper().replace(" ", "  ") for text in questions[100:]]
+    catalog = own.parent / "catalog.txt"
+    options = _options(
+        source="jsonl",
+        path=write("a.jsonl", questions),
+        catalog=catalog,
+        also=[{"source": "jsonl", "path": write("b.jsonl", [*again, "another"]), "catalog": catalog}],
+    )
+    built = build_corpus(options, tmp_path / "corpus")
+    splits = {split: list(Corpus.open(built.path).records(split)) for split in ("train", "val", "test")}
+    words = {split: {words_key(record.instruction) for record in records} for split, records in splits.items()}
+    assert sum(map(len, words.values())) == len(words["train"] | words["val"] | words["test"]) == 201
+    assert len(words["test"]) == 40
+    assert built.manifest["duplicates_merged"] == 100
+
+
+def test_the_audit_counts_what_prescribed_splits_share(own: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Question {i}", "tools": ["t0"], "split": "train"} for i in range(5)]
+    rows += [{"instruction": f" question  {i}", "tools": ["t0"], "split": "test"} for i in range(3, 8)]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"source": "jsonl", "path": path, "catalog": own.parent / "catalog.txt"}
+    leaks = build_corpus(_options(**options), tmp_path / "corpus").manifest["leaks"]
+    assert leaks["test_vs_train_and_val"]["text"]["exact_pairs"] == 2
+    assert build_corpus(_options(**options, leak="drop"), tmp_path / "corpus").manifest["leaks"]["dropped"] == 2
 
 
 def test_bad_input_leaves_nothing_and_spares_an_older_corpus(tmp_path: Path) -> None:

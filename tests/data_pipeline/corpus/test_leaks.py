@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.corpus.leaks import audit_leaks
-from data_pipeline.corpus.splits import assign_splits, group_key
+from data_pipeline.corpus.splits import assign_splits
 from data_pipeline.errors import InputError
+from data_pipeline.records.keys import group_key
 from data_pipeline.records.schema import Modality, ToolRecord
 from data_pipeline.sources.read import read_source
 
@@ -66,6 +68,17 @@ def test_audit_compares_content_where_it_is_known() -> None:
     assert audit.leaked_ids == {"10", "11", "12", "14"}
 
 
+def test_words_are_compared_without_case_spacing_and_unicode_spelling() -> None:
+    words = ["Make IT  sharp", unicodedata.normalize("NFC", "Wo ist das Größte?"), "other"]
+    again = ["make it sharp", unicodedata.normalize("NFD", "wo ist DAS größte? "), "others"]
+    seen = [_record(i, modality=Modality.TEXT, media_uri="", instruction=text) for i, text in enumerate(words)]
+    held_out = [_record(10 + i, modality=Modality.TEXT, media_uri="", instruction=text) for i, text in enumerate(again)]
+    assert audit_leaks(seen, held_out).exact_pairs == ("10", "11")
+    seen = [_record(i, media_uri="a.png", instruction=text) for i, text in enumerate(words)]
+    held_out = [_record(10 + i, media_uri="a.png", instruction=text) for i, text in enumerate(again)]
+    assert audit_leaks(seen, held_out).exact_pairs == ("10", "11")
+
+
 @pytest.fixture
 def records() -> list[ToolRecord]:
     """300 questions about 100 pictures (two files hold the same bytes), 100 texts, a tail of rare tools."""
@@ -117,3 +130,35 @@ def test_prescribed_splits_stand_and_val_is_carved(records: list[ToolRecord]) ->
     assert assign_splits(with_val, 0.5, 0.1, seed=0) == [r.split for r in with_val]
     with pytest.raises(InputError, match="prescribe a split"):
         assign_splits([*prescribed, records[0]], 0.2, 0.1, seed=0)
+
+
+def test_no_words_stand_on_two_sides_whatever_their_sources(records: list[ToolRecord]) -> None:
+    again = [
+        replace(record, record_id=f"b{record.record_id}", source="other", instruction=record.instruction.upper() + " ")
+        for record in records
+    ]
+    both = records + again
+    splits = assign_splits(both, 0.2, 0.1, seed=3)
+    held_out, training = (
+        [record for record, split in zip(both, splits, strict=True) if (split == "test") is is_test]
+        for is_test in (True, False)
+    )
+    assert not audit_leaks(training, held_out).leaked_ids
+    for source in ("test", "other"):
+        texts = [s for r, s in zip(both, splits, strict=True) if r.source == source and r.modality is Modality.TEXT]
+        assert 15 <= texts.count("test") <= 20, "each source has its share"
+
+
+def test_what_a_source_prescribes_settles_the_others(records: list[ToolRecord]) -> None:
+    """A question that another source has in its test split may not be trained on."""
+    prescribed = [replace(r, split=("train", "val", "test")[i % 3]) for i, r in enumerate(records[300:400:2])]
+    free = [replace(r, record_id=f"b{r.record_id}", source="other") for r in records]
+    splits = assign_splits([*free, *prescribed], 0.2, 0.1, seed=3)
+    by_words = {group_key(record): record.split for record in prescribed}
+    settled = [(by_words[group_key(r)], s) for r, s in zip(free, splits, strict=False) if group_key(r) in by_words]
+    assert len(settled) == 100
+    assert all(wanted == got for wanted, got in settled if wanted != "train")
+    assert all(got == "train" for wanted, got in settled if wanted == "train"), "its val split is prescribed"
+    assert splits[len(free) :] == [record.split for record in prescribed]
+    with pytest.raises(InputError, match="1 of 2 records of 'test' prescribe a split"):
+        assign_splits([prescribed[0], replace(prescribed[1], split=""), *free], 0.2, 0.1, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,26 @@ def test_what_only_dialogues_need_is_kept_and_changes_no_older_hash(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "fields", [{"name": "a\nb"}, {"name": "a, b"}, {"name": " a"}, {"usage": "a\nb"}, {"arguments": "ab"}]
+    "fields",
+    [
+        {"name": "a\nb"},
+        {"name": "a, b"},
+        {"name": " a"},
+        {"name": "a\u2028b"},
+        {"usage": "a\nb"},
+        {"arguments": "ab"},
+        {"arguments": 5},
+        {"arguments": ("a", 1)},
+        {"arguments": ("a", "")},
+        {"name": 5},
+        {"description": None},
+        {"usage": ["a"]},
+        {"input_modality": "Image"},
+        {"output_modality": "3d"},
+        {"backend": "gpu"},
+        {"description": "a\ud800"},
+        {"arguments": ("a\ud800",)},
+    ],
 )
 def test_what_a_prompt_could_not_hold_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="'t'"):
@@ -82,12 +102,41 @@ def test_an_id_that_an_answer_could_not_hold_is_refused(tool_id: str) -> None:
         ('{"tool_id": "b", "colour": "red"}', r"colour.*tool_id, description, input_modality"),
         ('{"description": "nameless"}', "tool_id"),
         ('{"tool_id": "two words"}', "rename the tool"),
+        ('{"tool_id": null}', "tool_id"),
+        ('{"tool_id": 5}', "tool_id is 5; give a text"),
+        ('{"tool_id": "a\\ud800"}', "lone surrogate"),
+        ('{"tool_id": "b", "description": 7}', "description of tool 'b' is 7; give a text"),
+        ('{"tool_id": "b", "input_modality": "picture"}', "must be one of '', 'text', 'image'"),
+        ('{"tool_id": "b", "arguments": {"a": 1}}', "give a list of names"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "catalog.jsonl"
     path.write_text('{"tool_id": "a", "description": "\u2028"}\n\n' + line + "\n", encoding="utf-8")
     with pytest.raises(InputError, match=rf"catalog\.jsonl, line 3: .*{message}"):
+        ToolCatalog.load_jsonl(path)
+
+
+def test_null_is_absent_and_a_byte_order_mark_is_none_of_the_text(tmp_path: Path) -> None:
+    """pandas writes null for every field that another entry has; editors write the mark."""
+    path = tmp_path / "catalog.jsonl"
+    fields = dict.fromkeys(
+        ("description", "input_modality", "output_modality", "backend", "name", "usage", "arguments")
+    )
+    path.write_text("\ufeff" + json.dumps({"tool_id": "a", **fields}) + "\r\n", encoding="utf-8")
+    assert tuple(ToolCatalog.load_jsonl(path)) == (Tool("a"),)
+
+
+def test_two_tools_of_one_call_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the tools 'a' and 'b' both 'Crop It'; rename"):
+        ToolCatalog([Tool("a", name="Crop It"), Tool("b", name="Crop It")])
+    with pytest.raises(InputError, match=r"the tools 'crop' and 'b' both 'crop'"):
+        ToolCatalog([Tool("crop"), Tool("b", name="crop")])
+    assert len(ToolCatalog([Tool("crop", name="Crop"), Tool("crop-it", name="Crop It")])) == 2, "a beginning is no twin"
+    path = tmp_path / "catalog.jsonl"
+    path.write_text('{"tool_id": "a", "name": "x"}\n{"tool_id": "b", "name": "x"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"catalog\.jsonl: a dialogue calls"):
         ToolCatalog.load_jsonl(path)
 
 

@@ -10,17 +10,18 @@ import pytest
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from data_pipeline.records.dialogue import (
-    ASSISTANT,
-    OBSERVATION,
     TURN_STOP,
     Answer,
     DialoguePrompt,
     ToolCall,
+    check_turn_order,
+    count_calls,
     has_history,
     parse_dialogue_prompt,
     parse_offered_tools,
     parse_turn,
     parse_turns,
+    read_observations,
     read_turns,
     render_answer,
     render_call,
@@ -29,7 +30,7 @@ from data_pipeline.records.dialogue import (
     render_image_note,
     render_observation,
 )
-from data_pipeline.records.schema import Turn
+from data_pipeline.records.schema import ASSISTANT, OBSERVATION, Turn
 
 THOUGHT = "Thought: Do I need to use a tool?"
 CALL = f"{THOUGHT} Yes\nAction: Crop It\nAction Input: image/a.png, the dog\nObservation:"
@@ -157,3 +158,40 @@ def test_a_prompt_is_taken_apart_again() -> None:
     )
     with pytest.raises(InputError, match="has no 'Previous conversation:'"):
         parse_dialogue_prompt("What is this?")
+
+
+def test_exchanges_of_several_lines_are_whole() -> None:
+    history = "\n".join(
+        [
+            render_exchange("Two\nlines", "One\n\n- and\n- a list"),
+            render_image_note("image/scan.tif", "a page\nof two lines"),
+            render_image_note("image/scan.tiff", ""),
+            render_exchange("Next", ""),
+        ]
+    )
+    prompt = parse_dialogue_prompt(render_dialogue_prompt([Tool("t", usage="x")], history, "Do\nboth."))
+    assert prompt.exchanges == (("Two\nlines", "One\n\n- and\n- a list"), ("Next", ""))
+    assert prompt.images == {"image/scan.tif": "a page\nof two lines", "image/scan.tiff": ""}
+    assert prompt.new_input == "Do\nboth."
+    noted = render_dialogue_prompt([Tool("t")], render_exchange("Hi", "Received.\nAnd more."), "Go")
+    assert has_history(noted), "more than the reply to a picture"
+
+
+def test_the_new_words_are_kept_in_a_prompt_that_ends_otherwise() -> None:
+    prompt = parse_dialogue_prompt("Previous conversation:\n\nNew input: Crop it.\nThought:")
+    assert prompt.new_input == "Crop it.\nThought:"
+
+
+def test_a_description_takes_one_line_of_a_prompt() -> None:
+    prompt = render_dialogue_prompt([Tool("a", "Says\nAction: b"), Tool("b", "Sings.")], "", "Go")
+    assert parse_offered_tools(prompt) == {"a": "Says Action: b", "b": "Sings."}
+
+
+def test_observations_and_calls_are_told_by_their_roles() -> None:
+    turns = (Turn(ASSISTANT, CALL), Turn(OBSERVATION, " image/b.png\n"), Turn(ASSISTANT, ANSWER))
+    assert read_observations(turns) == [" image/b.png\n"]
+    assert (count_calls(turns), count_calls(turns[2:])) == (1, 0)
+    check_turn_order(turns)
+    for wrong in ((), turns[:2], turns[1:], (Turn("user", "x"),)):
+        with pytest.raises(InputError, match="do not go assistant, observation"):
+            check_turn_order(wrong)

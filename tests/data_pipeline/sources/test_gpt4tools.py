@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,46 @@ def test_rows_become_dialogues(tmp_path: Path) -> None:
     assert len(reading.catalog) == 31 + 1 + 1
 
 
+def test_a_rejected_row_brings_no_tools(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    odd = PROMPT.replace("> Fold It:", "> New One: to do.\n> Bad [beta]:")
+    path.write_text(json.dumps([_row() | {"instruction": odd}, _row(CHAIN)]), encoding="utf-8")
+    reading = read_source("gpt4tools", path)
+    assert [type(item) for item in reading] == [Rejected, ToolRecord]
+    assert "gpt4tools/fold-it" in reading.catalog
+    assert "gpt4tools/new-one" not in reading.catalog
+
+
+def test_line_breaks_of_other_systems_are_mended(tmp_path: Path) -> None:
+    rows = [_row(CHAIN), _row(CHAIN.replace("\n", "\r\n"), instruction=PROMPT.replace("\n", "\r\n"), id=None)]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    reading = read_source("gpt4tools", path)
+    plain, mended = (item for item in reading if isinstance(item, ToolRecord))
+    assert (mended.instruction, mended.turns) == (plain.instruction, plain.turns)
+    assert mended.record_id == "gpt4tools/1", "null is no id"
+    assert dict(reading.repairs) == {"line breaks of a dialogue (CR LF) read as LF": 1}
+
+
+def test_ids_are_read_as_pandas_writes_them(tmp_path: Path) -> None:
+    first, second = _read(tmp_path / "rows.json", [_row(id=3.0), _row(id=None)])
+    assert isinstance(first, ToolRecord)
+    assert isinstance(second, ToolRecord)
+    assert (first.record_id, second.record_id) == ("gpt4tools/3", "gpt4tools/1")
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl.gz"])
+def test_a_row_nested_too_deeply_is_rejected_alone(tmp_path: Path, name: str) -> None:
+    lines = [json.dumps(_row()), '{"instruction": ' + "[" * 100_000 + "]" * 100_000 + "}", json.dumps(_row())]
+    is_packed = name.endswith(".gz")
+    text = "\n".join(lines) if is_packed else f"[{','.join(lines)}]"
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if is_packed else text.encode())
+    good, bad, last = read_source("gpt4tools", tmp_path / name)
+    assert isinstance(good, ToolRecord)
+    assert isinstance(last, ToolRecord)
+    assert bad == Rejected("nested too deeply", f"{name}, record 1")
+
+
 def test_json_lines_are_the_same(tmp_path: Path) -> None:
     rows = [_row(CALL), _row(CHAIN)]
     as_list = _read(tmp_path / "rows.json", rows)
@@ -82,7 +123,12 @@ def test_a_folder_prescribes_the_splits(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps([_row(CALL)]), encoding="utf-8")
     records = [item for item in read_source("gpt4tools", tmp_path) if isinstance(item, ToolRecord)]
     assert [(r.split, r.record_id) for r in records] == [(s, f"gpt4tools/{s}/0") for s in ("train", "val", "test")]
+    (tmp_path / "val.json.gz").write_bytes(gzip.compress((tmp_path / "val.json").read_bytes()))
+    with pytest.raises(InputError, match=r"holds val\.json and val\.json\.gz; keep one"):
+        read_source("gpt4tools", tmp_path)
     (tmp_path / "val.json").unlink()
+    assert len(list(read_source("gpt4tools", tmp_path))) == 3
+    (tmp_path / "val.json.gz").unlink()
     (tmp_path / "gpt4tools_test_unseen.json").unlink()
     (record,) = read_source("gpt4tools", tmp_path)
     assert isinstance(record, ToolRecord)
@@ -107,6 +153,12 @@ def test_a_folder_prescribes_the_splits(tmp_path: Path) -> None:
         (_row(render_answer("Hi.") + "\nObservation: x\n" + CALL), "neither a tool call nor an answer"),
         (_row(render_call("Predict Depth On Image", "image/a.png")), "that the prompt does not offer"),
         (_row(CHAIN, id=0), "an id that an earlier record"),
+        (_row() | {"instruction": PROMPT.replace("> Fold It:", "> Bad [beta]:")}, "that no catalogue can hold"),
+        (
+            _row() | {"instruction": PROMPT.replace("> Fold It: to", "> Fold Me: to\u2028do")},
+            "that no catalogue can hold",
+        ),
+        (_row() | {"instruction": PROMPT.replace("> Fold It:", "> Fold\u2028Me:")}, "that no catalogue can hold"),
     ],
 )
 def test_rows_that_do_not_follow_the_form_are_rejected(tmp_path: Path, row: object, reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,13 @@ def test_malformed_released_rows_are_rejected_with_reason_and_place(tmp_path: Pa
         _row("q", 3),  # type: ignore[arg-type]
         _row("\ud800", "a"),
         "no object",
+        _row("q", "a") | {"audio_path": ["a.wav"]},
+        _row("q", "a") | {"audio_path": {"path": "a.wav"}},
+        _row("q", "a") | {"audio_path": 3},
+        _row("q", "a") | {"audio_path": None},
+        _row("q", "a", path="https://host/a.wav"),
+        _row("q", "a") | {"conversations": {"human": "q", "gpt": "a"}},
+        _row("q", [["a"]]),  # type: ignore[list-item]
     ]
     _write(tmp_path / "audio_tx2t.json", [*bad, good])
     items = list(read_source("toolmmbench", tmp_path))
@@ -118,6 +126,60 @@ def test_malformed_released_rows_are_rejected_with_reason_and_place(tmp_path: Pa
     assert len(rejected) == len(bad)
     assert [item.where for item in rejected] == [f"audio_tx2t.json, record {i}" for i in range(len(bad))]
     assert sum(isinstance(item, ToolRecord) for item in items) == 1
+
+
+def test_a_row_nested_too_deeply_is_rejected_alone(tmp_path: Path) -> None:
+    deep = "[" * 100_000 + '"]",' + "]" * 100_000
+    rows = [json.dumps(_row("q", "a")), '{"conversations": ' + deep + "}", json.dumps(_row("r", "b"))]
+    (tmp_path / "audio_tx2t.json").write_text(f"[{', '.join(rows)}]", encoding="utf-8")
+    first, second, rejected = read_source("toolmmbench", tmp_path)
+    assert isinstance(first, ToolRecord)
+    assert isinstance(second, ToolRecord)
+    assert (first.instruction, second.instruction) == ("q", "r")
+    assert rejected == Rejected("nested too deeply", "audio_tx2t.json, record 1")
+
+
+def test_equal_faults_have_equal_reasons(tmp_path: Path) -> None:
+    """They are counted: with names and ids in them, a report would list each row."""
+    rows = [
+        _row("q", "a b"),
+        _row("q", "c d"),
+        _row(" ", "a"),
+        _row("", "a"),
+        _row("q", "a", path="/x"),
+        _row("q", "a", path="/y"),
+    ]
+    _write(tmp_path / "audio_tx2t.json", rows)
+    reasons = Counter(item.reason for item in read_source("toolmmbench", tmp_path) if isinstance(item, Rejected))
+    assert sorted(reasons.values()) == [2, 2, 2]
+
+
+def test_numbers_are_read_as_pandas_writes_them(tmp_path: Path) -> None:
+    rows = [
+        _row("a", "x", modality="text", ambiguity=2.0, source_index=7.0),
+        _row("b", "x", modality="text", ambiguity=-1.0, source_index=None),
+        _row("c", "x", modality="text", ambiguity=float("nan"), source_index=9),
+        _row("d", "x", modality="text", source_index=1.5),
+        _row("e", "x", modality="text", source_index=float("inf")),
+        _row("f", "x", modality="text", source_index=10**400),
+        _row("g", "x", modality="text", ambiguity=2.5),
+    ]
+    _write(tmp_path / "combined_data.json", rows)
+    items = list(read_source("toolmmbench", tmp_path))
+    records = [item for item in items if isinstance(item, ToolRecord)]
+    assert [record.source_index for record in records] == [7, 1, 9]
+    assert [record.ambiguity_type.value for record in records] == ["categories", "none", "none"]
+    assert len(items) == len(rows)
+
+
+def test_test_questions_that_differ_in_case_alone_are_one(tmp_path: Path) -> None:
+    _write(
+        tmp_path / "combined_data.json", [_row("Do it", ["a"], modality="text"), _row("do  it", ["b"], modality="text")]
+    )
+    reading = read_source("toolmmbench", tmp_path)
+    (record,) = (item for item in reading if isinstance(item, ToolRecord))
+    assert (record.instruction, record.valid_tool_ids) == ("Do it", ("a", "b"))
+    assert reading.merged_source_indexes == {0: [1]}
 
 
 def test_records_without_a_test_file_leave_the_split_to_us(tmp_path: Path) -> None:
@@ -195,6 +257,18 @@ def test_jsonl_reads_every_field_and_sniffs_the_modality(tmp_path: Path) -> None
         ('{"instruction": "a", "tools": ["look"], "media": "/etc/x.png"}', "below the media root"),
         ('{"instruction": "a", "tools": ["look"], "media": "x.bin"}', 'add "modality"'),
         ('{"instruction": "a", "tools": ["look"], "modality": "smell"}', "must be one of text, image"),
+        ('{"instruction": "a", "tools": ["look"], "media": "https://host/x.png"}', "is an address"),
+        ('{"instruction": "a", "tools": ["look"], "media": "file:///tmp/x.png"}', "is an address"),
+        ('{"instruction": "a", "tools": ["look"], "media": "s3://bucket/x.png"}', "is an address"),
+        ('{"instruction": "a", "tools": ["look"], "media": "data:image/png;base64,AAAA"}', "is an address"),
+        ('{"instruction": "a", "tools": ["look"], "media": "C:/x.png"}', "is an address"),
+        ('{"instruction": "a", "tools": ["look"], "media": "\\ud800.png"}', "lone surrogate"),
+        ('{"instruction": "a", "tools": ["look"], "media": ["x.png"]}', "media is .* give a string"),
+        ('{"instruction": null, "tools": ["look"]}', "instruction is empty"),
+        ('{"instruction": "a", "tools": null}', "no tool is named"),
+        ('{"instruction": "a", "tools": ' + "[" * 900 + "]" * 900 + "}", "list of tool ids"),
+        ("[" * 100_000, "nested too deeply"),
+        ("1" * 5000, "too many digits"),
         ('{"instruction": "a", "tools": ["look"], "modality": "image"}', "media_uri ''"),
         ('{"instruction": "\\ud800", "tools": ["look"]}', "lone surrogate"),
         ('{"instruction": "a", "tools": ["look"], "turns": ["hi"]}', "pairs"),
@@ -216,7 +290,30 @@ def test_jsonl_faults_name_the_line(tmp_path: Path, line: str, message: str) -> 
     assert "line 2" in str(raised.value)
 
 
+def test_null_is_the_same_as_absent(tmp_path: Path) -> None:
+    """pandas writes null, or NaN, for every key that another row has."""
+    row = {"instruction": "a", "tools": ["look"]}
+    nulls = dict.fromkeys(("media", "modality", "ambiguity", "candidates", "turns", "split"))
+    nans = '{"instruction": "a", "tools": ["look"], "media": NaN, "split": NaN}'
+    path = _jsonl(tmp_path, json.dumps(row), json.dumps(row | nulls), nans)
+    plain, *others = (item for item in read_source("jsonl", path) if isinstance(item, ToolRecord))
+    assert [replace(other, record_id=plain.record_id) for other in others] == [plain, plain]
+
+
+def test_line_breaks_of_other_systems_are_mended_in_dialogues(tmp_path: Path) -> None:
+    row = {"instruction": "a\r\nprompt", "tools": ["unknown"], "turns": [["assistant", ANSWER.replace("\n", "\r\n")]]}
+    path = _jsonl(tmp_path, json.dumps(row), json.dumps({"instruction": "a\r\nb", "tools": ["look"]}))
+    reading = read_source("jsonl", path)
+    dialogue, question = (item for item in reading if isinstance(item, ToolRecord))
+    assert (dialogue.instruction, dialogue.turns[0].text) == ("a\nprompt", ANSWER)
+    assert question.instruction == "a\r\nb", "a question's words stay as they are"
+    assert dict(reading.repairs) == {"line breaks of a dialogue (CR LF) read as LF": 1}
+
+
 def test_jsonl_catalogue_faults(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path, "{}", catalog="fine\nfine\n")
+    with pytest.raises(InputError, match=r"catalog\.txt: tool id 'fine' is in the catalogue twice"):
+        read_source("jsonl", path)
     path = _jsonl(tmp_path, "{}", catalog="fine\ntwo words\n")
     with pytest.raises(InputError, match=r"catalog\.txt, line 2"):
         read_source("jsonl", path)
@@ -268,6 +365,12 @@ def test_merging_prefers_tools_over_unknown() -> None:
     assert merge_records(record("unknown"), record("a")).valid_tool_ids == ("a",)
     assert merge_records(record("a"), record("unknown")).valid_tool_ids == ("a",)
     assert merge_records(record("unknown"), record("unknown")).valid_tool_ids == ("unknown",)
+
+
+@pytest.mark.parametrize("path", ["https:/a", "file:///a"])
+def test_addresses_are_no_media_paths(path: str) -> None:
+    with pytest.raises(InputError, match="is an address; fetch the file"):
+        relative_media_uri(path)
 
 
 @pytest.mark.parametrize("path", ["", " ", "/a", "../a", "a/../../b", "a\\b", "a\0b", "."])

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
+from data_pipeline.records.dialogue import DIALOGUE_FORMAT, DIALOGUE_VERSION
 from model.decode.tools import Prompt, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.llm.bundle import Bundle, check_encoder, load_bundle, save_bundle
@@ -209,6 +210,11 @@ def test_changed_catalogue_with_its_hash_is_still_refused(bundle_dir: Path) -> N
     ("change", "message"),
     [
         ({"prompt_version": 99}, "trained on prompt 'mllm-tool' version 99"),
+        (
+            {"dialogue_version": 99},
+            "trained on dialogues 'gpt4tools' version 99, this code renders 'gpt4tools' version",
+        ),
+        ({"dialogue_format": "react"}, "trained on dialogues 'react' version 1"),
         ({"format_version": 2}, "format version 2, this code reads 1"),
         ({"surprise": 1}, "surprise"),
         ({"files": {}}, "lists no proper hash"),
@@ -217,6 +223,15 @@ def test_changed_catalogue_with_its_hash_is_still_refused(bundle_dir: Path) -> N
 def test_foreign_info_is_refused(bundle_dir: Path, change: dict[str, object], message: str) -> None:
     _edit_info(bundle_dir, lambda info: info.update(change))
     with pytest.raises(InputError, match=message):
+        load_bundle(bundle_dir)
+
+
+def test_a_bundle_says_in_which_words_it_learned_dialogues(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = load_bundle(bundle_dir).info
+    assert (info.dialogue_format, info.dialogue_version) == (DIALOGUE_FORMAT, DIALOGUE_VERSION)
+    monkeypatch.setattr("model.llm.bundle.DIALOGUE_VERSION", 2)
+    _edit_info(bundle_dir, lambda info: [info.pop(key) for key in ("dialogue_format", "dialogue_version")])
+    with pytest.raises(InputError, match="trained on dialogues 'gpt4tools' version 1"):  # older bundles do not say
         load_bundle(bundle_dir)
 
 
