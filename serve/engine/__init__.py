@@ -1,1 +1,1 @@
-"""From many callers' questions to one model: gathered (questions), batched (batching), answered (answering); no HTTP."""
+"""Questions of many callers to one model: gathered (questions), batched (batching), answered (answering)."""
