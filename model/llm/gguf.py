@@ -82,6 +82,14 @@ def convert_backbone(backbone: str, backbones_dir: Path) -> Path:
     return folder
 
 
+def find_converted(backbone: str, backbones_dir: Path) -> str:
+    """The folder of a packaged backbone where it is converted already, else its name; a GGUF file is converted."""
+    if backbone not in PACKAGED:
+        return str(convert_backbone(backbone, backbones_dir))
+    folder = backbones_dir / f"{backbone}-{PACKAGED[backbone][3][:12]}"
+    return str(folder) if _read_origin(folder) else backbone
+
+
 def find_packaged(backbone: str) -> Path:
     """Where the file of a packaged backbone lies; its package is looked up and never imported.
 

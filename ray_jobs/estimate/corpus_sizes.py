@@ -16,7 +16,7 @@ from data_pipeline.batches.stream import TokenizedQuestions
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Modality, ToolRecord
-from model.llm.gguf import convert_backbone, is_gguf
+from model.llm.gguf import find_converted, is_gguf
 from ray_jobs.config import RunSpec
 
 # Without a tokenizer, tokens are guessed from characters: a subword vocabulary of 32,000 has about 4 characters of
@@ -219,7 +219,7 @@ def _find_tokenizer(spec: RunSpec) -> Any:
 def find_backbone(spec: RunSpec) -> str:
     """The backbone's folder or id; "tiny" if the run has not built its own yet."""
     if is_gguf(spec.model.backbone):
-        return str(convert_backbone(spec.model.backbone, spec.backbones_dir))
+        return find_converted(spec.model.backbone, spec.backbones_dir)
     if spec.model.backbone != "tiny":
         return spec.model.backbone
     folder: Path = spec.run_dir / "backbone"

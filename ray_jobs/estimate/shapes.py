@@ -41,6 +41,16 @@ _OPT_13B: dict[str, Any] = {
     "num_attention_heads": 40,
     "vocab_size": 50272,
 }
+_SMOLLM2_135M: dict[str, Any] = {  # as its GGUF file says
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "huggyllama/llama-7b": (LlamaConfig, _LLAMA_7B),
     "huggyllama/llama-13b": (LlamaConfig, _LLAMA_13B),
@@ -51,6 +61,7 @@ SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "lmsys/vicuna-7b-v1.5": (LlamaConfig, _LLAMA_7B | _LONGER),
     "lmsys/vicuna-13b-v1.5": (LlamaConfig, _LLAMA_13B | _LONGER),
     "facebook/opt-13b": (OPTConfig, _OPT_13B),
+    "smollm2_135m": (LlamaConfig, _SMOLLM2_135M),
 }
 
 
