@@ -8,6 +8,7 @@ import pytest
 
 from data_pipeline.errors import InputError
 from model.llm.config import ModelConfig
+from model.llm.gguf import PACKAGED
 from model.llm.tool_llm import ToolLLM
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.estimate.shapes import SHAPES, build_shape, load_shape
@@ -52,4 +53,4 @@ def test_an_unknown_backbone_names_the_known_ones(tmp_path: Path) -> None:
     for backbone in ("nobody/has-this", str(tmp_path)):
         with pytest.raises(InputError, match=r"shape of backbone .* not known here.* huggyllama/llama-7b"):
             load_shape(backbone)
-    assert all("/" in name for name in SHAPES)
+    assert all("/" in name or name in PACKAGED for name in SHAPES), "hub ids, and what a package carries"
