@@ -69,7 +69,7 @@ def test_what_is_wrong_is_told_by_a_code_and_a_sentence(host: Any, args: ServeAr
     for reply, code, words in (
         (invoke(host, EDGES), "bad_arguments", "needs the argument 'image'"),
         (invoke(host, EDGES, image="0" * 32), "bad_media", "no artifact"),
-        (invoke(host, EDGES, image=store.put(sound(), "audio/wav").id), "bad_media", "cannot be decoded"),
+        (invoke(host, EDGES, image=store.put(sound(), "audio/wav").id), "bad_media", "not an image that can be read"),
         (invoke(host, EDGES, image=store.put(file.getvalue(), "").id), "bad_media", "at most 100 are allowed"),
     ):
         assert reply.error == code

@@ -98,10 +98,10 @@ SMALLEST = {
 def test_the_smallest_media_give_a_result_or_a_sentence(tool_id: str) -> None:
     spec = TOOLS[tool_id]
     medium, *others = spec.arguments
-    values = {argument.name: argument.default for argument in others}
+    values = {argument.parameter or argument.name: argument.default for argument in others}
     for smallest in SMALLEST[medium.kind]:
         try:
-            output = spec.run(**{medium.name: smallest}, **values)
+            output = spec.run(**{medium.parameter or medium.name: smallest}, **values)
         except InputError as error:
             assert re.fullmatch(r"[^\n]+\.", str(error))  # noqa: PT017 - either way of ending is right
         else:
