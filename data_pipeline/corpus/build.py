@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_pipeline import storage
 from data_pipeline.corpus.files import FORMAT, MANIFEST_FILE, Corpus, find_missing_tools, hash_rows, write_shards
 from data_pipeline.corpus.leaks import LeakAudit, audit_leaks
 from data_pipeline.corpus.splits import assign_splits
 from data_pipeline.corpus.stats import count_dialogues, count_split, count_tools
 from data_pipeline.errors import InputError
+from data_pipeline.locations import AnyLocation, LocalPath, Location
 from data_pipeline.media.hashing import hash_media
 from data_pipeline.records.catalog import CATALOG_FILE
 from data_pipeline.records.schema import SCHEMA_VERSION, SPLITS, ToolRecord
@@ -43,9 +42,9 @@ class PrepareOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: SourceName = "toolmm-mini"
-    path: Path | None = None  # the source's folder or file; not for what is generated
-    media_root: Path | None = None  # folder that media paths are relative to, readable by every node
-    catalog: Path | None = None  # jsonl: catalog.jsonl or one tool id a line; None = beside the records
+    path: LocalPath | None = None  # the source's folder or file; not for what is generated
+    media_root: AnyLocation | None = None  # folder that media paths are relative to, readable by every node
+    catalog: LocalPath | None = None  # jsonl: catalog.jsonl or one tool id a line; None = beside the records
     size: str = "demo"  # of what is generated
     also: list[SourceOptions] = Field(default_factory=list)  # further sources; at most one of all may have media
     test_frac: float = Field(
@@ -72,7 +71,7 @@ class PrepareOptions(BaseModel):
 class CorpusSummary:
     """What was built. `manifest` is that of the corpus."""
 
-    path: Path
+    path: Location
     data_hash: str
     manifest: dict[str, Any]
 
@@ -88,18 +87,19 @@ class _Cleaning:
     n_missing_files: int = 0
 
 
-def build_corpus(options: PrepareOptions, out_dir: Path, seed: int = 0) -> CorpusSummary:
+def build_corpus(options: PrepareOptions, out_dir: Location, seed: int = 0) -> CorpusSummary:
     """Build the corpus at `out_dir`, replacing a corpus that is there; on an error nothing is left behind.
 
     Args:
         options: what to build.
-        out_dir: the corpus folder; it must be on a file system that every Ray node shares.
+        out_dir: the corpus folder; in a bucket, or on a file system that every Ray node shares.
         seed: of the split and of what is generated.
 
     Raises:
         InputError: bad source, or no usable record; `out_dir` exists and is no corpus.
     """
-    with _replacing_folder(out_dir.absolute()) as partial:
+    _check_replaceable(out_dir.absolute())
+    with storage.replacing_folder(out_dir.absolute()) as partial:
         reading = unite_sources(options.sources, partial, seed)
         cleaning = _read_all(reading)
         _attach_media_hashes(cleaning, reading.media_root, options.missing_media)
@@ -123,30 +123,11 @@ def build_corpus(options: PrepareOptions, out_dir: Path, seed: int = 0) -> Corpu
     return CorpusSummary(path=out_dir.absolute(), data_hash=manifest["data_hash"], manifest=manifest)
 
 
-@contextmanager
-def _replacing_folder(out_dir: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `out_dir` that takes its place at the end, or is removed on an error."""
-    is_corpus = (out_dir / MANIFEST_FILE).is_file()
-    if out_dir.exists() and not is_corpus and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise InputError(f"{out_dir} exists and is not a corpus; name another folder or remove it.")
-    partial = out_dir.with_name(out_dir.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-    is_parent_new = not out_dir.parent.exists()
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if is_parent_new:
-            with suppress(OSError):  # somebody else put something there meanwhile
-                out_dir.parent.rmdir()
-        raise
-    old = out_dir.with_name(out_dir.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out_dir.exists():
-        out_dir.rename(old)
-    partial.rename(out_dir)
-    shutil.rmtree(old, ignore_errors=True)
+def _check_replaceable(folder: Location) -> None:
+    """Refuse to put a corpus in the place of anything else."""
+    found = storage.open_folder(folder)
+    if not storage.exists(found / MANIFEST_FILE) and not storage.is_empty(found):
+        raise InputError(f"{folder} exists and is not a corpus; name another folder or remove it.")
 
 
 def _read_all(reading: SourceReading) -> _Cleaning:
@@ -163,7 +144,7 @@ def _read_all(reading: SourceReading) -> _Cleaning:
 
 
 def _attach_media_hashes(
-    cleaning: _Cleaning, media_root: Path | None, missing_media: Literal["keep", "drop", "error"]
+    cleaning: _Cleaning, media_root: Location | None, missing_media: Literal["keep", "drop", "error"]
 ) -> None:
     """Hash the media that are there; treat records whose file is absent as the option says."""
     uris = list(dict.fromkeys(record.media_uri for record in cleaning.records if record.has_media))
@@ -248,7 +229,7 @@ def _build_manifest(
     by_split: dict[str, list[ToolRecord]],
     audit: LeakAudit,
     val_audit: LeakAudit,
-    partial: Path,
+    partial: Location,
 ) -> dict[str, Any]:
     """Everything but the list of files. Holds no time stamp: the same input gives the same manifest."""
     media_root = None
@@ -286,7 +267,7 @@ def _build_manifest(
 
 
 def _write_corpus(
-    partial: Path,
+    partial: Location,
     manifest: dict[str, Any],
     reading: SourceReading,
     cleaning: _Cleaning,
@@ -297,9 +278,9 @@ def _write_corpus(
 
     manifest["files"] = write_shards(partial, by_split, shard_rows)
     reading.catalog.save_jsonl(partial / CATALOG_FILE)
-    with (partial / REJECTED_FILE).open("w", encoding="utf-8") as file:
-        for item in cleaning.rejected:
-            file.write(json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) + "\n")
-    write_report(partial, manifest, by_split)
-    (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = [json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) for item in cleaning.rejected]
+    storage.write_file(partial / REJECTED_FILE, "".join(line + "\n" for line in lines))
+    with storage.staged_locally(partial) as folder:
+        write_report(folder, manifest, by_split)
+    storage.write_file(partial / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     logger.info("corpus written source=%s data_hash=%s", reading.name, manifest["data_hash"][:12])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 
 CATALOG_FILE = "catalog.jsonl"  # its name wherever it lies: in a corpus, a bundle, beside a user's records
 UNKNOWN_TOOL_ID = "unknown"  # the answer "none of them" (MLLM-Tool section 3.1)
@@ -111,20 +111,17 @@ class ToolCatalog:
         lines = sorted(json.dumps(tool.to_json(), sort_keys=True, ensure_ascii=False) for tool in self)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def save_jsonl(self, path: Path) -> None:
-        temporary = path.with_name(path.name + ".partial")
-        with temporary.open("w", encoding="utf-8") as file:
-            for tool in self:
-                file.write(json.dumps(tool.to_json(), ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
+    def save_jsonl(self, path: Location) -> None:
+        lines = (json.dumps(tool.to_json(), ensure_ascii=False) + "\n" for tool in self)
+        storage.write_file(path, "".join(lines))
 
     @classmethod
-    def load_jsonl(cls, path: Path) -> ToolCatalog:
+    def load_jsonl(cls, path: Location) -> ToolCatalog:
         """Read `catalog.jsonl`; a malformed line is an error that names its number."""
-        if not path.is_file():
+        if not storage.exists(path):
             raise InputError(f"no tool catalogue at {path}; run `prepare` first or correct the path.")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = storage.read_bytes(path).decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8.") from error
         tools = []

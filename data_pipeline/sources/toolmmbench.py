@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 from data_pipeline.sources.reading import (
@@ -42,7 +43,7 @@ _NO_AMBIGUITY = {"", "-1", "None"}
 _QuestionKey = tuple[str, Modality, str, str]  # split, modality, media_uri, instruction
 
 
-def read_toolmmbench(path: Path, media_root: Path | None) -> SourceReading:
+def read_toolmmbench(path: Path, media_root: Location | None) -> SourceReading:
     """Open the folder with the released JSON files.
 
     Args:
