@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data  # sets its own log level when imported: before we set ours
 
+from data_pipeline.locations import Location, filesystem_of
 from ray_jobs.config import RayOptions
 
 MIN_LOGICAL_CPUS = 8
 JOB_CONFIG_ENV = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # how `ray job submit` hands its runtime environment to the driver
-PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "DS_ACCELERATOR", "TOOLMM_IMAGEBIND_CHECKPOINT", "MLFLOW_TRACKING_TOKEN")
+PASSED_ON = (
+    "HF_HUB_OFFLINE",
+    "HF_HOME",
+    "DS_ACCELERATOR",
+    "TOOLMM_IMAGEBIND_CHECKPOINT",
+    "MLFLOW_TRACKING_TOKEN",
+    "AWS_ENDPOINT_URL",  # where buckets are; the keys to them are for each machine to have
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_DEFAULT_REGION",
+)
 
 
 def worker_env() -> dict[str, str]:
@@ -51,6 +62,15 @@ def connect(options: RayOptions) -> None:
         logging_level=logging.ERROR,
         runtime_env={"env_vars": worker_env()},
     )
+
+
+def ray_storage(run_dir: Location) -> dict[str, Any]:
+    """Where Ray Train and Tune keep what they know of a run, as arguments of their `RunConfig`."""
+    folder = run_dir / "ray"
+    if isinstance(folder, Path):
+        return {"storage_path": str(folder)}
+    filesystem, name = filesystem_of(folder)
+    return {"storage_path": name, "storage_filesystem": filesystem}
 
 
 def job_runtime_env() -> dict[str, Any]:

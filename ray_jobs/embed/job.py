@@ -23,6 +23,7 @@ from ray.exceptions import RayTaskError
 
 from data_pipeline.corpus.build import Corpus
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location, locate
 from data_pipeline.media.feature_lake import FeatureLake
 from data_pipeline.records.schema import SPLITS, Modality
 from ray_jobs.cluster import connect
@@ -39,7 +40,7 @@ PROGRESS_EVERY_S = 5.0
 class _Medium:
     sha256: str
     modality: Modality
-    path: Path
+    path: Location
 
 
 @dataclass
@@ -93,7 +94,7 @@ class _Progress:
 
 def embed_corpus(
     corpus: Corpus,
-    lake_path: str | Path,
+    lake_path: str | Location,
     encoder_name: str,
     *,
     dtype: str = "float16",
@@ -107,7 +108,7 @@ def embed_corpus(
 
     Args:
         corpus: its media root must be readable by every node.
-        lake_path: root of the lake, on a file system that all nodes share.
+        lake_path: root of the lake, in a bucket or on a file system that all nodes share.
         encoder_name: as `model.imagebind.encoders.load_encoder` takes it.
         dtype: of the stored vectors.
         batch_size: clips of one forward: an image is one, a sound three, a video fifteen.
@@ -126,7 +127,7 @@ def embed_corpus(
     media, n_without_file = _distinct_media(corpus)
     if Path(encoder_name).is_dir():  # workers may have another working directory
         encoder_name = str(Path(encoder_name).absolute())
-    lake_path = Path(lake_path).absolute()
+    lake_path = locate(lake_path).absolute()
     with _unwrapped_input_errors():
         identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name))
     lake = FeatureLake.create(lake_path, identity["encoder_id"], identity["embed_dim"], dtype)
@@ -219,7 +220,7 @@ def _plan(media: list[_Medium], batch_size: int) -> list[pa.Table]:
 def _stream_batches(
     plan: list[pa.Table],
     lake: FeatureLake,
-    lake_path: str | Path,
+    lake_path: str | Location,
     encoder_name: str,
     recipe: str,
     resources: _ActorResources,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import json
 import logging
 import os
 import threading
@@ -24,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 from ray_jobs.tracking.outbox import Entry, Outbox, hide_secrets
 
 FINGERPRINT_TAG = "toolmm.fingerprint"
@@ -138,13 +140,13 @@ class RunLogger:
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self._outbox.put({"tags": {key: str(value) for key, value in tags.items()}}, urgent=True)
 
-    def log_dataset(self, name: str, source: Path, data_hash: str, context: str, profile: str) -> None:
+    def log_dataset(self, name: str, source: Location, data_hash: str, context: str, profile: str) -> None:
         """Log the corpus as the run's input, with its hash as the digest."""
         dataset = {
             "name": name,
             "digest": data_hash[:MAX_DIGEST_CHARS],
-            "source_type": "local",
-            "source": f'{{"uri": "{source.as_uri()}"}}',
+            "source_type": "local" if isinstance(source, Path) else source.scheme,
+            "source": json.dumps({"uri": source.as_uri() if isinstance(source, Path) else str(source)}),
             "profile": profile,
         }
         self._outbox.put({"dataset": dataset, "context": context}, urgent=True)
