@@ -162,11 +162,10 @@ def _index_frames(file: IO[bytes], name: str, limits: MediaLimits) -> _FrameInde
     is_complete = len(set(known)) == len(pts)
     rate_fps = float(told or 0)
     if is_complete and second and len(known) > 1:
-        # the last frame lasts as long as its packet says, or as the others do
-        length = max(end - known[0], (known[-1] - known[0]) * len(known) / (len(known) - 1))
-        measured_fps = len(known) * float(second) / length
-        if not measured_fps / ABSURD_RATE <= rate_fps <= measured_fps * ABSURD_RATE:
-            rate_fps = measured_fps
+        even_fps = float((len(known) - 1) * second / (known[-1] - known[0]))
+        whole_fps = float(len(known) * second / (end - known[0]))  # the last frame may be held for long
+        if not any(fps / ABSURD_RATE <= rate_fps <= fps * ABSURD_RATE for fps in (even_fps, whole_fps)):
+            rate_fps = even_fps
     if not rate_fps:
         raise MediaError(f"{name} gives no frame rate; re-encode it with a constant one.")
     check_duration(len(pts) / rate_fps, name, limits)
