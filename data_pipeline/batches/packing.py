@@ -53,9 +53,9 @@ class Pack:
 class PackedBatch:
     """B sequences padded to T tokens; `loss_position` and `media_position` index the flattened [B*T] tokens.
 
-    A padding token bears no loss and sees itself alone. `lengths` (int32 [B]) counts the real tokens of each
-    sequence; they come first. The other fields are those of `Pack`. In the layout "rows" every sequence is a chain,
-    for which plain causal attention is enough.
+    A padding token bears no loss and sees itself alone; a loss term that is padding has the weight 0. `lengths` (int32
+    [B]) counts the real tokens of each sequence; they come first. The other fields are those of `Pack`. In the layout
+    "rows" every sequence is a chain, for which plain causal attention is enough.
     """
 
     layout: Layout
@@ -142,10 +142,13 @@ def collate(packs: Sequence[Pack], layout: Layout = "packed", pad_id: int = 0, p
         packs: B of them; the layout "packed" normally has one.
         layout: "rows" states that every pack is one chain.
         pad_id: id of padding tokens.
-        pad_to_multiple: the padded length is a multiple of it; block-wise attention kernels like 128.
+        pad_to_multiple: the padded length is a multiple of it, and so is the number of loss terms (those added weigh
+            nothing): whatever is compiled for each length is compiled for few of them.
     """
     lengths = np.array([len(pack.input_ids) for pack in packs], dtype=np.int32)
-    n_tokens = -(-int(lengths.max()) // pad_to_multiple) * pad_to_multiple
+    n_tokens = int(lengths.max()) + -int(lengths.max()) % pad_to_multiple
+    n_losses = sum(len(pack.loss_target) for pack in packs)
+    no_losses = np.zeros(-n_losses % pad_to_multiple, dtype=np.int32)
     shape = (len(packs), n_tokens)
     input_ids = np.full(shape, pad_id, dtype=np.int32)
     position_ids = np.zeros(shape, dtype=np.int32)
@@ -160,9 +163,11 @@ def collate(packs: Sequence[Pack], layout: Layout = "packed", pad_id: int = 0, p
         position_ids=position_ids,
         subtree_end=subtree_end,
         lengths=lengths,
-        loss_position=np.concatenate([pack.loss_position + row * n_tokens for row, pack in enumerate(packs)]),
-        loss_target=np.concatenate([pack.loss_target for pack in packs]),
-        loss_weight=np.concatenate([pack.loss_weight for pack in packs]),
+        loss_position=np.concatenate(
+            [*(pack.loss_position + row * n_tokens for row, pack in enumerate(packs)), no_losses]
+        ),
+        loss_target=np.concatenate([*(pack.loss_target for pack in packs), no_losses]),
+        loss_weight=np.concatenate([*(pack.loss_weight for pack in packs), no_losses.astype(np.float32)]),
         media_position=np.concatenate([pack.media_position + row * n_tokens for row, pack in enumerate(packs)]),
         media_row=np.concatenate([pack.media_row for pack in packs]),
         n_rows=sum(pack.n_rows for pack in packs),

@@ -19,7 +19,7 @@ from ray_jobs.estimate.corpus_sizes import CorpusSizes, find_backbone, load_corp
 from ray_jobs.estimate.cost import ModelSize, StateBytes, compute_activation_bytes, compute_flops, compute_state_bytes
 from ray_jobs.estimate.shapes import build_shape, load_shape
 from ray_jobs.estimate.speed import MicroStep, count_parallel, measure_training_flops
-from ray_jobs.train.inputs import GPU_BLOCK_TOKENS, build_plan
+from ray_jobs.train.inputs import GPU_BLOCK_TOKENS, build_plan, length_multiple
 
 GIB = 2**30
 BUCKET_NUMBERS = (
@@ -110,7 +110,7 @@ def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: Trai
     """Count the tokens and operations of steps that are spread evenly over the training."""
     train, index = spec.train, sizes.split.index
     row_starts = np.cumsum(index.n_rows) - index.n_rows
-    pad = GPU_BLOCK_TOKENS if train.use_gpu else 1
+    pad = length_multiple(spec)
     losses_per_row = sizes.split.loss_weight / index.n_rows
     total = plan.total_steps(train.epochs)
     steps = np.unique(np.linspace(0, total - 1, SAMPLED_STEPS).astype(int)).tolist()
@@ -131,7 +131,9 @@ def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: Trai
                     n_losses = int(sizes.loss_tokens[batch].sum())
                     pairs = _packed_pairs(spec, trees, n_tokens)
                 tokens, rows, micro_steps = tokens + n_tokens, rows + n_rows, micro_steps + 1
-                flops += compute_flops(size, n_tokens, n_losses, pairs, spec.model.gradient_checkpointing)
+                flops += compute_flops(
+                    size, n_tokens, _round_up(n_losses, pad), pairs, spec.model.gradient_checkpointing
+                )
     if train.layout == "rows":
         largest = train.micro_batch_size * _round_up(longest, pad)
         losses = int(train.micro_batch_size * losses_per_row.max())
@@ -143,7 +145,7 @@ def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: Trai
         rows / len(steps),
         micro_steps / len(steps) / train.max_workers,
         flops / len(steps),
-        (largest, losses),
+        (largest, _round_up(losses, pad)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def train_llama_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTo
     )
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     n_learnt = max(1, vocab_size - len(specials))
+    texts = [re.sub("[<>]", " ", text) for text in texts]  # SentencePiece learns no piece that is a special token
     trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=n_learnt, show_progress=False))
     learnt = json.loads(trained.to_str())["model"]
     pieces = [*specials, *sorted(learnt["vocab"], key=learnt["vocab"].get)]

@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizer_kinds import KINDS, train_tokenizer
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from data_pipeline.batches.encoding import (
     MEDIA_SLOT_ID,
     EncodedQuestion,
     encode_dialogue,
     encode_question,
+    encode_text,
+    encode_texts,
     longest_answer,
 )
 from data_pipeline.batches.packing import collate, pack_questions, pack_row
@@ -225,3 +229,44 @@ def test_a_dialogue_needs_an_end_token() -> None:
     tokenizer.eos_token_id = None
     with pytest.raises(InputError, match="no end token"):
         encode_dialogue(tokenizer, "x", DIALOGUE[:1])
+
+
+SPELT = ("make a page titled </s> in html <pad>", "<s>old</s>", "</s>", " <unk><s> ", "no special token", "")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def real_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """One that has met its special tokens as text in training, and got words added to it."""
+    tokenizer = train_tokenizer(request.param, [*SPELT, render_target("lab/edges")] * 20, 400)
+    tokenizer.add_tokens([AddedToken("<media>", special=True), AddedToken("<word>", special=False)])
+    return tokenizer
+
+
+def test_text_that_spells_special_tokens_stays_text(real_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = real_tokenizer
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    texts = [*SPELT, "a <media> b", "a <word> b"]
+    for text, ids in zip(texts, encode_texts(tokenizer, texts), strict=True):
+        assert not special & set(ids.tolist()), text
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        assert encode_text(tokenizer, text).tolist() == ids.tolist()
+    assert tokenizer.convert_tokens_to_ids("<word>") in encode_text(tokenizer, "a <word> b"), "a word, not a control"
+
+    question = encode_question(tokenizer, SPELT[0], True, ["a</s>b", "unknown"])
+    assert special & set(question.prompt_ids.tolist()) == {tokenizer.bos_token_id}
+    for tool_id, answer in zip(("a</s>b", "unknown"), question.answers, strict=True):
+        assert tokenizer.decode(answer, skip_special_tokens=True) == render_target(tool_id)
+    short = encode_question(tokenizer, SPELT[0] * 30, True, ["a</s>b"], 120, longest_answer(tokenizer, ["a</s>b"]))
+    assert special & set(short.prompt_ids.tolist()) == {tokenizer.bos_token_id}
+
+
+def test_a_dialogue_ends_once_whatever_is_said_in_it(real_tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = (
+        Turn("assistant", CALL.replace("a.png", "<pad>.png")),
+        Turn("observation", " <s>old</s>\n"),
+        Turn("assistant", "Thought: Do I need to use a tool? No\nAI: It was <s>old</s>, now it is new."),
+    )
+    question = encode_dialogue(real_tokenizer, SPELT[0], turns)
+    (answer,), eos = question.answers, real_tokenizer.eos_token_id
+    assert (answer == eos).nonzero()[0].tolist() == [len(answer) - 1]
+    assert set(real_tokenizer.all_special_ids) & set(question.prompt_ids.tolist()) == {real_tokenizer.bos_token_id}

@@ -129,6 +129,27 @@ def test_media_slots_point_to_their_question() -> None:
     assert (seen_pairs(batch.subtree_end[0])[padding] == np.eye(len(padding), dtype=bool)[padding]).all()
 
 
+def test_rounded_batches_have_few_shapes_and_the_same_loss_terms() -> None:
+    """Whatever is compiled for every other number of tokens or of loss terms is compiled for few."""
+    questions = random_questions(400, 4)
+    index, media_row = PlanIndex.from_questions(questions), np.arange(400)
+    shapes: dict[int, set[tuple[int, int]]] = {1: set(), 64: set()}
+    for step in plan_epoch(index, 0, 0, 24):
+        for selection in deal_step(step, index, 1, 512)[0]:
+            exact = build_micro_batch(questions, selection, media_row)
+            rounded = build_micro_batch(questions, selection, media_row, pad_to_multiple=64)
+            n_terms = len(exact.loss_target)
+            for name in ("loss_position", "loss_target", "loss_weight"):
+                assert getattr(rounded, name)[:n_terms].tolist() == getattr(exact, name).tolist()
+                assert not getattr(rounded, name)[n_terms:].any()
+            for multiple, batch in ((1, exact), (64, rounded)):
+                shapes[multiple].add((batch.input_ids.shape[1], len(batch.loss_target)))
+    assert len(shapes[1]) > 40
+    assert all(tokens % 64 == terms % 64 == 0 for tokens, terms in shapes[64])
+    assert len({tokens for tokens, _ in shapes[64]}) <= 512 // 64
+    assert len({terms for _, terms in shapes[64]}) <= 512 // 64
+
+
 def test_a_medium_without_a_vector_is_an_error_that_names_the_question() -> None:
     question = EncodedQuestion(np.array([1, MEDIA_SLOT_ID, 2], np.int32), [np.array([3], np.int32)])
     text = EncodedQuestion(np.array([1, 2], np.int32), [np.array([3], np.int32)])
