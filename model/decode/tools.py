@@ -1,6 +1,6 @@
-"""From prompts to tools: exact search under the catalogue's trie, and free decoding (DESIGN 3, idea 4).
+"""From prompts to tools: exact search under a trie of tools, mostly the catalogue's (DESIGN 3, idea 4).
 
-The probability of a tool under the catalogue is the product, over the branching nodes on its way, of a softmax over
+The probability of a tool under the catalogue (or another set of tools) is the product, over the branching nodes on its way, of a softmax over
 the logits of that node's children alone; forced tokens have probability 1. So it sums to 1 over the catalogue, and a
 tool that does not exist has none.
 """
@@ -132,18 +132,18 @@ def top_k_tools(
     Args:
         mllm: a `ToolLLM`.
         prompts: the batch; lengths and modalities may differ.
-        k: how many tools; a catalogue that holds fewer is ranked whole.
-        trie: the catalogue.
+        k: how many tools; a set that holds fewer is ranked whole.
+        trie: of the tools to choose from: the catalogue, or a caller's own.
         also: tool ids whose probability is wanted even outside the k best; they come behind the k best.
         width: frontier nodes per prompt and pass; by default k / 2 + 2, at most 16: one more costs tokens
             and hardly saves a pass (docs/results.md).
         stats: filled with what it cost.
 
     Returns:
-        per prompt min(k, catalogue size) tools in descending order, then the rest of `also`.
+        per prompt min(k, len(trie)) tools in descending order, then the rest of `also`.
 
     Raises:
-        InputError: k or width below 1, or a tool of `also` is not in the catalogue.
+        InputError: k or width below 1, or a tool of `also` is not in the trie.
     """
     search = ToolSearch(mllm, trie, also, stats)
     search.add(prompts, k, width)
@@ -256,7 +256,7 @@ def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie) -> n
     Shares neither trie, search, cache, tree mask nor head rows with the functions above, so it can vouch for them.
 
     Returns:
-        float64 [B, n_tools] in catalogue order; each row sums to 1.
+        float64 [B, n_tools] in the trie's order; each row sums to 1.
     """
     following: dict[tuple[int, ...], set[int]] = {}
     for sequence in trie.sequences:

@@ -42,27 +42,27 @@ class ChoiceTrie:
         """Tokenise each choice's answer in one piece without special tokens, and build the trie.
 
         Args:
-            choices: the tool catalogue; with another `render`, any closed set of texts.
+            choices: a closed set: tool ids, such as a whole catalogue's, or with another `render` any texts.
             tokenizer: of the backbone.
             render: the answer that stands for a choice.
 
         Raises:
-            InputError: the catalogue is empty, names a tool twice, or holds two tools that the tokenizer cannot tell
-                apart (equal tokens, or one a beginning of the other, which the end marker rules out for any tokenizer
-                that loses no characters).
+            InputError: the set is empty, names a choice twice, or holds two that the tokenizer cannot tell apart
+                (equal tokens, or one a beginning of the other, which an end marker in `render` rules out for any
+                tokenizer that loses no characters).
         """
         self.choices = tuple(choices)
         if not self.choices:
-            raise InputError("the tool catalogue is empty; give at least one tool to choose from.")
+            raise InputError("there is nothing to choose from; give at least one tool, or other choice.")
         if len(set(self.choices)) != len(self.choices):
             twice = next(choice for choice in self.choices if self.choices.count(choice) > 1)
-            raise InputError(f"tool id {twice!r} is in the catalogue twice; keep one entry.")
+            raise InputError(f"{twice!r} is among the choices twice; keep one entry.")
         self.sequences = tuple(encode_texts(tokenizer, map(render, self.choices)))
         order = self._sort_and_check()
         self._build(order)
 
     def __len__(self) -> int:
-        """The number of tools."""
+        """The number of choices."""
         return len(self.choices)
 
     @property
@@ -84,15 +84,13 @@ class ChoiceTrie:
         return range(self.child_start[node], self.child_start[node] + self.child_count[node])
 
     def ancestors(self, choice: str) -> list[int]:
-        """The branching nodes on the way to a tool, root first.
+        """The branching nodes on the way to a choice, root first.
 
         Raises:
-            InputError: the tool is not in the catalogue.
+            InputError: it is not in the set.
         """
         if choice not in self.choices:
-            raise InputError(
-                f"tool {choice!r} is not among the {len(self)} tools of the catalogue; add it there first."
-            )
+            raise InputError(f"{choice!r} is not among the {len(self)} choices; add it there first.")
         node = int(self.parent[self.choice_leaf[self.choices.index(choice)]])
         path = []
         while node >= 0:
@@ -101,23 +99,23 @@ class ChoiceTrie:
         return path[::-1]
 
     def _sort_and_check(self) -> list[int]:
-        """Tools in lexicographic order of their tokens, in which a beginning stands right before what it begins."""
-        order = sorted(range(len(self)), key=lambda tool: self.sequences[tool].tolist())
+        """Choices in lexicographic order of their tokens, in which a beginning stands right before what it begins."""
+        order = sorted(range(len(self)), key=lambda choice: self.sequences[choice].tolist())
         for first, second in itertools.pairwise(order):
             tokens = self.sequences[first]
             if np.array_equal(tokens, self.sequences[second][: len(tokens)]):
                 raise InputError(
-                    f"this tokenizer cannot tell the tools {self.choices[first]!r} and {self.choices[second]!r} "
+                    f"this tokenizer cannot tell {self.choices[first]!r} and {self.choices[second]!r} "
                     "apart: the tokens of one answer begin with those of the other; rename one of them."
                 )
         return order
 
     def _build(self, order: list[int]) -> None:
-        """Split sorted ranges of tools breadth first; a range's common beginning is that of its first and last."""
-        ordered = [self.sequences[tool] for tool in order]
+        """Split sorted ranges of choices breadth first; a range's common beginning is that of its first and last."""
+        ordered = [self.sequences[choice] for choice in order]
         edges: list[np.ndarray] = []
         parent, child_start, child_count, leaf_choice = [], [], [], []
-        queue = deque([(0, len(order), 0, -1)])  # range of tools, tokens consumed so far, parent
+        queue = deque([(0, len(order), 0, -1)])  # range of choices, tokens consumed so far, parent
         while queue:
             low, high, depth, above = queue.popleft()
             node = len(parent)

@@ -84,9 +84,9 @@ class TurnRow:
             below: list[tuple[int, float, CachedPath]] = []
             for node, total, path, choice in zip(nodes, totals, paths, choices, strict=True):
                 for child, log_probability in zip(trie.children(node), choice.tolist(), strict=True):
-                    tool = int(trie.leaf_choice[child])
-                    if tool >= 0:
-                        result[tool] = total + log_probability
+                    candidate = int(trie.leaf_choice[child])
+                    if candidate >= 0:
+                        result[candidate] = total + log_probability
                     else:
                         below.append((child, total + log_probability, path))
             if not below:

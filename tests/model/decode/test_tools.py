@@ -447,7 +447,7 @@ def test_faults_are_named(small) -> None:
         Prompt(ids[:0])
     with pytest.raises(InputError, match="k is 0"):
         top_k_tools(mllm, prompts, 0, trie)
-    with pytest.raises(InputError, match="not among the 40 tools"):
+    with pytest.raises(InputError, match="not among the 40 choices"):
         top_k_tools(mllm, prompts, 1, trie, also=["nobody/none"])
     with pytest.raises(InputError, match="set a temperature"):
         generate_free(mllm, prompts, n_samples=2)

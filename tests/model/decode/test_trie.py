@@ -110,7 +110,7 @@ def test_ancestors_lead_to_the_tool(tokenizer: PreTrainedTokenizerFast) -> None:
     assert way[0] == 0
     assert trie.parent[trie.choice_leaf[NAMES.index("t5-base-finetuned")]] == way[-1]
     assert all(trie.parent[below] == above for above, below in itertools.pairwise(way))
-    with pytest.raises(InputError, match="'nobody/none' is not among the 8 tools"):
+    with pytest.raises(InputError, match="'nobody/none' is not among the 8 choices"):
         trie.ancestors("nobody/none")
 
 
@@ -126,9 +126,9 @@ def test_released_catalogue_takes_few_decisions(shared_dir: Path) -> None:
 
 
 def test_faults_of_a_catalogue_are_named(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InputError, match="catalogue is empty"):
+    with pytest.raises(InputError, match="nothing to choose from"):
         ChoiceTrie([], tokenizer)
-    with pytest.raises(InputError, match="'t5' is in the catalogue twice"):
+    with pytest.raises(InputError, match="'t5' is among the choices twice"):
         ChoiceTrie(["t5", "unknown", "t5"], tokenizer)
 
 
@@ -139,5 +139,5 @@ def test_tools_that_a_lossy_tokenizer_cannot_tell_apart_are_named(answers: dict[
         assert not add_special_tokens
         return {"input_ids": [answers[text.removeprefix("{'api_name': ")[0]] for text in texts]}
 
-    with pytest.raises(InputError, match="cannot tell the tools 'a' and 'b' apart"):
+    with pytest.raises(InputError, match="cannot tell 'a' and 'b' apart"):
         ChoiceTrie(["b", "a"] if len(answers["b"]) > 2 else ["a", "b"], lossy)
