@@ -1,8 +1,8 @@
 """From prompts to tools: exact search under a trie of tools, mostly the catalogue's (DESIGN 3, idea 4).
 
-The probability of a tool under the catalogue (or another set of tools) is the product, over the branching nodes on its way, of a softmax over
-the logits of that node's children alone; forced tokens have probability 1. So it sums to 1 over the catalogue, and a
-tool that does not exist has none.
+The probability of a tool under the catalogue (or another set of tools) is the product, over the branching nodes on its
+way, of a softmax over the logits of that node's children alone; forced tokens have probability 1. So it sums to 1 over
+the set, and a tool that does not exist has none.
 """
 
 from __future__ import annotations
