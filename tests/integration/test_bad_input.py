@@ -111,7 +111,10 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, fails: Fails) -> None
     (tmp_path / "taken").write_text("", encoding="utf-8")
     for place in (tmp_path / "taken", tmp_path / "taken" / "runs"):
         said = fails(tmp_path, "prepare", *overrides, f"runs_dir={place}")
-        assert matches(f"^{tmp_path / 'taken'}.*: (not a directory; )?a file is where a folder is expected; move it away, or name", said)
+        assert matches(
+            f"^{tmp_path / 'taken'}.*: (not a directory; )?a file is where a folder is expected; move it away, or name",
+            said,
+        )
     assert matches("the environment variable 'NOPE' is not set", fails(tmp_path, "prepare", "runs_dir=$NOPE/runs"))
 
 
