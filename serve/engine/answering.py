@@ -1,4 +1,8 @@
-"""What a predictor replica does with its language model: one batch after the other, for one thread at a time."""
+"""What a predictor replica does with its language model: one batch after the other, for one thread at a time.
+
+The last of four steps: `questions.py` gathers questions into calls, the predictor makes prompts of them, `batching.py`
+gathers prompts into batches, and here a batch goes through the model (serve/README.md, Rooms).
+"""
 
 from __future__ import annotations
 
