@@ -65,7 +65,7 @@ def test_a_divergence_ends_at_once_and_says_what_to_change(
     """It would repeat bit for bit: no restart, though three are allowed; what was trained before stays as it is."""
     whole_spec, whole_summary = whole
     checkpoint = Path(whole_summary.last_checkpoint)
-    before = sorted(path.name for path in checkpoint.parent.parent.rglob("*"))
+    before = sorted(path.name for path in checkpoint.parent.rglob("*"))
     overrides = [*base, "name=whole", "train.workers=2", "train.lr=1e30", "train.max_failures=3"]
     assert main(["train", *overrides]) == 2
     said = capfd.readouterr().err
@@ -82,7 +82,7 @@ def test_a_divergence_ends_at_once_and_says_what_to_change(
     assert failed.data.params["train.lr"] == "1e+30"
     losses = [metric.step for metric in client.get_metric_history(failed.info.run_id, "train/loss")]
     assert losses == [0, 1], "each step once: nothing was started again"
-    assert sorted(path.name for path in checkpoint.parent.parent.rglob("*")) == before
+    assert sorted(path.name for path in checkpoint.parent.rglob("*")) == before
     assert train.TrainSummary.load(whole_spec.run_dir) == whole_summary
 
 
