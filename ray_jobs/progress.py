@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
 LINE_EVERY_S = 10.0
@@ -28,12 +29,12 @@ class Progress:
         self._is_bar = sys.stdout.isatty() and console.is_interactive  # the latter is false on a dumb terminal
         self._bars = Bars(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}", markup=False),
             TaskProgressColumn(),
-            _RateColumn(),
-            TextColumn("{task.fields[note]}", markup=False, style="dim"),
+            _RateColumn(table_column=Column(no_wrap=True)),
+            _NoteColumn(),
             console=console,
             get_time=time.monotonic,
             disable=not self._is_bar,
@@ -90,6 +91,13 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(", ".join(_render_rate(task)))
+
+
+class _NoteColumn(ProgressColumn):
+    """The note, cut where the terminal ends: of all columns this one may be narrowed, and it stays one line."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def _render_line(task: Task) -> str:

@@ -92,12 +92,12 @@ def test_a_terminal_sees_a_training_fill_its_bar(demo: tuple[Path, subprocess.Co
     assert json.loads(text.splitlines()[-1])["metrics"]["step"] == 10
 
 
-def test_the_error_of_a_worker_reaches_the_user(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_warning_and_error_of_a_worker_reach_the_user(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = demo
     command = build_command(folder, "train", "train.lr=1e30", "train.warmup_steps=0")
     result = subprocess.run(command, cwd=REPO, env=clean_env(), capture_output=True, text=True, timeout=300)
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert re.search(
-        r"FloatingPointError: the (loss|grad_norm) of step \d is (nan|inf): lower train\.lr", result.stderr
-    )
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert re.search(r"^error: the (loss|grad_norm) of step \d is (nan|inf): .*train\.lr", result.stderr, re.MULTILINE)
+    assert "[deepspeed] OVERFLOW! Skipping step." in result.stdout + result.stderr, "DeepSpeed's own, in the worker"
+    assert "\x1b[" not in result.stdout + result.stderr
     assert not [line for line in result.stdout.splitlines() if line.startswith(("{", "train     5/5"))]

@@ -20,7 +20,8 @@ import sys
 from ray_jobs.progress import Progress
 with Progress("embed") as progress:
     for done in range(0, 41):
-        progress.show(done, 40, "media", f"quarantined={done // 20}")
+        note = "loss=2.0 " + 9 * "more=3.0 " if "long" in sys.argv else f"quarantined={done // 20}"
+        progress.show(done, 40, "media", note)
     print("a line of another")
     progress.show(3, None, "files")
     if "fail" in sys.argv:
@@ -63,6 +64,15 @@ def test_a_terminal_sees_a_bar_that_fills() -> None:
     assert "a line of another" in text
     assert re.search(r"embed +━+ +3/3 +files 100%", text), "what nobody could know beforehand is complete at the end"
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor is given back"
+
+
+def test_on_a_narrow_terminal_a_bar_stays_one_line() -> None:
+    frames = re.split(r"[\r\n]+", strip_codes(run_on_terminal("long", COLUMNS="80")))
+    assert [frame for frame in frames if re.fullmatch(r"embed ━{16} 40/40 media 100% took 0:0\d loss=.*… *", frame)], (
+        frames
+    )
+    strangers = [frame for frame in frames if frame.strip() and not frame.startswith(("embed ", "a line of another"))]
+    assert not strangers, "nothing is wrapped"
 
 
 def test_an_error_gives_the_terminal_back_and_is_seen() -> None:
