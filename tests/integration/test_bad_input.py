@@ -124,7 +124,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, fails: Fails) -> None
         ("./mlruns", "tracking.uri '/.*/mlruns' is a folder of files, to which MLflow .* no longer writes"),
         ("htp://localhost:5000", r"MLflow knows no 'htp' \(did you mean 'http'\?\); it takes http, https, sqlite"),
         ("sqlite://mlflow.db", "names no database file; write sqlite:///mlflow.db"),
-        ("sqlite:///{folder}", "names a folder; name a file in it"),
+        ("sqlite:////{folder}", "names a folder; name a file in it"),
     ],
 )
 def test_a_tracking_uri_that_is_none(run: Path, tmp_path: Path, fails: Fails, uri: str, message: str) -> None:
