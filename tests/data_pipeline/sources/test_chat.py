@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,15 @@ def test_the_forms_unite_with_other_sources(tmp_path: Path) -> None:
     assert [item.record_id for item in united if isinstance(item, ToolRecord)] == [
         "sharegpt/0", "sharegpt-2/0", "jsonl/0"
     ]  # fmt: skip
+
+
+def test_the_examples_of_the_readme_are_read(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[3] / "data_pipeline" / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```json\n(.*?)```", readme, re.DOTALL) for line in block.splitlines()]
+    tools = {tool for line in lines for tool in re.findall(r"\w[\w-]*/[\w-]+(?=\")", line) if "." not in tool}
+    _, items = _read(tmp_path, *map(json.loads, lines), catalog="\n".join(sorted(tools)))
+    assert len(items) == 5
+    assert [isinstance(item, ToolRecord) and item.is_dialogue for item in items] == [False, False, True, True, False]
+    own, _, sharegpt, openai, alpaca = items
+    assert (sharegpt.instruction, sharegpt.turns) == (openai.instruction, openai.turns)
+    assert (alpaca.instruction, alpaca.media_uri) == (own.instruction, own.media_uri)
