@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
+import wave
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipeline.errors import MediaError
 from data_pipeline.media.limits import MediaLimits
@@ -83,3 +87,69 @@ def test_files_hold_what_was_put_in() -> None:
     assert (decode_media("image", png_file(pixels).data, SHORT) == pixels).all()
     with pytest.raises(MediaError, match="one pixel wide"):
         mp4_file(grey_clip(1, side=1))
+
+
+def encode_image(picture: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def test_tools_see_pictures_as_people_do() -> None:
+    ramp = np.linspace(0, 65_535, 20 * 30).astype(np.uint16).reshape(20, 30)
+    for data in (
+        encode_image(Image.fromarray(ramp)),
+        encode_image(Image.fromarray((ramp / 65_535).astype(np.float32)), "TIFF"),
+    ):
+        assert np.abs(decode_media("image", data, SHORT) - (ramp / 257)[..., None]).max() <= 0.6
+    logo = Image.new("RGBA", (30, 20), (0, 255, 0, 0))  # green, but nobody sees it
+    logo.paste((0, 0, 0, 255), (10, 5, 20, 15))
+    pixels = decode_media("image", encode_image(logo), SHORT)
+    assert isinstance(pixels, np.ndarray)
+    assert (pixels[0, 0].tolist(), pixels[10, 15].tolist()) == ([255] * 3, [0] * 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode_media("image", encode_image(logo.convert("RGB"), exif=exif), SHORT)
+    assert isinstance(turned, np.ndarray)
+    assert turned.shape == (30, 20, 3)
+    avif = decode_media("image", encode_image(logo, "AVIF"), SHORT)
+    assert np.abs(avif.astype(int) - pixels).mean() < 8
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_tools_see_clips_upright(degrees: int) -> None:
+    frame = np.zeros((32, 48, 3), np.uint8)
+    frame[:16, :24] = 255
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10, width=48, height=32, pix_fmt="yuv420p")
+        stream.set_display_rotation(degrees)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    decoded = decode_media("video", file.getvalue(), SHORT)
+    assert isinstance(decoded, Clip)
+    assert decoded.frames.flags.c_contiguous, "OpenCV takes no other"
+    wanted = np.rot90(frame, degrees // 90)
+    assert decoded.frames.shape[1:] == wanted.shape
+    assert np.abs(decoded.frames.astype(int) - wanted).mean() < 12
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\0" * 50, b"RIFF\x24\0\0\0WAVEfmt ", png_file(np.zeros((9, 9, 3), np.uint8)).data[:45]]
+)
+def test_media_that_are_empty_or_truncated_are_refused_in_one_sentence(kind: str, data: bytes) -> None:
+    with pytest.raises(MediaError) as caught:
+        decode_media(kind, data, SHORT)
+    assert re.fullmatch(r"[^\n]+\.", str(caught.value))
+
+
+def test_tools_hear_all_channels() -> None:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((2, 2, 8000, 0, "NONE", ""))
+        writer.writeframes((np.stack([np.zeros(8000), tone(1).samples], 1) * 32_767).astype("<i2").tobytes())
+    decoded = decode_media("audio", file.getvalue(), SHORT)
+    assert isinstance(decoded, Sound)
+    assert decoded.samples == pytest.approx(tone(1).samples / 2, abs=1e-4)
