@@ -129,7 +129,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, fails: Fails) -> None
 )
 def test_a_tracking_uri_that_is_none(run: Path, tmp_path: Path, fails: Fails, uri: str, message: str) -> None:
     (run / "lake" / "quarantine").mkdir(exist_ok=True)
-    assert matches(message, fails(tmp_path, *train_command(run), f"tracking.uri={uri.format(folder=str(run)[1:])}"))
+    assert matches(message, fails(tmp_path, *train_command(run), f"tracking.uri={uri.format(folder=run)}"))
 
 
 def test_a_command_of_its_own_fails_alike(tmp_path: Path) -> None:
