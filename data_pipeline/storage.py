@@ -46,11 +46,20 @@ def exists(file: Location) -> bool:
 
 def read_bytes(file: Location) -> bytes:
     """The whole file; FileNotFoundError where there is none."""
+    with reading_file(file) as stream:
+        return stream.read()
+
+
+@contextlib.contextmanager
+def reading_file(file: Location) -> Iterator[BinaryIO]:
+    """A stream of the file's bytes; FileNotFoundError where there is none."""
     if isinstance(file, Path):
-        return file.read_bytes()
+        with file.open("rb") as stream:
+            yield stream
+        return
     filesystem, key = filesystem_of(file)
     with bucket.naming(file), filesystem.open_input_file(key) as stream:
-        return stream.read()
+        yield stream  # pyright: ignore[reportReturnType]  # it reads and seeks as a file does
 
 
 def size_of(file: Location) -> int:

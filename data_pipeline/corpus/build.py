@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from data_pipeline import storage
 from data_pipeline.corpus.clean import Cleaning, MissingMedia, ShowProgress, clean_records
 from data_pipeline.corpus.files import FORMAT, MANIFEST_FILE, Corpus, find_missing_tools, hash_rows, write_shards
 from data_pipeline.corpus.leaks import LeakAudit, audit_leaks
 from data_pipeline.corpus.splits import assign_splits
 from data_pipeline.corpus.stats import count_dialogues, count_split, count_tools
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 from data_pipeline.records.catalog import CATALOG_FILE
 from data_pipeline.records.schema import SCHEMA_VERSION, SPLITS, ToolRecord
 from data_pipeline.sources.read import SourceName, SourceOptions, unite_sources
@@ -66,26 +65,27 @@ class PrepareOptions(SourceOptions):
 class CorpusSummary:
     """What was built. `manifest` is that of the corpus."""
 
-    path: Path
+    path: Location
     data_hash: str
     manifest: dict[str, Any]
 
 
 def build_corpus(
-    options: PrepareOptions, out_dir: Path, seed: int = 0, show: ShowProgress = lambda done, total, unit: None
+    options: PrepareOptions, out_dir: Location, seed: int = 0, show: ShowProgress = lambda done, total, unit: None
 ) -> CorpusSummary:
     """Build the corpus at `out_dir`, replacing a corpus that is there; on an error nothing is left behind.
 
     Args:
         options: what to build.
-        out_dir: the corpus folder; it must be on a file system that every Ray node shares.
+        out_dir: the corpus folder; in a bucket, or on a file system that every Ray node shares.
         seed: of the split and of what is generated.
         show: is told how many records are read and how many media files are hashed.
 
     Raises:
         InputError: bad source, or no usable record; `out_dir` exists and is no corpus.
     """
-    with _replacing_folder(out_dir.absolute()) as partial:
+    _check_replaceable(out_dir.absolute())
+    with storage.replacing_folder(out_dir.absolute()) as partial:
         reading = unite_sources(options.sources, partial, seed)
         cleaning = clean_records(reading, options.missing_media, options.resplit, show)
         if not cleaning.records:
@@ -105,30 +105,11 @@ def build_corpus(
     return CorpusSummary(path=out_dir.absolute(), data_hash=manifest["data_hash"], manifest=manifest)
 
 
-@contextmanager
-def _replacing_folder(out_dir: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `out_dir` that takes its place at the end, or is removed on an error."""
-    is_corpus = (out_dir / MANIFEST_FILE).is_file()
-    if out_dir.exists() and not is_corpus and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise InputError(f"{out_dir} exists and is not a corpus; name another folder or remove it.")
-    partial = out_dir.with_name(out_dir.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-    is_parent_new = not out_dir.parent.exists()
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if is_parent_new:
-            with suppress(OSError):  # somebody else put something there meanwhile
-                out_dir.parent.rmdir()
-        raise
-    old = out_dir.with_name(out_dir.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out_dir.exists():
-        out_dir.rename(old)
-    partial.rename(out_dir)
-    shutil.rmtree(old, ignore_errors=True)
+def _check_replaceable(folder: Location) -> None:
+    """Refuse to put a corpus in the place of anything else."""
+    found = storage.open_folder(folder)
+    if not storage.exists(found / MANIFEST_FILE) and not storage.is_empty(found):
+        raise InputError(f"{folder} exists and is not a corpus; name another folder or remove it.")
 
 
 def _split(records: Sequence[ToolRecord], options: PrepareOptions, seed: int) -> dict[str, list[ToolRecord]]:
@@ -170,7 +151,7 @@ def _build_manifest(
     by_split: dict[str, list[ToolRecord]],
     audit: LeakAudit,
     val_audit: LeakAudit,
-    partial: Path,
+    partial: Location,
 ) -> dict[str, Any]:
     """Everything but the list of files. Holds no time stamp: the same input gives the same manifest."""
     media_root = None
@@ -208,7 +189,7 @@ def _build_manifest(
 
 
 def _write_corpus(
-    partial: Path,
+    partial: Location,
     manifest: dict[str, Any],
     reading: SourceReading,
     cleaning: Cleaning,
@@ -219,9 +200,10 @@ def _write_corpus(
 
     manifest["files"] = write_shards(partial, by_split, shard_rows)
     reading.catalog.save_jsonl(partial / CATALOG_FILE)
-    with (partial / REJECTED_FILE).open("w", encoding="utf-8") as file:
-        for item in (*cleaning.rejected, *_missing_but_kept(cleaning)):
-            file.write(json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) + "\n")
-    write_report(partial, manifest, by_split, cleaning.missing_media)
-    (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    rejected = (*cleaning.rejected, *_missing_but_kept(cleaning))
+    lines = [json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) for item in rejected]
+    storage.write_file(partial / REJECTED_FILE, "".join(line + "\n" for line in lines))
+    with storage.staged_locally(partial) as folder:
+        write_report(folder, manifest, by_split, cleaning.missing_media)
+    storage.write_file(partial / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     logger.info("corpus written source=%s data_hash=%s", reading.name, manifest["data_hash"][:12])

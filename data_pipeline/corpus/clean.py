@@ -83,7 +83,7 @@ def _attach_media_hashes(
     """Hash the media that are there; treat records whose file is absent as the option says."""
     root = None if reading.media_root is None else reading.media_root.absolute()
     uris = list(dict.fromkeys(record.media_uri for record in cleaning.records if record.has_media))
-    if root is not None:
+    if isinstance(root, Path):
         spelt = find_spellings(root, uris)
         if spelt:
             reading.repairs["media path in another Unicode spelling than the file's name"] += len(spelt)

@@ -1,18 +1,21 @@
-"""A corpus on disk: `{train,val,test}/*.parquet`, `catalog.jsonl`, `manifest.json`, `report.md` (DESIGN 4.3)."""
+"""A corpus, on a disk or in a bucket (DESIGN 4.3).
+
+Its files are `{train,val,test}/*.parquet`, `catalog.jsonl`, `manifest.json` and `report.md`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
-from data_pipeline.media.hashing import hash_file
+from data_pipeline.locations import Location, filesystem_of, join, locate
 from data_pipeline.records.catalog import CATALOG_FILE, ToolCatalog
 from data_pipeline.records.schema import CORPUS_SCHEMA, SCHEMA_VERSION, SPLITS, ToolRecord
 
@@ -26,24 +29,26 @@ FORMAT = "toolmm-corpus"
 class Corpus:
     """A prepared corpus, opened for reading. Reading a shard checks its hash."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], catalog: ToolCatalog, media_root: Path | None) -> None:
+    def __init__(
+        self, path: Location, manifest: dict[str, Any], catalog: ToolCatalog, media_root: Location | None
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.catalog = catalog
         self.media_root = media_root
 
     @classmethod
-    def open(cls, path: str | Path, media_root: str | Path | None = None) -> Corpus:
+    def open(cls, path: str | Location, media_root: str | Location | None = None) -> Corpus:
         """Open a corpus folder: manifest, catalogue hash, and presence and size of every shard are checked.
 
         Args:
-            path: folder that `prepare` wrote.
+            path: folder that `prepare` wrote, or its URI.
             media_root: where the media are now, if not where the manifest says.
 
         Raises:
             InputError: no corpus there, or something is missing or altered.
         """
-        folder = Path(path).absolute()
+        folder = storage.open_folder(locate(path).absolute())
         manifest = _load_manifest(folder)
         catalog = ToolCatalog.load_jsonl(folder / CATALOG_FILE)
         if catalog.content_hash != manifest["catalog_hash"]:
@@ -51,19 +56,19 @@ class Corpus:
         for entry in manifest["files"]:
             _check_size(folder / entry["path"], entry["bytes"])
         root = media_root if media_root is not None else manifest["media_root"]
-        return cls(folder, manifest, catalog, None if root is None else folder / root)
+        return cls(folder, manifest, catalog, None if root is None else join(folder, str(root)))
 
     @property
     def data_hash(self) -> str:
         return self.manifest["data_hash"]
 
-    def shards(self, split: str) -> list[Path]:
+    def shards(self, split: str) -> list[Location]:
         """The split's Parquet files in order, each checked against its hash."""
         if split not in SPLITS:
             raise InputError(f"split {split!r} is unknown; it must be one of {', '.join(SPLITS)}.")
         entries = [entry for entry in self.manifest["files"] if entry["split"] == split]
         for entry in entries:
-            if hash_file(self.path / entry["path"]) != entry["sha256"]:
+            if _hash_shard(self.path / entry["path"]) != entry["sha256"]:
                 raise _damaged(self.path / entry["path"], "its content is not what `prepare` wrote")
         return [self.path / entry["path"] for entry in entries]
 
@@ -84,10 +89,14 @@ class Corpus:
         shards = self.shards(split)
         if not shards:
             return ray.data.from_arrow(CORPUS_SCHEMA.empty_table())
-        return ray.data.read_parquet([str(shard) for shard in shards], override_num_blocks=len(shards))
+        names = [filesystem_of(shard)[1] for shard in shards]
+        filesystem = filesystem_of(self.path)[0]
+        return ray.data.read_parquet(names, filesystem=filesystem, override_num_blocks=len(shards))
 
 
-def write_shards(folder: Path, records_by_split: dict[str, list[ToolRecord]], shard_rows: int) -> list[dict[str, Any]]:
+def write_shards(
+    folder: Location, records_by_split: dict[str, list[ToolRecord]], shard_rows: int
+) -> list[dict[str, Any]]:
     """Write the rows as Parquet in Ray tasks; file names and bytes depend on the rows and `shard_rows` alone.
 
     Returns:
@@ -98,7 +107,6 @@ def write_shards(folder: Path, records_by_split: dict[str, list[ToolRecord]], sh
     write = ray.remote(_write_shard)
     jobs = []
     for split in SPLITS:
-        (folder / split).mkdir()
         records = records_by_split.get(split, [])
         for number, start in enumerate(range(0, len(records), shard_rows)):
             rows = [record.to_row() for record in records[start : start + shard_rows]]
@@ -108,14 +116,15 @@ def write_shards(folder: Path, records_by_split: dict[str, list[ToolRecord]], sh
 
 
 def _write_shard(table: pa.Table, folder: str, path: str, split: str) -> dict[str, Any]:
-    file = Path(folder) / path
-    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+    file = locate(folder) / path
+    with storage.writing_file(file) as stream:
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
     return {
         "path": path,
         "split": split,
         "rows": len(table),
-        "bytes": file.stat().st_size,
-        "sha256": hash_file(file),
+        "bytes": storage.size_of(file),
+        "sha256": storage.hash_file(file),
     }
 
 
@@ -133,14 +142,14 @@ def find_missing_tools(records: Sequence[ToolRecord], catalog: ToolCatalog) -> l
     return sorted({tool_id for tool_id in named if tool_id not in catalog})
 
 
-def _load_manifest(folder: Path) -> dict[str, Any]:
+def _load_manifest(folder: Location) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
-    if not path.is_file():
+    if not storage.exists(path):
         raise InputError(
             f"no corpus at {folder} ({MANIFEST_FILE} is missing); run `prepare` first or correct the path."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(storage.read_bytes(path))
         is_ours = manifest["format"] == FORMAT
         version = manifest["schema_version"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
@@ -153,16 +162,26 @@ def _load_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_size(path: Path, expected_bytes: int) -> None:
-    if not path.is_file():
-        raise _damaged(path, "it is missing")
-    if path.stat().st_size != expected_bytes:
-        raise _damaged(path, f"it has {path.stat().st_size} bytes instead of {expected_bytes}")
-
-
-def _read_shard(path: Path) -> pa.Table:
+def _check_size(path: Location, expected_bytes: int) -> None:
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        n_bytes = storage.size_of(path)
+    except FileNotFoundError:
+        raise _damaged(path, "it is missing") from None
+    if n_bytes != expected_bytes:
+        raise _damaged(path, f"it has {n_bytes} bytes instead of {expected_bytes}")
+
+
+def _hash_shard(path: Location) -> str:
+    try:
+        return storage.hash_file(path)
+    except OSError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _read_shard(path: Location) -> pa.Table:
+    filesystem, name = filesystem_of(path)
+    try:
+        table = pq.ParquetFile(name, filesystem=filesystem, page_checksum_verification=True).read()
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, str(error)) from error
     if table.schema != CORPUS_SCHEMA:
@@ -170,5 +189,5 @@ def _read_shard(path: Path) -> pa.Table:
     return table
 
 
-def _damaged(path: Path, why: str) -> InputError:
+def _damaged(path: Location, why: str) -> InputError:
     return InputError(f"corpus shard {path} cannot be used: {why}; copy the corpus again or run `prepare` again.")

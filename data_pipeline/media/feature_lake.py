@@ -4,33 +4,32 @@
     <lake>/<encoder_id>/features/*.parquet        media_sha256, modality, vector
     <lake>/<encoder_id>/quarantine/*.parquet      media_sha256, modality, reason: media that cannot be encoded
 
-Files appear whole, by renaming, so a killed pass leaves only finished work. A vector may be in two files (a pass was
-killed while files were merged); all copies are the same.
+Files appear whole, so a killed pass leaves only finished work. A vector may be in two files (a pass was killed while
+files were merged); all copies are the same. The lake may lie in a bucket.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location, filesystem_of, locate
 
 FEATURES = "features"
 QUARANTINE = "quarantine"
 LAKE_FILE = "lake.json"
 DTYPES = ("float16", "float32")
 MERGED_ROWS = 50_000  # merging stops at this size; fp16 vectors of width 1,024 then make files of about 100 MB
-_LIST_ATTEMPTS = 3  # another pass may merge files away between listing and reading
+_LIST_ATTEMPTS = 20  # other passes may merge files away between listing and reading
 
 _T = TypeVar("_T")
 
@@ -45,24 +44,24 @@ class FeatureLake:
         dtype: as stored, "float16" or "float32".
     """
 
-    def __init__(self, path: str | Path, encoder_id: str) -> None:
+    def __init__(self, path: str | Location, encoder_id: str) -> None:
         """Open what `create` made.
 
         Raises:
             InputError: there are no features of this encoder.
         """
-        self.path = _encoder_folder(Path(path), encoder_id)
+        self.path = _encoder_folder(locate(path), encoder_id)
         self.encoder_id = encoder_id
         header = _read_header(self.path / LAKE_FILE, encoder_id)
         self.embed_dim: int = header["embed_dim"]
         self.dtype: str = header["dtype"]
 
     @classmethod
-    def create(cls, path: str | Path, encoder_id: str, embed_dim: int, dtype: str) -> FeatureLake:
-        """Open the encoder's folder, making it if there is none.
+    def create(cls, path: str | Location, encoder_id: str, embed_dim: int, dtype: str) -> FeatureLake:
+        """Open the encoder's folder, making it if there is none; what killed passes left in it is cleared.
 
         Args:
-            path: root of the lake.
+            path: root of the lake: a folder or its URI.
             encoder_id: the encoder.
             embed_dim: E.
             dtype: "float16" or "float32".
@@ -72,16 +71,15 @@ class FeatureLake:
         """
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} of the feature lake must be one of {', '.join(DTYPES)}.")
-        folder = _encoder_folder(Path(path), encoder_id)
+        folder = _encoder_folder(locate(path), encoder_id)
         header_file = folder / LAKE_FILE
-        if not header_file.is_file():
-            for name in (FEATURES, QUARANTINE):
-                (folder / name).mkdir(parents=True, exist_ok=True)
-            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            header = {"encoder_id": encoder_id, "embed_dim": embed_dim, "dtype": dtype, "created": created}
-            partial = header_file.with_suffix(".partial")
-            partial.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, header_file)
+        with storage.locked(header_file):
+            if not storage.exists(header_file):
+                created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+                header = {"encoder_id": encoder_id, "embed_dim": embed_dim, "dtype": dtype, "created": created}
+                storage.write_file(header_file, json.dumps(header, indent=1) + "\n")
+        for name in (FEATURES, QUARANTINE):
+            storage.clear_partials(folder / name)
         lake = cls(path, encoder_id)
         if (lake.embed_dim, lake.dtype) != (embed_dim, dtype):
             raise InputError(
@@ -175,10 +173,10 @@ class FeatureLake:
     def _schema(self, kind: str) -> pa.Schema:
         return self._feature_schema if kind == FEATURES else _QUARANTINE_SCHEMA
 
-    def _files(self, kind: str) -> list[Path]:
-        return sorted((self.path / kind).glob("*.parquet"))
+    def _files(self, kind: str) -> list[Location]:
+        return storage.list_files(self.path / kind, ".parquet")
 
-    def _merge(self, kind: str, files: Sequence[Path]) -> None:
+    def _merge(self, kind: str, files: Sequence[Location]) -> None:
         try:
             table = pa.concat_tables([self._read(file, kind) for file in files])
         except FileNotFoundError:  # another pass on the same lake is merging them
@@ -186,19 +184,14 @@ class FeatureLake:
         merged = self._write(kind, table)
         for file in files:
             if file != merged:
-                file.unlink(missing_ok=True)
+                storage.remove_file(file)
 
-    def _write(self, kind: str, table: pa.Table) -> Path:
+    def _write(self, kind: str, table: pa.Table) -> Location:
         """Write under a name made from the media, so that the same work done twice is one file."""
         name = hashlib.sha256("".join(table["media_sha256"].to_pylist()).encode()).hexdigest()[:24]
         path = self.path / kind / f"part-{name}.parquet"
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-            os.replace(partial, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
+        with storage.writing_file(path) as stream:
+            pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
         return path
 
     def _rows(self, kind: str, columns: tuple[str, str]) -> Iterator[tuple[str, str]]:
@@ -221,18 +214,21 @@ class FeatureLake:
                 if attempt == _LIST_ATTEMPTS - 1:
                     raise
 
-    def _read(self, path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
+    def _read(self, path: Location, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
+        filesystem, name = filesystem_of(path)
+
         def read() -> pa.Table:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with pq.ParquetFile(name, filesystem=filesystem, page_checksum_verification=True) as file:
                 if file.schema_arrow != self._schema(kind):
                     raise _damaged(path, f"its columns are not those of encoder {self.encoder_id!r}")
                 return file.read(columns=None if columns is None else list(columns))
 
         return _guard(path, read)
 
-    def _count_rows(self, path: Path) -> int:
+    def _count_rows(self, path: Location) -> int:
+        filesystem, name = filesystem_of(path)
         try:
-            return _guard(path, lambda: pq.read_metadata(path).num_rows)
+            return _guard(path, lambda: pq.read_metadata(name, filesystem=filesystem).num_rows)
         except FileNotFoundError:  # merged away by another pass
             return MERGED_ROWS
 
@@ -240,7 +236,7 @@ class FeatureLake:
 _QUARANTINE_SCHEMA = pa.schema([("media_sha256", pa.string()), ("modality", pa.string()), ("reason", pa.string())])
 
 
-def _guard(path: Path, read: Callable[[], _T]) -> _T:
+def _guard(path: Location, read: Callable[[], _T]) -> _T:
     try:
         return read()
     except FileNotFoundError:
@@ -249,7 +245,7 @@ def _guard(path: Path, read: Callable[[], _T]) -> _T:
         raise _damaged(path, " ".join(str(error).split())) from error
 
 
-def _damaged(path: Path, why: str) -> InputError:
+def _damaged(path: Location, why: str) -> InputError:
     return InputError(
         f"feature lake file {path} is damaged ({why}); delete it and run `embed` again: only its media are encoded."
     )
@@ -263,21 +259,22 @@ def _to_matrix(column: pa.ChunkedArray, embed_dim: int) -> np.ndarray:
     return matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
 
 
-def _encoder_folder(path: Path, encoder_id: str) -> Path:
+def _encoder_folder(path: Location, encoder_id: str) -> Location:
     if not encoder_id or encoder_id in (".", "..") or any(c in "/\\\0" for c in encoder_id):
         raise InputError(f"encoder id {encoder_id!r} cannot name a folder; it must not hold '/' or '\\'.")
     return path.absolute() / encoder_id
 
 
-def _read_header(path: Path, encoder_id: str) -> dict[str, Any]:
-    if not path.is_file():
-        others = sorted(file.parent.name for file in path.parent.parent.glob(f"*/{LAKE_FILE}"))
+def _read_header(path: Location, encoder_id: str) -> dict[str, Any]:
+    if not storage.exists(path):
+        folders = storage.list_folders(path.parent.parent)
+        others = [folder.name for folder in folders if storage.exists(folder / LAKE_FILE)]
         raise InputError(
             f"feature lake {path.parent.parent} has no features of encoder {encoder_id!r} (it has "
             f"{', '.join(others) or 'none'}); run `embed` first, or correct the lake folder or the encoder."
         )
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = json.loads(storage.read_bytes(path))
         is_sound = header["embed_dim"] > 0 and header["dtype"] in DTYPES
         found_id = header["encoder_id"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
-READ_CHUNK_BYTES = 1 << 20
+from data_pipeline import storage
+from data_pipeline.locations import Location, locate
+
 URIS_PER_BLOCK = 256  # small enough to spread over workers, large enough that a task is worth its start
 
 
-def hash_media(media_root: Path, media_uris: Sequence[str]) -> Iterator[tuple[str, str]]:
+def hash_media(media_root: Location, media_uris: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each path with the sha256 (hex) of its file's bytes, "" where that is missing or cannot be read, as they come.
 
     Args:
-        media_root: folder that every Ray node can read.
+        media_root: folder or bucket that every Ray node can read.
         media_uris: distinct paths relative to it.
     """
     import ray  # lazily: reading a corpus needs no Ray
@@ -34,17 +34,13 @@ def hash_media(media_root: Path, media_uris: Sequence[str]) -> Iterator[tuple[st
 
 
 def _hash_block(block: pa.Table, media_root: str) -> pa.Table:
-    hashes = [hash_file(Path(media_root) / uri) for uri in block["media_uri"].to_pylist()]
+    root = locate(media_root)
+    hashes = [_hash_medium(root / uri) for uri in block["media_uri"].to_pylist()]
     return pa.table({"media_uri": block["media_uri"], "sha256": pa.array(hashes, pa.string())})
 
 
-def hash_file(path: Path) -> str:
-    """sha256 (hex) of a file's bytes, or "" where there is no readable file."""
-    digest = hashlib.sha256()
+def _hash_medium(file: Location) -> str:
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(READ_CHUNK_BYTES):
-                digest.update(chunk)
+        return storage.hash_file(file)
     except OSError:  # missing, a folder, or not readable: all count as missing and are reported by the corpus
         return ""
-    return digest.hexdigest()

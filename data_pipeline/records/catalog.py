@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 from data_pipeline.records.schema import Modality
 from data_pipeline.records.text import check_encodable, parse_json, read_text
 
@@ -144,17 +144,14 @@ class ToolCatalog:
         lines = sorted(json.dumps(tool.to_json(), sort_keys=True, ensure_ascii=False) for tool in self)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def save_jsonl(self, path: Path) -> None:
-        temporary = path.with_name(path.name + ".partial")
-        with temporary.open("w", encoding="utf-8") as file:
-            for tool in self:
-                file.write(json.dumps(tool.to_json(), ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
+    def save_jsonl(self, path: Location) -> None:
+        lines = (json.dumps(tool.to_json(), ensure_ascii=False) + "\n" for tool in self)
+        storage.write_file(path, "".join(lines))
 
     @classmethod
-    def load_jsonl(cls, path: Path) -> ToolCatalog:
+    def load_jsonl(cls, path: Location) -> ToolCatalog:
         """Read `catalog.jsonl`; a malformed line is an error that names its number."""
-        if not path.is_file():
+        if not storage.exists(path):
             raise InputError(f"no tool catalogue at {path}; run `prepare` first or correct the path.")
         tools = []
         # not splitlines(): JSON may hold U+2028 or U+0085 unescaped, and they end no line

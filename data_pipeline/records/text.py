@@ -6,27 +6,28 @@ import gzip
 import json
 import unicodedata
 import zlib
-from pathlib import Path
 from typing import Any
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 
 MAX_TEXT_BYTES = 2 * 2**30  # of one file, unpacked; it is held in memory as a whole
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Location) -> str:
     """A whole file of UTF-8, plain or packed with gzip, with or without a byte order mark.
 
     Raises:
         InputError: it cannot be read, is no UTF-8, or is larger than `MAX_TEXT_BYTES`.
     """
     try:
-        with path.open("rb") as file:
+        with storage.reading_file(path) as file:
             is_packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-        with gzip.open(path) if is_packed else path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
+            file.seek(0)
+            data = (gzip.GzipFile(fileobj=file) if is_packed else file).read(MAX_TEXT_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}); correct the path or copy the file again.") from error
     if len(data) > MAX_TEXT_BYTES:

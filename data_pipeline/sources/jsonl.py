@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 from data_pipeline.records.catalog import CATALOG_FILE, Tool, ToolCatalog
 from data_pipeline.records.dialogue import read_turns
 from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord, Turn
@@ -52,7 +53,7 @@ EXTENSIONS = {
 }
 
 
-def read_jsonl(path: Path, media_root: Path | None, catalog: Path | None = None, form: str = "") -> SourceReading:
+def read_jsonl(path: Path, media_root: Location | None, catalog: Path | None = None, form: str = "") -> SourceReading:
     """Open a file of records.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict
 
 from data_pipeline.errors import InputError
+from data_pipeline.locations import AnyLocation, LocalPath, Location
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.schema import ToolRecord
 from data_pipeline.sources.gpt4tools import read_gpt4tools
@@ -34,19 +35,19 @@ class SourceOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: SourceName
-    path: Path | None = None  # the source's folder or file; not for what is generated
-    media_root: Path | None = None  # folder that media paths are relative to, readable by every node
-    catalog: Path | None = None  # of a user's file: catalog.jsonl or one tool id a line; None = beside the records
+    path: LocalPath | None = None  # the source's folder or file; not for what is generated
+    media_root: AnyLocation | None = None  # folder that media paths are relative to, readable by every node
+    catalog: LocalPath | None = None  # of a user's file: catalog.jsonl or one tool id a line; None = beside the records
     size: str = "demo"  # of what is generated
 
 
 def read_source(
     name: str,
     path: Path | None = None,
-    media_root: Path | None = None,
+    media_root: Location | None = None,
     *,
     catalog: Path | None = None,
-    out_dir: Path | None = None,
+    out_dir: Location | None = None,
     size: str = "demo",
     seed: int = 0,
 ) -> SourceReading:
@@ -74,7 +75,7 @@ def read_source(
         raise InputError(f"source {name!r} is unknown; it must be one of {', '.join(get_args(SourceName))}.")
     if path is None:
         raise InputError(f"source {name!r} needs `path`; set it to the folder or file with the data.")
-    if media_root is not None and not media_root.is_dir():
+    if isinstance(media_root, Path) and not media_root.is_dir():
         raise InputError(f"media_root {media_root} is not a folder; correct it, or leave it out.")
     if name == "toolmmbench":
         return read_toolmmbench(path, media_root)
@@ -83,7 +84,7 @@ def read_source(
     return read_jsonl(path, media_root, catalog, name if name in FORMS else "")
 
 
-def unite_sources(options: Sequence[SourceOptions], out_dir: Path, seed: int) -> SourceReading:
+def unite_sources(options: Sequence[SourceOptions], out_dir: Location, seed: int) -> SourceReading:
     """Open several sources as one: their records one source after the other, and one catalogue.
 
     Args:
@@ -167,7 +168,7 @@ def _chain(united: SourceReading) -> Iterator[ToolRecord | Rejected]:
         united.merged_source_indexes.update(reading.merged_source_indexes)
 
 
-def _read_toolmm_mini(out_dir: Path | None, size: str, seed: int) -> SourceReading:
+def _read_toolmm_mini(out_dir: Location | None, size: str, seed: int) -> SourceReading:
     from data_pipeline.sources import toolmm_mini  # lazily: it imports rendering libraries that no other source needs
 
     if out_dir is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.schema import AmbiguityType, ToolRecord
 from data_pipeline.records.text import check_encodable
@@ -50,7 +51,7 @@ class SourceReading:
     name: str
     licence: str
     catalog: ToolCatalog
-    media_root: Path | None
+    media_root: Location | None
     items: Iterable[ToolRecord | Rejected]
     repairs: Counter[str] = field(default_factory=Counter)
     merged_source_indexes: dict[int, list[int]] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.keys import question_keys
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
@@ -45,7 +46,7 @@ _NOT_RELEASED_FORM = "not in the released form: a field is missing or of another
 _MAX_SOURCE_INDEX = 2**31
 
 
-def read_toolmmbench(path: Path, media_root: Path | None) -> SourceReading:
+def read_toolmmbench(path: Path, media_root: Location | None) -> SourceReading:
     """Open the folder with the released JSON files.
 
     Args:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 from data_pipeline.records.schema import SPLITS, Modality, ToolRecord
 from data_pipeline.sources.toolmm_mini.media_files import file_suffix, render_media, seeded_generator
 from data_pipeline.sources.toolmm_mini.questions import Family, Grammar, Task, load_grammar
@@ -54,7 +54,7 @@ class _Medium:
 class _MediaStore:
     """Renders media on demand into `out_dir/media` and remembers them."""
 
-    def __init__(self, out_dir: Path, size: MiniSize, seed: int) -> None:
+    def __init__(self, out_dir: Location, size: MiniSize, seed: int) -> None:
         self._out_dir, self._size, self._seed = out_dir, size, seed
         self._known: dict[tuple[str, str, int], _Medium] = {}
         self._next: dict[tuple[str, str], int] = defaultdict(int)
@@ -73,11 +73,7 @@ class _MediaStore:
         sha256 = hashlib.sha256(data).hexdigest()
         # The name must not give the kind away to anything that reads paths.
         uri = f"media/{modality.value}/{sha256[:20]}{file_suffix(modality, kind)}"
-        path = self._out_dir / uri
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        storage.write_file(self._out_dir / uri, data)
         return _Medium(uri, sha256)
 
 
@@ -139,7 +135,7 @@ def _split_records(grammar: Grammar, split: str, size: MiniSize, media: _MediaSt
         yield from _task_records(task, split, size, media, seeded_generator("words", seed, split, "task", index))
 
 
-def generate(out_dir: Path, size: str | MiniSize = "demo", seed: int = 0) -> Iterator[ToolRecord]:
+def generate(out_dir: Location, size: str | MiniSize = "demo", seed: int = 0) -> Iterator[ToolRecord]:
     """Render the media under `out_dir/media` and yield the records, train first, then val and test.
 
     The same `size` and `seed` give the same records and bytes. Val and test use templates and media of their own.
@@ -159,7 +155,7 @@ def generate(out_dir: Path, size: str | MiniSize = "demo", seed: int = 0) -> Ite
         if size not in SIZES:
             raise InputError(f"ToolMM-mini has no size {size!r}; choose one of {', '.join(SIZES)}.")
         size = SIZES[size]
-    return _generate(Path(out_dir), size, seed)
+    return _generate(out_dir, size, seed)
 
 
 def count_questions(size: str) -> int:
@@ -169,7 +165,7 @@ def count_questions(size: str) -> int:
     return n_ambiguous + sum(_count_asked(task, split, mini) for split in SPLITS for task in grammar.tasks)
 
 
-def _generate(out_dir: Path, size: MiniSize, seed: int) -> Iterator[ToolRecord]:
+def _generate(out_dir: Location, size: MiniSize, seed: int) -> Iterator[ToolRecord]:
     media = _MediaStore(out_dir, size, seed)
     seen = set()
     for split in SPLITS:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
+from data_pipeline.locations import locate
 from data_pipeline.media import feature_lake
 from data_pipeline.media.feature_lake import FeatureLake
 
 E = 6
+REPO = Path(__file__).resolve().parents[3]
 
 
 def _vectors(n: int, seed: int = 0) -> np.ndarray:
@@ -76,9 +82,86 @@ def test_merging_keeps_every_vector(lake: FeatureLake, monkeypatch: pytest.Monke
     assert lake.quarantined() == {"x": "no frames"}
 
 
-def test_unfinished_files_are_not_read(lake: FeatureLake) -> None:
-    (lake.path / "features/part-0.99.partial").write_bytes(b"half of a file")
+def test_unfinished_files_are_not_read_and_go_when_the_lake_is_opened_for_writing(
+    lake: FeatureLake, tmp_path: Path
+) -> None:
+    killed = Path(str(lake.path)) / "features/.part-0.99.partial"
+    killed.write_bytes(b"half of a file")
     assert lake.known() == {"a", "b", "c", "d"}
+    FeatureLake.create(tmp_path, "enc-1", E, "float32")
+    assert not killed.exists()
+
+
+ROUNDS = 20
+PASS = """
+import sys
+from multiprocessing import Barrier, Process
+import numpy as np
+from data_pipeline.media.feature_lake import FeatureLake
+
+def run(root, number, start):
+    for i in range(int(sys.argv[2])):
+        start.wait(60)
+        lake = FeatureLake.create(f"{root}/{i}", "enc", 4, "float32")
+        lake.write_features([f"{number}-{k}" for k in range(3)], "image", np.full((3, 4), number, np.float32))
+        lake.write_features(["shared"], "image", np.ones((1, 4), np.float32))
+        lake.merge_files()
+        assert {f"{number}-{k}" for k in range(3)} <= lake.known()
+
+if __name__ == "__main__":
+    start = Barrier(4)
+    passes = [Process(target=run, args=(sys.argv[1], number, start)) for number in range(4)]
+    for process in passes:
+        process.start()
+    for process in passes:
+        process.join()
+    sys.exit(sum(process.exitcode != 0 for process in passes))
+"""
+
+
+@pytest.mark.slow
+def test_four_passes_that_start_on_a_new_lake_all_end(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PASS, str(tmp_path), str(ROUNDS)], cwd=REPO, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    for i in range(ROUNDS):
+        lake = FeatureLake(tmp_path / str(i), "enc")
+        index, matrix = lake.load([f"{number}-{k}" for number in range(4) for k in range(3)])
+        np.testing.assert_array_equal(matrix[:, 0], np.repeat([0, 1, 2, 3], 3))
+        assert len(index) == 12
+        left = [path.name for path in Path(str(lake.path)).rglob("*") if path.is_file() and path.suffix != ".parquet"]
+        assert left == ["lake.json"]
+
+
+def test_a_lake_in_a_bucket(bucket: str) -> None:
+    lake = FeatureLake.create(f"{bucket}/lake", "enc-1", E, "float16")
+    lake.write_features(["a", "b"], "image", _vectors(2))
+    lake.write_features(["c"], "audio", _vectors(1, seed=1))
+    lake.write_quarantine(["x"], "video", ["no frames"])
+    lake.merge_files()
+    found = boto3.client("s3").list_objects_v2(Bucket=bucket.removeprefix("s3://"), Prefix="lake/")["Contents"]
+    keys = [entry["Key"] for entry in found if not entry["Key"].endswith("/")]
+    assert [key.split("/part-")[0] for key in keys] == [
+        "lake/enc-1/features",
+        "lake/enc-1/lake.json",
+        "lake/enc-1/quarantine",
+    ]
+    assert list(Path.cwd().iterdir()) == [], "nothing is written to ./s3:"
+    again = FeatureLake(Path(f"{bucket}/lake"), "enc-1")
+    index, matrix = again.load(["c", "a", "x"])
+    assert index == {"c": 0, "a": 1}
+    expected = np.concatenate([_vectors(1, seed=1), _vectors(2)[:1]]).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(matrix, expected)
+    assert again.quarantined() == {"x": "no frames"}
+    with pytest.raises(InputError, match=r"no features of encoder 'enc-9' \(it has enc-1\)"):
+        FeatureLake(f"{bucket}/lake", "enc-9")
+    file = keys[0].removeprefix("lake/")
+    storage.write_file(locate(f"{bucket}/lake/{file}"), b"half")
+    with pytest.raises(InputError, match=r"s3://.*parquet is damaged"):
+        again.known()
+    with pytest.raises(InputError, match="cannot be kept under hdfs://"):
+        FeatureLake.create("hdfs://host/lake", "enc-1", E, "float16")
 
 
 def test_another_encoder_is_refused(lake: FeatureLake, tmp_path: Path) -> None:
