@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data  # sets its own log level when imported: before we set ours
 
+from data_pipeline.locations import Location, filesystem_of
 from ray_jobs.config import RayOptions
 from ray_jobs.worker_output import relay_worker_output
 
@@ -23,6 +25,9 @@ PASSED_ON = (
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
+    "AWS_ENDPOINT_URL",  # where buckets are; the keys to them are for each machine to have
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_DEFAULT_REGION",
 )
 
 
@@ -72,6 +77,15 @@ def connect(options: RayOptions) -> None:
         runtime_env={"env_vars": worker_env()},
     )
     relay_worker_output()
+
+
+def ray_storage(run_dir: Location) -> dict[str, Any]:
+    """Where Ray Train and Tune keep what they know of a run, as arguments of their `RunConfig`."""
+    folder = run_dir / "ray"
+    if isinstance(folder, Path):
+        return {"storage_path": str(folder)}
+    filesystem, name = filesystem_of(folder)
+    return {"storage_path": name, "storage_filesystem": filesystem}
 
 
 def job_runtime_env() -> dict[str, Any]:

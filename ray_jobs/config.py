@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.corpus.build import PrepareOptions
 from data_pipeline.errors import InputError
+from data_pipeline.locations import AnyLocation, LocalPath, Location, locate_local
+from data_pipeline.storage import cache_folder
 from model.llm.config import ModelConfig
 from ray_jobs.config_text import Written, apply_override, read_config
 from ray_jobs.places import expand_path, make_absolute_uri
@@ -129,7 +131,7 @@ class TrackingOptions(Section):
 class FollowOptions(Section):
     """What `follow` keeps: a link to the champion's bundle."""
 
-    link: Path | None = None  # None = champion in runs_dir
+    link: LocalPath | None = None  # None = champion in runs_dir
     every_s: float | None = Field(default=None, gt=0)  # look again and again; None = once
 
 
@@ -143,8 +145,8 @@ class RunSpec(Section):
     """Everything that one run is made of; saved beside each checkpoint and in the bundle."""
 
     name: str = Field(default="toolmm", pattern=r"^[A-Za-z0-9._-]+$")
-    runs_dir: Path = Path("runs")  # a shared folder on a cluster
-    lake_dir: Path | None = None  # the feature lake may be shared by runs; None = inside the run's folder
+    runs_dir: AnyLocation = Path("runs")  # on a cluster a shared folder or one in a bucket, s3://bucket/runs
+    lake_dir: AnyLocation | None = None  # the feature lake may be shared by runs; None = inside the run's folder
     seed: int = 0
     prepare: PrepareOptions = PrepareOptions()
     embed: EmbedOptions = EmbedOptions()
@@ -157,34 +159,54 @@ class RunSpec(Section):
     ray: RayOptions = RayOptions()
 
     @property
-    def run_dir(self) -> Path:
+    def run_dir(self) -> Location:
         return (self.runs_dir / self.name).absolute()
 
     @property
-    def corpus_dir(self) -> Path:
+    def work_dir(self) -> Path:
+        """For what has to be on a disk: the run's folder, or where that is in a bucket, one of this machine's user."""
+        run_dir = self.run_dir
+        if isinstance(run_dir, Path):
+            return run_dir
+        return cache_folder() / "runs" / run_dir.scheme / run_dir.key
+
+    @property
+    def corpus_dir(self) -> Location:
         return self.run_dir / "corpus"
 
     @property
     def backbones_dir(self) -> Path:
         """Backbones converted from GGUF, which all runs here share."""
-        return (self.runs_dir / "backbones").absolute()
+        runs_dir = self.runs_dir if isinstance(self.runs_dir, Path) else cache_folder()
+        return (runs_dir / "backbones").absolute()
 
     @property
     def spool_dir(self) -> Path:
         """Metrics on their way to the tracking server, until it has them."""
-        return self.run_dir / "spool"
+        return self.work_dir / "spool"
 
     @property
-    def lake_path(self) -> Path:
+    def lake_path(self) -> Location:
         return (self.lake_dir or self.run_dir / "lake").absolute()
 
     @property
     def tracking_uri(self) -> str:
-        return self.tracking.uri or f"sqlite:///{self.run_dir / 'mlflow.db'}"
+        """Of MLflow; InputError for a run in a bucket, where no database can lie, that names none."""
+        if self.tracking.uri is None and self.work_dir != self.run_dir:
+            raise InputError(
+                f"the run is in a bucket ({self.run_dir}), where MLflow's database cannot lie; set tracking.uri to a "
+                "server, or to sqlite:// with a path on a disk."
+            )
+        return self.tracking.uri or f"sqlite:///{self.work_dir / 'mlflow.db'}"
 
     @property
     def champion_link(self) -> Path:
-        return (self.follow.link or self.runs_dir / "champion").absolute()
+        """InputError where `follow.link` is not set and runs_dir is in a bucket, which knows no links."""
+        if self.follow.link is None and not isinstance(self.runs_dir, Path):
+            raise InputError(
+                f"runs_dir {self.runs_dir} is in a bucket, which knows no links; set follow.link to a path on a disk."
+            )
+        return locate_local(self.follow.link or self.runs_dir / "champion").absolute()
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -249,7 +271,7 @@ def config_names() -> list[str]:
 
 
 def _config_path(config: str) -> Path:
-    for candidate in (Path(config), CONFIGS / f"{config}.yaml"):
+    for candidate in (locate_local(config), CONFIGS / f"{config}.yaml"):
         if candidate.exists() and not candidate.is_dir():
             return candidate
     fault = f"{config!r} is a folder" if config and Path(config).is_dir() else f"no run config {config!r}"

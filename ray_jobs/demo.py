@@ -21,8 +21,10 @@ from typing import Any
 import ray
 import yaml
 
+from data_pipeline import storage
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location, locate_local
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.records.schema import Modality, ToolRecord
 from ray_jobs import export, prepare
@@ -53,8 +55,9 @@ def run(spec: RunSpec, keep: bool = False) -> dict[str, Any]:
         spec: the run config; `ray_jobs/configs/demo.yaml`.
         keep: go on serving until interrupted.
     """
-    if (spec.run_dir / train.TRAIN_FILE).exists():
-        print(f"{spec.run_dir} holds an earlier demo: what is still valid there is not done again")
+    run_dir = locate_local(spec.run_dir)
+    if (run_dir / train.TRAIN_FILE).exists():
+        print(f"{run_dir} holds an earlier demo: what is still valid there is not done again")
     results: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     for name, job in STAGES:
@@ -84,7 +87,7 @@ def run(spec: RunSpec, keep: bool = False) -> dict[str, Any]:
     }
 
 
-def choose_questions(records: Sequence[ToolRecord], media_root: Path | None) -> list[Question]:
+def choose_questions(records: Sequence[ToolRecord], media_root: Location | None) -> list[Question]:
     """Six test questions, taken in corpus order: two pictures and two sounds or clips under the same words, a text, and
     one that no tool solves."""
     questions = []
@@ -93,7 +96,8 @@ def choose_questions(records: Sequence[ToolRecord], media_root: Path | None) -> 
         for medium in (first, second):
             assert media_root is not None
             note = f"the words fit {len(first.candidate_tool_ids)} tools; the {medium.modality.value} decides"
-            questions.append(Question(first.instruction, media_root / medium.media_uri, medium.valid_tool_ids, note))
+            media = locate_local(media_root / medium.media_uri)
+            questions.append(Question(first.instruction, media, medium.valid_tool_ids, note))
     text, unanswerable = (_find_text(records, is_unknown) for is_unknown in (False, True))
     questions.append(Question(text.instruction, None, text.valid_tool_ids, "the words decide"))
     questions.append(Question(unanswerable.instruction, None, unanswerable.valid_tool_ids, "no tool solves it"))
@@ -135,9 +139,9 @@ def serving(spec: RunSpec, bundle: Path) -> Iterator[str]:
             }
         ],
     }
-    config_path = spec.run_dir / "serve.yaml"
-    config_path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    log_path = spec.run_dir / "serve.log"
+    config_path = spec.work_dir / "serve.yaml"
+    storage.write_file(config_path, yaml.safe_dump(config, sort_keys=False))
+    log_path = spec.work_dir / "serve.log"
     address = ray.get_runtime_context().gcs_address
     project = Path(__file__).resolve().parent.parent
     with log_path.open("wb") as log:

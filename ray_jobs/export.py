@@ -7,11 +7,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import storage
+from data_pipeline.locations import Location
 from model.llm.bundle import Bundle, load_bundle, save_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 from ray_jobs.config import RunSpec
-from ray_jobs.evaluate.job import EVALUATION_FILE
+from ray_jobs.evaluate.job import EVALUATION_FILE, FOLDER
 from ray_jobs.tracking.model_versions import ChampionInfo, register_bundle
 from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.checkpoint import load_parameters
@@ -63,7 +65,7 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
         max_target_tokens=summary.max_target_tokens,
     )
     bundle = load_bundle(folder)
-    print(f"bundle            {folder}  ({_size_mib(folder):.1f} MiB, revision {bundle.revision})")
+    print(f"bundle            {folder}  ({_size_mib(bundle.folder):.1f} MiB, revision {bundle.revision})")
     return bundle
 
 
@@ -85,7 +87,7 @@ def register(spec: RunSpec, summary: TrainSummary, bundle: Bundle, make_champion
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
-    return {"bundle": str(bundle.folder), "revision": bundle.revision, "size_mib": round(_size_mib(bundle.folder), 2)}
+    return {"bundle": bundle.location, "revision": bundle.revision, "size_mib": round(_size_mib(bundle.folder), 2)}
 
 
 def decide_promotion(score: float, data_hash: str, champion: ChampionInfo | None) -> tuple[bool, str]:
@@ -129,6 +131,6 @@ def _size_mib(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
 
 
-def _read_evaluation(run_dir: Path) -> dict[str, Any] | None:
-    path = run_dir / "evaluation" / EVALUATION_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _read_evaluation(run_dir: Location) -> dict[str, Any] | None:
+    path = storage.open_folder(run_dir / FOLDER) / EVALUATION_FILE
+    return json.loads(storage.read_bytes(path)) if storage.exists(path) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.serve import Application
 
+from data_pipeline.locations import locate, locate_local
 from model.llm.bundle import load_bundle
 from model.llm.shared_backbone import check_shareable
 from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS
@@ -102,9 +103,9 @@ def _read_models(args: ServeArgs) -> list[ServedModel]:
 def _with_absolute_paths(args: ServeArgs) -> ServeArgs:
     """Replicas run in another working directory."""
     paths: dict[str, Any] = {
-        "bundle": str(Path(args.bundle).absolute()),  # a link stays one: replicas follow it
-        "adapters": {name: str(Path(folder).absolute()) for name, folder in args.adapters.items()},
-        "tool_files": [str(Path(file).resolve()) for file in args.tool_files],
+        "bundle": str(locate(args.bundle).absolute()),  # a link stays one: replicas follow it
+        "adapters": {name: str(locate(folder).absolute()) for name, folder in args.adapters.items()},
+        "tool_files": [str(locate_local(file).resolve()) for file in args.tool_files],
     }
     if args.encoder is not None and Path(args.encoder).is_dir():
         paths["encoder"] = str(Path(args.encoder).resolve())

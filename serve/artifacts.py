@@ -22,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
+from data_pipeline.errors import InputError
+from data_pipeline.locations import BUCKET_SCHEMES, filesystem_of, locate
 from data_pipeline.records.schema import Modality
 from serve.config import ServeArgs
 from serve.http.schemas import RequestError
@@ -97,7 +100,7 @@ class ArtifactStore:
             max_bytes: of one artifact.
             max_total_bytes: of all artifacts together; what other replicas write is counted every half minute.
         """
-        self._fs, root = url_to_fs(uri)
+        self._fs, root = _open_filesystem(uri)
         self._root = root.rstrip("/")
         self._ttl_s = ttl_s
         self._max_bytes = max_bytes
@@ -254,6 +257,20 @@ class ArtifactStore:
 def open_artifacts(args: ServeArgs) -> ArtifactStore:
     """The store that ingress and tools share; it takes whatever a tool may give back."""
     return ArtifactStore(args.artifacts_uri, args.artifact_ttl_s, DEFAULT_LIMITS.max_output_bytes)
+
+
+def _open_filesystem(uri: str) -> tuple[Any, str]:
+    """The file system of a folder or URI, and the folder's name in it; InputError where it is not installed."""
+    if uri.partition("://")[0] in BUCKET_SCHEMES:
+        filesystem, root = filesystem_of(locate(uri))
+        return ArrowFSWrapper(filesystem), root
+    try:
+        return url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"artifacts {uri!r}: its file system is not installed ({error}); give a folder, or a URI of "
+            f"{', '.join(BUCKET_SCHEMES)} or of another file system of fsspec whose package is installed."
+        ) from error
 
 
 def find_dialogue_names(text: str) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
 import pickle
@@ -17,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
 from data_pipeline.media.load import RECIPES
 from model.imagebind.network import ImageBind, ImageBindConfig
@@ -114,8 +113,7 @@ def load_encoder(
         net.load_reference_state_dict(state)
     except InputError as error:
         raise InputError(f"encoder {encoder_id!r}, weights {weights}: {error}") from error
-    status = weights.stat()
-    content = _hash_file(weights, status.st_size, status.st_mtime_ns)[:8]
+    content = storage.hash_file(weights)[:8]
     name = re.sub(r"[^A-Za-z0-9._]+", "_", Path(encoder_id).resolve().name)
     scaled = "-scaled_audio" if config.audio_logit_scale else ""  # the same weights, other vectors
     return FrozenImageBind(net, f"{name}-{content}-{recipe}{scaled}", recipe, device, dtype)
@@ -192,10 +190,3 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             f"encoder weights {path} hold no state dict; give a file that maps parameter names to tensors."
         )
     return state
-
-
-@functools.lru_cache(maxsize=8)
-def _hash_file(path: Path, size_bytes: int, modified_ns: int) -> str:
-    """sha256 of the file in hex; size and time are in the key so that a changed file is read again."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

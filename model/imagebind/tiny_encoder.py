@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,10 +24,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from scipy.fft import idctn
 from torch import Tensor, nn
 
+from data_pipeline import storage
+from data_pipeline.locations import locate_local
 from data_pipeline.media.load import load_media
 from data_pipeline.records.schema import Modality
 from data_pipeline.sources.toolmm_mini.media_files import MEDIA_KINDS, render_media, seeded_generator
@@ -299,25 +300,20 @@ def pretrain(seed: int, budget: PretrainBudget, config: ImageBindConfig = TINY_C
 
 def save_encoder(encoder: ImageBind, out_dir: Path) -> None:
     """Write `WEIGHTS_NAME` (float16) and `CONFIG_NAME` into `out_dir`; each appears only when complete."""
-    out_dir.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().to(torch.float16).contiguous() for key, value in encoder.state_dict().items()}
-    partial = out_dir / (WEIGHTS_NAME + ".partial")
-    save_file(state, partial)
-    os.replace(partial, out_dir / WEIGHTS_NAME)
-    partial = out_dir / (CONFIG_NAME + ".partial")
-    partial.write_text(json.dumps(asdict(encoder.config), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, out_dir / CONFIG_NAME)
+    storage.write_file(out_dir / WEIGHTS_NAME, save(state))
+    storage.write_file(out_dir / CONFIG_NAME, json.dumps(asdict(encoder.config), indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pre-train the tiny ImageBind on rendered media.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the config")
+    parser.add_argument("--out", type=str, required=True, help="folder for the weights and the config")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    save_encoder(pretrain(arguments.seed, PretrainBudget()), arguments.out)
+    save_encoder(pretrain(arguments.seed, PretrainBudget()), locate_local(arguments.out))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,8 +27,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from data_pipeline import storage
 from data_pipeline.batches.encoding import MAX_TARGET_TOKENS
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location, locate
 from data_pipeline.records.catalog import CATALOG_FILE, ToolCatalog
 from data_pipeline.records.dialogue import DIALOGUE_FORMAT, DIALOGUE_VERSION
 from data_pipeline.records.prompts import PROMPT_FORMAT, PROMPT_VERSION
@@ -80,16 +81,18 @@ class Bundle:
     """A checked bundle.
 
     Attributes:
-        folder: where it lies.
+        folder: where it lies on this machine.
         info: the content of `bundle.json`.
         catalog: the tools.
         revision: 12 hex digits that name this very bundle.
+        location: path or URI that it was opened at.
     """
 
     folder: Path
     info: BundleInfo
     catalog: ToolCatalog
     revision: str
+    location: str = ""
 
     @property
     def encoder_name(self) -> str:
@@ -174,7 +177,7 @@ class Bundle:
 
 
 def save_bundle(
-    folder: Path,
+    folder: Location,
     *,
     mllm: ToolLLM,
     catalog: ToolCatalog,
@@ -188,10 +191,10 @@ def save_bundle(
     backbone: str | None = None,
     max_target_tokens: int = MAX_TARGET_TOKENS,
 ) -> BundleInfo:
-    """Write a bundle under a temporary name and rename it when complete; an older bundle of that name is replaced.
+    """Write a bundle, which appears whole; an older bundle of that name is replaced.
 
     Args:
-        folder: where it shall lie.
+        folder: where it shall lie, on a disk or in a bucket.
         mllm: the built model with its trained values.
         catalog: the tools that it was trained on.
         encoder_id: `Encoder.encoder_id` of the feature lake that it was trained on.
@@ -207,57 +210,55 @@ def save_bundle(
     Raises:
         InputError: the folder holds something else, or the backbone cannot travel.
     """
-    if folder.exists() and not (folder / _INFO).is_file() and any(folder.iterdir()):
+    found = storage.open_folder(folder)
+    if not storage.exists(found / _INFO) and not storage.is_empty(found):
         raise InputError(f"{folder} is not empty and not a bundle; choose another folder for the bundle.")
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     backbone = backbone or str(mllm.llm.get_base_model().name_or_path)
-    has_backbone = _copy_small_backbone(Path(backbone), temporary / _BACKBONE)
-    if has_backbone:
-        backbone = _BACKBONE
-    _save_adapter(mllm, temporary / _ADAPTER, backbone)
-    projector = {name: value.detach().cpu().contiguous() for name, value in mllm.projector.state_dict().items()}
-    save_file(projector, temporary / _PROJECTOR)
-    catalog.save_jsonl(temporary / CATALOG_FILE)
-    info = BundleInfo(
-        backbone=backbone,
-        has_backbone=has_backbone,
-        encoder_id=encoder_id,
-        encoder_name=encoder_name,
-        prompt_format=PROMPT_FORMAT,
-        prompt_version=PROMPT_VERSION,
-        dialogue_format=DIALOGUE_FORMAT,
-        dialogue_version=DIALOGUE_VERSION,
-        max_target_tokens=max_target_tokens,
-        catalog_hash=catalog.content_hash,
-        data_hash=data_hash,
-        llm_config={**model_config.model_dump(mode="json"), "backbone": backbone},
-        resolved_config=dict(resolved_config),
-        metrics=dict(metrics),
-        git_revision=git_revision,
-        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        files={path: _sha256(temporary / path) for path in _relative_files(temporary)},
-    )
-    (temporary / _INFO).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(temporary, folder)
+    with storage.replacing_folder(folder) as partial, storage.staged_locally(partial) as temporary:
+        has_backbone = _copy_small_backbone(Path(backbone), temporary / _BACKBONE)
+        if has_backbone:
+            backbone = _BACKBONE
+        _save_adapter(mllm, temporary / _ADAPTER, backbone)
+        projector = {name: value.detach().cpu().contiguous() for name, value in mllm.projector.state_dict().items()}
+        save_file(projector, temporary / _PROJECTOR)
+        catalog.save_jsonl(temporary / CATALOG_FILE)
+        info = BundleInfo(
+            backbone=backbone,
+            has_backbone=has_backbone,
+            encoder_id=encoder_id,
+            encoder_name=encoder_name,
+            prompt_format=PROMPT_FORMAT,
+            prompt_version=PROMPT_VERSION,
+            dialogue_format=DIALOGUE_FORMAT,
+            dialogue_version=DIALOGUE_VERSION,
+            max_target_tokens=max_target_tokens,
+            catalog_hash=catalog.content_hash,
+            data_hash=data_hash,
+            llm_config={**model_config.model_dump(mode="json"), "backbone": backbone},
+            resolved_config=dict(resolved_config),
+            metrics=dict(metrics),
+            git_revision=git_revision,
+            created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            files={path: storage.hash_file(temporary / path) for path in _relative_files(temporary)},
+        )
+        storage.write_file(temporary / _INFO, info.model_dump_json(indent=2) + "\n")
     return info
 
 
-def load_bundle(folder: str | Path) -> Bundle:
+def load_bundle(folder: str | Location) -> Bundle:
     """Read and check a bundle: all files are there and unchanged, and this code renders the prompt of its training.
+
+    Args:
+        folder: where it lies; out of a bucket it is fetched once, into this user's cache.
 
     Raises:
         InputError: says which of it is wrong, and how to mend it.
     """
-    folder = Path(folder).resolve()  # a link may be set elsewhere while its files are read
+    location = locate(folder).absolute()
+    try:
+        folder = storage.fetch_folder(location).resolve()  # a link may be set elsewhere while its files are read
+    except FileNotFoundError:
+        raise InputError(f"no bundle at {location}; give the folder that `export` wrote.") from None
     if not (folder / _INFO).is_file():
         raise InputError(f"no bundle at {folder} (it has no {_INFO}); give the folder that `export` wrote.")
     raw = (folder / _INFO).read_bytes()
@@ -270,7 +271,13 @@ def load_bundle(folder: str | Path) -> Bundle:
             f"bundle {folder}: {CATALOG_FILE} is not the catalogue that the model was trained on (hash "
             f"{catalog.content_hash[:12]}, trained on {info.catalog_hash[:12]}); export the run again."
         )
-    return Bundle(folder, info, catalog, hashlib.sha256(raw).hexdigest()[:12])
+    return Bundle(folder, info, catalog, hashlib.sha256(raw).hexdigest()[:12], str(location))
+
+
+def find_bundle(folder: str) -> str:
+    """Where the bundle of a path or URI lies now: what its link points to, or its version in a bucket."""
+    found = storage.open_folder(locate(folder))
+    return str(found.resolve() if isinstance(found, Path) else found)
 
 
 def check_encoder(bundle: Bundle, encoder_id: str) -> None:
@@ -329,7 +336,7 @@ def _check_files(info: BundleInfo, folder: Path) -> None:
             raise InputError(f"{folder / _INFO} lists no proper hash for {path!r}; export the run again.")
         if not (folder / path).is_file():
             raise InputError(f"bundle {folder} lacks the file {path}; copy the bundle whole, or export the run again.")
-        if _sha256(folder / path) == info.files[path]:
+        if storage.hash_file(folder / path) == info.files[path]:
             continue
         if path == CATALOG_FILE:
             raise InputError(
@@ -343,14 +350,9 @@ def _check_files(info: BundleInfo, folder: Path) -> None:
 
 
 def _relative_files(folder: Path) -> list[str]:
-    """Every file below the folder but `bundle.json`, as sorted POSIX paths."""
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Every file below the folder but `bundle.json` and notes of `storage`, as sorted POSIX paths."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file())
     return sorted(path for path in paths if path != _INFO)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy_small_backbone(source: Path, target: Path) -> bool:
@@ -377,7 +379,7 @@ def _save_adapter(mllm: ToolLLM, folder: Path, backbone: str) -> None:
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = backbone  # not the path of the machine that trained it
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    storage.write_file(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _parse_llm_config(values: Mapping[str, Any], folder: Path) -> ModelConfig:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,9 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
+from data_pipeline.locations import locate_local
 
 FINGERPRINT_FILE = "tiny_backbone.json"
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
@@ -55,7 +55,7 @@ def build_tiny_backbone(
     Raises:
         InputError: if `out_dir` holds anything but a tiny backbone.
     """
-    out_dir = Path(out_dir)
+    out_dir = locate_local(out_dir).absolute()
     texts = list(texts)
     shape: dict[str, Any] = {
         "hidden_size": hidden_size,
@@ -65,15 +65,14 @@ def build_tiny_backbone(
         "max_position_embeddings": max_positions,
     }
     fingerprint = _compute_fingerprint(texts, {"recipe": _RECIPE, "seed": seed, "vocab_size": vocab_size, **shape})
-    found = _read_fingerprint(out_dir)
+    found = _read_fingerprint(storage.open_folder(out_dir))
     if found == fingerprint:
         return out_dir
-    if found is None and out_dir.exists() and any(out_dir.iterdir()):
+    if found is None and not storage.is_empty(out_dir):
         raise InputError(f"{out_dir} holds something else than a tiny backbone; give an empty or a new folder.")
 
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", suffix=".partial", dir=out_dir.parent))
-    try:
+    # a builder beside us that was faster with the same one wins: its folder may be in use
+    with storage.replacing_folder(out_dir, unless=lambda: _read_fingerprint(out_dir) == fingerprint) as partial:
         tokenizer = build_tokenizer(texts, vocab_size)
         tokenizer.save_pretrained(partial)
         config = LlamaConfig(
@@ -88,10 +87,7 @@ def build_tiny_backbone(
             torch.manual_seed(seed)
             llm = LlamaForCausalLM(config)
         llm.save_pretrained(partial)
-        (partial / FINGERPRINT_FILE).write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
-        _put_in_place(partial, out_dir, fingerprint)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        storage.write_file(partial / FINGERPRINT_FILE, json.dumps({"fingerprint": fingerprint}) + "\n")
     return out_dir
 
 
@@ -125,16 +121,3 @@ def _read_fingerprint(folder: Path) -> str | None:
         return json.loads((folder / FINGERPRINT_FILE).read_text(encoding="utf-8"))["fingerprint"]
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None
-
-
-def _put_in_place(partial: Path, out_dir: Path, fingerprint: str) -> None:
-    """Rename the finished folder; a builder beside us that was faster with the same one wins."""
-    if _read_fingerprint(out_dir) == fingerprint:
-        return
-    if _read_fingerprint(out_dir) is not None:
-        shutil.rmtree(out_dir)
-    try:
-        partial.rename(out_dir)
-    except OSError:
-        if _read_fingerprint(out_dir) != fingerprint:
-            raise

@@ -23,6 +23,7 @@ from ray.exceptions import RayTaskError
 
 from data_pipeline.corpus.build import Corpus
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location, locate
 from data_pipeline.media.feature_lake import FeatureLake
 from data_pipeline.records.schema import SPLITS, Modality
 from ray_jobs.cluster import connect
@@ -40,7 +41,7 @@ PAPER_SOURCE = "toolmmbench"  # whose numbers are compared with the paper's: its
 class _Medium:
     sha256: str
     modality: Modality
-    path: Path
+    path: Location
     source: str
 
 
@@ -90,7 +91,7 @@ class _Totals:
 
 def embed_corpus(
     corpus: Corpus,
-    lake_path: str | Path,
+    lake_path: str | Location,
     encoder_name: str,
     *,
     dtype: str = "float16",
@@ -103,7 +104,7 @@ def embed_corpus(
 
     Args:
         corpus: its media root must be readable by every node.
-        lake_path: root of the lake, on a file system that all nodes share.
+        lake_path: root of the lake, in a bucket or on a file system that all nodes share.
         encoder_name: as `model.imagebind.encoders.load_encoder` takes it.
         dtype: of the stored vectors.
         batch_size: clips of one forward: an image is one, a sound three, a video fifteen.
@@ -121,7 +122,7 @@ def embed_corpus(
     media, n_without_file = _distinct_media(corpus)
     if Path(encoder_name).is_dir():  # workers may have another working directory
         encoder_name = str(Path(encoder_name).absolute())
-    lake_path = Path(lake_path).absolute()
+    lake_path = locate(lake_path).absolute()
     with _unwrapped_input_errors():
         identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name, _default_recipe(media)))
     lake = FeatureLake.create(lake_path, identity["encoder_id"], identity["embed_dim"], dtype)
@@ -217,7 +218,7 @@ def _plan(media: list[_Medium], batch_size: int) -> list[pa.Table]:
 def _stream_batches(
     plan: list[pa.Table],
     lake: FeatureLake,
-    lake_path: str | Path,
+    lake_path: str | Location,
     encoder_name: str,
     recipe: str,
     resources: _ActorResources,

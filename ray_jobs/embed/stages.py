@@ -8,12 +8,13 @@ import json
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline import storage
 from data_pipeline.errors import MediaError
+from data_pipeline.locations import locate
 from data_pipeline.media.feature_lake import FeatureLake
 from data_pipeline.media.limits import describe_source
 from data_pipeline.media.load import load_media
@@ -37,7 +38,7 @@ def decode_batch(batch: pa.Table, recipe: str) -> pa.Table:
     arrays, sha256s, faults, changed = [], [], {}, 0
     for sha256, path in zip(row["sha256"], row["path"], strict=True):
         try:
-            content = Path(path).read_bytes()
+            content = storage.read_bytes(locate(path))
         except OSError:
             changed += 1
             continue
@@ -48,7 +49,7 @@ def decode_batch(batch: pa.Table, recipe: str) -> pa.Table:
             arrays.append(load_media(modality, content, recipe))
             sha256s.append(sha256)
         except MediaError as error:
-            faults[sha256] = str(error).replace(describe_source(content), f"file {Path(path).name!r}")
+            faults[sha256] = str(error).replace(describe_source(content), f"file {locate(path).name!r}")
     tensor = np.stack(arrays) if arrays else np.zeros((0,), np.float32)  # (B, ...) float32
     return pa.table(
         {

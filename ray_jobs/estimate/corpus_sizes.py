@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer
 
+from data_pipeline import storage
 from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_question
 from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.batches.stream import TokenizedQuestions
@@ -84,7 +84,7 @@ def load_corpus_sizes(spec: RunSpec) -> CorpusSizes:
     Raises:
         InputError: a damaged corpus, one without training questions, or none of a source that nothing is known of.
     """
-    if spec.corpus_dir.is_dir():
+    if not storage.is_empty(storage.open_folder(spec.corpus_dir)):
         corpus = Corpus.open(spec.corpus_dir)
         # media that are absent have no hash, and their questions are left out of the training
         records = [record for record in corpus.records("train") if not record.has_media or record.media_sha256]
@@ -222,5 +222,5 @@ def find_backbone(spec: RunSpec) -> str:
         return find_converted(spec.model.backbone, spec.backbones_dir)
     if spec.model.backbone != "tiny":
         return spec.model.backbone
-    folder: Path = spec.run_dir / "backbone"
+    folder = spec.work_dir / "backbone"
     return str(folder) if (folder / "config.json").is_file() else "tiny"

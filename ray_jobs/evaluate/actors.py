@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 
 from data_pipeline.batches.stream import keep_order
+from data_pipeline.locations import locate
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 from ray_jobs.cluster import thread_env
@@ -35,7 +35,7 @@ class TrainedModel:
     def build(self) -> ToolLLM:
         """The model on the actor's device."""
         mllm = ToolLLM.build(ModelConfig.model_validate(self.model_config))
-        mllm.load_trainable_state_dict(load_parameters(Path(self.checkpoint)))
+        mllm.load_trainable_state_dict(load_parameters(locate(self.checkpoint)))
         return mllm.to("cuda" if self.options.num_gpus else "cpu").eval()
 
 

@@ -92,7 +92,6 @@ def run(spec: RunSpec) -> dict[str, Any]:
     scores = score_dialogues(records, [found.texts for found in runs], called_tool_ids(list(corpus.records("train"))))
     evaluation = DialogueEvaluation(records, scores, 0, seconds)
     folder = spec.run_dir / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     evaluation.write(folder)
     executed, refused = sum(found.executed for found in runs), sum(found.refused for found in runs)
     failed = Counter(failure for found in runs for failure in found.failed)

@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline import storage
 from data_pipeline.batches.encoding import encode_dialogue
+from data_pipeline.locations import Location
 from data_pipeline.records.schema import ToolRecord, Turn
 from model.decode.dialogue import generate_dialogue
 from model.llm.backbone import load_tokenizer
@@ -51,13 +52,13 @@ class DialogueEvaluation:
         table = render_dialogue_markdown(self.scores)
         return f"## Dialogues\n\n{len(self.records)} test dialogues{left_out}.\n\n{table}\n"
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Location) -> None:
         """Responses and gold texts as `score --protocol gpt4tools` takes them, and the table."""
         responses = zip(self.records, self.scores.responses, strict=True)
         _write_lines(folder / PREDICTIONS_FILE, [{"id": r.record_id, "response": text} for r, text in responses])
         gold = [{"id": record.record_id, "output": join_gold(record.turns)} for record in self.records]
         _write_lines(folder / GOLD_FILE, gold)
-        (folder / "dialogues.md").write_text(render_dialogue_markdown(self.scores) + "\n", encoding="utf-8")
+        storage.write_file(folder / "dialogues.md", render_dialogue_markdown(self.scores) + "\n")
 
 
 class DialogueDecoder:
@@ -116,5 +117,5 @@ def evaluate_dialogues(
     return DialogueEvaluation(usable, scores, len(records) - len(usable), seconds)
 
 
-def _write_lines(path: Path, lines: Sequence[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+def _write_lines(path: Location, lines: Sequence[dict[str, str]]) -> None:
+    storage.write_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

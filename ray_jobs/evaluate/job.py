@@ -4,12 +4,10 @@ does, its dialogues as GPT4Tools does, both if it holds both."""
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
 from model.scoring.dialogues import called_tool_ids
 from ray_jobs.cluster import connect
@@ -21,6 +19,8 @@ from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.features import load_media_vectors, separate_usable
 from ray_jobs.train.job import TrainSummary
 
+FOLDER = "evaluation"  # in the run's folder
+REPORT_FILE = "report.md"
 EVALUATION_FILE = "evaluation.json"
 
 
@@ -37,8 +37,9 @@ def run(spec: RunSpec) -> dict[str, Any]:
     """The CLI's job: evaluate, print the tables, log them."""
     connect(spec.ray)
     evaluation = evaluate(spec)
-    print((spec.run_dir / "evaluation" / "report.md").read_text(encoding="utf-8"))
-    print(f"tables, plots and predictions: {spec.run_dir / 'evaluation'}")
+    folder = storage.open_folder(spec.run_dir / FOLDER)
+    print(storage.read_bytes(folder / REPORT_FILE).decode())
+    print(f"tables, plots and predictions: {folder}")
     return evaluation.summary
 
 
@@ -79,18 +80,19 @@ def evaluate(spec: RunSpec) -> Evaluation:
     result = ({} if questions is None else questions.result) | (
         {} if dialogues is None else {"dialogues": dialogues.to_json()}
     )
-    folder = _replace_folder(spec.run_dir / "evaluation")
-    if questions is not None:
-        positions = {record.record_id: position for position, record in enumerate(test_questions)}
-        questions.write(folder, positions, corpus.manifest.get("merged_source_indexes", {}))
-    if dialogues is not None:
-        dialogues.write(folder)
-    sections = [part.to_markdown() for part in (questions, dialogues) if part is not None]
-    (folder / "report.md").write_text("\n".join(["# Evaluation\n", *sections]), encoding="utf-8")
-    (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    folder = spec.run_dir / FOLDER
+    with storage.replacing_folder(folder) as new, storage.staged_locally(new) as local:
+        if questions is not None:
+            positions = {record.record_id: position for position, record in enumerate(test_questions)}
+            questions.write(local, positions, corpus.manifest.get("merged_source_indexes", {}))
+        if dialogues is not None:
+            dialogues.write(local)
+        sections = [part.to_markdown() for part in (questions, dialogues) if part is not None]
+        storage.write_file(local / REPORT_FILE, "\n".join(["# Evaluation\n", *sections]))
+        storage.write_file(local / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
     tracker = RunLogger(spec.tracking_uri, summary.mlflow_run_id, spool_dir=spec.spool_dir)
     tracker.log_metrics(name_metrics(result))
-    tracker.log_artifacts(folder, "evaluation")
+    tracker.log_artifacts(storage.fetch_folder(folder), FOLDER)
     tracker.close()
     return Evaluation(questions, dialogues, result)
 
@@ -105,13 +107,3 @@ def name_metrics(result: dict[str, Any], prefix: str = "eval") -> dict[str, floa
         elif isinstance(value, int | float) and prefix != "eval":
             flat[name] = float(value)
     return flat
-
-
-def _replace_folder(folder: Path) -> Path:
-    """An empty folder of that name; results of an earlier evaluation go."""
-    if folder.exists():
-        old = folder.with_name(folder.name + ".old")
-        os.replace(folder, old)
-        shutil.rmtree(old)
-    folder.mkdir(parents=True)
-    return folder

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline import storage
 from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.markdown import render_table
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
@@ -59,7 +60,7 @@ class QuestionEvaluation:
             positions: record id -> its place among the questions of the test split.
             merged: source index -> other positions of the released test file that hold the same question.
         """
-        with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
+        with storage.writing_file(folder / "predictions.jsonl") as file:
             for record, row in zip(self.records, self.decoded, strict=True):
                 index = positions[record.record_id] if record.source_index is None else record.source_index
                 line = {
@@ -71,10 +72,10 @@ class QuestionEvaluation:
                     "shuffled_media_response": render_target(row["shuffled_media"]),
                 }
                 for number in (index, *merged.get(str(index), ())):
-                    file.write(json.dumps({"index": number} | line, ensure_ascii=False) + "\n")
+                    file.write((json.dumps({"index": number} | line, ensure_ascii=False) + "\n").encode())
         for mode in (*MODES, "majority", "knn"):
-            (folder / f"{mode}.md").write_text(render_selection_markdown(self.scores[mode]), encoding="utf-8")
-            (folder / f"{mode}.csv").write_text(render_selection_csv(self.scores[mode]), encoding="utf-8")
+            storage.write_file(folder / f"{mode}.md", render_selection_markdown(self.scores[mode]))
+            storage.write_file(folder / f"{mode}.csv", render_selection_csv(self.scores[mode]))
         for mode in ("constrained", "free"):
             plot_scores(self.scores[mode], folder / f"{mode}.png")
 

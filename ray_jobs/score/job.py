@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
+from data_pipeline.locations import locate_local
 from model.scoring.gpt4tools import score_gpt4tools
 from model.scoring.selection import SelectionScores, score_selection
 from model.scoring.tables import (
@@ -37,25 +38,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gold",
-        type=Path,
+        type=_local_path,
         required=True,
         help="mllm-tool: the released test JSON, or a corpus folder; gpt4tools: JSON or JSON Lines of {id, output}",
     )
     parser.add_argument(
         "--predictions",
-        type=Path,
+        type=_local_path,
         required=True,
         help="JSON Lines; mllm-tool: {index, response} or {index, responses: [K strings]}; gpt4tools: {id, response}",
     )
     parser.add_argument(
         "--catalog",
-        type=Path,
+        type=_local_path,
         help="mllm-tool: the names that exist, one per line, or a catalog.jsonl (default: the names in the gold)",
     )
-    parser.add_argument("--per-item", type=Path, metavar="FILE", help="write each item's values as JSON Lines")
+    parser.add_argument("--per-item", type=_local_path, metavar="FILE", help="write each item's values as JSON Lines")
     parser.add_argument(
-        "--report", type=Path, metavar="FOLDER", help="mllm-tool: also write scores.md, scores.csv and scores.png there"
+        "--report",
+        type=_local_path,
+        metavar="FOLDER",
+        help="mllm-tool: also write scores.md, scores.csv and scores.png there",
     )
+
+
+def _local_path(text: str) -> Path:
+    try:
+        return locate_local(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -127,11 +138,9 @@ def _write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Write to a temporary name first, so that a file with the final name is complete."""
-    temporary = path.with_name(path.name + ".partial")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        path.parent.stat()  # a folder that was meant otherwise is not made
+        storage.write_file(path, text)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); name a file in a folder that exists."

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
 from model.llm.bundle import load_bundle
 from ray_jobs.config import RunSpec
@@ -64,31 +65,29 @@ def follow_once(uri: str, name: str, link: Path) -> dict[str, Any]:
             "one in MLflow."
         )
     folder = link.with_name(f"{link.name}-versions") / champion.version
-    if not folder.is_dir():
+    if not storage.open_folder(folder).is_dir():
         _fetch(uri, name, champion.version, folder)
     bundle = load_bundle(folder)
     is_new = os.path.realpath(link) != os.path.realpath(folder)
     if is_new:
-        temporary = link.with_name(f".{link.name}.partial")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(folder, link.parent))  # relative: other machines may mount it elsewhere
-        os.replace(temporary, link)
+        storage.write_link(link, os.path.relpath(folder, link.parent))  # relative: others may mount it elsewhere
     return {"link": str(link), "version": champion.version, "revision": bundle.revision, "is_new": is_new}
 
 
 def _fetch(uri: str, name: str, version: str, folder: Path) -> None:
     """Download a version's bundle, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     mlflow.set_tracking_uri(uri)  # MLflow resolves models:/ there, whatever a call is told
     source = f"models:/{name}/{version}"
-    patiently(lambda: mlflow.artifacts.download_artifacts(source, dst_path=str(temporary)), uri)
-    found = list(temporary.rglob("bundle.json"))
-    if len(found) != 1:
-        raise InputError(
-            f"version {version} of the registered model {name!r} holds {len(found)} bundles; give the alias "
-            f"{CHAMPION!r} to a version that `export` registered."
-        )
-    os.replace(found[0].parent, folder)
-    shutil.rmtree(temporary)
+    with storage.replacing_folder(folder, unless=folder.exists) as new:
+        download = new / "download"
+        download.mkdir()
+        patiently(lambda: mlflow.artifacts.download_artifacts(source, dst_path=str(download)), uri)
+        found = list(download.rglob("bundle.json"))
+        if len(found) != 1:
+            raise InputError(
+                f"version {version} of the registered model {name!r} holds {len(found)} bundles; give the alias "
+                f"{CHAMPION!r} to a version that `export` registered."
+            )
+        for path in list(found[0].parent.iterdir()):
+            os.replace(path, new / path.name)
+        shutil.rmtree(download)

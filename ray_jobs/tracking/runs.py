@@ -7,6 +7,7 @@ Training never waits for the tracking server and never fails with it: what is lo
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
+from data_pipeline.locations import Location
 from ray_jobs.tracking.client import TRANSIENT, build_client, explained, patiently, sqlite_file
 from ray_jobs.tracking.outbox import Entry, Outbox, hide_secrets
 
@@ -123,13 +125,13 @@ class RunLogger:
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self._outbox.put({"tags": {key: str(value) for key, value in tags.items()}}, urgent=True)
 
-    def log_dataset(self, name: str, source: Path, data_hash: str, context: str, profile: str) -> None:
+    def log_dataset(self, name: str, source: Location, data_hash: str, context: str, profile: str) -> None:
         """Log the corpus as the run's input, with its hash as the digest."""
         dataset = {
             "name": name,
             "digest": data_hash[:MAX_DIGEST_CHARS],
-            "source_type": "local",
-            "source": f'{{"uri": "{source.as_uri()}"}}',
+            "source_type": "local" if isinstance(source, Path) else source.scheme,
+            "source": json.dumps({"uri": source.as_uri() if isinstance(source, Path) else str(source)}),
             "profile": profile,
         }
         self._outbox.put({"dataset": dataset, "context": context}, urgent=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from data_pipeline import storage
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 from data_pipeline.media.feature_lake import FeatureLake
 from data_pipeline.records.schema import ToolRecord
 from ray_jobs.config import RunSpec
@@ -44,11 +44,10 @@ class MediaVectors:
         return self.matrix[self.rows[record.media_sha256]].astype(np.float32)
 
 
-def save_embed_info(run_dir: Path, encoder_id: str, catalog_hash: str) -> None:
+def save_embed_info(run_dir: Location, encoder_id: str, catalog_hash: str) -> None:
     """Note which encoder made the vectors of the run's corpus, and with which catalogue."""
-    partial = run_dir / (EMBED_FILE + ".partial")
-    partial.write_text(json.dumps({"encoder_id": encoder_id, "catalog_hash": catalog_hash}) + "\n", encoding="utf-8")
-    os.replace(partial, run_dir / EMBED_FILE)
+    content = json.dumps({"encoder_id": encoder_id, "catalog_hash": catalog_hash}) + "\n"
+    storage.write_file(run_dir / EMBED_FILE, content)
 
 
 def load_media_vectors(spec: RunSpec, corpus: Corpus, records: Iterable[ToolRecord]) -> MediaVectors:
@@ -61,10 +60,10 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, records: Iterable[ToolReco
     if not hashes:
         return MediaVectors("", {}, np.zeros((0, spec.model.encoder_dim), dtype=np.float32))
     info_path = spec.run_dir / EMBED_FILE
-    if not info_path.is_file():
+    if not storage.exists(info_path):
         raise InputError(f"the corpus has {len(hashes)} media but {info_path} is missing; run `embed` first.")
     try:
-        info = json.loads(info_path.read_text(encoding="utf-8"))
+        info = json.loads(storage.read_bytes(info_path))
         encoder_id, catalog_hash = str(info["encoder_id"]), str(info["catalog_hash"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(

@@ -124,7 +124,7 @@ def resolve_model(spec: RunSpec, corpus: Corpus, train_records: list[ToolRecord]
     if spec.model.backbone == "tiny":
         texts = [_text_of(record) for record in train_records]
         texts += [render_target(tool_id) for tool_id in corpus.catalog.selection_tool_ids]
-        changes["backbone"] = str(build_tiny_backbone(spec.run_dir / "backbone", texts, seed=spec.seed))
+        changes["backbone"] = str(build_tiny_backbone(spec.work_dir / "backbone", texts, seed=spec.seed))
     elif is_gguf(spec.model.backbone):
         changes["backbone"] = str(convert_backbone(spec.model.backbone, spec.backbones_dir))
     return spec.model.model_copy(update=changes)

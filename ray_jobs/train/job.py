@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,11 +20,13 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal import constants as train_constants
 
+from data_pipeline import storage
 from data_pipeline.batches.plan import count_seen
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location, locate
 from model.llm.config import ModelConfig
-from ray_jobs.cluster import connect, thread_env
+from ray_jobs.cluster import connect, ray_storage, thread_env
 from ray_jobs.config import RunSpec
 from ray_jobs.progress import Progress
 from ray_jobs.tracking.outbox import hide_secrets
@@ -77,29 +78,27 @@ class TrainSummary:
     data_hash: str
     max_target_tokens: int
 
-    def save(self, run_dir: Path) -> None:
-        partial = run_dir / (TRAIN_FILE + ".partial")
-        partial.write_text(json.dumps(self.__dict__, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, run_dir / TRAIN_FILE)
+    def save(self, run_dir: Location) -> None:
+        storage.write_file(run_dir / TRAIN_FILE, json.dumps(self.__dict__, indent=2) + "\n")
 
     @classmethod
-    def load(cls, run_dir: Path) -> TrainSummary:
+    def load(cls, run_dir: Location) -> TrainSummary:
         path = run_dir / TRAIN_FILE
-        if not path.is_file():
+        if not storage.exists(path):
             raise InputError(f"{path} is missing; run `train` first.")
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            return cls(**json.loads(storage.read_bytes(path)))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}); run `train` again, it goes on where it was.") from error
 
-    def find_best_checkpoint(self) -> Path:
+    def find_best_checkpoint(self) -> Location:
         """The folder of `best_checkpoint`; InputError where it is gone."""
-        folder = Path(self.best_checkpoint)
-        if not (folder / PARAMETERS_FILE).is_file():
+        folder = locate(self.best_checkpoint)
+        if not storage.exists(storage.open_folder(folder) / PARAMETERS_FILE):
             raise InputError(f"the checkpoint {folder} is gone or incomplete; run `train` again.")
         return folder
 
-    def open_corpus(self, folder: Path) -> Corpus:
+    def open_corpus(self, folder: Location) -> Corpus:
         """The corpus at `folder`; InputError unless it is the one that was trained on."""
         corpus = Corpus.open(folder)
         if corpus.data_hash != self.data_hash:
@@ -235,7 +234,7 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks:
             name=name,
             # Ray gets metrics only. Its own record of checkpoints is one file, rewritten in place: a kill while it is
             # written would end the job for good. `ray_jobs.train.checkpoint` keeps ours.
-            storage_path=str(spec.run_dir / "ray"),
+            **ray_storage(spec.run_dir),
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=spec.train.max_failures),
             callbacks=list(callbacks),

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from data_pipeline.batches.stream import BatchForm, MicroStep, TokenizedQuestions, stream_micro_steps
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
 from ray_jobs.config import RunSpec, TrainOptions
@@ -53,7 +53,7 @@ class TrainJob:
     form: BatchForm
     epoch_ends: list[int]
     validation: ValidationSet
-    checkpoints: Path
+    checkpoints: Location
     tracking_uri: str
     mlflow_run_id: str
 
@@ -103,7 +103,7 @@ def run_training(job: TrainJob) -> None:
     store = CheckpointStore(job.checkpoints, SCORE_KEY)
     if rank == 0:
         store.check_space(sum(parameter.numel() for parameter in mllm.parameters() if parameter.requires_grad))
-    last: Path | None = broadcast_from_rank_zero(store.find_last() if rank == 0 else None)
+    last: Location | None = broadcast_from_rank_zero(store.find_last() if rank == 0 else None)
     cursor = load_cursor(last) if last else Cursor(0, 0, job.mlflow_run_id)
     parameters = load_parameters(last) if last else {}
     if last:

@@ -58,7 +58,7 @@ def run_trial(config: dict[str, Any], sweep: SweepRun) -> None:
     except Exception as error:  # noqa: BLE001 - whatever a training may raise is this trial's result
         sweep.folders.note_failure(name, describe_failure(error))
         return
-    summary.save(sweep.folders.make(name))
+    summary.save(sweep.folders.path(name))
 
 
 def describe_failure(error: BaseException) -> str:

@@ -15,10 +15,11 @@ import numpy as np
 import ray
 from ray import tune as ray_tune
 
+from data_pipeline import storage
 from data_pipeline.corpus.files import MANIFEST_FILE, Corpus
 from data_pipeline.errors import InputError
 from ray_jobs import prepare
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import connect, ray_storage
 from ray_jobs.config import RunSpec
 from ray_jobs.embed import job as embed
 from ray_jobs.export import decide_promotion, describe_bundle, register, write_bundle
@@ -28,7 +29,7 @@ from ray_jobs.train.features import EMBED_FILE, load_media_vectors
 from ray_jobs.train.inputs import resolve_model
 from ray_jobs.tune.driver import SweepRun, run_trial
 from ray_jobs.tune.recorder import SweepRecorder
-from ray_jobs.tune.report import render_trials, write_sweep_report
+from ray_jobs.tune.report import REPORT_FILE, render_trials, write_sweep_report
 from ray_jobs.tune.search import DRIVER_CPUS, ListedTrials, OptunaTrials, SameScheduleHalving, choose_concurrency
 from ray_jobs.tune.space import Parameters, Space, check_all, fingerprint_sweep, name_trial, parse_space
 from ray_jobs.tune.trials import TrialFolders, TrialRecord, find_best
@@ -100,12 +101,12 @@ def prepare_shared(spec: RunSpec, space: Space) -> Corpus:
     Raises:
         InputError: nothing to compare trials by.
     """
-    if not (spec.corpus_dir / MANIFEST_FILE).is_file():
+    if not storage.exists(storage.open_folder(spec.corpus_dir) / MANIFEST_FILE):
         prepare.run(spec)
     corpus = Corpus.open(spec.corpus_dir)
     train_records, val_records = list(corpus.records("train")), list(corpus.records("val"))
     records = train_records + val_records
-    if any(record.has_media for record in records) and not (spec.run_dir / EMBED_FILE).is_file():
+    if any(record.has_media for record in records) and not storage.exists(spec.run_dir / EMBED_FILE):
         embed.run(spec)
     n_validated = spec.train.validation_questions + spec.train.validation_dialogues
     if not n_validated or not val_records:
@@ -155,7 +156,7 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
         ),
         run_config=ray_tune.RunConfig(
             name=f"sweep-{sweep.fingerprint}",
-            storage_path=str(spec.run_dir / "ray"),
+            **ray_storage(spec.run_dir),
             callbacks=[recorder],
             failure_config=ray_tune.FailureConfig(max_failures=spec.train.max_failures),
             verbose=0,
@@ -196,8 +197,10 @@ def conclude(spec: RunSpec, sweep: SweepRun, records: list[TrialRecord], tracker
     tracker.log_metrics({"sweep/steps": steps} | {f"sweep/trials_{status}": n for status, n in counts.items()})
     facts |= {"trials": ", ".join(f"{n} {status}" for status, n in counts.items()), "steps of all trials": steps}
     folder = spec.run_dir / REPORT_FOLDER
-    report = write_sweep_report(folder, spec.name, records, facts)
-    tracker.log_artifacts(folder, REPORT_FOLDER)
+    with storage.replacing_folder(folder) as new, storage.staged_locally(new) as local:
+        write_sweep_report(local, spec.name, records, facts)
+    report = storage.open_folder(folder) / REPORT_FILE
+    tracker.log_artifacts(storage.fetch_folder(folder), REPORT_FOLDER)
     print(f"\n{render_trials(records)}\n")
     for key, value in facts.items():
         print(f"{key:<22}{value}")

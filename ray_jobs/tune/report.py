@@ -14,11 +14,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from data_pipeline import storage
 from data_pipeline.markdown import render_table
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.tune.trials import TrialRecord
 
 PARALLEL_PLOT = "parallel_coordinates.png"
+REPORT_FILE = "report.md"
 CURVES_PLOT = "learning_curves.png"
 COLUMNS = ("best score", "epochs run", "steps", "seconds", "status")
 MAX_CELL_CHARS = 32
@@ -51,7 +53,7 @@ def sort_trials(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return sorted(records, key=lambda record: (STATUS_ORDER.index(record.status), -(record.best_score or 0.0)))
 
 
-def write_sweep_report(folder: Path, name: str, records: Sequence[TrialRecord], facts: Mapping[str, Any]) -> Path:
+def write_sweep_report(folder: Path, name: str, records: Sequence[TrialRecord], facts: Mapping[str, Any]) -> None:
     """Write `report.md` and the plots; returns the report.
 
     Args:
@@ -60,7 +62,6 @@ def write_sweep_report(folder: Path, name: str, records: Sequence[TrialRecord], 
         records: its trials.
         facts: lines on top of the table: what was best, whether it was promoted.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     plot_curves(records, folder / CURVES_PLOT)
     plot_parallel(records, folder / PARALLEL_PLOT)
     lines = [f"# Sweep {name}", ""]
@@ -68,9 +69,7 @@ def write_sweep_report(folder: Path, name: str, records: Sequence[TrialRecord], 
     lines += ["", render_trials(records), ""]
     lines += [f"Best score is the highest `{SCORE_KEY}` of any epoch. Stopped is by the scheduler.", ""]
     lines += [f"![learning curves]({CURVES_PLOT})", "", f"![parallel coordinates]({PARALLEL_PLOT})", ""]
-    report = folder / "report.md"
-    report.write_text("\n".join(lines), encoding="utf-8")
-    return report
+    storage.write_file(folder / REPORT_FILE, "\n".join(lines))
 
 
 def plot_curves(records: Sequence[TrialRecord], path: Path) -> None:

@@ -7,11 +7,11 @@ seen, so these records decide what is left to do.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline import storage
+from data_pipeline.locations import Location
 from ray_jobs.train.job import TRAIN_FILE, TrainSummary
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.tune.space import Parameters
@@ -75,30 +75,27 @@ class TrialRecord:
 class TrialFolders:
     """The folder `trials` of a sweep."""
 
-    def __init__(self, run_dir: Path, sweep: str) -> None:
+    def __init__(self, run_dir: Location, sweep: str) -> None:
         self._root = run_dir / "trials"
         self._sweep = sweep
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str) -> Location:
         return self._root / name
 
     def load(self) -> list[TrialRecord]:
         """The records of this sweep, in the order of their names; what another sweep has left is passed over."""
         records = []
-        for path in sorted(self._root.glob(f"*/{TRIAL_FILE}")):
+        for folder in storage.list_folders(self._root):
             try:
-                record = TrialRecord(**json.loads(path.read_text(encoding="utf-8")))
-            except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
+                record = TrialRecord(**json.loads(storage.read_bytes(folder / TRIAL_FILE)))
+            except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, TypeError):
                 continue  # of another version of this program: the trial is made again, its checkpoints are not lost
             if record.sweep == self._sweep:
                 records.append(record)
         return records
 
     def save(self, record: TrialRecord) -> None:
-        folder = self.make(record.name)
-        partial = folder / (TRIAL_FILE + ".partial")
-        partial.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / TRIAL_FILE)
+        storage.write_file(self.path(record.name) / TRIAL_FILE, json.dumps(asdict(record), indent=1) + "\n")
 
     def close(self, record: TrialRecord) -> None:
         """Note how a trial that runs no longer has ended: by what its training left in its folder."""
@@ -111,28 +108,23 @@ class TrialFolders:
                 later = [epoch for epoch in record.epochs if epoch["epoch"] > best["epoch"]]
                 record.add_epoch(best)
                 record.epochs += later
-        elif failure.is_file():
-            record.status, record.reason = "failed", failure.read_text(encoding="utf-8").strip()
+        elif storage.exists(failure):
+            record.status, record.reason = "failed", storage.read_bytes(failure).decode().strip()
         else:
             record.status, record.reason = "stopped", ""
         self.save(record)
 
     def has_summary(self, name: str) -> bool:
-        return (self.path(name) / TRAIN_FILE).is_file()
+        return storage.exists(self.path(name) / TRAIN_FILE)
 
     def load_summary(self, name: str) -> TrainSummary:
         return TrainSummary.load(self.path(name))
 
-    def make(self, name: str) -> Path:
-        """The folder of a trial, made where it is missing."""
-        self.path(name).mkdir(parents=True, exist_ok=True)
-        return self.path(name)
-
     def note_failure(self, name: str, reason: str) -> None:
-        (self.make(name) / FAILURE_FILE).write_text(reason + "\n", encoding="utf-8")
+        storage.write_file(self.path(name) / FAILURE_FILE, reason + "\n")
 
     def forget_failure(self, name: str) -> None:
-        (self.path(name) / FAILURE_FILE).unlink(missing_ok=True)
+        storage.remove_file(self.path(name) / FAILURE_FILE)
 
 
 def find_best(records: list[TrialRecord]) -> TrialRecord | None:

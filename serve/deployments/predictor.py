@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from model.decode.tools import Prompt
 from model.decode.turn_types import TurnRequest, WrittenTurn
-from model.llm.bundle import Bundle, load_bundle
+from model.llm.bundle import Bundle, find_bundle, load_bundle
 from serve.config import ServeArgs
 from serve.engine.answering import Engine, Question
 from serve.engine.batching import Batcher
@@ -49,7 +48,7 @@ class Predictor:
         self._engine = Engine(bundles, self._device, None if args.dtype == "auto" else args.dtype)
         self._tokenizer = self._engine.tokenizer
         self._models = {name: self._prepare(name, bundle) for name, bundle in bundles.items()}
-        self._followed = {name: os.path.realpath(folder) for name, folder in self._folders.items()}
+        self._followed = {name: find_bundle(folder) for name, folder in self._folders.items()}
         self._following: asyncio.Task[None] | None = None
         self._engine_free = asyncio.Lock()  # one batch at a time, of questions or of turns
         batching = (args.max_batch_size, args.batch_wait_timeout_s, self._engine_free)
@@ -113,11 +112,11 @@ class Predictor:
     async def _follow(self) -> None:
         """Take over the bundles that links point to now; one that is faulty is logged and left, the old one goes on."""
         for name, folder in self._folders.items():
-            target = os.path.realpath(folder)
-            if target == self._followed[name]:
-                continue
-            self._followed[name] = target  # a faulty one is tried once
             try:
+                target = await asyncio.to_thread(find_bundle, folder)
+                if target == self._followed[name]:
+                    continue
+                self._followed[name] = target  # a faulty one is tried once
                 bundle = await asyncio.to_thread(load_bundle, target)
                 await self._take_over(name, bundle)
             except InputError as error:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from data_pipeline import storage
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.records.schema import Modality, ToolRecord
@@ -41,7 +42,7 @@ def test_a_corpus_is_counted_with_its_tokenizer_and_guessed_without(
     corpus = SimpleNamespace(path=tmp_path, records=lambda split: iter(records))
     monkeypatch.setattr(Corpus, "open", lambda path: corpus)
     spec = load_run_spec("demo", [f"runs_dir={tmp_path}"])
-    spec.corpus_dir.mkdir(parents=True)
+    storage.write_file(spec.corpus_dir / "manifest.json", "{}")
 
     guessed = load_corpus_sizes(spec)
     assert guessed.is_assumed

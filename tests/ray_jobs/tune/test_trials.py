@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 from ray.train import WorkerGroupError
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
 from ray_jobs.export import decide_promotion
 from ray_jobs.tracking.model_versions import ChampionInfo
 from ray_jobs.train.job import TrainSummary
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.tune.driver import describe_failure
-from ray_jobs.tune.report import CURVES_PLOT, PARALLEL_PLOT, write_sweep_report
+from ray_jobs.tune.report import CURVES_PLOT, PARALLEL_PLOT, REPORT_FILE, write_sweep_report
 from ray_jobs.tune.trials import TrialFolders, TrialRecord, find_best
 
 
@@ -41,7 +42,7 @@ def test_records_come_back_and_an_epoch_counts_once(tmp_path: Path) -> None:
     assert record.epochs[-1] == {"epoch": 3, "step": 30, SCORE_KEY: 0.4}
     folders.save(record)
     folders.save(build_record("of-another-sweep", [], sweep="other"))
-    (folders.make("damaged") / "trial.json").write_text('{"name": ')
+    storage.write_file(folders.path("damaged") / "trial.json", '{"name": ')
     assert folders.load() == [record]
 
 
@@ -49,7 +50,7 @@ def test_a_trial_ends_as_its_folder_says(tmp_path: Path) -> None:
     folders = TrialFolders(tmp_path, "sweep")
     records = {name: build_record(name, [0.3], status="running") for name in ("stopped", "failed", "finished")}
     folders.note_failure("failed", "ValueError: no")
-    build_summary({"epoch": 2, "step": 20, SCORE_KEY: 0.6}).save(folders.make("finished"))
+    build_summary({"epoch": 2, "step": 20, SCORE_KEY: 0.6}).save(folders.path("finished"))
     for record in records.values():
         folders.close(record)
     assert all(record.status == name for name, record in records.items())
@@ -65,7 +66,7 @@ def test_the_best_epoch_is_known_even_if_its_report_was_lost_at_a_kill(tmp_path:
     folders = TrialFolders(tmp_path, "sweep")
     record = build_record("a", [0.3], status="running")
     record.add_epoch({"epoch": 3, "step": 30, SCORE_KEY: 0.5})
-    build_summary({"epoch": 2, "step": 20, SCORE_KEY: 0.6}).save(folders.make("a"))
+    build_summary({"epoch": 2, "step": 20, SCORE_KEY: 0.6}).save(folders.path("a"))
     folders.close(record)
     assert [epoch["epoch"] for epoch in record.epochs] == [1, 2, 3]
     assert (record.best_score, record.epochs_run) == (0.6, 3)
@@ -96,7 +97,8 @@ def test_the_report_shows_every_trial(tmp_path: Path) -> None:
         build_record("broken", [], status="failed", reason="ValueError: a | b"),
         build_record("good", [0.2, 0.4, 0.6], status="finished", seconds=12.4),
     ]
-    report = write_sweep_report(tmp_path / "sweep", "mine", records, {"best trial": "good"})
+    write_sweep_report(tmp_path, "mine", records, {"best trial": "good"})
+    report = tmp_path / REPORT_FILE
     rows = [line for line in report.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
     assert cells[0] == ["lr", "backbone", "best score", "epochs run", "steps", "seconds", "status"]
@@ -106,9 +108,9 @@ def test_the_report_shows_every_trial(tmp_path: Path) -> None:
         ["0.001", "broken", "-", "0/3", "0", "0", "failed: ValueError: a \\| b"],
     ]
     for name in (CURVES_PLOT, PARALLEL_PLOT):
-        image = Image.open(tmp_path / "sweep" / name)
+        image = Image.open(tmp_path / name)
         assert len(set(image.convert("L").tobytes())) > 20, "something is drawn"
-    write_sweep_report(tmp_path / "sweep", "mine", records[1:2], {})  # nothing to draw is no fault
+    write_sweep_report(tmp_path, "mine", records[1:2], {})  # nothing to draw is no fault
 
 
 CHAMPION = ChampionInfo(version="3", run_id="r", data_hash="d1", score=0.5)
