@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +198,22 @@ def test_rebuilding_replaces_the_corpus(tmp_path: Path) -> None:
     path = _own_records(tmp_path / "own")
     out = tmp_path / "corpus"
     build_corpus(_options(source="jsonl", path=path, shard_rows=1), out)
-    (tmp_path / "corpus.partial").mkdir()  # of a killed build
+    (tmp_path / ".corpus.0.partial").mkdir()  # of a killed build
     rebuilt = build_corpus(_options(source="jsonl", path=path), out)
     assert len(Corpus.open(out).shards("train")) == 1
     assert rebuilt.path == out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "own"]
+
+
+def test_builds_at_once_leave_a_whole_corpus(tmp_path: Path) -> None:
+    path, out = _own_records(tmp_path / "own"), tmp_path / "corpus"
+    options = [_options(source="jsonl", path=path, shard_rows=rows) for rows in (1, 7, 50)]
+    first = build_corpus(options[0], out)
+    with ThreadPoolExecutor(3) as threads:
+        built = list(threads.map(lambda each: build_corpus(each, out), options))
+    corpus = Corpus.open(out)
+    assert {one.data_hash for one in built} == {corpus.data_hash} == {first.data_hash}
+    assert sum(corpus.table(split).num_rows for split in ("train", "val", "test")) == 59
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "own"]
 
 
