@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pyarrow import fs
 from pydantic import BeforeValidator, PlainSerializer
+from pydantic_core import PydanticCustomError
 
 from data_pipeline.errors import InputError
 
@@ -109,9 +110,15 @@ def filesystem_of(location: Location) -> tuple[fs.FileSystem, str]:
     return _open_filesystem(location.scheme, _endpoint()), location.key
 
 
+def _check_text(place: object) -> object:
+    if not isinstance(place, str | Path | BucketPath):
+        raise PydanticCustomError("path_type", "Input is not a valid path")  # as pydantic says it of a plain `Path`
+    return place
+
+
 # For fields of options. `AnyLocation` may be in a bucket, `LocalPath` may not; neither takes a URI for a path.
-AnyLocation = Annotated[Path | BucketPath, BeforeValidator(locate), PlainSerializer(str)]
-LocalPath = Annotated[Path, BeforeValidator(locate_local)]
+AnyLocation = Annotated[Path | BucketPath, BeforeValidator(locate), BeforeValidator(_check_text), PlainSerializer(str)]
+LocalPath = Annotated[Path, BeforeValidator(locate_local), BeforeValidator(_check_text)]
 
 
 def _endpoint() -> str:

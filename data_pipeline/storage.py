@@ -59,7 +59,7 @@ def reading_file(file: Location) -> Iterator[BinaryIO]:
         return
     filesystem, key = filesystem_of(file)
     with bucket.naming(file), filesystem.open_input_file(key) as stream:
-        yield stream  # pyright: ignore[reportReturnType]  # it reads and seeks as a file does
+        yield stream  # pyright: ignore[reportReturnType]
 
 
 def size_of(file: Location) -> int:
@@ -72,17 +72,15 @@ def list_files(folder: Location, suffix: str = "") -> list[Location]:
     if isinstance(folder, Path):
         paths = sorted(folder.glob(f"[!.]*{suffix}"))
         return [path for path in paths if path.is_file()]
-    infos = [info for info in bucket.children_of(folder) if info.type is fs.FileType.File]
-    names = [info.base_name for info in infos if not info.base_name.startswith(".")]
-    return [folder / name for name in names if name.endswith(suffix)]
+    names = [info.base_name for info in bucket.children_of(folder) if info.type is fs.FileType.File]
+    return [folder / name for name in names if name.endswith(suffix) and not name.startswith(".")]
 
 
 def list_folders(folder: Location) -> list[Location]:
     """The folders in a folder, sorted, without those that are being written; [] for no folder."""
     if isinstance(folder, Path):
         return [path for path in sorted(folder.glob("[!.]*")) if path.is_dir()]
-    infos = bucket.children_of(folder)
-    return [folder / info.base_name for info in infos if info.type is fs.FileType.Directory]
+    return [folder / info.base_name for info in bucket.children_of(folder) if info.type is fs.FileType.Directory]
 
 
 def is_empty(folder: Location) -> bool:
