@@ -107,7 +107,8 @@ def read_rows(micro: MicroStep) -> Counter[tuple[int, str]]:
     """
     batch, found = micro.batch, Counter[tuple[int, str]]()
     n_tokens = batch.input_ids.shape[1]
-    for position, target in zip(batch.loss_position, batch.loss_target, strict=True):
+    terms = zip(batch.loss_position, batch.loss_target, batch.loss_weight, strict=True)
+    for position, target in ((position, target) for position, target, weight in terms if weight):  # else padding
         row, column = divmod(int(position), n_tokens)
         before = np.arange(column + 1)
         path = before[batch.subtree_end[row, : column + 1] > column]

@@ -111,6 +111,7 @@ def test_gradient_checkpointing_changes_nothing(mllm: ToolLLM, backbone: Path) -
     assert_same_gradients(gradients(checkpointed), plain_gradients)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_the_full_batch(mllm: ToolLLM, backbone: Path, tmp_path: Path) -> None:
     loss_sum, weight_sum, n_correct = run_step(mllm, toy_questions(mllm, 9, seed=5), toy_media(9, 5), "rows")
     expected = {name: gradient / weight_sum for name, gradient in gradients(mllm).items()}
