@@ -16,13 +16,23 @@ from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.schema import ToolRecord
 from data_pipeline.sources.gpt4tools import read_gpt4tools
 from data_pipeline.sources.jsonl import FORMS, read_jsonl
+from data_pipeline.sources.metatool import MULTI, SINGLE, read_metatool
 from data_pipeline.sources.reading import Rejected, SourceReading, catalog_with_unknown
 from data_pipeline.sources.toolmmbench import read_toolmmbench
 
 __all__ = ["Rejected", "SourceName", "SourceOptions", "SourceReading", "read_source", "unite_sources"]
 
 SourceName = Literal[
-    "toolmm-mini", "toolmm-mini-dialogues", "toolmmbench", "gpt4tools", "jsonl", "sharegpt", "openai", "alpaca"
+    "toolmm-mini",
+    "toolmm-mini-dialogues",
+    "toolmmbench",
+    "gpt4tools",
+    "metatool",
+    "metatool-multi",
+    "jsonl",
+    "sharegpt",
+    "openai",
+    "alpaca",
 ]
 
 _REPEATABLE = ("gpt4tools", "jsonl", *FORMS)
@@ -55,7 +65,8 @@ def read_source(
 
     Args:
         name: "toolmm-mini" and "toolmm-mini-dialogues" (generated), "toolmmbench" (folder with the released JSON),
-            "gpt4tools" (file or folder with the released JSON), "jsonl" (a user's file), or "sharegpt", "openai" and
+            "gpt4tools" (file or folder with the released JSON), "metatool" and "metatool-multi" (folder with MetaTool's
+            files: queries for one tool, and for two), "jsonl" (a user's file), or "sharegpt", "openai" and
             "alpaca" (files in the forms of other trainers).
         path: of the source's data; not for what is generated.
         media_root: folder that media paths are relative to; None where there is none (a user's file: its folder).
@@ -81,6 +92,8 @@ def read_source(
         return read_toolmmbench(path, media_root)
     if name == "gpt4tools":
         return read_gpt4tools(path)
+    if name in (SINGLE, MULTI):
+        return read_metatool(path, name)
     return read_jsonl(path, media_root, catalog, name if name in FORMS else "")
 
 
