@@ -50,6 +50,18 @@ class EmbedOptions(Section):
     threads_per_actor: int = Field(default=1, ge=1)  # torch threads of a CPU actor
 
 
+class LossOptions(Section):
+    """What training minimises: the sum of these, weighted. The first is the papers'; see `model.llm.choice_loss`."""
+
+    tokens: float = Field(default=1.0, ge=0)  # cross entropy, mean over all answer tokens
+    answers: float = Field(default=0.0, ge=0)  # -log p(answer) under the catalogue's trie, mean over the right answers
+    answer_set: float = Field(default=0.0, ge=0)  # -log p(any right answer) under the trie, mean over the questions
+
+    @property
+    def is_under_trie(self) -> bool:
+        return self.answers > 0 or self.answer_set > 0
+
+
 class TrainOptions(Section):
     """Ray Train and DeepSpeed. Defaults are MLLM-Tool's Table 4 for 7B models, but for the packed layout."""
 
@@ -59,6 +71,7 @@ class TrainOptions(Section):
     pack_tokens: int = Field(default=2048, ge=16)  # token budget of one micro step of one worker
     micro_batch_size: int = Field(default=4, ge=1)  # rows per micro step of one worker; layout=rows only
     max_target_tokens: int = Field(default=512, ge=16)  # question + answer after the media slot; the question is cut
+    loss: LossOptions = LossOptions()
     lr: float = Field(default=5e-4, gt=0)  # peak
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.001, ge=0)
@@ -256,6 +269,18 @@ def check_training(model: ModelConfig, train: TrainOptions) -> None:
         )
     if model.quantize != "none" and not train.use_gpu:
         raise InputError(f"model.quantize={model.quantize} needs CUDA; set train.use_gpu=true or model.quantize=none.")
+    if train.loss.tokens == 0 and not train.loss.is_under_trie:
+        raise InputError("train.loss weighs nothing: raise tokens, answers or answer_set above 0.")
+    if train.loss.answer_set > 0 and train.layout == "rows":
+        raise InputError(
+            "train.loss.answer_set needs all right answers of a question side by side, but train.layout=rows parts "
+            "them; set train.layout=packed, or take train.loss.answers."
+        )
+    if train.loss.is_under_trie and train.sampler == "paper":
+        raise InputError(
+            "train.sampler=paper averages single rows as MLLM-Tool does and goes with its loss alone; set "
+            "train.sampler=uniform, or leave train.loss as it is."
+        )
     if not isinstance(train.workers, int) and train.workers[0] > train.workers[1]:
         low, high = train.workers
         raise InputError(f"train.workers=[{low}, {high}] asks for more workers at least than at most; swap the two.")

@@ -26,6 +26,8 @@ class AnswerTree:
         loss_weight: float32 [L]; how many answers bear loss on that target, so that the weighted sum over L equals
             the sum over all loss-bearing tokens of all answers as separate rows. Never 0: a target without loss is no
             term.
+        answer_position: one int32 [A_i] per answer, in the given order; index of the token whose hidden state predicts
+            each of its tokens, whether it bears loss or not.
     """
 
     input_ids: np.ndarray
@@ -34,6 +36,7 @@ class AnswerTree:
     loss_position: np.ndarray
     loss_target: np.ndarray
     loss_weight: np.ndarray
+    answer_position: list[np.ndarray]
 
 
 @dataclass
@@ -64,8 +67,10 @@ def build_answer_tree(
     targets: list[int] = []
     weights: list[int] = []
     path: list[_Node] = []
+    answer_position = [np.zeros(0, dtype=np.int32)] * len(answers)
 
-    for answer, bears in sorted((ids.tolist(), mask.tolist()) for ids, mask in zip(answers, masks, strict=True)):
+    pairs = zip(answers, masks, range(len(answers)), strict=True)
+    for answer, bears, number in sorted((ids.tolist(), mask.tolist(), number) for ids, mask, number in pairs):
         shared = 0
         while shared < min(len(path), len(answer)) and path[shared].token == answer[shared]:
             weights[path[shared].loss_term] += bears[shared]
@@ -88,6 +93,7 @@ def build_answer_tree(
             sources.append(parent_index)
             targets.append(answer[depth])
             weights.append(int(bears[depth]))
+        answer_position[number] = np.array([sources[node.loss_term] for node in path], dtype=np.int32)
     for node in path:
         if node.index >= 0:
             subtree_end[node.index] = len(tokens)
@@ -102,6 +108,7 @@ def build_answer_tree(
         loss_position=np.array(sources, dtype=np.int32)[is_term],
         loss_target=np.array(targets, dtype=np.int32)[is_term],
         loss_weight=loss_weight[is_term],
+        answer_position=answer_position,
     )
 
 
@@ -113,11 +120,13 @@ def build_answer_row(prompt_ids: np.ndarray, answer: np.ndarray, bears_loss: np.
     n_prompt = len(prompt_ids)
     n_tokens = n_prompt + len(answer)
     is_term = np.ones(len(answer), dtype=bool) if bears_loss is None else bears_loss
+    sources = np.arange(n_prompt - 1, n_tokens - 1, dtype=np.int32)
     return AnswerTree(
         input_ids=np.concatenate([prompt_ids, answer]).astype(np.int32),
         position_ids=np.arange(n_tokens, dtype=np.int32),
         subtree_end=np.full(n_tokens, n_tokens, dtype=np.int32),
-        loss_position=np.arange(n_prompt - 1, n_tokens - 1, dtype=np.int32)[is_term],
+        loss_position=sources[is_term],
         loss_target=answer.astype(np.int32)[is_term],
         loss_weight=np.ones(int(is_term.sum()), dtype=np.float32),
+        answer_position=[sources],
     )

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.batches.answer_tree import AnswerTree, build_answer_tree
+from data_pipeline.batches.choices import AnswerChoices
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import check_turn_order
 from data_pipeline.records.prompts import render_prompt, render_target
@@ -41,11 +42,14 @@ class EncodedQuestion:
             question.
         answers: one int32 [A_i] per right tool, end marker included; of a dialogue, all its turns as one.
         bears_loss: one bool [A_i] per answer: which of its tokens are to be predicted; None = all of them.
+        choices: what each answer decides under the trie of the answers that the question may have; None where the loss
+            needs no such thing.
     """
 
     prompt_ids: np.ndarray
     answers: list[np.ndarray]
     bears_loss: list[np.ndarray] | None = None
+    choices: list[AnswerChoices] | None = None
 
     def __post_init__(self) -> None:
         masks = self.answers if self.bears_loss is None else self.bears_loss

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from data_pipeline.batches.answer_tree import AnswerTree, build_answer_row
+from data_pipeline.batches.choices import AnswerChoices, ChoiceTerms, list_choice_terms, stack_choice_terms
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID, EncodedQuestion
 from data_pipeline.errors import InputError
 
@@ -35,6 +36,7 @@ class Pack:
         media_row: int32 [M]; the row of the corpus' media matrix that goes there.
         n_rows: number of question-answer pairs.
         question_index: int32 [Q]; which of the caller's questions these are.
+        choices: what the answers decide; empty where the questions do not say.
     """
 
     input_ids: np.ndarray
@@ -47,15 +49,17 @@ class Pack:
     media_row: np.ndarray
     n_rows: int
     question_index: np.ndarray
+    choices: ChoiceTerms
 
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
     """B sequences padded to T tokens; `loss_position` and `media_position` index the flattened [B*T] tokens.
 
-    A padding token bears no loss and sees itself alone; a loss term that is padding has the weight 0. `lengths` (int32
-    [B]) counts the real tokens of each sequence; they come first. The other fields are those of `Pack`. In the layout
-    "rows" every sequence is a chain, for which plain causal attention is enough.
+    A padding token bears no loss and sees itself alone; a loss term that is padding has the weight 0, a decision that
+    is padding has one child. `lengths` (int32 [B]) counts the real tokens of each sequence; they come first. The other
+    fields are those of `Pack`. In the layout "rows" every sequence is a chain, for which plain causal attention is
+    enough.
     """
 
     layout: Layout
@@ -70,6 +74,7 @@ class PackedBatch:
     media_row: np.ndarray
     n_rows: int
     question_index: np.ndarray
+    choices: ChoiceTerms
 
 
 def pack_questions(
@@ -88,18 +93,21 @@ def pack_questions(
         InputError: a question has a media slot and no row.
     """
     n_rows = sum(len(question.answers) for question in questions)
-    return _concatenate([question.tree for question in questions], question_index, media_row, n_rows)
+    choices = [question.choices for question in questions]
+    return _concatenate([question.tree for question in questions], choices, question_index, media_row, n_rows)
 
 
 def pack_row(question: EncodedQuestion, answer: int, question_index: int, media_row: int) -> Pack:
     """One (question, answer) pair as a chain of its own."""
     bears_loss = None if question.bears_loss is None else question.bears_loss[answer]
     row = build_answer_row(question.prompt_ids, question.answers[answer], bears_loss)
-    return _concatenate([row], [question_index], [media_row], 1)
+    choices = None if question.choices is None else [question.choices[answer]]
+    return _concatenate([row], [choices], [question_index], [media_row], 1)
 
 
 def _concatenate(
     trees: Sequence[AnswerTree],
+    choices: Sequence[Sequence[AnswerChoices] | None],
     question_index: Sequence[int] | np.ndarray,
     media_row: Sequence[int] | np.ndarray,
     n_rows: int,
@@ -108,7 +116,9 @@ def _concatenate(
         blind = np.zeros(1, dtype=np.int32)
         nothing = np.zeros(0, dtype=np.int32)
         no_weight = np.zeros(0, dtype=np.float32)
-        return Pack(blind, blind, blind + 1, nothing, nothing, no_weight, nothing, nothing, 0, nothing)
+        return Pack(
+            blind, blind, blind + 1, nothing, nothing, no_weight, nothing, nothing, 0, nothing, ChoiceTerms.empty()
+        )
     lengths = np.array([len(tree.input_ids) for tree in trees], dtype=np.int32)
     starts = np.cumsum(lengths, dtype=np.int32) - lengths
     starts_of_losses = np.repeat(starts, [len(tree.loss_target) for tree in trees])
@@ -132,6 +142,7 @@ def _concatenate(
         media_row=media_row,
         n_rows=n_rows,
         question_index=np.asarray(question_index, dtype=np.int32),
+        choices=list_choice_terms(trees, starts, choices),
     )
 
 
@@ -142,8 +153,8 @@ def collate(packs: Sequence[Pack], layout: Layout = "packed", pad_id: int = 0, p
         packs: B of them; the layout "packed" normally has one.
         layout: "rows" states that every pack is one chain.
         pad_id: id of padding tokens.
-        pad_to_multiple: the padded length is a multiple of it, and so is the number of loss terms (those added weigh
-            nothing): whatever is compiled for each length is compiled for few of them.
+        pad_to_multiple: the padded length is a multiple of it, and so are the numbers of loss terms and of decisions
+            (those added weigh nothing): whatever is compiled for each length is compiled for few of them.
     """
     lengths = np.array([len(pack.input_ids) for pack in packs], dtype=np.int32)
     n_tokens = int(lengths.max()) + -int(lengths.max()) % pad_to_multiple
@@ -172,6 +183,7 @@ def collate(packs: Sequence[Pack], layout: Layout = "packed", pad_id: int = 0, p
         media_row=np.concatenate([pack.media_row for pack in packs]),
         n_rows=sum(pack.n_rows for pack in packs),
         question_index=np.concatenate([pack.question_index for pack in packs]),
+        choices=stack_choice_terms([pack.choices for pack in packs], n_tokens, pad_to_multiple),
     )
 
 

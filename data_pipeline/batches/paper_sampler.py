@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipeline.batches.plan import StepWeight
 from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Modality
@@ -123,9 +124,9 @@ class PaperPlan:
         parts += [rows[:0]] * (-len(parts) % world_size)  # idle ranks of the last micro step
         return parts[rank::world_size]
 
-    def step_weight(self, step: int) -> float:
-        """The step's number of micro batches: each weighs 1, because the loop averages them."""
-        return float(self.accumulation * self._batch_rows // self._part_rows)
+    def step_weight(self, step: int) -> StepWeight:
+        """The step's number of micro batches: each weighs 1, because the loop averages them. For the papers' loss."""
+        return StepWeight(float(self.accumulation * self._batch_rows // self._part_rows), 0.0, 0.0)
 
     def rows_seen(self, epochs: int) -> np.ndarray:
         seen = np.zeros(self._n_questions, dtype=np.int64)

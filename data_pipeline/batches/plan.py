@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +20,20 @@ from data_pipeline.batches.steps import (
     steps_per_epoch,
 )
 from data_pipeline.errors import InputError
+
+
+class StepWeight(NamedTuple):
+    """What the losses of an optimizer step are means over, all ranks and micro steps together.
+
+    Attributes:
+        tokens: loss-bearing answer tokens, as separate rows.
+        answers: right answers of its tool questions.
+        questions: its tool questions.
+    """
+
+    tokens: float
+    answers: float
+    questions: float
 
 
 class TrainingPlan(Protocol):
@@ -49,8 +63,8 @@ class TrainingPlan(Protocol):
         """This rank's micro steps of one step: selections for `build_micro_batch`, equally many on all ranks."""
         ...
 
-    def step_weight(self, step: int) -> float:
-        """What the step's summed loss over all ranks and micro steps is divided by."""
+    def step_weight(self, step: int) -> StepWeight:
+        """What the step's summed losses over all ranks and micro steps are divided by."""
         ...
 
     def rows_seen(self, epochs: int) -> np.ndarray:
@@ -89,6 +103,7 @@ class UniformPlan:
         self,
         index: PlanIndex,
         loss_weight: np.ndarray,
+        is_dialogue: np.ndarray,
         seed: int,
         global_batch_size: int,
         layout: Layout = "packed",
@@ -100,6 +115,7 @@ class UniformPlan:
         Args:
             index: sizes of all N questions.
             loss_weight: float [N]; tokens of each question that bear loss, its answers counted as separate rows.
+            is_dialogue: bool [N]; which questions are dialogues, that choose no tool under the catalogue.
             seed: of the run.
             global_batch_size: question-answer rows per optimizer step, over all ranks and micro steps.
             layout: how a step is dealt.
@@ -110,12 +126,8 @@ class UniformPlan:
         Raises:
             InputError: for a batch size or repeats with which there is nothing to train on.
         """
-        self._index, self._loss_weight, self._seed, self._global_batch_size = (
-            index,
-            loss_weight,
-            seed,
-            global_batch_size,
-        )
+        self._index, self._seed, self._global_batch_size = index, seed, global_batch_size
+        self._loss_weight, self._is_selection = loss_weight, ~is_dialogue
         self._layout, self._pack_tokens, self._micro_batch_size = layout, pack_tokens, micro_batch_size
         self._repeats = repeats
         self._steps_per_epoch = steps_per_epoch(index, global_batch_size, repeats)
@@ -133,8 +145,14 @@ class UniformPlan:
             return deal_step_rows(questions, self._index, world_size, self._micro_batch_size)[rank]
         return deal_step(questions, self._index, world_size, self._pack_tokens)[rank]
 
-    def step_weight(self, step: int) -> float:
-        return float(self._loss_weight[self._questions_of(step)].sum())
+    def step_weight(self, step: int) -> StepWeight:
+        questions = self._questions_of(step)
+        selection = questions[self._is_selection[questions]]
+        return StepWeight(
+            tokens=float(self._loss_weight[questions].sum()),
+            answers=float(self._index.n_rows[selection].sum()),
+            questions=float(len(selection)),
+        )
 
     def rows_seen(self, epochs: int) -> np.ndarray:
         times = np.zeros(len(self._index), dtype=np.int64)

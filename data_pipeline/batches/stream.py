@@ -7,7 +7,7 @@ so a stream can start at any step, at any world size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from data_pipeline.batches.choices import AnswerChoices, ChoiceTerms
 from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_question
 from data_pipeline.batches.packing import Layout, PackedBatch, build_micro_batch
 from data_pipeline.batches.plan import TrainingPlan
@@ -38,7 +39,26 @@ ARRAY_TYPES = {
     "question_index": pa.int32(),
     "media": pa.float32(),
 }
-FACTS = ["media_sha256", "modality", "source", "n_rows", "prompt_tokens", "answer_tokens", "tree_tokens", "loss_tokens"]
+CHOICE_TYPES = {
+    "position": pa.int32(),
+    "children": pa.int32(),
+    "taken": pa.int32(),
+    "answer": pa.int32(),
+    "question": pa.int32(),
+    "answer_weight": pa.float32(),
+    "set_weight": pa.float32(),
+}
+FACTS = [
+    "media_sha256",
+    "modality",
+    "source",
+    "is_dialogue",
+    "n_rows",
+    "prompt_tokens",
+    "answer_tokens",
+    "tree_tokens",
+    "loss_tokens",
+]
 TOKEN_GRIDS = ("input_ids", "position_ids", "subtree_end")  # [B, T]
 
 
@@ -47,12 +67,14 @@ class TokenizedQuestions:
     """A split as token ids in the object store, and what planning needs to know of it.
 
     Attributes:
-        tables: refs to Arrow tables with prompt_ids list<int32>, answers list<list<int32>> and bears_loss
-            list<list<bool>> (null but for dialogues); questions in corpus order.
+        tables: refs to Arrow tables with prompt_ids list<int32>, answers list<list<int32>>, bears_loss
+            list<list<bool>> (null but for dialogues) and answer_tools list<int32> (of each answer, its number among
+            `tool_ids`); questions in corpus order.
         media_row: ref to int64 [N]; each question's row of the media matrix, -1 for text.
         media_matrix: ref to float [rows, E], of all media of the corpus.
         index: sizes of the N questions.
         loss_weight: float64 [N]; loss-bearing tokens of each question, its answers counted as separate rows.
+        is_dialogue: bool [N].
         modalities: of each question.
         sources: of each question.
         n_too_long: dialogues that were left out.
@@ -63,6 +85,7 @@ class TokenizedQuestions:
     media_matrix: Any
     index: PlanIndex
     loss_weight: np.ndarray
+    is_dialogue: np.ndarray
     modalities: list[str]
     sources: list[str]
     n_too_long: int
@@ -70,11 +93,24 @@ class TokenizedQuestions:
 
 @dataclass(frozen=True)
 class BatchForm:
-    """How a micro step becomes arrays; see `data_pipeline.batches.packing.collate`."""
+    """How a micro step becomes arrays.
+
+    Attributes:
+        layout, pad_id, pad_to_multiple: see `data_pipeline.batches.packing.collate`.
+        tool_choices: what the answer that names a tool decides under the catalogue's trie, in the order of the
+            `tool_ids` with which the split was tokenised; () where no loss is under the trie.
+        token_weight: of the mean cross entropy of the answer tokens, the papers' loss.
+        answer_weight: of the mean of -log p(answer) over the right answers; see `model.llm.choice_loss`.
+        set_weight: of the mean of -log p(any right answer) over the questions; layout "packed" only.
+    """
 
     layout: Layout
     pad_id: int = 0
     pad_to_multiple: int = 1
+    tool_choices: tuple[AnswerChoices, ...] = ()
+    token_weight: float = 1.0
+    answer_weight: float = 0.0
+    set_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +120,7 @@ class MicroStep:
     Attributes:
         step: optimizer step, counted over all epochs from 0.
         is_last: whether the optimizer steps after it.
-        step_weight: summed loss weight of the whole step, over all ranks and micro steps.
+        step_weight: what the step's summed loss over all ranks and micro steps is to be divided by.
         batch: its tokens.
         media: float32 [M, E], the vectors of its media slots, in their order.
     """
@@ -104,6 +140,7 @@ def tokenize_questions(
     max_target_tokens: int,
     reserve_tokens: int,
     max_dialogue_tokens: int,
+    tool_ids: Sequence[str],
 ) -> TokenizedQuestions:
     """Tokenise a split with Ray Data and keep it in the object store.
 
@@ -115,15 +152,22 @@ def tokenize_questions(
         max_target_tokens: see `encode_question`.
         reserve_tokens: see `encode_question`.
         max_dialogue_tokens: longer dialogues are left out.
+        tool_ids: every tool that a question may be answered with.
 
     Raises:
-        InputError: if nothing is left.
+        InputError: if nothing is left, or a question is answered with another tool.
     """
     keep_order(dataset.context)
     tokenize: Any = _tokenize_batch
     tokenized = dataset.map_batches(
         tokenize,
-        fn_args=(tokenizer, max_target_tokens, reserve_tokens, max_dialogue_tokens),
+        fn_args=(
+            tokenizer,
+            max_target_tokens,
+            reserve_tokens,
+            max_dialogue_tokens,
+            {tool_id: number for number, tool_id in enumerate(tool_ids)},
+        ),
         batch_format="pyarrow",
         batch_size=512,
     ).materialize()
@@ -146,6 +190,7 @@ def tokenize_questions(
             row_tokens=np.concatenate(row_tokens),
         ),
         loss_weight=np.array([row["loss_tokens"] for row in kept], dtype=np.float64),
+        is_dialogue=np.array([row["is_dialogue"] for row in kept], dtype=bool),
         modalities=[row["modality"] for row in kept],
         sources=[row["source"] for row in kept],
         n_too_long=len(rows) - len(kept),
@@ -202,7 +247,7 @@ class MicroStepBuilder:
         found: list[Any] = ray.get([split.media_row, split.media_matrix, *plan])
         self._media_row, self._media_matrix = found[:2]
         self._plan: TrainingPlan = found[2]
-        self._questions: Any = _QuestionTable(pa.concat_tables(ray.get(split.tables)))
+        self._questions: Any = _QuestionTable(pa.concat_tables(ray.get(split.tables)), form.tool_choices)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         rows = [row for number in batch["id"] for row in self._build_step(self._first_step + int(number))]
@@ -214,13 +259,15 @@ class MicroStepBuilder:
         }
         for name, item_type in ARRAY_TYPES.items():
             columns[name] = _list_array([row[name] for row in rows], item_type)
+        for name, item_type in CHOICE_TYPES.items():
+            columns[f"choice_{name}"] = _list_array([row["choices"][name] for row in rows], item_type)
         return pa.table(columns).replace_schema_metadata(
             {"layout": self._form.layout, "embed_dim": str(self._media_matrix.shape[1])}
         )
 
     def _build_step(self, step: int) -> list[dict[str, Any]]:
         parts = self._plan.micro_batches(step, self._rank, self._world_size)
-        step_weight = self._plan.step_weight(step)
+        weight, form = self._plan.step_weight(step), self._form
         rows = []
         for number_in_step, selection in enumerate(parts):
             micro = build_micro_batch(
@@ -229,8 +276,20 @@ class MicroStepBuilder:
             row: dict[str, Any] = {name: getattr(micro, name).ravel() for name in ARRAY_TYPES if name != "media"}
             if self._plan.averages_micro_batches:
                 row["loss_weight"] = row["loss_weight"] / max(row["loss_weight"].sum(), 1.0)
+            if form.token_weight:
+                row["loss_weight"] = row["loss_weight"] * form.token_weight
+            else:
+                row |= {name: row[name][:0] for name in ("loss_position", "loss_target", "loss_weight")}
+            choices = row["choices"] = {name: values.ravel() for name, values in vars(micro.choices).items()}
+            # all losses are divided by the tokens in the end, so what is a mean over other things is multiplied by them
+            choices["answer_weight"] = choices["answer_weight"] * (
+                form.answer_weight * weight.tokens / max(weight.answers, 1.0)
+            )
+            choices["set_weight"] = choices["set_weight"] * (
+                form.set_weight * weight.tokens / max(weight.questions, 1.0)
+            )
             row["media"] = self._media_matrix[micro.media_row].astype(np.float32).ravel()
-            row |= {"step": step, "is_last": number_in_step == len(parts) - 1, "step_weight": step_weight}
+            row |= {"step": step, "is_last": number_in_step == len(parts) - 1, "step_weight": weight.tokens}
             row["n_rows"] = micro.n_rows
             rows.append(row)
         return rows
@@ -239,7 +298,9 @@ class MicroStepBuilder:
 class _QuestionTable:
     """Questions read from the tokenised Arrow table as they are asked for."""
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, tool_choices: Sequence[AnswerChoices]) -> None:
+        self._tool_choices = tool_choices
+        self._answer_tools = table["answer_tools"].combine_chunks()
         self._prompts = table["prompt_ids"].combine_chunks()
         self._answers = table["answers"].combine_chunks()
         self._bears_loss = table["bears_loss"].combine_chunks()
@@ -253,7 +314,14 @@ class _QuestionTable:
             np.asarray(self._prompts[index].values),
             _inner_arrays(self._answers[index]),
             _inner_arrays(bears_loss) if bears_loss.is_valid else None,
+            self._choices_of(index),
         )
+
+    def _choices_of(self, index: int) -> list[AnswerChoices] | None:
+        tools = self._answer_tools[index]
+        if not self._tool_choices or not tools.is_valid:
+            return None
+        return [self._tool_choices[number] for number in tools.values.to_pylist()]
 
 
 def _inner_arrays(lists: Any) -> list[np.ndarray]:
@@ -275,12 +343,19 @@ def keep_order(context: ray.data.DataContext) -> None:
 
 
 def _tokenize_batch(
-    batch: pa.Table, tokenizer: Any, max_target_tokens: int, reserve_tokens: int, max_dialogue_tokens: int
+    batch: pa.Table,
+    tokenizer: Any,
+    max_target_tokens: int,
+    reserve_tokens: int,
+    max_dialogue_tokens: int,
+    tool_numbers: Mapping[str, int],
 ) -> pa.Table:
     """The batch as token ids; a dialogue that is too long stays as a row without answers."""
-    questions = []
+    questions: list[EncodedQuestion] = []
+    answer_tools: list[list[int] | None] = []
     for row in batch.to_pylist():
         record = ToolRecord.from_row(row)
+        answer_tools.append(None if record.is_dialogue else _number_tools(record, tool_numbers))
         if record.is_dialogue:
             question = encode_dialogue(tokenizer, record.instruction, record.turns)
             if len(question.prompt_ids) + len(question.answers[0]) > max_dialogue_tokens:
@@ -304,6 +379,8 @@ def _tokenize_batch(
             "prompt_ids": _list_array([question.prompt_ids for question in questions], pa.int32()),
             "answers": pa.array([question.answers for question in questions], pa.list_(pa.list_(pa.int32()))),
             "bears_loss": pa.array(masks, pa.list_(pa.list_(pa.bool_()))),
+            "answer_tools": pa.array(answer_tools, pa.list_(pa.int32())),
+            "is_dialogue": pa.array([tools is None for tools in answer_tools], pa.bool_()),
             "n_rows": pa.array([len(question.answers) for question in questions], pa.int64()),
             "prompt_tokens": pa.array([len(question.prompt_ids) for question in questions], pa.int64()),
             "answer_tokens": pa.array(
@@ -313,6 +390,16 @@ def _tokenize_batch(
             "loss_tokens": pa.array([sum(question.n_loss_tokens) for question in questions], pa.int64()),
         }
     )
+
+
+def _number_tools(record: ToolRecord, tool_numbers: Mapping[str, int]) -> list[int]:
+    strangers = [tool_id for tool_id in record.valid_tool_ids if tool_id not in tool_numbers]
+    if strangers:
+        raise InputError(
+            f"record {record.record_id!r} is answered with {strangers[0]!r}, which is no tool that a question may be "
+            "answered with: one with a name of its own is for dialogues only; leave its `name` out of the catalogue."
+        )
+    return [tool_numbers[tool_id] for tool_id in record.valid_tool_ids]
 
 
 @ray.remote
@@ -335,9 +422,12 @@ def _read_micro_step(block: pa.Table, row: int) -> MicroStep:
     for name in TOKEN_GRIDS:
         arrays[name] = arrays[name].reshape(n_sequences, -1)  # [B, T]
     media = arrays.pop("media").reshape(-1, int(metadata[b"embed_dim"]))  # [M, E]
+    choices = {name: np.asarray(block[f"choice_{name}"][row].values) for name in CHOICE_TYPES}
+    choices["children"] = choices["children"].reshape(max(1, len(choices["position"])), -1)  # [C, W]
     batch = PackedBatch(
         layout=layout,
         n_rows=block["n_rows"][row].as_py(),
+        choices=ChoiceTerms(**choices),
         **arrays,
     )
     return MicroStep(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.batches.choices import AnswerChoices
 from data_pipeline.batches.encoding import encode_texts
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_target
@@ -97,6 +98,16 @@ class ChoiceTrie:
             path.append(node)
             node = int(self.parent[node])
         return path[::-1]
+
+    def choices_of(self, choice: str) -> AnswerChoices:
+        """The decisions on the way to a choice, for the losses under the trie; InputError as `ancestors`."""
+        nodes = self.ancestors(choice)
+        after = [*nodes[1:], int(self.choice_leaf[self.choices.index(choice)])]
+        return AnswerChoices(
+            depth=np.cumsum(self.edge_length[nodes]).astype(np.int32),
+            taken=np.array(after, dtype=np.int32) - self.child_start[nodes],
+            children=tuple(self.edge_tokens[self.edge_start[list(self.children(node))]] for node in nodes),
+        )
 
     def _sort_and_check(self) -> list[int]:
         """Choices in lexicographic order of their tokens, in which a beginning stands right before what it begins."""

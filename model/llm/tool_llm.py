@@ -20,6 +20,7 @@ from data_pipeline.batches.packing import PackedBatch
 from data_pipeline.errors import InputError
 from model.llm.attention import AttentionBackend, AttentionWindow, build_mask
 from model.llm.backbone import attach_adapter, load_backbone, load_tokenizer, takes_packs
+from model.llm.choice_loss import compute_choice_loss
 from model.llm.config import ModelConfig
 
 
@@ -27,18 +28,30 @@ class MllmOutput(NamedTuple):
     """Sums over one micro batch; the caller divides them by the weight of the whole step over all ranks.
 
     Attributes:
-        loss_sum: float32 scalar, weighted sum of the cross entropies, with gradient.
-        weight_sum: float32 scalar, sum of the weights = answer tokens as separate rows.
-        n_correct: float32 scalar, weighted number of targets that the largest logit hits.
+        loss_sum: float32 scalar, weighted sum of all losses, with gradient.
+        weight_sum: float32 scalar, sum of the weights of the token targets = answer tokens as separate rows.
+        n_correct: float32 scalar, weighted number of token targets that the largest logit hits.
+        n_choices: float32 scalar, decisions under the trie that bear loss.
+        n_chosen: float32 scalar, those of them at which the right child has the largest logit.
     """
+
+    loss_sum: Tensor
+    weight_sum: Tensor
+    n_correct: Tensor
+    n_choices: Tensor
+    n_chosen: Tensor
+
+
+class TokenLoss(NamedTuple):
+    """The first three of `MllmOutput`."""
 
     loss_sum: Tensor
     weight_sum: Tensor
     n_correct: Tensor
 
 
-def compute_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> MllmOutput:
-    """Weighted cross entropy and hits.
+def compute_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> TokenLoss:
+    """The papers' loss: weighted cross entropy, and hits.
 
     Args:
         logits: [L, V].
@@ -48,7 +61,7 @@ def compute_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> MllmOutput
     logits = logits.float()
     losses = F.cross_entropy(logits, targets, reduction="none")  # [L]
     hits = (logits.detach().argmax(dim=-1) == targets).float()
-    return MllmOutput((losses * weights).sum(), weights.sum(), (hits * weights).sum())
+    return TokenLoss((losses * weights).sum(), weights.sum(), (hits * weights).sum())
 
 
 class ToolLLM(nn.Module):
@@ -111,7 +124,8 @@ class ToolLLM(nn.Module):
         Args:
             batch: input_ids [B, T], loss_position [L], loss_target [L], loss_weight [L], media_position [M], media
                 [M, E]; for packs also position_ids [B, T] and subtree_end [B, T]: without these, rows are plain
-                causal chains.
+                causal chains; for losses under a trie also the fields of `ChoiceTerms`, named "choice_position" and so
+                on.
 
         Raises:
             InputError: for packs on a backbone that takes no position_ids or no 4-D mask, or whose attention window
@@ -133,9 +147,15 @@ class ToolLLM(nn.Module):
             )
         causal_lm = self._causal_lm
         hidden = causal_lm.base_model(inputs_embeds=embeds, use_cache=False, **context).last_hidden_state  # [B, T, D]
-        hidden = hidden.flatten(0, 1)[batch["loss_position"]]  # [L, D]
-        logits = causal_lm.get_output_embeddings()(hidden)  # [L, V]
-        return compute_loss(logits, batch["loss_target"], batch["loss_weight"])
+        weights = batch["loss_weight"]
+        positions = torch.cat([batch["loss_position"], batch.get("choice_position", batch["loss_position"][:0])])
+        logits = causal_lm.get_output_embeddings()(hidden.flatten(0, 1)[positions])  # [L + C, V]
+        tokens = compute_loss(logits[: len(weights)], batch["loss_target"], weights)
+        if "choice_position" not in batch:
+            none = torch.zeros_like(tokens.n_correct)
+            return MllmOutput(*tokens, n_choices=none, n_chosen=none)
+        choice_loss, n_choices, n_chosen = compute_choice_loss(logits[len(weights) :], batch)
+        return MllmOutput(*tokens, n_choices, n_chosen)._replace(loss_sum=tokens.loss_sum + choice_loss)
 
     def embed_prompt(self, input_ids: Tensor, media: Tensor | None) -> Tensor:
         """Embed prompts for decoding.
@@ -240,6 +260,9 @@ def to_tensors(batch: PackedBatch, media: np.ndarray | None, device: torch.devic
         "media_position": batch.media_position.astype(np.int64),
         "media": media,
     }
+    if len(batch.choices.question):
+        for name, values in vars(batch.choices).items():
+            arrays[f"choice_{name}"] = values.astype(np.float32 if name.endswith("weight") else np.int64)
     if batch.layout == "packed":
         arrays["position_ids"] = batch.position_ids.astype(np.int64)
         arrays["subtree_end"] = batch.subtree_end.astype(np.int64)

@@ -79,8 +79,10 @@ def _plan(questions: Sequence[tuple[str, list[str]]], backbone: Path) -> tuple[T
         max_target_tokens=512,
         reserve_tokens=longest_answer(tokenizer, tool_ids),
         max_dialogue_tokens=2048,
+        tool_ids=tool_ids,
     )
-    return split, UniformPlan(split.index, split.loss_weight, 0, GLOBAL_BATCH_SIZE, "packed", PACK_TOKENS)
+    plan = UniformPlan(split.index, split.loss_weight, split.is_dialogue, 0, GLOBAL_BATCH_SIZE, "packed", PACK_TOKENS)
+    return split, plan
 
 
 class _Worker:

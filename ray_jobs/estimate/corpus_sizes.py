@@ -156,7 +156,8 @@ def _guess_tokens(questions: Sequence[_Question], sources: list[str], origin: st
         row_tokens=np.concatenate(rows),
     )
     modalities = [question.modality for question in questions]
-    return _build(index, weight, losses, modalities, sources, 0, origin, is_assumed=True)
+    dialogues = [question.is_dialogue for question in questions]
+    return _build(index, weight, losses, dialogues, modalities, sources, 0, origin, is_assumed=True)
 
 
 def _count_tokens(spec: RunSpec, records: list[ToolRecord], tokenizer: Any) -> CorpusSizes:
@@ -182,6 +183,7 @@ def _count_tokens(spec: RunSpec, records: list[ToolRecord], tokenizer: Any) -> C
         PlanIndex.from_questions(encoded),
         [sum(question.n_loss_tokens) for question in encoded],
         [len(question.tree.loss_target) for question in encoded],
+        [record.is_dialogue for record in kept],
         [record.modality.value for record in kept],
         [record.source for record in kept],
         len(records) - len(kept),
@@ -194,14 +196,15 @@ def _build(
     index: PlanIndex,
     loss_weight: Sequence[int],
     loss_tokens: Sequence[int],
+    is_dialogue: Sequence[bool],
     modalities: list[str],
     sources: list[str],
     n_too_long: int,
     origin: str,
     is_assumed: bool,
 ) -> CorpusSizes:
-    weight = np.array(loss_weight, dtype=np.float64)
-    split = TokenizedQuestions([], None, None, index, weight, modalities, sources, n_too_long)
+    weight, dialogues = np.array(loss_weight, dtype=np.float64), np.array(is_dialogue, dtype=bool)
+    split = TokenizedQuestions([], None, None, index, weight, dialogues, modalities, sources, n_too_long)
     return CorpusSizes(split, np.array(loss_tokens, dtype=np.int64), origin, is_assumed)
 
 

@@ -16,6 +16,7 @@ from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_prompt, render_target
 from data_pipeline.records.schema import CORPUS_SCHEMA, ToolRecord
+from model.decode.trie import ChoiceTrie
 from model.llm.backbone import load_tokenizer
 from model.llm.config import ModelConfig
 from model.llm.gguf import convert_backbone, is_gguf
@@ -66,20 +67,35 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
         spec.train.max_target_tokens,
         reserve_tokens,
         spec.train.max_dialogue_tokens,
+        corpus.catalog.selection_tool_ids,
     )
     if split.n_too_long:
         print(
             f"train: {split.n_too_long} dialogues are left out: longer than {spec.train.max_dialogue_tokens} tokens "
             "(train.max_dialogue_tokens)"
         )
-    form = BatchForm(
-        layout=spec.train.layout,
-        pad_id=tokenizer.pad_token_id or 0,
-        pad_to_multiple=length_multiple(spec),
-    )
+    form = _build_form(spec, split, tokenizer, corpus.catalog.selection_tool_ids)
     seen_tool_ids = called_tool_ids(train_records)
     validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus, seen_tool_ids)
     return TrainInputs(model_config, vectors, split, build_plan(spec, split), form, validation)
+
+
+def _build_form(spec: RunSpec, split: TokenizedQuestions, tokenizer: Any, tool_ids: tuple[str, ...]) -> BatchForm:
+    loss = spec.train.loss
+    if loss.tokens == 0 and split.is_dialogue.any():
+        raise InputError(
+            "train.loss.tokens is 0, but the corpus holds dialogues, which learn by that loss alone; set it above 0."
+        )
+    trie = ChoiceTrie(tool_ids, tokenizer) if loss.is_under_trie else None
+    return BatchForm(
+        layout=spec.train.layout,
+        pad_id=tokenizer.pad_token_id or 0,
+        pad_to_multiple=length_multiple(spec),
+        tool_choices=() if trie is None else tuple(map(trie.choices_of, tool_ids)),
+        token_weight=loss.tokens,
+        answer_weight=loss.answers,
+        set_weight=loss.answer_set,
+    )
 
 
 def length_multiple(spec: RunSpec) -> int:
@@ -109,6 +125,7 @@ def build_plan(spec: RunSpec, split: TokenizedQuestions) -> TrainingPlan:
     return UniformPlan(
         split.index,
         split.loss_weight,
+        split.is_dialogue,
         spec.seed,
         train.global_batch_size,
         train.layout,

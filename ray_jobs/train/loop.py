@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,11 +60,14 @@ class TrainJob:
 
 @dataclass
 class StepSums:
-    """Sums of one optimizer step on this rank."""
+    """Sums of one optimizer step on this rank: loss, token targets hit and their weight, decisions hit and there."""
 
     loss: float = 0.0
     hits: float = 0.0
-    rows: int = 0
+    targets: float = 0.0
+    chosen: float = 0.0
+    choices: float = 0.0
+    rows: float = 0.0
     wait_s: float = 0.0
 
 
@@ -135,6 +138,9 @@ def run_training(job: TrainJob) -> None:
         engine.backward(output.loss_sum * (world_size / micro.step_weight))
         sums.loss += float(output.loss_sum.detach())
         sums.hits += float(output.n_correct)
+        sums.targets += float(output.weight_sum)
+        sums.chosen += float(output.n_chosen)
+        sums.choices += float(output.n_choices)
         sums.rows += micro.batch.n_rows
         sums.wait_s += wait_s
         if not micro.is_last:
@@ -232,13 +238,17 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
 
 def _reduce(sums: StepSums, micro: MicroStep, world_size: int, device: torch.device) -> dict[str, float]:
     """The step's metrics over all ranks."""
-    total = torch.tensor([sums.loss, sums.hits, sums.rows, sums.wait_s], dtype=torch.float64, device=device)
+    total = torch.tensor(astuple(sums), dtype=torch.float64, device=device)
     if world_size > 1:
         dist.all_reduce(total)
-    loss, hits, rows, wait_s = total.tolist()
-    return {
-        "train/loss": loss / micro.step_weight,
-        "train/token_accuracy": hits / micro.step_weight,
-        "train/rows": rows,
-        "train/data_wait_s": wait_s / world_size,
+    summed = StepSums(*total.tolist())
+    metrics = {
+        "train/loss": summed.loss / micro.step_weight,
+        "train/rows": summed.rows,
+        "train/data_wait_s": summed.wait_s / world_size,
     }
+    if summed.targets:
+        metrics["train/token_accuracy"] = summed.hits / summed.targets
+    if summed.choices:
+        metrics["train/choice_accuracy"] = summed.chosen / summed.choices
+    return metrics

@@ -44,7 +44,7 @@ class StepProgress:
         }
         if now - self._last_told >= TELL_EVERY_S or self._step == self._end_step:
             self._note = (
-                f"loss={metrics['train/loss']:.4f} token_acc={metrics['train/token_accuracy']:.3f} "
+                f"loss={metrics['train/loss']:.4f} {_name_accuracies(metrics)}"
                 f"samples/s={self._rows / self._seconds:.1f} lr={metrics['train/lr']:.2e} "
                 f"data_wait={100 * self._waited / self._seconds:.1f}%"
             )
@@ -82,3 +82,9 @@ class StepProgress:
     def _tell(self, note: str) -> None:
         if self._is_shown:
             tell_progress(self._job, self._step, self._end_step, "steps", note)
+
+
+def _name_accuracies(metrics: dict[str, float]) -> str:
+    """Of the tokens and of the decisions, as far as the loss is about them; each with a space behind it."""
+    names = {"token_acc": "train/token_accuracy", "choice_acc": "train/choice_accuracy"}
+    return "".join(f"{short}={metrics[name]:.3f} " for short, name in names.items() if name in metrics)

@@ -19,15 +19,17 @@ def index_of(n_questions: int, seed: int = 0) -> PlanIndex:
 def test_a_plan_goes_through_the_epochs_at_any_world_size() -> None:
     index = index_of(200)
     weight = np.arange(200, dtype=np.float64)
-    plan = UniformPlan(index, weight, 3, 32, pack_tokens=300)
-    by_rows = UniformPlan(index, weight, 3, 32, layout="rows", micro_batch_size=4)
+    is_dialogue = np.arange(200) % 3 == 0
+    plan = UniformPlan(index, weight, is_dialogue, 3, 32, pack_tokens=300)
+    by_rows = UniformPlan(index, weight, is_dialogue, 3, 32, layout="rows", micro_batch_size=4)
     per_epoch = len(plan_epoch(index, 3, 0, 32))
     assert plan.total_steps(3) == 3 * per_epoch
     assert plan.epoch_ends(3) == [per_epoch, 2 * per_epoch, 3 * per_epoch]
     assert not plan.averages_micro_batches
     for step in (per_epoch + 2, 0, 2 * per_epoch - 1):
         questions = plan_epoch(index, 3, step // per_epoch, 32)[step % per_epoch]
-        assert plan.step_weight(step) == weight[questions].sum()
+        selection = questions[questions % 3 > 0]
+        assert plan.step_weight(step) == (weight[questions].sum(), index.n_rows[selection].sum(), len(selection))
         for world_size in (1, 2):
             for rank in range(world_size):
                 found, expected = (
@@ -62,7 +64,7 @@ def test_a_mixture_holds_every_epoch_and_evenly_over_epochs() -> None:
     assert np.ptp(seen[10:41]) <= 1, "no question is left behind the others of its weight"
     assert np.ptp(seen[81:]) <= 1
     assert times[0].tolist() != times[1].tolist() != times[2].tolist()
-    plan = UniformPlan(index, np.ones(102), 7, 20, repeats=repeats)
+    plan = UniformPlan(index, np.ones(102), np.zeros(102, bool), 7, 20, repeats=repeats)
     assert plan.rows_seen(20).tolist() == (seen * index.n_rows).tolist()
     groups = np.repeat(["none", "some", "once", "often"], [10, 31, 40, 21])
     found = count_seen(plan, index, groups.tolist(), 20)
@@ -77,4 +79,11 @@ def test_a_mixture_names_sources() -> None:
     with pytest.raises(InputError, match="names gpt4tools, but the training questions come from dialogues, mini"):
         mixture_repeats(sources, {"gpt4tools": 2})
     with pytest.raises(InputError, match="none is left"):
-        UniformPlan(index_of(3), np.ones(3), 0, 8, repeats=mixture_repeats(sources, {"mini": 0, "dialogues": 0}))
+        UniformPlan(
+            index_of(3),
+            np.ones(3),
+            np.zeros(3, bool),
+            0,
+            8,
+            repeats=mixture_repeats(sources, {"mini": 0, "dialogues": 0}),
+        )

@@ -80,7 +80,7 @@ def to_dataset(records: list[ToolRecord]) -> ray.data.Dataset:
 @pytest.fixture(scope="module")
 def split(ray_session: None) -> TokenizedQuestions:
     media_rows = {f"sha{number}": number for number in range(20)}
-    return tokenize_questions(to_dataset(RECORDS), CharacterTokenizer(), media_rows, MEDIA, 512, 0, 2048)
+    return tokenize_questions(to_dataset(RECORDS), CharacterTokenizer(), media_rows, MEDIA, 512, 0, 2048, TOOLS)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,9 @@ def steps(split: TokenizedQuestions) -> int:
 
 
 def build_plan(split: TokenizedQuestions, layout: Layout = "packed") -> UniformPlan:
-    return UniformPlan(split.index, split.loss_weight, 3, GLOBAL_BATCH_SIZE, layout, 300, MICRO_BATCH_SIZE)
+    return UniformPlan(
+        split.index, split.loss_weight, split.is_dialogue, 3, GLOBAL_BATCH_SIZE, layout, 300, MICRO_BATCH_SIZE
+    )
 
 
 def stream(
@@ -235,14 +237,14 @@ def test_steps_hold_the_same_at_any_world_size_and_in_both_layouts(
 
 def test_an_input_error_in_a_task_arrives_as_one() -> None:
     with pytest.raises(InputError, match="max_target_tokens leaves 10 tokens for a question"):
-        tokenize_questions(to_dataset(RECORDS[:3]), CharacterTokenizer(), {}, MEDIA, 40, 30, 2048)
+        tokenize_questions(to_dataset(RECORDS[:3]), CharacterTokenizer(), {}, MEDIA, 40, 30, 2048, TOOLS)
 
 
 def test_nothing_to_do_and_nothing_to_train_on(split: TokenizedQuestions) -> None:
     assert stream(split, 0, 1, 4, 4) == []
     empty = ray.data.from_arrow(CORPUS_SCHEMA.empty_table())
     with pytest.raises(InputError, match="holds no usable question"):
-        tokenize_questions(empty, CharacterTokenizer(), {}, MEDIA, 512, 0, 2048)
+        tokenize_questions(empty, CharacterTokenizer(), {}, MEDIA, 512, 0, 2048, TOOLS)
 
 
 def test_dialogues_come_with_their_loss_mask_and_too_long_ones_are_left_out() -> None:
@@ -251,7 +253,7 @@ def test_dialogues_come_with_their_loss_mask_and_too_long_ones_are_left_out() ->
         return ToolRecord(f"d{number}", "talk", Modality.TEXT, words, ("t5",), turns=turns)
 
     records = [RECORDS[0], build(1, "short"), build(2, "x" * 100), RECORDS[3]]
-    split = tokenize_questions(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, max_dialogue_tokens=60)
+    split = tokenize_questions(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, 60, TOOLS)
     assert split.n_too_long == 1
     assert split.sources == ["test", "talk", "test"]
     n_words = len("call:") + len("done") + 1  # the end token too, the observation not
