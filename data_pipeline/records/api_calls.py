@@ -7,6 +7,7 @@ positional arguments behind keywords and names without quotation marks, and what
 from __future__ import annotations
 
 import ast
+import keyword
 import re
 import warnings
 from collections.abc import Iterator
@@ -54,6 +55,8 @@ def find_calls(text: str) -> list[ApiCall]:
     """Every call in a text, by where it begins: one inside another comes after it. `f (x)` is prose and no call."""
     calls = []
     for found in _FUNCTION.finditer(text):
+        if keyword.iskeyword(found[0]):  # `not(x)`
+            continue
         end = _find_end(text, found.end())
         calls.append(_read_call(found[0], text[found.start() : end]))
     return calls
@@ -98,7 +101,7 @@ def name_target(call: ApiCall) -> tuple[str, ...]:
         return _name_torch_target(call)
     by_keyword = {argument.keyword: argument for argument in call.arguments}
     positional = [argument for argument in call.arguments if not argument.keyword]
-    chosen = [by_keyword[keyword] for keyword in _MODEL_KEYWORDS if keyword in by_keyword]
+    chosen = [by_keyword[name] for name in _MODEL_KEYWORDS if name in by_keyword]
     chosen += positional[1:2] if call.function == "pipeline" else []
     chosen += positional[:1] if call.function != "pipeline" else []
     for argument in chosen[:1]:
@@ -141,15 +144,16 @@ def _read_call(function: str, text: str) -> ApiCall:
         return ApiCall(function, tuple(_split_arguments(text[len(function) + 1 :])), text)
     assert isinstance(tree, ast.Call), text
     nodes = [("*" if isinstance(n, ast.Starred) else "", n) for n in tree.args]
-    nodes += [(keyword.arg or "**", keyword.value) for keyword in tree.keywords]
+    nodes += [(named.arg or "**", named.value) for named in tree.keywords]
     nodes.sort(key=lambda entry: (entry[1].lineno, entry[1].col_offset))
-    return ApiCall(function, tuple(_read_argument(keyword, node, text) for keyword, node in nodes), text)
+    return ApiCall(function, tuple(_read_argument(name, node, text) for name, node in nodes), text)
 
 
-def _read_argument(keyword: str, node: ast.expr, text: str) -> Argument:
+def _read_argument(name: str, node: ast.expr, text: str) -> Argument:
     source = ast.get_source_segment(text, node) or ast.unparse(node)
-    is_string = isinstance(node, ast.Constant) and isinstance(node.value, str)
-    return Argument(keyword, source, node.value if is_string else source)  # type: ignore[union-attr]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return Argument(name, source, node.value)
+    return Argument(name, source, source)
 
 
 def _split_arguments(inside: str) -> Iterator[Argument]:
@@ -169,8 +173,8 @@ def _split_arguments(inside: str) -> Iterator[Argument]:
 
 def _split_argument(text: str) -> Argument:
     named = _KEYWORD.match(text)
-    keyword, value = (named[1], text[named.end() :]) if named else ("", text)
-    return Argument(keyword, value.strip(), value.strip().strip("'\""))
+    name, value = (named[1], text[named.end() :]) if named else ("", text)
+    return Argument(name, value.strip(), value.strip().strip("'\""))
 
 
 def _find_end(text: str, start: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from random import Random
 
 import pytest
 
@@ -12,6 +13,7 @@ from data_pipeline.records.api_calls import (
     drop_version,
     find_calls,
     name_api,
+    name_target,
     read_values,
     render_tool_id,
 )
@@ -53,12 +55,38 @@ def test_what_is_no_python_is_split_at_its_commas(text: str, arguments: list[tup
 
 
 def test_prose_holds_no_call_and_brackets_without_end_take_no_time() -> None:
-    assert find_calls("Use a model (the large one), or none.") == []
+    assert find_calls("Use a model (the large one), or none, if not('that').") == []
     start = time.perf_counter()
     calls = find_calls("f(" * 5_000)
     assert len(calls) == 5_000
     assert max(len(call.text) for call in calls) == MAX_CALL_CHARS + 1
     assert time.perf_counter() - start < 20
+
+
+def test_no_text_is_too_odd() -> None:
+    random = Random(0)
+    pieces = ["f(", "a.b(", ")", "(", "[", "}", "{", "'", '"', "\\", ",", "=", "*", "**", "#", "\n", "\r", "\f", "\0"]
+    pieces += [
+        "x",
+        "'a/b'",
+        "é",
+        "\ud800",
+        "\u2028",
+        ":=",
+        "for x in y",
+        "not(",
+        "lambda(",
+        "await(",
+        "f'{x}'",
+        '"""',
+        "0x",
+    ]
+    for _ in range(5000):
+        text = "".join(random.choices(pieces, k=random.randrange(12)))
+        for call in find_calls(text):
+            assert call.text in text
+            name_target(call)
+            read_values(call)
 
 
 @pytest.mark.parametrize(
