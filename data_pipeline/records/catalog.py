@@ -38,6 +38,7 @@ class Tool:
         name: what a dialogue calls it; may hold spaces; "" where the tool_id is the name.
         usage: the line about it in a dialogue's prompt: when to use it and what to give it; "" = the description.
         arguments: what one call takes, in order, such as ("image_path", "text"); () where the source does not say.
+        call: the code that calls it, such as "torch.hub.load('a/b', 'c')", on one line; "" where there is none.
     """
 
     tool_id: str
@@ -48,6 +49,7 @@ class Tool:
     name: str = ""
     usage: str = ""
     arguments: tuple[str, ...] = ()
+    call: str = ""
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -60,8 +62,9 @@ class Tool:
                 f"name {self.name!r} of tool {self.tool_id!r} begins or ends with white space or holds a line break or "
                 "one of : , [ ]; a dialogue could not tell where it ends: rename the tool."
             )
-        if len(self.usage.splitlines()) > 1:
-            raise InputError(f"the usage of tool {self.tool_id!r} holds a line break; write it on one line.")
+        for key in ("usage", "call"):
+            if len(getattr(self, key).splitlines()) > 1:
+                raise InputError(f"the {key} of tool {self.tool_id!r} holds a line break; write it on one line.")
         object.__setattr__(self, "arguments", tuple(self.arguments))  # JSON has lists only
 
     def _check_types(self) -> None:
@@ -89,12 +92,12 @@ class Tool:
         return self.name or self.tool_id
 
     def to_json(self) -> dict[str, Any]:
-        """The entry as a JSON object; what only dialogues need is left out where it is empty."""
+        """The entry as a JSON object; what only some sources have is left out where it is empty."""
         entry = asdict(self)
-        return {key: value for key, value in entry.items() if value or key not in _DIALOGUE_FIELDS}
+        return {key: value for key, value in entry.items() if value or key not in _OPTIONAL_FIELDS}
 
 
-_DIALOGUE_FIELDS = ("name", "usage", "arguments")
+_OPTIONAL_FIELDS = ("name", "usage", "arguments", "call")
 
 
 class ToolCatalog:

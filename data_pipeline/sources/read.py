@@ -14,6 +14,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.locations import AnyLocation, LocalPath, Location
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.schema import ToolRecord
+from data_pipeline.sources.apibench import read_apibench
 from data_pipeline.sources.gpt4tools import read_gpt4tools
 from data_pipeline.sources.jsonl import FORMS, read_jsonl
 from data_pipeline.sources.metatool import MULTI, SINGLE, read_metatool
@@ -26,6 +27,7 @@ SourceName = Literal[
     "toolmm-mini",
     "toolmm-mini-dialogues",
     "toolmmbench",
+    "apibench",
     "gpt4tools",
     "metatool",
     "metatool-multi",
@@ -65,9 +67,9 @@ def read_source(
 
     Args:
         name: "toolmm-mini" and "toolmm-mini-dialogues" (generated), "toolmmbench" (folder with the released JSON),
-            "gpt4tools" (file or folder with the released JSON), "metatool" and "metatool-multi" (folder with MetaTool's
-            files: queries for one tool, and for two), "jsonl" (a user's file), or "sharegpt", "openai" and
-            "alpaca" (files in the forms of other trainers).
+            "apibench" and "gpt4tools" (file or folder with the released JSON), "metatool" and "metatool-multi" (folder
+            with MetaTool's files: queries for one tool, and for two), "jsonl" (a user's file), or "sharegpt", "openai"
+            and "alpaca" (files in the forms of other trainers).
         path: of the source's data; not for what is generated.
         media_root: folder that media paths are relative to; None where there is none (a user's file: its folder).
         catalog: catalogue file, for a user's file only.
@@ -90,6 +92,8 @@ def read_source(
         raise InputError(f"media_root {media_root} is not a folder; correct it, or leave it out.")
     if name == "toolmmbench":
         return read_toolmmbench(path, media_root)
+    if name == "apibench":
+        return read_apibench(path)
     if name == "gpt4tools":
         return read_gpt4tools(path)
     if name in (SINGLE, MULTI):

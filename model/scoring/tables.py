@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipeline.markdown import render_table
 from model.scoring.dialogues import DIALOGUE_RULE, DialogueScores
+from model.scoring.gorilla import GORILLA_RULE, GorillaScores
 from model.scoring.gpt4tools import GPT4TOOLS_RULE, Gpt4ToolsScores
 from model.scoring.intervals import Estimate
 from model.scoring.selection import SELECTION_RULE, SelectionScores
@@ -84,6 +85,24 @@ def render_gpt4tools_markdown(scores: Gpt4ToolsScores) -> str:
     }
     rows = [(label, str(len(scores.items)), render_estimate(scores.means[name])) for name, label in labels.items()]
     return "\n\n".join((render_table(("Metric", "n", "Value %"), rows), INTERVAL_NOTE, f"Rule: {GPT4TOOLS_RULE}"))
+
+
+def render_gorilla_markdown(scores: GorillaScores) -> str:
+    """Gorilla's functionality and hallucination, the exact match, and answers without a call, with the rule."""
+    labels = {
+        "functionality": "Functionality (Gorilla's rule: an API of the right domain)",
+        "exact": "Exact (repository and model of a right answer)",
+        "hallucination": "Hallucination (no such API)",
+        "no_call": "No call",
+    }
+    rows = [(label, str(len(scores.items)), render_estimate(scores.shares[name])) for name, label in labels.items()]
+    return "\n\n".join(
+        (
+            render_table(("Metric", "n", "Value %"), rows),
+            INTERVAL_NOTE,
+            f"Rule: {GORILLA_RULE} Catalogue: {scores.n_apis} APIs.",
+        )
+    )
 
 
 def render_dialogue_markdown(scores: DialogueScores) -> str:

@@ -1,4 +1,4 @@
-"""`python -m ray_jobs score`: score a file of predictions as MLLM-Tool or GPT4Tools score (DESIGN 4.4)."""
+"""`python -m ray_jobs score`: score a file of predictions as MLLM-Tool, GPT4Tools or Gorilla score (DESIGN 4.4)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.errors import InputError
 from data_pipeline.locations import locate_local
+from model.scoring.gorilla import score_gorilla
 from model.scoring.gpt4tools import score_gpt4tools
 from model.scoring.selection import SelectionScores, score_selection
 from model.scoring.tables import (
     plot_scores,
+    render_gorilla_markdown,
     render_gpt4tools_markdown,
     render_selection_csv,
     render_selection_markdown,
@@ -27,8 +29,9 @@ from ray_jobs.score.files import (
     read_selection_gold,
     read_selection_predictions,
 )
+from ray_jobs.score.gorilla_files import read_apis, read_gorilla_gold, read_gorilla_predictions
 
-PROTOCOLS = ("mllm-tool", "gpt4tools")
+PROTOCOLS = ("mllm-tool", "gpt4tools", "gorilla")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,18 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gold",
         type=_local_path,
         required=True,
-        help="mllm-tool: the released test JSON, or a corpus folder; gpt4tools: JSON or JSON Lines of {id, output}",
+        help="mllm-tool: the released test JSON, or a corpus folder; gpt4tools: JSON or JSON Lines of {id, output}; "
+        "gorilla: a released *_eval.json of APIBench, or the folder with them",
     )
     parser.add_argument(
         "--predictions",
         type=_local_path,
         required=True,
-        help="JSON Lines; mllm-tool: {index, response} or {index, responses: [K strings]}; gpt4tools: {id, response}",
+        help="JSON Lines; mllm-tool: {index, response} or {index, responses: [K strings]}; gpt4tools: {id, response}; "
+        "gorilla: {index, response}, the index of a row from 0",
     )
     parser.add_argument(
         "--catalog",
         type=_local_path,
-        help="mllm-tool: the names that exist, one per line, or a catalog.jsonl (default: the names in the gold)",
+        help="mllm-tool: the names that exist, one per line, or a catalog.jsonl (default: the names in the gold); "
+        "gorilla: more released files with APIs that exist beside the gold's, one or a folder",
     )
     parser.add_argument("--per-item", type=_local_path, metavar="FILE", help="write each item's values as JSON Lines")
     parser.add_argument(
@@ -79,6 +85,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return _run_mllm_tool(args)
     if args.protocol == "gpt4tools":
         return _run_gpt4tools(args)
+    if args.protocol == "gorilla":
+        return _run_gorilla(args)
     raise InputError(f"--protocol {args.protocol!r} is unknown; choose from {', '.join(PROTOCOLS)}.")
 
 
@@ -117,6 +125,23 @@ def _run_gpt4tools(args: argparse.Namespace) -> dict[str, Any]:
     print(render_gpt4tools_markdown(scores))
     if args.per_item is not None:
         _write_json_lines(args.per_item, ({"id": item_id, **asdict(item)} for item_id, item in scores.items.items()))
+    return scores.to_json()
+
+
+def _run_gorilla(args: argparse.Namespace) -> dict[str, Any]:
+    if args.report is not None:
+        raise InputError("--report belongs to --protocol mllm-tool; leave it out for gorilla.")
+    gold = read_gorilla_gold(args.gold)
+    responses = read_gorilla_predictions(args.predictions, gold.items)
+    apis = gold.apis if args.catalog is None else [*gold.apis, *read_apis(args.catalog)]
+    scores = score_gorilla(list(gold.items.values()), responses, apis)
+    origin = "the gold's own APIs" if args.catalog is None else f"the gold's own APIs and {args.catalog}"
+    print(render_gorilla_markdown(scores) + f" Source: {origin}.")
+    if args.per_item is not None:
+        rows = zip(gold.items, scores.items, scores.matched, strict=True)
+        _write_json_lines(
+            args.per_item, ({"index": index, **asdict(item), "matched": call} for index, item, call in rows)
+        )
     return scores.to_json()
 
 
