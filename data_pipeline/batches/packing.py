@@ -16,6 +16,7 @@ import numpy as np
 from data_pipeline.batches.answer_tree import AnswerTree, build_answer_row
 from data_pipeline.batches.choices import AnswerChoices, ChoiceTerms, list_choice_terms, stack_choice_terms
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID, EncodedQuestion
+from data_pipeline.batches.steps import fill_evenly
 from data_pipeline.errors import InputError
 
 Layout = Literal["packed", "rows"]
@@ -193,6 +194,7 @@ def build_micro_batch(
     media_row: np.ndarray,
     pad_id: int = 0,
     pad_to_multiple: int = 1,
+    sequence_tokens: int | None = None,
 ) -> PackedBatch:
     """The batch of one micro step.
 
@@ -203,14 +205,28 @@ def build_micro_batch(
         media_row: int [N], the row of each question in the corpus' media matrix; -1 for text.
         pad_id: id of padding tokens.
         pad_to_multiple: see `collate`.
+        sequence_tokens: in the layout "packed", lay the questions in several sequences side by side, of about so many
+            tokens or as many as the longest question has; None = in one. Attention that computes a dense mask costs
+            the square of a sequence's length, whatever its tokens see.
 
     Raises:
         InputError: a question has a media slot and no row.
     """
     if selection.ndim == 1 or len(selection) == 0:
-        pack = pack_questions(
-            [questions[index] for index in selection.ravel()], selection.ravel(), media_row[selection.ravel()]
-        )
-        return collate([pack], "packed" if selection.ndim == 1 else "rows", pad_id, pad_to_multiple)
+        chosen = [questions[index] for index in selection.ravel()]
+        parts = [np.arange(len(chosen))] if sequence_tokens is None else _share_out(chosen, sequence_tokens)
+        packs = [
+            pack_questions([chosen[i] for i in part], selection.ravel()[part], media_row[selection.ravel()[part]])
+            for part in parts
+        ]
+        return collate(packs, "packed" if selection.ndim == 1 else "rows", pad_id, pad_to_multiple)
     packs = [pack_row(questions[index], answer, index, int(media_row[index])) for index, answer in selection.tolist()]
     return collate(packs, "rows", pad_id, pad_to_multiple)
+
+
+def _share_out(questions: Sequence[EncodedQuestion], sequence_tokens: int) -> list[np.ndarray]:
+    """Numbers of the questions of each sequence; the sequences are of like length, and at least one."""
+    sizes = np.array([len(question.tree.input_ids) for question in questions], dtype=np.int64)
+    room = max(sequence_tokens, int(sizes.max(initial=0)))
+    bins, _ = fill_evenly(np.argsort(-sizes, kind="stable"), sizes, max(1, -(-int(sizes.sum()) // room)))
+    return [np.array(sorted(items), dtype=np.int64) for items in bins]

@@ -149,7 +149,7 @@ def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: 
     n_packs = n_long + -(-int(sizes[order].sum()) // pack_tokens)
     n_micro = max(1, -(-n_packs // world_size))
     while True:
-        bins, loads = _fill_evenly(order, sizes, world_size * n_micro - n_long)
+        bins, loads = fill_evenly(order, sizes, world_size * n_micro - n_long)
         if max(loads, default=0) <= pack_tokens:
             break
         n_micro += 1
@@ -161,8 +161,17 @@ def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: 
     ]
 
 
-def _fill_evenly(order: np.ndarray, sizes: np.ndarray, n_bins: int) -> tuple[list[list[int]], list[int]]:
-    """Longest first, each into the emptiest bin; there is one if there is any item."""
+def fill_evenly(order: np.ndarray, sizes: np.ndarray, n_bins: int) -> tuple[list[list[int]], list[int]]:
+    """Deal items to bins one by one, each into the emptiest.
+
+    Args:
+        order: items, the longest first.
+        sizes: of all items.
+        n_bins: at least one, if there is any item.
+
+    Returns:
+        the items of each bin, and each bin's summed sizes.
+    """
     bins: list[list[int]] = [[] for _ in range(n_bins)]
     heap = [(0, number) for number in range(n_bins)]
     for item in order.tolist():

@@ -96,7 +96,7 @@ class BatchForm:
     """How a micro step becomes arrays.
 
     Attributes:
-        layout, pad_id, pad_to_multiple: see `data_pipeline.batches.packing.collate`.
+        layout, pad_id, pad_to_multiple, sequence_tokens: see `data_pipeline.batches.packing`.
         tool_choices: what the answer that names a tool decides under the catalogue's trie, in the order of the
             `tool_ids` with which the split was tokenised; () where no loss is under the trie.
         token_weight: of the mean cross entropy of the answer tokens, the papers' loss.
@@ -107,6 +107,7 @@ class BatchForm:
     layout: Layout
     pad_id: int = 0
     pad_to_multiple: int = 1
+    sequence_tokens: int | None = None
     tool_choices: tuple[AnswerChoices, ...] = ()
     token_weight: float = 1.0
     answer_weight: float = 0.0
@@ -141,6 +142,7 @@ def tokenize_questions(
     reserve_tokens: int,
     max_dialogue_tokens: int,
     tool_ids: Sequence[str],
+    tool_choices: Sequence[AnswerChoices] = (),
 ) -> TokenizedQuestions:
     """Tokenise a split with Ray Data and keep it in the object store.
 
@@ -153,6 +155,8 @@ def tokenize_questions(
         reserve_tokens: see `encode_question`.
         max_dialogue_tokens: longer dialogues are left out.
         tool_ids: every tool that a question may be answered with.
+        tool_choices: of each of them, where answers are to end with their last decision because no other token bears
+            loss; () = answers are whole.
 
     Raises:
         InputError: if nothing is left, or a question is answered with another tool.
@@ -167,6 +171,7 @@ def tokenize_questions(
             reserve_tokens,
             max_dialogue_tokens,
             {tool_id: number for number, tool_id in enumerate(tool_ids)},
+            [int(choices.depth.max(initial=0)) + 1 for choices in tool_choices],
         ),
         batch_format="pyarrow",
         batch_size=512,
@@ -271,7 +276,12 @@ class MicroStepBuilder:
         rows = []
         for number_in_step, selection in enumerate(parts):
             micro = build_micro_batch(
-                self._questions, selection, self._media_row, self._form.pad_id, self._form.pad_to_multiple
+                self._questions,
+                selection,
+                self._media_row,
+                form.pad_id,
+                form.pad_to_multiple,
+                form.sequence_tokens,
             )
             row: dict[str, Any] = {name: getattr(micro, name).ravel() for name in ARRAY_TYPES if name != "media"}
             if self._plan.averages_micro_batches:
@@ -349,13 +359,18 @@ def _tokenize_batch(
     reserve_tokens: int,
     max_dialogue_tokens: int,
     tool_numbers: Mapping[str, int],
+    ends: Sequence[int],
 ) -> pa.Table:
-    """The batch as token ids; a dialogue that is too long stays as a row without answers."""
+    """The batch as token ids; a dialogue that is too long stays as a row without answers.
+
+    `ends` says how many tokens of a tool's answer are kept; () = all.
+    """
     questions: list[EncodedQuestion] = []
     answer_tools: list[list[int] | None] = []
     for row in batch.to_pylist():
         record = ToolRecord.from_row(row)
-        answer_tools.append(None if record.is_dialogue else _number_tools(record, tool_numbers))
+        tools = None if record.is_dialogue else _number_tools(record, tool_numbers)
+        answer_tools.append(tools)
         if record.is_dialogue:
             question = encode_dialogue(tokenizer, record.instruction, record.turns)
             if len(question.prompt_ids) + len(question.answers[0]) > max_dialogue_tokens:
@@ -369,6 +384,9 @@ def _tokenize_batch(
                 max_target_tokens,
                 reserve_tokens,
             )
+        if tools is not None and ends:
+            kept = [answer[: ends[tool]] for answer, tool in zip(question.answers, tools, strict=True)]
+            question = EncodedQuestion(question.prompt_ids, kept)
         questions.append(question)
     masks = [question.bears_loss for question in questions]
     return pa.table(

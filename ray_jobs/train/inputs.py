@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
+from data_pipeline.batches.choices import AnswerChoices
 from data_pipeline.batches.encoding import encode_dialogue, encode_question, longest_answer
 from data_pipeline.batches.paper_sampler import PaperPlan
 from data_pipeline.batches.plan import TrainingPlan, UniformPlan, mixture_repeats
@@ -27,6 +28,7 @@ from ray_jobs.train.features import MediaVectors, load_media_vectors, separate_u
 from ray_jobs.train.validation import ValidationSet
 
 GPU_BLOCK_TOKENS = 128  # FlexAttention works on blocks of so many, and compiles anew for every other length
+CPU_SEQUENCE_TOKENS = 256  # the CPU's attention computes the whole mask; GPUs skip the blocks that are empty
 CPU_BLOCK_TOKENS = 64  # in bfloat16 oneDNN compiles for every other length and keeps it: 35 MiB each with 30 layers
 
 
@@ -56,7 +58,9 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
         print(f"train: {len(unusable)} of {len(records['train'])} training questions are left out: no media vector")
     model_config = resolve_model(spec, corpus, records["train"], vectors)
     tokenizer = load_tokenizer(model_config.backbone)
-    reserve_tokens = longest_answer(tokenizer, corpus.catalog.selection_tool_ids)
+    tool_ids = corpus.catalog.selection_tool_ids
+    reserve_tokens = longest_answer(tokenizer, tool_ids)
+    tool_choices = _list_choices(spec, tokenizer, tool_ids)
     if any(not record.is_dialogue for record in train_records):
         _check_room(spec, tokenizer, reserve_tokens)
     split = tokenize_questions(
@@ -67,31 +71,42 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
         spec.train.max_target_tokens,
         reserve_tokens,
         spec.train.max_dialogue_tokens,
-        corpus.catalog.selection_tool_ids,
+        tool_ids,
+        tool_choices if spec.train.loss.tokens == 0 else (),
     )
     if split.n_too_long:
         print(
             f"train: {split.n_too_long} dialogues are left out: longer than {spec.train.max_dialogue_tokens} tokens "
             "(train.max_dialogue_tokens)"
         )
-    form = _build_form(spec, split, tokenizer, corpus.catalog.selection_tool_ids)
+    form = _build_form(spec, split, tokenizer.pad_token_id or 0, tool_choices)
     seen_tool_ids = called_tool_ids(train_records)
     validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus, seen_tool_ids)
     return TrainInputs(model_config, vectors, split, build_plan(spec, split), form, validation)
 
 
-def _build_form(spec: RunSpec, split: TokenizedQuestions, tokenizer: Any, tool_ids: tuple[str, ...]) -> BatchForm:
+def _list_choices(spec: RunSpec, tokenizer: Any, tool_ids: tuple[str, ...]) -> tuple[AnswerChoices, ...]:
+    """What the answer that names each tool decides; () where no loss is under the trie."""
+    if not spec.train.loss.is_under_trie:
+        return ()
+    trie = ChoiceTrie(tool_ids, tokenizer)
+    return tuple(map(trie.choices_of, tool_ids))
+
+
+def _build_form(
+    spec: RunSpec, split: TokenizedQuestions, pad_id: int, tool_choices: tuple[AnswerChoices, ...]
+) -> BatchForm:
     loss = spec.train.loss
     if loss.tokens == 0 and split.is_dialogue.any():
         raise InputError(
             "train.loss.tokens is 0, but the corpus holds dialogues, which learn by that loss alone; set it above 0."
         )
-    trie = ChoiceTrie(tool_ids, tokenizer) if loss.is_under_trie else None
     return BatchForm(
         layout=spec.train.layout,
-        pad_id=tokenizer.pad_token_id or 0,
+        pad_id=pad_id,
         pad_to_multiple=length_multiple(spec),
-        tool_choices=() if trie is None else tuple(map(trie.choices_of, tool_ids)),
+        sequence_tokens=None if spec.train.use_gpu else CPU_SEQUENCE_TOKENS,
+        tool_choices=tool_choices,
         token_weight=loss.tokens,
         answer_weight=loss.answers,
         set_weight=loss.answer_set,
