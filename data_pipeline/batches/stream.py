@@ -7,23 +7,19 @@ so a stream can start at any step, at any world size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 
 from data_pipeline.batches.choices import AnswerChoices, ChoiceTerms
-from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_question
 from data_pipeline.batches.packing import Layout, PackedBatch, build_micro_batch
 from data_pipeline.batches.plan import TrainingPlan
-from data_pipeline.batches.steps import PlanIndex
-from data_pipeline.errors import InputError
-from data_pipeline.records.schema import ToolRecord
+from data_pipeline.batches.tokenized import QuestionTable, TokenizedQuestions, keep_order, list_array
 
 STEPS_PER_BLOCK = 8  # steps that one Ray Data block carries; a few blocks are on their way at any time
 ARRAY_TYPES = {
@@ -48,47 +44,7 @@ CHOICE_TYPES = {
     "answer_weight": pa.float32(),
     "set_weight": pa.float32(),
 }
-FACTS = [
-    "media_sha256",
-    "modality",
-    "source",
-    "is_dialogue",
-    "n_rows",
-    "prompt_tokens",
-    "answer_tokens",
-    "tree_tokens",
-    "loss_tokens",
-]
 TOKEN_GRIDS = ("input_ids", "position_ids", "subtree_end")  # [B, T]
-
-
-@dataclass(frozen=True)
-class TokenizedQuestions:
-    """A split as token ids in the object store, and what planning needs to know of it.
-
-    Attributes:
-        tables: refs to Arrow tables with prompt_ids list<int32>, answers list<list<int32>>, bears_loss
-            list<list<bool>> (null but for dialogues) and answer_tools list<int32> (of each answer, its number among
-            `tool_ids`); questions in corpus order.
-        media_row: ref to int64 [N]; each question's row of the media matrix, -1 for text.
-        media_matrix: ref to float [rows, E], of all media of the corpus.
-        index: sizes of the N questions.
-        loss_weight: float64 [N]; loss-bearing tokens of each question, its answers counted as separate rows.
-        is_dialogue: bool [N].
-        modalities: of each question.
-        sources: of each question.
-        n_too_long: dialogues that were left out.
-    """
-
-    tables: list[Any]
-    media_row: Any
-    media_matrix: Any
-    index: PlanIndex
-    loss_weight: np.ndarray
-    is_dialogue: np.ndarray
-    modalities: list[str]
-    sources: list[str]
-    n_too_long: int
 
 
 @dataclass(frozen=True)
@@ -131,75 +87,6 @@ class MicroStep:
     step_weight: float
     batch: PackedBatch
     media: np.ndarray
-
-
-def tokenize_questions(
-    dataset: ray.data.Dataset,
-    tokenizer: Any,
-    media_rows: dict[str, int],
-    media_matrix: np.ndarray,
-    max_target_tokens: int,
-    reserve_tokens: int,
-    max_dialogue_tokens: int,
-    tool_ids: Sequence[str],
-    tool_choices: Sequence[AnswerChoices] = (),
-) -> TokenizedQuestions:
-    """Tokenise a split with Ray Data and keep it in the object store.
-
-    Args:
-        dataset: rows of CORPUS_SCHEMA whose media, if any, are all in `media_rows`.
-        tokenizer: of the backbone.
-        media_rows: media_sha256 -> row of `media_matrix`.
-        media_matrix: float [rows, E].
-        max_target_tokens: see `encode_question`.
-        reserve_tokens: see `encode_question`.
-        max_dialogue_tokens: longer dialogues are left out.
-        tool_ids: every tool that a question may be answered with.
-        tool_choices: of each of them, where answers are to end with their last decision because no other token bears
-            loss; () = answers are whole.
-
-    Raises:
-        InputError: if nothing is left, or a question is answered with another tool.
-    """
-    keep_order(dataset.context)
-    tokenize: Any = _tokenize_batch
-    tokenized = dataset.map_batches(
-        tokenize,
-        fn_args=(
-            tokenizer,
-            max_target_tokens,
-            reserve_tokens,
-            max_dialogue_tokens,
-            {tool_id: number for number, tool_id in enumerate(tool_ids)},
-            [int(choices.depth.max(initial=0)) + 1 for choices in tool_choices],
-        ),
-        batch_format="pyarrow",
-        batch_size=512,
-    ).materialize()
-    tables: Any = tokenized.to_arrow_refs()
-    # an empty dataset gives tables without columns
-    rows = [row for table in ray.get(tables) if table.num_rows for row in table.select(FACTS).to_pylist()]
-    kept = [row for row in rows if row["n_rows"]]
-    if not kept:
-        raise InputError("the training split holds no usable question; see the corpus report for what was left out.")
-    row_tokens = [np.array(row["answer_tokens"], dtype=np.int64) + row["prompt_tokens"] for row in kept]
-    return TokenizedQuestions(
-        tables=[_drop_empty.remote(table) for table in tables] if len(kept) < len(rows) else tables,
-        media_row=ray.put(
-            np.array([media_rows[row["media_sha256"]] if row["media_sha256"] else -1 for row in kept], dtype=np.int64)
-        ),
-        media_matrix=ray.put(media_matrix),
-        index=PlanIndex(
-            n_rows=np.array([row["n_rows"] for row in kept], dtype=np.int64),
-            n_tokens=np.array([row["tree_tokens"] for row in kept], dtype=np.int64),
-            row_tokens=np.concatenate(row_tokens),
-        ),
-        loss_weight=np.array([row["loss_tokens"] for row in kept], dtype=np.float64),
-        is_dialogue=np.array([row["is_dialogue"] for row in kept], dtype=bool),
-        modalities=[row["modality"] for row in kept],
-        sources=[row["source"] for row in kept],
-        n_too_long=len(rows) - len(kept),
-    )
 
 
 def stream_micro_steps(
@@ -252,7 +139,7 @@ class MicroStepBuilder:
         found: list[Any] = ray.get([split.media_row, split.media_matrix, *plan])
         self._media_row, self._media_matrix = found[:2]
         self._plan: TrainingPlan = found[2]
-        self._questions: Any = _QuestionTable(pa.concat_tables(ray.get(split.tables)), form.tool_choices)
+        self._questions: Any = QuestionTable(pa.concat_tables(ray.get(split.tables)), form.tool_choices)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         rows = [row for number in batch["id"] for row in self._build_step(self._first_step + int(number))]
@@ -263,9 +150,9 @@ class MicroStepBuilder:
             "n_rows": pa.array([row["n_rows"] for row in rows], pa.int64()),
         }
         for name, item_type in ARRAY_TYPES.items():
-            columns[name] = _list_array([row[name] for row in rows], item_type)
+            columns[name] = list_array([row[name] for row in rows], item_type)
         for name, item_type in CHOICE_TYPES.items():
-            columns[f"choice_{name}"] = _list_array([row["choices"][name] for row in rows], item_type)
+            columns[f"choice_{name}"] = list_array([row["choices"][name] for row in rows], item_type)
         return pa.table(columns).replace_schema_metadata(
             {"layout": self._form.layout, "embed_dim": str(self._media_matrix.shape[1])}
         )
@@ -303,133 +190,6 @@ class MicroStepBuilder:
             row["n_rows"] = micro.n_rows
             rows.append(row)
         return rows
-
-
-class _QuestionTable:
-    """Questions read from the tokenised Arrow table as they are asked for."""
-
-    def __init__(self, table: pa.Table, tool_choices: Sequence[AnswerChoices]) -> None:
-        self._tool_choices = tool_choices
-        self._answer_tools = table["answer_tools"].combine_chunks()
-        self._prompts = table["prompt_ids"].combine_chunks()
-        self._answers = table["answers"].combine_chunks()
-        self._bears_loss = table["bears_loss"].combine_chunks()
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def __getitem__(self, index: int) -> EncodedQuestion:
-        bears_loss = self._bears_loss[index]
-        return EncodedQuestion(
-            np.asarray(self._prompts[index].values),
-            _inner_arrays(self._answers[index]),
-            _inner_arrays(bears_loss) if bears_loss.is_valid else None,
-            self._choices_of(index),
-        )
-
-    def _choices_of(self, index: int) -> list[AnswerChoices] | None:
-        tools = self._answer_tools[index]
-        if not self._tool_choices or not tools.is_valid:
-            return None
-        return [self._tool_choices[number] for number in tools.values.to_pylist()]
-
-
-def _inner_arrays(lists: Any) -> list[np.ndarray]:
-    values = lists.values
-    return [values[n].values.to_numpy(zero_copy_only=False) for n in range(len(values))]
-
-
-def keep_order(context: ray.data.DataContext) -> None:
-    """Let Ray Data give blocks in the order in which they were asked for, not in which they became ready.
-
-    Errors arrive as they were raised: its own wrapper loses the InputError inside on the way to the driver.
-
-    Args:
-        context: of a dataset; or the current one, which datasets copy when they are made.
-    """
-    context.execution_options.preserve_order = True
-    context.raise_original_map_exception = True
-    context.enable_progress_bars = False
-
-
-def _tokenize_batch(
-    batch: pa.Table,
-    tokenizer: Any,
-    max_target_tokens: int,
-    reserve_tokens: int,
-    max_dialogue_tokens: int,
-    tool_numbers: Mapping[str, int],
-    ends: Sequence[int],
-) -> pa.Table:
-    """The batch as token ids; a dialogue that is too long stays as a row without answers.
-
-    `ends` says how many tokens of a tool's answer are kept; () = all.
-    """
-    questions: list[EncodedQuestion] = []
-    answer_tools: list[list[int] | None] = []
-    for row in batch.to_pylist():
-        record = ToolRecord.from_row(row)
-        tools = None if record.is_dialogue else _number_tools(record, tool_numbers)
-        answer_tools.append(tools)
-        if record.is_dialogue:
-            question = encode_dialogue(tokenizer, record.instruction, record.turns)
-            if len(question.prompt_ids) + len(question.answers[0]) > max_dialogue_tokens:
-                question = EncodedQuestion(question.prompt_ids, [])
-        else:
-            question = encode_question(
-                tokenizer,
-                record.instruction,
-                record.has_media,
-                record.valid_tool_ids,
-                max_target_tokens,
-                reserve_tokens,
-            )
-        if tools is not None and ends:
-            kept = [answer[: ends[tool]] for answer, tool in zip(question.answers, tools, strict=True)]
-            question = EncodedQuestion(question.prompt_ids, kept)
-        questions.append(question)
-    masks = [question.bears_loss for question in questions]
-    return pa.table(
-        {
-            "media_sha256": batch["media_sha256"],
-            "modality": batch["modality"],
-            "source": batch["source"],
-            "prompt_ids": _list_array([question.prompt_ids for question in questions], pa.int32()),
-            "answers": pa.array([question.answers for question in questions], pa.list_(pa.list_(pa.int32()))),
-            "bears_loss": pa.array(masks, pa.list_(pa.list_(pa.bool_()))),
-            "answer_tools": pa.array(answer_tools, pa.list_(pa.int32())),
-            "is_dialogue": pa.array([tools is None for tools in answer_tools], pa.bool_()),
-            "n_rows": pa.array([len(question.answers) for question in questions], pa.int64()),
-            "prompt_tokens": pa.array([len(question.prompt_ids) for question in questions], pa.int64()),
-            "answer_tokens": pa.array(
-                [[len(answer) for answer in question.answers] for question in questions], pa.list_(pa.int64())
-            ),
-            "tree_tokens": pa.array([len(question.tree.input_ids) for question in questions], pa.int64()),
-            "loss_tokens": pa.array([sum(question.n_loss_tokens) for question in questions], pa.int64()),
-        }
-    )
-
-
-def _number_tools(record: ToolRecord, tool_numbers: Mapping[str, int]) -> list[int]:
-    strangers = [tool_id for tool_id in record.valid_tool_ids if tool_id not in tool_numbers]
-    if strangers:
-        raise InputError(
-            f"record {record.record_id!r} is answered with {strangers[0]!r}, which is no tool that a question may be "
-            "answered with: one with a name of its own is for dialogues only; leave its `name` out of the catalogue."
-        )
-    return [tool_numbers[tool_id] for tool_id in record.valid_tool_ids]
-
-
-@ray.remote
-def _drop_empty(table: pa.Table) -> pa.Table:
-    return table.filter(pc.field("n_rows") > 0)
-
-
-def _list_array(arrays: list[np.ndarray], item_type: pa.DataType) -> pa.Array:
-    """A list column made from whole arrays, without going through Python objects."""
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
-    values = np.concatenate(arrays) if arrays else np.zeros(0)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, item_type))
 
 
 def _read_micro_step(block: pa.Table, row: int) -> MicroStep:

@@ -18,7 +18,8 @@ import ray.data
 
 from data_pipeline.batches.encoding import longest_answer
 from data_pipeline.batches.plan import TrainingPlan, UniformPlan
-from data_pipeline.batches.stream import BatchForm, TokenizedQuestions, stream_micro_steps, tokenize_questions
+from data_pipeline.batches.stream import BatchForm, stream_micro_steps
+from data_pipeline.batches.tokenized import TokenizedQuestions, tokenize_questions
 from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord
 from model.llm.backbone import load_tokenizer
 from model.llm.config import ModelConfig

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from data_pipeline import storage
 from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_question
 from data_pipeline.batches.steps import PlanIndex
-from data_pipeline.batches.stream import TokenizedQuestions
+from data_pipeline.batches.tokenized import TokenizedQuestions
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Modality, ToolRecord

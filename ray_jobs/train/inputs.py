@@ -12,7 +12,8 @@ from data_pipeline.batches.choices import AnswerChoices
 from data_pipeline.batches.encoding import encode_dialogue, encode_question, longest_answer
 from data_pipeline.batches.paper_sampler import PaperPlan
 from data_pipeline.batches.plan import TrainingPlan, UniformPlan, mixture_repeats
-from data_pipeline.batches.stream import BatchForm, TokenizedQuestions, tokenize_questions
+from data_pipeline.batches.stream import BatchForm
+from data_pipeline.batches.tokenized import TokenizedQuestions, tokenize_questions
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_prompt, render_target

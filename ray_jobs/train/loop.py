@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
 
-from data_pipeline.batches.stream import BatchForm, MicroStep, TokenizedQuestions, stream_micro_steps
+from data_pipeline.batches.stream import BatchForm, MicroStep, stream_micro_steps
+from data_pipeline.batches.tokenized import TokenizedQuestions
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from model.llm.config import ModelConfig

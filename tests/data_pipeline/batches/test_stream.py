@@ -10,17 +10,13 @@ import pyarrow as pa
 import pytest
 import ray.data
 
+from data_pipeline.batches.choices import AnswerChoices
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID, encode_question
 from data_pipeline.batches.packing import Layout
 from data_pipeline.batches.plan import UniformPlan
 from data_pipeline.batches.steps import PlanIndex
-from data_pipeline.batches.stream import (
-    BatchForm,
-    MicroStep,
-    TokenizedQuestions,
-    stream_micro_steps,
-    tokenize_questions,
-)
+from data_pipeline.batches.stream import BatchForm, MicroStep, stream_micro_steps
+from data_pipeline.batches.tokenized import TokenizedQuestions, tokenize_questions
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord, Turn
@@ -264,3 +260,32 @@ def test_dialogues_come_with_their_loss_mask_and_too_long_ones_are_left_out() ->
     targets = "".join(chr(i - 3) if i else "$" for i in micro.batch.loss_target.tolist())
     assert "call:done$" in targets
     assert "seen" not in targets
+
+
+def test_losses_under_the_trie_are_means_over_answers_and_questions(split: TokenizedQuestions, steps: int) -> None:
+    """All are divided by the step's answer tokens in the end, at any world size."""
+    trie = tuple(
+        AnswerChoices(np.array([2]), np.array([number]), (np.arange(3, 3 + len(TOOLS), dtype=np.int32),))
+        for number in range(len(TOOLS))
+    )
+    form = BatchForm("packed", PAD_ID, 8, 200, trie, token_weight=0.0, answer_weight=2.0, set_weight=0.5)
+    weights: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
+    for micro in (micro for rank in range(2) for micro in stream(split, rank, 2, 0, steps, form)):
+        batch, choices = micro.batch, micro.batch.choices
+        assert len(batch.loss_target) == 0
+        assert len(choices.question) == batch.n_rows
+        assert choices.children.shape == (len(choices.position), len(TOOLS) if batch.n_rows else 1)
+        named = [TOOLS.index(tool_id) for q in batch.question_index for tool_id in RECORDS[q].valid_tool_ids]
+        assert choices.taken[: batch.n_rows].tolist() == named
+        weights[micro.step] += (choices.answer_weight.sum() / micro.step_weight, 0)
+        weights[micro.step] += (0, choices.set_weight.sum() / micro.step_weight)
+    assert len(weights) == steps
+    for weight in weights.values():
+        assert weight.tolist() == pytest.approx([2.0, 0.5])
+
+
+def test_answers_end_with_their_last_decision_where_no_other_token_bears_loss() -> None:
+    trie = tuple(AnswerChoices(np.array([2]), np.array([0]), (np.arange(9, dtype=np.int32),)) for _ in TOOLS)
+    records = [record for record in RECORDS[:9] if not record.has_media]
+    cut = tokenize_questions(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, 2048, TOOLS, trie)
+    assert (cut.loss_weight == 3 * cut.index.n_rows).all()
