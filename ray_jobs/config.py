@@ -56,6 +56,8 @@ class LossOptions(Section):
     tokens: float = Field(default=1.0, ge=0)  # cross entropy, mean over all answer tokens
     answers: float = Field(default=0.0, ge=0)  # -log p(answer) under the catalogue's trie, mean over the right answers
     answer_set: float = Field(default=0.0, ge=0)  # -log p(any right answer) under the trie, mean over the questions
+    retrieval: float = Field(default=0.0, ge=0)  # contrastive: questions beside tool cards, mean over the questions
+    retrieval_cards: int = Field(default=32, ge=2)  # cards of one micro step of a worker, beside its pack_tokens
 
     @property
     def is_under_trie(self) -> bool:
@@ -269,14 +271,15 @@ def check_training(model: ModelConfig, train: TrainOptions) -> None:
         )
     if model.quantize != "none" and not train.use_gpu:
         raise InputError(f"model.quantize={model.quantize} needs CUDA; set train.use_gpu=true or model.quantize=none.")
-    if train.loss.tokens == 0 and not train.loss.is_under_trie:
-        raise InputError("train.loss weighs nothing: raise tokens, answers or answer_set above 0.")
-    if train.loss.answer_set > 0 and train.layout == "rows":
+    loss = train.loss
+    if not (loss.tokens or loss.is_under_trie or loss.retrieval):
+        raise InputError("train.loss weighs nothing: raise tokens, answers, answer_set or retrieval above 0.")
+    if (loss.answer_set or loss.retrieval) and train.layout == "rows":
         raise InputError(
-            "train.loss.answer_set needs all right answers of a question side by side, but train.layout=rows parts "
-            "them; set train.layout=packed, or take train.loss.answers."
+            "train.loss.answer_set and train.loss.retrieval need a question once, with all its right answers, but "
+            "train.layout=rows parts them; set train.layout=packed, or take train.loss.answers."
         )
-    if train.loss.is_under_trie and train.sampler == "paper":
+    if loss.is_under_trie and train.sampler == "paper":
         raise InputError(
             "train.sampler=paper averages single rows as MLLM-Tool does and goes with its loss alone; set "
             "train.sampler=uniform, or leave train.loss as it is."

@@ -37,6 +37,7 @@ class Pack:
         media_row: int32 [M]; the row of the corpus' media matrix that goes there.
         n_rows: number of question-answer pairs.
         question_index: int32 [Q]; which of the caller's questions these are.
+        prompt_end: int32 [Q]; the last token of each question's prompt.
         choices: what the answers decide; empty where the questions do not say.
     """
 
@@ -50,6 +51,7 @@ class Pack:
     media_row: np.ndarray
     n_rows: int
     question_index: np.ndarray
+    prompt_end: np.ndarray
     choices: ChoiceTerms
 
 
@@ -75,6 +77,7 @@ class PackedBatch:
     media_row: np.ndarray
     n_rows: int
     question_index: np.ndarray
+    prompt_end: np.ndarray
     choices: ChoiceTerms
 
 
@@ -94,8 +97,9 @@ def pack_questions(
         InputError: a question has a media slot and no row.
     """
     n_rows = sum(len(question.answers) for question in questions)
-    choices = [question.choices for question in questions]
-    return _concatenate([question.tree for question in questions], choices, question_index, media_row, n_rows)
+    trees = [question.tree for question in questions]
+    prompts = [len(question.prompt_ids) for question in questions]
+    return _concatenate(trees, prompts, [q.choices for q in questions], question_index, media_row, n_rows)
 
 
 def pack_row(question: EncodedQuestion, answer: int, question_index: int, media_row: int) -> Pack:
@@ -103,11 +107,12 @@ def pack_row(question: EncodedQuestion, answer: int, question_index: int, media_
     bears_loss = None if question.bears_loss is None else question.bears_loss[answer]
     row = build_answer_row(question.prompt_ids, question.answers[answer], bears_loss)
     choices = None if question.choices is None else [question.choices[answer]]
-    return _concatenate([row], [choices], [question_index], [media_row], 1)
+    return _concatenate([row], [len(question.prompt_ids)], [choices], [question_index], [media_row], 1)
 
 
 def _concatenate(
     trees: Sequence[AnswerTree],
+    prompt_lengths: Sequence[int],
     choices: Sequence[Sequence[AnswerChoices] | None],
     question_index: Sequence[int] | np.ndarray,
     media_row: Sequence[int] | np.ndarray,
@@ -118,7 +123,18 @@ def _concatenate(
         nothing = np.zeros(0, dtype=np.int32)
         no_weight = np.zeros(0, dtype=np.float32)
         return Pack(
-            blind, blind, blind + 1, nothing, nothing, no_weight, nothing, nothing, 0, nothing, ChoiceTerms.empty()
+            blind,
+            blind,
+            blind + 1,
+            nothing,
+            nothing,
+            no_weight,
+            nothing,
+            nothing,
+            0,
+            nothing,
+            nothing,
+            ChoiceTerms.empty(),
         )
     lengths = np.array([len(tree.input_ids) for tree in trees], dtype=np.int32)
     starts = np.cumsum(lengths, dtype=np.int32) - lengths
@@ -143,6 +159,7 @@ def _concatenate(
         media_row=media_row,
         n_rows=n_rows,
         question_index=np.asarray(question_index, dtype=np.int32),
+        prompt_end=starts + np.array(prompt_lengths, dtype=np.int32) - 1,
         choices=list_choice_terms(trees, starts, choices),
     )
 
@@ -184,6 +201,7 @@ def collate(packs: Sequence[Pack], layout: Layout = "packed", pad_id: int = 0, p
         media_row=np.concatenate([pack.media_row for pack in packs]),
         n_rows=sum(pack.n_rows for pack in packs),
         question_index=np.concatenate([pack.question_index for pack in packs]),
+        prompt_end=np.concatenate([pack.prompt_end + row * n_tokens for row, pack in enumerate(packs)]),
         choices=stack_choice_terms([pack.choices for pack in packs], n_tokens, pad_to_multiple),
     )
 
@@ -195,6 +213,7 @@ def build_micro_batch(
     pad_id: int = 0,
     pad_to_multiple: int = 1,
     sequence_tokens: int | None = None,
+    cards: Sequence[EncodedQuestion] = (),
 ) -> PackedBatch:
     """The batch of one micro step.
 
@@ -208,17 +227,18 @@ def build_micro_batch(
         sequence_tokens: in the layout "packed", lay the questions in several sequences side by side, of about so many
             tokens or as many as the longest question has; None = in one. Attention that computes a dense mask costs
             the square of a sequence's length, whatever its tokens see.
+        cards: tool cards to lay beside the questions, in the layout "packed"; the first one's question index is -1, the
+            second one's -2, and so on.
 
     Raises:
         InputError: a question has a media slot and no row.
     """
     if selection.ndim == 1 or len(selection) == 0:
-        chosen = [questions[index] for index in selection.ravel()]
+        chosen = [*(questions[index] for index in selection.ravel()), *cards]
+        numbers = np.concatenate([selection.ravel(), -1 - np.arange(len(cards))])
+        rows = np.concatenate([media_row[selection.ravel()], np.full(len(cards), -1)])
         parts = [np.arange(len(chosen))] if sequence_tokens is None else _share_out(chosen, sequence_tokens)
-        packs = [
-            pack_questions([chosen[i] for i in part], selection.ravel()[part], media_row[selection.ravel()[part]])
-            for part in parts
-        ]
+        packs = [pack_questions([chosen[i] for i in part], numbers[part], rows[part]) for part in parts]
         return collate(packs, "packed" if selection.ndim == 1 else "rows", pad_id, pad_to_multiple)
     packs = [pack_row(questions[index], answer, index, int(media_row[index])) for index, answer in selection.tolist()]
     return collate(packs, "rows", pad_id, pad_to_multiple)

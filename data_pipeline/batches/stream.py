@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from data_pipeline.batches.cards import CardForm, RetrievalTerms, as_question
 from data_pipeline.batches.choices import AnswerChoices, ChoiceTerms
 from data_pipeline.batches.packing import Layout, PackedBatch, build_micro_batch
 from data_pipeline.batches.plan import TrainingPlan
@@ -33,6 +34,7 @@ ARRAY_TYPES = {
     "media_position": pa.int32(),
     "media_row": pa.int32(),
     "question_index": pa.int32(),
+    "prompt_end": pa.int32(),
     "media": pa.float32(),
 }
 CHOICE_TYPES = {
@@ -44,6 +46,7 @@ CHOICE_TYPES = {
     "answer_weight": pa.float32(),
     "set_weight": pa.float32(),
 }
+RETRIEVAL_TYPES = {"question": pa.int32(), "card": pa.int32(), "is_right": pa.uint8(), "weight": pa.float32()}
 TOKEN_GRIDS = ("input_ids", "position_ids", "subtree_end")  # [B, T]
 
 
@@ -58,6 +61,8 @@ class BatchForm:
         token_weight: of the mean cross entropy of the answer tokens, the papers' loss.
         answer_weight: of the mean of -log p(answer) over the right answers; see `model.llm.choice_loss`.
         set_weight: of the mean of -log p(any right answer) over the questions; layout "packed" only.
+        cards: what the retriever learns from, layout "packed" only; None where it does not learn.
+        retrieval_weight: of its loss, a mean over the questions; see `model.llm.retrieval_loss`.
     """
 
     layout: Layout
@@ -68,6 +73,8 @@ class BatchForm:
     token_weight: float = 1.0
     answer_weight: float = 0.0
     set_weight: float = 0.0
+    cards: CardForm | None = None
+    retrieval_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class MicroStep:
         is_last: whether the optimizer steps after it.
         step_weight: what the step's summed loss over all ranks and micro steps is to be divided by.
         batch: its tokens.
+        retrieval: what its questions are to be nearest to.
         media: float32 [M, E], the vectors of its media slots, in their order.
     """
 
@@ -86,6 +94,7 @@ class MicroStep:
     is_last: bool
     step_weight: float
     batch: PackedBatch
+    retrieval: RetrievalTerms
     media: np.ndarray
 
 
@@ -151,8 +160,9 @@ class MicroStepBuilder:
         }
         for name, item_type in ARRAY_TYPES.items():
             columns[name] = list_array([row[name] for row in rows], item_type)
-        for name, item_type in CHOICE_TYPES.items():
-            columns[f"choice_{name}"] = list_array([row["choices"][name] for row in rows], item_type)
+        for kind, types in (("choices", CHOICE_TYPES), ("retrieval", RETRIEVAL_TYPES)):
+            for name, item_type in types.items():
+                columns[f"{kind}_{name}"] = list_array([row[kind][name].ravel() for row in rows], item_type)
         return pa.table(columns).replace_schema_metadata(
             {"layout": self._form.layout, "embed_dim": str(self._media_matrix.shape[1])}
         )
@@ -162,6 +172,8 @@ class MicroStepBuilder:
         weight, form = self._plan.step_weight(step), self._form
         rows = []
         for number_in_step, selection in enumerate(parts):
+            right = [self._questions.tools_of(index) for index in selection.ravel()] if form.cards else []
+            drawn = form.cards.draw(right, step, self._rank, number_in_step) if form.cards else []
             micro = build_micro_batch(
                 self._questions,
                 selection,
@@ -169,6 +181,7 @@ class MicroStepBuilder:
                 form.pad_id,
                 form.pad_to_multiple,
                 form.sequence_tokens,
+                [as_question(tokens) for _, tokens in drawn],
             )
             row: dict[str, Any] = {name: getattr(micro, name).ravel() for name in ARRAY_TYPES if name != "media"}
             if self._plan.averages_micro_batches:
@@ -185,11 +198,36 @@ class MicroStepBuilder:
             choices["set_weight"] = choices["set_weight"] * (
                 form.set_weight * weight.tokens / max(weight.questions, 1.0)
             )
+            row["retrieval"] = vars(
+                self._list_retrieval(
+                    micro,
+                    [tool for tool, _ in drawn],
+                    form.retrieval_weight * weight.tokens / max(weight.questions, 1.0),
+                )
+            )
             row["media"] = self._media_matrix[micro.media_row].astype(np.float32).ravel()
             row |= {"step": step, "is_last": number_in_step == len(parts) - 1, "step_weight": weight.tokens}
             row["n_rows"] = micro.n_rows
             rows.append(row)
         return rows
+
+    def _list_retrieval(self, micro: PackedBatch, cards: list[int], weight: float) -> RetrievalTerms:
+        """Which of the cards laid beside the questions, by their tools, are right for each; dialogues ask for none."""
+        if not cards:
+            return RetrievalTerms.empty()
+        is_card = micro.question_index < 0
+        at_hand = np.array(cards)[-1 - micro.question_index[is_card]]  # [K]
+        asked = [
+            (end, tools)
+            for index, end in zip(micro.question_index[~is_card], micro.prompt_end[~is_card], strict=True)
+            if (tools := self._questions.tools_of(index))
+        ]
+        return RetrievalTerms(
+            question=np.array([end for end, _ in asked], dtype=np.int32),
+            card=micro.prompt_end[is_card],
+            is_right=np.array([np.isin(at_hand, tools) for _, tools in asked]).astype(np.uint8),
+            weight=np.full(len(asked), weight, dtype=np.float32),
+        )
 
 
 def _read_micro_step(block: pa.Table, row: int) -> MicroStep:
@@ -200,7 +238,9 @@ def _read_micro_step(block: pa.Table, row: int) -> MicroStep:
     for name in TOKEN_GRIDS:
         arrays[name] = arrays[name].reshape(n_sequences, -1)  # [B, T]
     media = arrays.pop("media").reshape(-1, int(metadata[b"embed_dim"]))  # [M, E]
-    choices = {name: np.asarray(block[f"choice_{name}"][row].values) for name in CHOICE_TYPES}
+    choices = {name: np.asarray(block[f"choices_{name}"][row].values) for name in CHOICE_TYPES}
+    retrieval = {name: np.asarray(block[f"retrieval_{name}"][row].values) for name in RETRIEVAL_TYPES}
+    retrieval["is_right"] = retrieval["is_right"].reshape(len(retrieval["question"]), len(retrieval["card"]))  # [Q, K]
     choices["children"] = choices["children"].reshape(max(1, len(choices["position"])), -1)  # [C, W]
     batch = PackedBatch(
         layout=layout,
@@ -213,5 +253,6 @@ def _read_micro_step(block: pa.Table, row: int) -> MicroStep:
         is_last=block["is_last"][row].as_py(),
         step_weight=block["step_weight"][row].as_py(),
         batch=batch,
+        retrieval=RetrievalTerms(**retrieval),
         media=media,
     )

@@ -69,7 +69,7 @@ def tokenize_questions(
     reserve_tokens: int,
     max_dialogue_tokens: int,
     tool_ids: Sequence[str],
-    tool_choices: Sequence[AnswerChoices] = (),
+    answer_ends: Sequence[int] = (),
 ) -> TokenizedQuestions:
     """Tokenise a split with Ray Data and keep it in the object store.
 
@@ -82,8 +82,8 @@ def tokenize_questions(
         reserve_tokens: see `encode_question`.
         max_dialogue_tokens: longer dialogues are left out.
         tool_ids: every tool that a question may be answered with.
-        tool_choices: of each of them, where answers are to end with their last decision because no other token bears
-            loss; () = answers are whole.
+        answer_ends: how many tokens of the answer that names each of them are kept, where those behind bear no loss;
+            () = all.
 
     Raises:
         InputError: if nothing is left, or a question is answered with another tool.
@@ -98,7 +98,7 @@ def tokenize_questions(
             reserve_tokens,
             max_dialogue_tokens,
             {tool_id: number for number, tool_id in enumerate(tool_ids)},
-            [int(choices.depth.max(initial=0)) + 1 for choices in tool_choices],
+            answer_ends,
         ),
         batch_format="pyarrow",
         batch_size=512,
@@ -151,11 +151,14 @@ class QuestionTable:
             self._choices_of(index),
         )
 
+    def tools_of(self, index: int) -> list[int]:
+        """The right tools of a question by number; none of a dialogue."""
+        tools = self._answer_tools[int(index)]
+        return tools.values.to_pylist() if tools.is_valid else []
+
     def _choices_of(self, index: int) -> list[AnswerChoices] | None:
-        tools = self._answer_tools[index]
-        if not self._tool_choices or not tools.is_valid:
-            return None
-        return [self._tool_choices[number] for number in tools.values.to_pylist()]
+        tools = self.tools_of(index)
+        return [self._tool_choices[number] for number in tools] if self._tool_choices and tools else None
 
 
 def _inner_arrays(lists: Any) -> list[np.ndarray]:

@@ -50,6 +50,9 @@ class PrepareOptions(SourceOptions):
     val_frac: float = Field(
         default=0.05, ge=0, lt=1
     )  # of the training questions, where the source prescribes no val split
+    unseen_tools: float = Field(
+        default=0.0, ge=0, lt=1
+    )  # share of the tools that only test asks for; where no source prescribes splits
     leak: Literal["report", "drop"] = "report"  # drop = remove test questions whose pair or medium is in train or val
     missing_media: MissingMedia = "keep"  # records whose file is absent: keep = without a hash
     shard_rows: int = Field(default=10_000, ge=1)  # rows of one Parquet file
@@ -114,7 +117,7 @@ def _check_replaceable(folder: Location) -> None:
 
 def _split(records: Sequence[ToolRecord], options: PrepareOptions, seed: int) -> dict[str, list[ToolRecord]]:
     by_split: dict[str, list[ToolRecord]] = {split: [] for split in SPLITS}
-    splits = assign_splits(records, options.test_frac, options.val_frac, seed)
+    splits = assign_splits(records, options.test_frac, options.val_frac, seed, options.unseen_tools)
     for record, split in zip(records, splits, strict=True):
         by_split[split].append(replace(record, split=split))
     return by_split

@@ -12,11 +12,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.records.keys import group_key
 from data_pipeline.records.schema import SPLITS, ToolRecord
 
 
-def assign_splits(records: Sequence[ToolRecord], test_frac: float, val_frac: float, seed: int) -> list[str]:
+def assign_splits(
+    records: Sequence[ToolRecord], test_frac: float, val_frac: float, seed: int, unseen_tools: float = 0.0
+) -> list[str]:
     """Choose the split of every record; splits that a source prescribes stand.
 
     A question that belongs to a group of which another source prescribes the split goes there (training where it is
@@ -28,19 +31,30 @@ def assign_splits(records: Sequence[ToolRecord], test_frac: float, val_frac: flo
             prescribes none.
         val_frac: share of the remaining training questions that becomes the val split, where the source prescribes
             none.
-        seed: chooses the groups; the choice does not depend on the order of the records.
+        seed: chooses the groups and the tools held out; the choice does not depend on the order of the records.
+        unseen_tools: share of the tools that training never sees: all groups in which one of them is right are test.
 
     Returns:
         one of `SPLITS` for each record. A split may stay smaller than asked, where tools are too rare to spare.
 
     Raises:
-        InputError: some records of a source have a split and some have none.
+        InputError: some records of a source have a split and some have none, or splits are prescribed where tools are
+            to be held out.
     """
     prescribed = _prescribed_splits(records)
+    if unseen_tools and any(splits != {""} for splits in prescribed.values()):
+        names = ", ".join(source for source, splits in prescribed.items() if splits != {""})
+        raise InputError(
+            f"prepare.unseen_tools holds tools out of training, but {names} prescribes its splits; set "
+            "prepare.resplit=true."
+        )
     keys = [group_key(record) for record in records]
     settled: dict[str, str] = {}
     for split in reversed(SPLITS):  # training last, so that it wins
         settled |= {key: split for key, record in zip(keys, records, strict=True) if record.split == split}
+    held_out = _choose_tools(records, unseen_tools, seed)
+    unseen = {key for key, record in zip(keys, records, strict=True) if held_out.intersection(record.valid_tool_ids)}
+    settled |= dict.fromkeys(unseen, "test")
     splits = [record.split or settled.get(key, "train") for key, record in zip(keys, records, strict=True)]
     free = [i for i, record in enumerate(records) if not record.split and keys[i] not in settled]
     for index in _choose(records, keys, splits, free, test_frac, f"test:{seed}"):
@@ -49,6 +63,13 @@ def assign_splits(records: Sequence[ToolRecord], test_frac: float, val_frac: flo
     for index in _choose(records, keys, splits, training, val_frac, f"val:{seed}"):
         splits[index] = "val"
     return splits
+
+
+def _choose_tools(records: Sequence[ToolRecord], frac: float, seed: int) -> set[str]:
+    """The tools that training is not to see, out of those that are right for some record; "none of them" is no tool."""
+    tools = {tool_id for record in records for tool_id in record.valid_tool_ids} - {UNKNOWN_TOOL_ID}
+    ordered = sorted(tools, key=lambda tool_id: hashlib.sha256(f"unseen:{seed}:{tool_id}".encode()).digest())
+    return set(ordered[: round(frac * len(tools))])
 
 
 def _prescribed_splits(records: Sequence[ToolRecord]) -> dict[str, set[str]]:

@@ -13,6 +13,7 @@ PROMPT_VERSION = 1
 
 MEDIA = None  # stands for the media slot in a rendered prompt
 
+CARD_END = "\n### Assistant: "
 ANSWER_END = "}\n###"
 
 
@@ -29,6 +30,19 @@ def render_prompt(instruction: str, has_media: bool) -> tuple[str | None, ...]:
     if has_media:
         return ("### Human: <Img>", MEDIA, "</Img> " + instruction + "\n### Assistant: ")
     return ("### Human: ", instruction + "\n### Assistant: ")
+
+
+def render_card(name: str, description: str) -> tuple[str, str]:
+    """Render a tool's card, which the retriever reads as it reads a question (DESIGN, idea 10).
+
+    Args:
+        name: the tool's; "" leaves it out.
+        description: what it does, in a sentence or two; "" where the source does not say.
+
+    Returns:
+        what may be cut at its end, and what follows it.
+    """
+    return "### Tool: " + ": ".join(filter(None, (name, description))), CARD_END
 
 
 def render_target(tool_id: str) -> str:

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from data_pipeline.batches.cards import RetrievalTerms
 from data_pipeline.batches.packing import PackedBatch
 from data_pipeline.errors import InputError
 from model.llm.attention import AttentionBackend, AttentionWindow, build_mask
 from model.llm.backbone import attach_adapter, load_backbone, load_tokenizer, takes_packs
 from model.llm.choice_loss import compute_choice_loss
 from model.llm.config import ModelConfig
+from model.llm.retrieval_loss import compute_retrieval_loss
 
 
 class MllmOutput(NamedTuple):
@@ -33,6 +35,8 @@ class MllmOutput(NamedTuple):
         n_correct: float32 scalar, weighted number of token targets that the largest logit hits.
         n_choices: float32 scalar, decisions under the trie that bear loss.
         n_chosen: float32 scalar, those of them at which the right child has the largest logit.
+        n_asked: float32 scalar, questions with cards beside them.
+        n_found: float32 scalar, those of them whose nearest card is a right one.
     """
 
     loss_sum: Tensor
@@ -40,6 +44,8 @@ class MllmOutput(NamedTuple):
     n_correct: Tensor
     n_choices: Tensor
     n_chosen: Tensor
+    n_asked: Tensor
+    n_found: Tensor
 
 
 class TokenLoss(NamedTuple):
@@ -125,7 +131,7 @@ class ToolLLM(nn.Module):
             batch: input_ids [B, T], loss_position [L], loss_target [L], loss_weight [L], media_position [M], media
                 [M, E]; for packs also position_ids [B, T] and subtree_end [B, T]: without these, rows are plain
                 causal chains; for losses under a trie also the fields of `ChoiceTerms`, named "choice_position" and so
-                on.
+                on, for the retriever's those of `RetrievalTerms`, named "retrieval_question" and so on.
 
         Raises:
             InputError: for packs on a backbone that takes no position_ids or no 4-D mask, or whose attention window
@@ -150,12 +156,16 @@ class ToolLLM(nn.Module):
         weights = batch["loss_weight"]
         positions = torch.cat([batch["loss_position"], batch.get("choice_position", batch["loss_position"][:0])])
         logits = causal_lm.get_output_embeddings()(hidden.flatten(0, 1)[positions])  # [L + C, V]
-        tokens = compute_loss(logits[: len(weights)], batch["loss_target"], weights)
-        if "choice_position" not in batch:
-            none = torch.zeros_like(tokens.n_correct)
-            return MllmOutput(*tokens, n_choices=none, n_chosen=none)
-        choice_loss, n_choices, n_chosen = compute_choice_loss(logits[len(weights) :], batch)
-        return MllmOutput(*tokens, n_choices, n_chosen)._replace(loss_sum=tokens.loss_sum + choice_loss)
+        loss_sum, weight_sum, n_correct = compute_loss(logits[: len(weights)], batch["loss_target"], weights)
+        n_choices = n_chosen = torch.zeros_like(n_correct)
+        if "choice_position" in batch:
+            choice_loss, n_choices, n_chosen = compute_choice_loss(logits[len(weights) :], batch)
+            loss_sum = loss_sum + choice_loss
+        n_asked = n_found = torch.zeros_like(n_correct)
+        if "retrieval_question" in batch:
+            retrieval_loss, n_asked, n_found = compute_retrieval_loss(hidden.flatten(0, 1), batch)
+            loss_sum = loss_sum + retrieval_loss
+        return MllmOutput(loss_sum, weight_sum, n_correct, n_choices, n_chosen, n_asked, n_found)
 
     def embed_prompt(self, input_ids: Tensor, media: Tensor | None) -> Tensor:
         """Embed prompts for decoding.
@@ -234,7 +244,12 @@ class ToolLLM(nn.Module):
                 parameter.copy_(state[name])
 
 
-def to_tensors(batch: PackedBatch, media: np.ndarray | None, device: torch.device | str) -> dict[str, Tensor]:
+def to_tensors(
+    batch: PackedBatch,
+    media: np.ndarray | None,
+    device: torch.device | str,
+    retrieval: RetrievalTerms | None = None,
+) -> dict[str, Tensor]:
     """What `ToolLLM.forward` takes.
 
     Args:
@@ -242,6 +257,7 @@ def to_tensors(batch: PackedBatch, media: np.ndarray | None, device: torch.devic
         media: float [M, E], the vectors of the batch's media slots in their order: rows `batch.media_row` of the
             corpus' matrix; None where there is no slot.
         device: to put the tensors on.
+        retrieval: what the batch's questions are to be nearest to; None or without cards: no such loss.
 
     Raises:
         InputError: there are not as many vectors as slots.
@@ -263,6 +279,9 @@ def to_tensors(batch: PackedBatch, media: np.ndarray | None, device: torch.devic
     if len(batch.choices.question):
         for name, values in vars(batch.choices).items():
             arrays[f"choice_{name}"] = values.astype(np.float32 if name.endswith("weight") else np.int64)
+    if retrieval is not None and len(retrieval.card):
+        for name, values in vars(retrieval).items():
+            arrays[f"retrieval_{name}"] = values.astype(np.float32 if name == "weight" else np.int64)
     if batch.layout == "packed":
         arrays["position_ids"] = batch.position_ids.astype(np.int64)
         arrays["subtree_end"] = batch.subtree_end.astype(np.int64)

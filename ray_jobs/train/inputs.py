@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 
+from data_pipeline.batches.cards import CardForm, encode_card
 from data_pipeline.batches.choices import AnswerChoices
 from data_pipeline.batches.encoding import encode_dialogue, encode_question, longest_answer
 from data_pipeline.batches.paper_sampler import PaperPlan
@@ -73,14 +75,15 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
         reserve_tokens,
         spec.train.max_dialogue_tokens,
         tool_ids,
-        tool_choices if spec.train.loss.tokens == 0 else (),
+        _find_ends(spec, tool_choices, len(tool_ids)),
     )
     if split.n_too_long:
         print(
             f"train: {split.n_too_long} dialogues are left out: longer than {spec.train.max_dialogue_tokens} tokens "
             "(train.max_dialogue_tokens)"
         )
-    form = _build_form(spec, split, tokenizer.pad_token_id or 0, tool_choices)
+    cards = _build_cards(spec, corpus, train_records, tokenizer) if spec.train.loss.retrieval else None
+    form = _build_form(spec, split, tokenizer.pad_token_id or 0, tool_choices, cards)
     seen_tool_ids = called_tool_ids(train_records)
     validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus, seen_tool_ids)
     return TrainInputs(model_config, vectors, split, build_plan(spec, split), form, validation)
@@ -95,7 +98,11 @@ def _list_choices(spec: RunSpec, tokenizer: Any, tool_ids: tuple[str, ...]) -> t
 
 
 def _build_form(
-    spec: RunSpec, split: TokenizedQuestions, pad_id: int, tool_choices: tuple[AnswerChoices, ...]
+    spec: RunSpec,
+    split: TokenizedQuestions,
+    pad_id: int,
+    tool_choices: tuple[AnswerChoices, ...],
+    cards: CardForm | None,
 ) -> BatchForm:
     loss = spec.train.loss
     if loss.tokens == 0 and split.is_dialogue.any():
@@ -111,6 +118,30 @@ def _build_form(
         token_weight=loss.tokens,
         answer_weight=loss.answers,
         set_weight=loss.answer_set,
+        cards=cards,
+        retrieval_weight=loss.retrieval,
+    )
+
+
+def _find_ends(spec: RunSpec, tool_choices: tuple[AnswerChoices, ...], n_tools: int) -> list[int]:
+    """How much of each tool's answer bears loss: without the papers' loss its decisions; [] for all of it."""
+    if spec.train.loss.tokens:
+        return []
+    if not tool_choices:
+        return [1] * n_tools  # no token of an answer counts, and one that is its last is not even laid out
+    return [int(choices.depth.max(initial=0)) + 1 for choices in tool_choices]
+
+
+def _build_cards(spec: RunSpec, corpus: Corpus, records: list[ToolRecord], tokenizer: Any) -> CardForm:
+    """Of the tools that some training question asks for: a tool held out of training is no wrong answer either."""
+    tools = [corpus.catalog[tool_id] for tool_id in corpus.catalog.selection_tool_ids]
+    asked = {tool_id for record in records if not record.is_dialogue for tool_id in record.valid_tool_ids}
+    return CardForm(
+        tools=np.array([number for number, tool in enumerate(tools) if tool.tool_id in asked], dtype=np.int64),
+        named=tuple(encode_card(tokenizer, tool) for tool in tools),
+        nameless=tuple(encode_card(tokenizer, tool, has_name=False) for tool in tools),
+        n_cards=spec.train.loss.retrieval_cards,
+        seed=spec.seed,
     )
 
 

@@ -61,13 +61,15 @@ class TrainJob:
 
 @dataclass
 class StepSums:
-    """Sums of one optimizer step on this rank: loss, token targets hit and their weight, decisions hit and there."""
+    """Sums of one optimizer step on this rank: loss, what was hit of what there was, rows, seconds of waiting."""
 
     loss: float = 0.0
     hits: float = 0.0
     targets: float = 0.0
     chosen: float = 0.0
     choices: float = 0.0
+    found: float = 0.0
+    asked: float = 0.0
     rows: float = 0.0
     wait_s: float = 0.0
 
@@ -134,7 +136,7 @@ def run_training(job: TrainJob) -> None:
             torch.manual_seed(_dropout_seed(spec.seed, step, rank))
             lr = learning_rate(spec.train, step, total_steps)
             set_learning_rates(engine, lr, adapter_open=step >= projector_steps)
-        output = engine(to_tensors(micro.batch, micro.media, engine.device))
+        output = engine(to_tensors(micro.batch, micro.media, engine.device, micro.retrieval))
         # DeepSpeed averages gradients over the ranks; the step's loss is a mean over all its answer tokens.
         engine.backward(output.loss_sum * (world_size / micro.step_weight))
         sums.loss += float(output.loss_sum.detach())
@@ -142,6 +144,8 @@ def run_training(job: TrainJob) -> None:
         sums.targets += float(output.weight_sum)
         sums.chosen += float(output.n_chosen)
         sums.choices += float(output.n_choices)
+        sums.found += float(output.n_found)
+        sums.asked += float(output.n_asked)
         sums.rows += micro.batch.n_rows
         sums.wait_s += wait_s
         if not micro.is_last:
@@ -252,4 +256,6 @@ def _reduce(sums: StepSums, micro: MicroStep, world_size: int, device: torch.dev
         metrics["train/token_accuracy"] = summed.hits / summed.targets
     if summed.choices:
         metrics["train/choice_accuracy"] = summed.chosen / summed.choices
+    if summed.asked:
+        metrics["train/retrieval_accuracy"] = summed.found / summed.asked
     return metrics

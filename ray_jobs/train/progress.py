@@ -85,6 +85,10 @@ class StepProgress:
 
 
 def _name_accuracies(metrics: dict[str, float]) -> str:
-    """Of the tokens and of the decisions, as far as the loss is about them; each with a space behind it."""
-    names = {"token_acc": "train/token_accuracy", "choice_acc": "train/choice_accuracy"}
+    """Those of what the loss is about, each with a space behind it."""
+    names = {
+        "token_acc": "train/token_accuracy",
+        "choice_acc": "train/choice_accuracy",
+        "retrieval_acc": "train/retrieval_accuracy",
+    }
     return "".join(f"{short}={metrics[name]:.3f} " for short, name in names.items() if name in metrics)

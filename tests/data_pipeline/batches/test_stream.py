@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import ray.data
 
+from data_pipeline.batches.cards import CardForm
 from data_pipeline.batches.choices import AnswerChoices
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID, encode_question
 from data_pipeline.batches.packing import Layout
@@ -285,7 +286,30 @@ def test_losses_under_the_trie_are_means_over_answers_and_questions(split: Token
 
 
 def test_answers_end_with_their_last_decision_where_no_other_token_bears_loss() -> None:
-    trie = tuple(AnswerChoices(np.array([2]), np.array([0]), (np.arange(9, dtype=np.int32),)) for _ in TOOLS)
+    ends = [3] * len(TOOLS)
     records = [record for record in RECORDS[:9] if not record.has_media]
-    cut = tokenize_questions(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, 2048, TOOLS, trie)
+    cut = tokenize_questions(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, 2048, TOOLS, ends)
     assert (cut.loss_weight == 3 * cut.index.n_rows).all()
+
+
+def test_cards_of_right_tools_and_others_stand_beside_the_questions(split: TokenizedQuestions, steps: int) -> None:
+    cards = [np.array([1, 50 + number], dtype=np.int32) for number in range(len(TOOLS))]
+    seen = np.array([0, 1, 2, 4])
+    card_form = CardForm(seen, tuple(cards), tuple(cards), n_cards=4, seed=1)
+    form = BatchForm("packed", PAD_ID, token_weight=0.0, cards=card_form, retrieval_weight=3.0)
+    weights: dict[int, float] = defaultdict(float)
+    for micro in (micro for rank in range(2) for micro in stream(split, rank, 2, 0, steps, form)):
+        batch, terms = micro.batch, micro.retrieval
+        ids = batch.input_ids.ravel()
+        shown = [int(ids[position]) - 50 for position in terms.card]
+        right = {tool_id for q in batch.question_index if q >= 0 for tool_id in RECORDS[q].valid_tool_ids}
+        assert {TOOLS[tool] for tool in shown} >= right
+        assert len(shown) == len(set(shown)) == max(4, len(right))
+        if "t5" not in right:
+            assert TOOLS.index("t5") not in shown, "held out of training, so no wrong answer either"
+        for row, q in enumerate(q for q in batch.question_index if q >= 0):
+            assert ids[terms.question[row]] == ord(" ") + 3, "the last token of '### Assistant: '"
+            expected = [TOOLS[tool] in RECORDS[q].valid_tool_ids for tool in shown]
+            assert terms.is_right[row].astype(bool).tolist() == expected
+        weights[micro.step] += float(terms.weight.sum()) / micro.step_weight
+    assert list(weights.values()) == pytest.approx([3.0] * steps)
