@@ -99,6 +99,12 @@ class Bundle:
         return self.info.encoder_name
 
     @property
+    def finds_cards(self) -> bool:
+        """Whether it was trained to find tools by their descriptions (`train.loss.retrieval`)."""
+        loss = self.info.resolved_config.get("train", {}).get("loss", {})
+        return isinstance(loss, dict) and loss.get("retrieval", 0) > 0
+
+    @property
     def encoder_id(self) -> str:
         return self.info.encoder_id
 

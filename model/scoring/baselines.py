@@ -1,6 +1,7 @@
-"""Two baselines that a trained model has to beat: the most frequent tools, and the nearest training question.
+"""Baselines that a trained model has to beat: the most frequent tools, the nearest training question, the nearest
+description.
 
-Both return raw answers, so the scorer treats them like a model's; their rules see the training split alone.
+The first two return raw answers, so the scorer treats them like a model's; their rules see the training split alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
 from data_pipeline.records.prompts import ANSWER_END, render_target
 from data_pipeline.records.schema import Modality, ToolRecord
 
@@ -83,6 +85,26 @@ def knn_baseline(
             for row, scores in zip(batch, similarity, strict=True):
                 answers[row] = _name_tools(scores, train_rows, train_tools, k)
     return answers
+
+
+def description_baseline(tools: Sequence[Tool], records: Sequence[ToolRecord], k: int = 1) -> list[list[str]]:
+    """Name the tools whose descriptions are nearest to the question by tf-idf over words; no training at all.
+
+    Args:
+        tools: to choose from, names and descriptions.
+        records: the questions.
+        k: different tools to name.
+
+    Returns:
+        one list of `k` tool ids per question, the nearest first; ties go by the order of the tools.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # a second of import time
+
+    counter = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
+    cards: Any = counter.fit_transform([f"{tool.tool_id} {tool.description}" for tool in tools])
+    similarity = (counter.transform([record.instruction for record in records]) @ cards.T).toarray()  # [Q, K]
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return [[tools[tool].tool_id for tool in row] for row in nearest]
 
 
 def _name_tools(scores: np.ndarray, train_rows: np.ndarray, train_tools: Sequence[list[str]], k: int) -> list[str]:

@@ -96,8 +96,8 @@ class _Worker:
         import deepspeed
 
         from model.llm.tool_llm import ToolLLM
-        from ray_jobs.config import TrainOptions
         from ray_jobs.train.zero import disable_compiled_collectives, start_engine
+        from ray_jobs.train_options import TrainOptions
 
         disable_compiled_collectives()
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False, rank=0, world_size=1)

@@ -31,7 +31,7 @@ from model.llm.backbone import attach_adapter, load_backbone
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
 from model.tiny.backbone import build_tiny_backbone
-from ray_jobs.config import TrainOptions
+from ray_jobs.train_options import TrainOptions
 
 # right answers per distinct (medium, question) pair of ToolMMBench's test file (3/5 of it, all modalities in the
 # benchmark's own mix) -> pairs; 72 % have several. The audio and video training files alone have fewer: 4.1 on average.

@@ -1,5 +1,5 @@
 """`evaluate`: decode the test split on Ray Data actors and score it as the papers do: its tool questions as MLLM-Tool
-does, its dialogues as GPT4Tools does, both if it holds both."""
+does, its dialogues as GPT4Tools does, both if it holds both; and the retriever, where one was trained."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ray_jobs.config import RunSpec
 from ray_jobs.evaluate.actors import TrainedModel
 from ray_jobs.evaluate.dialogues import DialogueEvaluation, evaluate_dialogues
 from ray_jobs.evaluate.questions import QuestionEvaluation, evaluate_questions
+from ray_jobs.evaluate.retrieval import RetrievalEvaluation, evaluate_retrieval
 from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.features import load_media_vectors, separate_usable
 from ray_jobs.train.job import TrainSummary
@@ -29,6 +30,7 @@ class Evaluation:
     """What was evaluated, None where the test split holds nothing of the kind, and all numbers."""
 
     questions: QuestionEvaluation | None
+    retrieval: RetrievalEvaluation | None
     dialogues: DialogueEvaluation | None
     summary: dict[str, Any]
 
@@ -57,13 +59,24 @@ def evaluate(spec: RunSpec) -> Evaluation:
     test_dialogues = [record for record in test_records if record.is_dialogue][: spec.evaluate.max_questions]
     vectors = load_media_vectors(spec, corpus, train_records + test_records)
     usable, unusable = separate_usable(test_questions, vectors)
-    questions = dialogues = None
-    if usable:
+    questions = retrieval = dialogues = None
+    train_questions = [record for record in train_records if not record.is_dialogue]
+    loss = spec.train.loss
+    if usable and loss.retrieval:
+        retrieval = evaluate_retrieval(
+            model,
+            [corpus.catalog[tool_id] for tool_id in corpus.catalog.selection_tool_ids],
+            summary.max_target_tokens,
+            train_questions,
+            usable[: spec.evaluate.max_questions],
+            vectors,
+        )
+    if usable and loss.names_tools:
         questions = evaluate_questions(
             model,
             corpus.catalog.selection_tool_ids,
             summary.max_target_tokens,
-            [record for record in train_records if not record.is_dialogue],
+            train_questions,
             usable[: spec.evaluate.max_questions],
             vectors,
             len(unusable),
@@ -71,15 +84,15 @@ def evaluate(spec: RunSpec) -> Evaluation:
     if test_dialogues:
         max_tokens = spec.train.max_dialogue_tokens
         dialogues = evaluate_dialogues(model, test_dialogues, max_tokens, called_tool_ids(train_records))
-    if questions is None and dialogues is None:
+    if questions is None and retrieval is None and dialogues is None:
         raise InputError(
             f"nothing of the test split can be used: {len(unusable)} questions have no media vector, "
             f"{len(test_dialogues)} dialogues are longer than train.max_dialogue_tokens = "
             f"{spec.train.max_dialogue_tokens}."
         )
-    result = ({} if questions is None else questions.result) | (
-        {} if dialogues is None else {"dialogues": dialogues.to_json()}
-    )
+    result = {} if questions is None else questions.result
+    result |= {} if retrieval is None else {"retrieval": retrieval.result}
+    result |= {} if dialogues is None else {"dialogues": dialogues.to_json()}
     folder = spec.run_dir / FOLDER
     with storage.replacing_folder(folder) as new, storage.staged_locally(new) as local:
         if questions is not None:
@@ -87,14 +100,14 @@ def evaluate(spec: RunSpec) -> Evaluation:
             questions.write(local, positions, corpus.manifest.get("merged_source_indexes", {}))
         if dialogues is not None:
             dialogues.write(local)
-        sections = [part.to_markdown() for part in (questions, dialogues) if part is not None]
+        sections = [part.to_markdown() for part in (questions, retrieval, dialogues) if part is not None]
         storage.write_file(local / REPORT_FILE, "\n".join(["# Evaluation\n", *sections]))
         storage.write_file(local / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
     tracker = RunLogger(spec.tracking_uri, summary.mlflow_run_id, spool_dir=spec.spool_dir)
     tracker.log_metrics(name_metrics(result))
     tracker.log_artifacts(storage.fetch_folder(folder), FOLDER)
     tracker.close()
-    return Evaluation(questions, dialogues, result)
+    return Evaluation(questions, retrieval, dialogues, result)
 
 
 def name_metrics(result: dict[str, Any], prefix: str = "eval") -> dict[str, float]:

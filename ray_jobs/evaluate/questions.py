@@ -106,12 +106,13 @@ class Decoder:
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
         prompts = [self._prompt(row, "media") for row in rows]
-        shuffled = [self._prompt(row, "shuffled_media") for row in rows]
         options = self._options
         also = [UNKNOWN_TOOL_ID] if UNKNOWN_TOOL_ID in self._trie.choices else []
         ranked = top_k_tools(self._mllm, prompts, options.top_k, self._trie, also=also)
         free = generate_free(self._mllm, prompts, max_new_tokens=options.free_max_new_tokens)
-        ablated = top_k_tools(self._mllm, shuffled, 1, self._trie)
+        ablated = ranked
+        if any(row["media"] is not None for row in rows):  # of text there is nothing to shuffle
+            ablated = top_k_tools(self._mllm, [self._prompt(row, "shuffled_media") for row in rows], 1, self._trie)
         return pa.table(
             {
                 "position": batch["position"],

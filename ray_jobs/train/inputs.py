@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,7 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
     form = _build_form(spec, split, tokenizer.pad_token_id or 0, tool_choices, cards)
     seen_tool_ids = called_tool_ids(train_records)
     validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus, seen_tool_ids)
+    validation = replace(validation, cards=cards.named if cards else (), names_tools=spec.train.loss.names_tools)
     return TrainInputs(model_config, vectors, split, build_plan(spec, split), form, validation)
 
 

@@ -22,12 +22,13 @@ from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
-from ray_jobs.config import RunSpec, TrainOptions
+from ray_jobs.config import RunSpec
 from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.checkpoint import CheckpointStore, Cursor, load_cursor, load_metrics, load_moments, load_parameters
 from ray_jobs.train.progress import StepProgress
 from ray_jobs.train.schedule import learning_rate
 from ray_jobs.train.validation import SCORE_KEY, ValidationSet, validate
+from ray_jobs.train_options import TrainOptions
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class StepProgress:
             for group in groups
         }
         shown |= {f"val_{name}": report.get(f"val/dialogues/{name}") for name in ("sr_t", "sr", "malformed_frac")}
+        shown["val_retrieval"] = report.get("val/retrieval_accuracy")
         scores = " ".join(f"{name}={value:.3f}" for name, value in shown.items() if value is not None)
         if self._is_shown:
             tell_line(

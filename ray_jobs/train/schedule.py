@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ray_jobs.config import TrainOptions
+from ray_jobs.train_options import TrainOptions
 
 
 def learning_rate(train: TrainOptions, step: int, total_steps: int) -> float:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
 from model.decode.dialogue import generate_dialogue
+from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import Prompt, greedy_tools
 from model.decode.trie import ChoiceTrie
 from model.llm.tool_llm import ToolLLM
@@ -24,6 +25,7 @@ from model.scoring.selection import SelectionScores, score_records
 
 SCORE_KEY = "val/score"  # what the best checkpoint is best at: the mean over the tasks that are validated
 ACCURACY_KEY = "val/tool_accuracy"
+RETRIEVAL_KEY = "val/retrieval_accuracy"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class ValidationSet:
         batch_size: prompts decoded together.
         dialogues: the dialogues.
         dialogue_ids: int32 [P] for each, the prompt.
+        cards: int32 [T] of each tool's card, in the order of `tool_ids`; () where no retriever is trained.
+        names_tools: whether the model is trained to write answers to questions.
         seen_tool_ids: tools that training dialogues call.
         turn_max_new_tokens: longest turn.
     """
@@ -49,6 +53,8 @@ class ValidationSet:
     batch_size: int
     dialogues: list[ToolRecord] = field(default_factory=list)
     dialogue_ids: list[np.ndarray] = field(default_factory=list)
+    cards: tuple[np.ndarray, ...] = ()
+    names_tools: bool = True
     seen_tool_ids: frozenset[str] = frozenset()
     turn_max_new_tokens: int = 128
 
@@ -65,11 +71,13 @@ def validate(mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: in
     """
     metrics: dict[str, float] = {}
     with _gathered_head(mllm) if lockstep else nullcontext():
-        if validation.records:
+        if validation.records and validation.names_tools:
             metrics |= _validate_questions(mllm, validation, rank, world_size, lockstep)
+        if validation.records and validation.cards:
+            metrics |= _validate_retrieval(mllm, validation, rank, world_size, lockstep)
         if validation.dialogues:
             metrics |= _validate_dialogues(mllm, validation, rank, world_size, lockstep)
-    task_scores = [metrics[key] for key in (ACCURACY_KEY, "val/dialogues/sr") if key in metrics]
+    task_scores = [metrics[key] for key in (ACCURACY_KEY, RETRIEVAL_KEY, "val/dialogues/sr") if key in metrics]
     return metrics | ({SCORE_KEY: float(np.mean(task_scores))} if task_scores else {})
 
 
@@ -84,6 +92,26 @@ def _validate_questions(
 
     responses = _share_out(answer, len(validation.records), validation.batch_size, rank, world_size, lockstep)
     return _name_scores(score_records(validation.records, responses, validation.tool_ids))
+
+
+def _validate_retrieval(
+    mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: int, lockstep: bool
+) -> dict[str, float]:
+    """Share of the questions whose nearest card, of the whole catalogue's, is a right tool's."""
+    size = validation.batch_size
+    starts = range(0, len(validation.cards), size)
+    cards = np.concatenate(
+        [encode_vectors(mllm, [Prompt(card) for card in validation.cards[start : start + size]]) for start in starts]
+    )
+
+    def answer(chosen: Sequence[int]) -> list[list[str]]:
+        prompts = [Prompt(validation.prompt_ids[i], validation.media[i]) for i in chosen]
+        nearest = compare_with_cards(encode_vectors(mllm, prompts), cards).argmax(axis=1)
+        return [[validation.tool_ids[tool]] for tool in nearest]
+
+    answers = _share_out(answer, len(validation.records), size, rank, world_size, lockstep)
+    hits = [tool in record.valid_tool_ids for record, (tool,) in zip(validation.records, answers, strict=True)]
+    return {RETRIEVAL_KEY: float(np.mean(hits))}
 
 
 def _validate_dialogues(

@@ -22,7 +22,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from model.llm.tool_llm import ToolLLM
-from ray_jobs.config import TrainOptions
+from ray_jobs.train_options import TrainOptions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_STEPS_PER_PRINT = 2**31

@@ -13,8 +13,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from data_pipeline.errors import InputError
-from ray_jobs.config import TrainOptions, TuneOptions
+from ray_jobs.config import TuneOptions
 from ray_jobs.train.validation import SCORE_KEY
+from ray_jobs.train_options import TrainOptions
 from ray_jobs.tune.space import MAX_DRAWS, Parameters, Space, ValueRange, identify, shorten_number
 from ray_jobs.tune.trials import TrialRecord
 

@@ -16,8 +16,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from data_pipeline.errors import InputError
-from ray_jobs.config import RunSpec, Section, TuneOptions
+from ray_jobs.config import RunSpec, TuneOptions
 from ray_jobs.train.job import NOT_IN_FINGERPRINT
+from ray_jobs.train_options import Section
 
 SECTIONS = ("train", "model")  # of what makes another training of the same corpus
 # but not: what leaves the training the same, what scores are compared on, what the run's own seed and lake overwrite

@@ -139,10 +139,10 @@ class ChatService:
         if artifact is not None:
             modality = artifact.modality
             _, data = await asyncio.to_thread(self.store.open, artifact.id)
-        names = (choice.named,) if choice.mode == "named" else tuple(tool.name for tool in choice.tools)
+        offered = [choice[choice.named]] if choice.mode == "named" else choice.tools
         k = max(2, request.top_logprobs or 0)  # the likeliest may be `unknown` where a call is required
-        tool_ids = None if choice.is_open else names
-        selection = await self._selector.select(request.base_model, conversation.words, k, data, modality, tool_ids)
+        tools = None if choice.is_open else tuple(Tool(tool.name, tool.description) for tool in offered)
+        selection = await self._selector.select(request.base_model, conversation.words, k, data, modality, tools)
         return selection.ranking
 
     # --- the agent's loop

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.records.catalog import Tool
 from serve.chat.served_models import ServedModels
 from serve.config import ServeArgs
 from serve.engine.calls import ask
@@ -53,7 +54,7 @@ class Selector:
         k: int,
         data: bytes | None = None,
         modality: str | None = None,
-        tool_ids: tuple[str, ...] | None = None,
+        tools: tuple[Tool, ...] | None = None,
     ) -> Selection:
         """Rank tools for one question.
 
@@ -63,7 +64,7 @@ class Selector:
             k: how many tools are wanted.
             data: the medium's bytes, or None.
             modality: what the request calls the medium, or None.
-            tool_ids: a caller's own tools, to choose among; None = the model's catalogue.
+            tools: a caller's own tools, to choose among; None = the model's catalogue.
 
         Raises:
             RequestError, MediaError: the words or the medium are at fault.
@@ -77,7 +78,7 @@ class Selector:
         encoded = time.perf_counter()
         vector: np.ndarray | None = None if medium is None else medium.vector
         with self.telemetry.waiting("Predictor"):
-            ranking = await self._questions.ask(SelectQuery(model, instruction, vector, k, tool_ids))
+            ranking = await self._questions.ask(SelectQuery(model, instruction, vector, k, tools))
         end = time.perf_counter()
         await self.models.learn(model, ranking.revision)
         return Selection(ranking, medium, encoded - start if medium else 0.0, end - encoded)

@@ -11,8 +11,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
+from data_pipeline.batches.cards import encode_card
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from model.decode.retrieval import CardSearch, encode_vectors
 from model.decode.tools import Prompt, RankedTool, ToolSearch
 from model.decode.trie import ChoiceTrie
 from model.decode.turn import TurnWriter
@@ -22,7 +26,8 @@ from model.llm.shared_backbone import SharedBackbone
 from serve.engine.messages import Ranking
 
 MAX_TRIES = 64  # of callers' own tools
-_Tools = tuple[str, tuple[str, ...] | None]  # a model, and a caller's own tools
+MAX_CARDS = 4096  # vectors of callers' own tools that are kept
+_Tools = tuple[str, tuple[Tool, ...] | None]  # a model, and a caller's own tools
 _Key = TypeVar("_Key", bound=Hashable)
 
 
@@ -32,14 +37,14 @@ class Question(NamedTuple):
     model: str
     prompt: Prompt
     k: int
-    tool_ids: tuple[str, ...] | None
+    tools: tuple[Tool, ...] | None
 
 
 @dataclass
 class _Group:
     """The questions of a batch that go to one model, over the same tools; their places in the batch."""
 
-    search: ToolSearch
+    search: ToolSearch | CardSearch
     trie: ChoiceTrie
     also: tuple[str, ...]
     questions: list[Question] = field(default_factory=list)
@@ -58,6 +63,7 @@ class Engine:
         self.tokenizer = self._shared.mllm.tokenizer
         self._catalog_tries = {name: self._build_trie(bundle) for name, bundle in bundles.items()}
         self._tries: OrderedDict[tuple[str, ...], ChoiceTrie] = OrderedDict()
+        self._cards: OrderedDict[tuple[str, Tool], np.ndarray] = OrderedDict()  # by revision of the bundle, and tool
         self._writer = TurnWriter(self._shared.mllm)
         self._n_read = 0
         self._groups: dict[_Tools, _Group] = {}
@@ -71,12 +77,12 @@ class Engine:
         """Run the prompts of a batch's first questions; `rank` brings the others, and answers all of them."""
         first = self._n_read
         self._n_read += len(questions)
-        for key, members in _group([(question.model, question.tool_ids) for question in questions]).items():
+        for key, members in _group([(question.model, question.tools) for question in questions]).items():
             places = [first + i for i in members]
             asked = [questions[i] for i in members]
             try:
-                group = self._groups.get(key) or self._open_group(*key)
                 self._shared.activate(key[0])
+                group = self._groups.get(key) or self._open_group(*key)
                 group.search.add([question.prompt for question in asked], max(question.k for question in asked))
             except InputError as error:
                 self._faults |= dict.fromkeys(places, error)
@@ -138,12 +144,35 @@ class Engine:
         """What was read for a batch."""
         self._n_read, self._groups, self._faults = 0, {}, {}
 
-    def _open_group(self, name: str, tool_ids: tuple[str, ...] | None) -> _Group:
-        catalog = self._shared.bundles[name].catalog
-        also = (UNKNOWN_TOOL_ID,) if UNKNOWN_TOOL_ID in catalog else ()
-        trie = self._catalog_tries[name] if tool_ids is None else self._own_trie((*tool_ids, *also))
-        group = self._groups[name, tool_ids] = _Group(ToolSearch(self._shared.mllm, trie, also), trie, also)
+    def _open_group(self, name: str, tools: tuple[Tool, ...] | None) -> _Group:
+        """A caller's own tools are chosen by their descriptions where the model learnt to, else by their names."""
+        bundle, mllm = self._shared.bundles[name], self._shared.mllm
+        also = (UNKNOWN_TOOL_ID,) if UNKNOWN_TOOL_ID in bundle.catalog else ()
+        if tools is None:
+            trie = self._catalog_tries[name]
+        else:
+            trie = self._own_trie((*(tool.tool_id for tool in tools), *also))
+        search: ToolSearch | CardSearch = ToolSearch(mllm, trie, also)
+        if tools is not None and bundle.finds_cards:
+            known = {tool.tool_id: tool for tool in (*(bundle.catalog[tool_id] for tool_id in also), *tools)}
+            offered = [known[tool_id] for tool_id in trie.choices]
+            search = CardSearch(mllm, trie.choices, self._encode_cards(bundle.revision, offered), also)
+        group = self._groups[name, tools] = _Group(search, trie, also)
         return group
+
+    def _encode_cards(self, revision: str, tools: Sequence[Tool]) -> np.ndarray:
+        """float32 [K, D]: the tools' vectors, those that are new by one pass of the model that is active."""
+        new = [tool for tool in tools if (revision, tool) not in self._cards]
+        if new:
+            prompts = [Prompt(encode_card(self.tokenizer, tool)) for tool in new]
+            for tool, vector in zip(new, encode_vectors(self._shared.mllm, prompts), strict=True):
+                self._cards[revision, tool] = vector
+        for tool in tools:
+            self._cards.move_to_end((revision, tool))
+        vectors = np.stack([self._cards[revision, tool] for tool in tools])
+        while len(self._cards) > MAX_CARDS:
+            self._cards.popitem(last=False)
+        return vectors
 
     def _own_trie(self, tool_ids: tuple[str, ...]) -> ChoiceTrie:
         tool_ids = tuple(dict.fromkeys(tool_ids))

@@ -34,14 +34,14 @@ class SelectQuery:
         instruction: the question's words.
         vector: [E] float32, or None without a medium.
         k: how many tools are wanted.
-        tool_ids: a caller's own tools, to choose among; None = the model's catalogue.
+        tools: a caller's own tools, to choose among; None = the model's catalogue.
     """
 
     model: str
     instruction: str
     vector: np.ndarray | None
     k: int
-    tool_ids: tuple[str, ...] | None = None
+    tools: tuple[Tool, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from data_pipeline.errors import InputError
-from ray_jobs.config import CONFIGS, RunSpec, TrainOptions, config_names, load_run_spec
+from ray_jobs.config import CONFIGS, RunSpec, config_names, load_run_spec
+from ray_jobs.train_options import TrainOptions
 
 
 def test_defaults_hold_without_a_file() -> None:

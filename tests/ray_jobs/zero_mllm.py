@@ -18,7 +18,7 @@ from toy_batches import build_toy_mllm, toy_media, toy_questions
 from data_pipeline.batches.encoding import EncodedQuestion
 from data_pipeline.batches.packing import build_micro_batch
 from model.llm.tool_llm import ToolLLM, to_tensors
-from ray_jobs.config import TrainOptions
+from ray_jobs.train_options import TrainOptions
 
 N_RANKS, N_QUESTIONS = 2, 4
 LR, LORA_PLUS_RATIO = 1e-2, 4.0

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ray_jobs.config import TrainOptions
+from ray_jobs.train_options import TrainOptions
 
 N_STEPS, BREAK_AFTER = 6, 3
 N_ROWS, N_CHUNKS = 8, 4  # of a step

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_jobs.config import TrainOptions
 from ray_jobs.train.schedule import learning_rate, linear_lr, reference_lr, reference_warmup
+from ray_jobs.train_options import TrainOptions
 
 PEAK = 5e-4
 

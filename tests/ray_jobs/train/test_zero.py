@@ -16,8 +16,8 @@ from torch import Tensor
 from data_pipeline.errors import InputError
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
-from ray_jobs.config import TrainOptions, check_training
 from ray_jobs.train.zero import MOMENTS, deepspeed_config, parameter_groups
+from ray_jobs.train_options import TrainOptions, check_training
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "model"))  # the ranks import these modules by name as well
 sys.path.insert(0, str(Path(__file__).parents[1]))

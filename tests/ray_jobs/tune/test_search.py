@@ -10,8 +10,9 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from data_pipeline.errors import InputError
-from ray_jobs.config import RunSpec, TrainOptions, TuneOptions
+from ray_jobs.config import RunSpec, TuneOptions
 from ray_jobs.train.validation import SCORE_KEY
+from ray_jobs.train_options import TrainOptions
 from ray_jobs.tune.search import (
     ListedTrials,
     OptunaTrials,

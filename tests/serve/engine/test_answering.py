@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
 
+from data_pipeline.batches.cards import encode_card
 from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
+from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import Prompt
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
+from serve.engine import answering
 from serve.engine.answering import Engine, Question
 from serve.engine.messages import Ranking
 
@@ -23,10 +29,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def _ask(
-    engine: Engine, model: str, words: str, k: int, tool_ids: tuple[str, ...] | None = None, sees: bool = False
+    engine: Engine, model: str, words: str, k: int, tools: tuple[Tool, ...] | None = None, sees: bool = False
 ) -> Question:
     vector = np.linspace(-1, 1, ENCODER_DIM, dtype=np.float32) if sees else None
-    return Question(model, Prompt(encode_question(engine.tokenizer, words, sees, ()).prompt_ids, vector), k, tool_ids)
+    return Question(model, Prompt(encode_question(engine.tokenizer, words, sees, ()).prompt_ids, vector), k, tools)
 
 
 def _tools(answer: Ranking | InputError) -> list[tuple[str, float]]:
@@ -35,7 +41,7 @@ def _tools(answer: Ranking | InputError) -> list[tuple[str, float]]:
 
 
 def test_a_mixed_batch_is_answered_as_each_question_alone(engine: Engine) -> None:
-    own = ("sharpen", "blur-faces")
+    own = (Tool("sharpen"), Tool("blur-faces", "Makes faces unknowable."))
     questions = [
         _ask(engine, "a", "Improve this", 1),
         _ask(engine, "b", "Improve this", 4, sees=True),
@@ -55,7 +61,7 @@ def test_a_mixed_batch_is_answered_as_each_question_alone(engine: Engine) -> Non
         assert isinstance(answer, Ranking)
         assert answer.n_prompt_tokens == len(question.prompt.prompt_ids)
         names = [tool.tool_id for tool, _ in answer.tools]
-        offered = {*(question.tool_ids or CATALOG.selection_tool_ids), "unknown"}
+        offered = {*(tool.tool_id for tool in question.tools or CATALOG), "unknown"}
         assert set(names) <= offered
         assert "unknown" in names, "told whatever k is"
         assert len(names) == question.k + ("unknown" not in names[: question.k])
@@ -64,7 +70,7 @@ def test_a_mixed_batch_is_answered_as_each_question_alone(engine: Engine) -> Non
 
 def test_a_fault_belongs_to_its_question(engine: Engine) -> None:
     good = _ask(engine, "a", "Improve this", 2)
-    bad = _ask(engine, "a", "Improve this", 0, ("sharpen",))
+    bad = _ask(engine, "a", "Improve this", 0, (Tool("sharpen"),))
     misfit = good._replace(prompt=Prompt(_ask(engine, "a", "x", 1, sees=True).prompt.prompt_ids, np.zeros(3)))
     expected = _tools(engine.rank([good])[0])
     engine.read([good, bad])
@@ -86,3 +92,54 @@ def test_a_turn_that_has_no_room_is_told_in_its_place(engine: Engine) -> None:
 
 def test_room_is_left_for_the_longest_answer_as_in_training(engine: Engine) -> None:
     assert engine.longest_answer("a") == longest_answer(engine.tokenizer, CATALOG.selection_tool_ids) > 5
+
+
+def test_a_model_that_finds_cards_chooses_among_a_callers_tools_by_their_descriptions(engine: Engine) -> None:
+    bundles = {
+        name: replace(
+            bundle, info=bundle.info.model_copy(update={"resolved_config": {"train": {"loss": {"retrieval": 1.0}}}})
+        )
+        for name, bundle in engine._shared.bundles.items()
+    }
+    finder = Engine(bundles, "cpu", None)
+    tools = (Tool("f1", "Improve this"), Tool("f2", "Human Img"))
+    swapped = (Tool("f1", "Human Img"), Tool("f2", "Improve this"))
+    words = "Improve this picture"
+
+    def probabilities(answer: Ranking | InputError) -> dict[str, float]:
+        return dict(_tools(answer))
+
+    first = probabilities(finder.rank([_ask(finder, "a", words, 3, tools)])[0])
+    assert set(first) == {"f1", "f2", "unknown"}
+    assert sum(first.values()) == pytest.approx(1, abs=1e-3)
+    renamed = (Tool("f1", "Improve this"), Tool("g2", "Human Img"))
+    other = probabilities(finder.rank([_ask(finder, "a", words, 3, renamed)])[0])
+    assert other["g2"] != first["f2"], "a name is part of the card"
+    assert first != probabilities(finder.rank([_ask(finder, "a", words, 3, swapped)])[0])
+    # by hand, without the engine: the softmax over the cosines of three cards
+    offered = [*tools, CATALOG["unknown"]]
+    finder._shared.activate("a")
+    cards = encode_vectors(finder._shared.mllm, [Prompt(encode_card(finder.tokenizer, tool)) for tool in offered])
+    question = encode_vectors(finder._shared.mllm, [_ask(finder, "a", words, 1).prompt])
+    expected = compare_with_cards(question, cards)[0]
+    assert list(first.values()) == pytest.approx(sorted(expected, reverse=True), abs=1e-4)
+    # over its own catalogue, and for the other model, each is asked in the same batch
+    together = finder.rank(
+        [_ask(finder, "b", words, 3, tools), _ask(finder, "a", words, 2), _ask(finder, "a", words, 3, tools)]
+    )
+    assert probabilities(together[2]) == first != probabilities(together[0])
+    assert _tools(together[1]) == _tools(engine.rank([_ask(engine, "a", words, 2)])[0])
+
+
+def test_vectors_of_cards_are_kept_and_the_oldest_forgotten(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "MAX_CARDS", 3)
+    engine._cards.clear()
+    first = engine._encode_cards("r", [Tool("x", "Improve"), Tool("y", "this")])
+    again = engine._encode_cards("r", [Tool("y", "this"), Tool("x", "Improve")])
+    assert np.array_equal(first[::-1], again)
+    engine._encode_cards("other", [Tool("x", "Improve"), Tool("z", "this")])
+    assert [(revision, tool.tool_id) for revision, tool in engine._cards] == [
+        ("r", "x"),
+        ("other", "x"),
+        ("other", "z"),
+    ]

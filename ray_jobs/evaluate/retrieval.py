@@ -1,0 +1,166 @@
+"""Evaluation of the retriever: questions against the cards of the whole catalogue, seen and unseen tools apart.
+
+A question counts as unseen if training was asked for none of its right tools (`prepare.unseen_tools`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.batches.cards import encode_card
+from data_pipeline.batches.encoding import encode_question, longest_answer
+from data_pipeline.markdown import render_table
+from data_pipeline.records.catalog import Tool
+from data_pipeline.records.prompts import render_target
+from data_pipeline.records.schema import ToolRecord
+from model.decode.retrieval import compare_with_cards, encode_vectors
+from model.decode.tree_cache import Prompt
+from model.llm.backbone import load_tokenizer
+from model.llm.tool_llm import ToolLLM
+from model.scoring.baselines import description_baseline
+from model.scoring.selection import score_records
+from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
+from ray_jobs.train.features import MediaVectors
+
+DEPTHS = (1, 5, 10)  # of Recall@K
+
+
+@dataclass(frozen=True)
+class RetrievalEvaluation:
+    """Scores of the retriever and of tf-idf on the descriptions.
+
+    Attributes:
+        result: {"retriever" or "tf-idf": {"all", "seen", "unseen": {"n", "acc", "acc_low", "acc_high", "recall@K"}}}.
+    """
+
+    result: dict[str, Any]
+
+    def to_markdown(self) -> str:
+        """The section of the report."""
+        rows = [
+            [
+                who,
+                group,
+                str(score["n"]),
+                f"{100 * score['acc']:.1f} [{100 * score['acc_low']:.1f}, {100 * score['acc_high']:.1f}]",
+                *(f"{100 * score[f'recall@{k}']:.1f}" for k in DEPTHS),
+            ]
+            for who, groups in self.result.items()
+            if isinstance(groups, dict)
+            for group, score in groups.items()
+        ]
+        header = ["by", "tools", "n", "Acc % [95 %]", *(f"Recall@{k} %" for k in DEPTHS)]
+        return "\n".join(
+            [
+                f"## Retrieval among the cards of {self.result['n_cards']} tools",
+                "",
+                render_table(header, rows),
+                "",
+                "Unseen: training was asked for none of the right tools. Recall@K = share of the right tools among the "
+                "K nearest cards; a question with more than K right tools cannot reach 1.",
+                "",
+            ]
+        )
+
+
+class VectorEncoder:
+    """Ray Data actor: a built model that turns prompts into vectors."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        self._mllm: ToolLLM = model.build()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = batch.to_pylist()
+        prompts = [
+            Prompt(
+                np.array(row["prompt_ids"], dtype=np.int32),
+                None if row["media"] is None else np.array(row["media"], dtype=np.float32),
+            )
+            for row in rows
+        ]
+        vectors = list(encode_vectors(self._mllm, prompts))
+        return pa.table({"position": batch["position"], "vector": pa.array(vectors, pa.list_(pa.float32()))})
+
+
+def evaluate_retrieval(
+    model: TrainedModel,
+    tools: Sequence[Tool],
+    max_target_tokens: int,
+    train_records: Sequence[ToolRecord],
+    records: Sequence[ToolRecord],
+    vectors: MediaVectors,
+) -> RetrievalEvaluation:
+    """Rank the cards of all tools for every question, and score.
+
+    Args:
+        model: trained with `train.loss.retrieval`.
+        tools: the catalogue's entries that a question may be answered with.
+        max_target_tokens: see `encode_question`.
+        train_records: questions of the training split; they say which tools were seen.
+        records: questions of the test split that can be used, at least one.
+        vectors: of their media.
+    """
+    start = time.perf_counter()
+    tool_ids = [tool.tool_id for tool in tools]
+    tokenizer = load_tokenizer(model.model_config["backbone"])
+    reserve_tokens = longest_answer(tokenizer, tool_ids)
+    prompts = [encode_card(tokenizer, tool) for tool in tools]
+    prompts += [
+        encode_question(
+            tokenizer, record.instruction, record.has_media, (), max_target_tokens, reserve_tokens
+        ).prompt_ids
+        for record in records
+    ]
+    table = pa.table(
+        {
+            "position": pa.array(range(len(prompts)), pa.int64()),
+            "prompt_ids": pa.array(prompts, pa.list_(pa.int32())),
+            "media": pa.array(
+                [None] * len(tools) + [vectors.get(record) for record in records], pa.list_(pa.float32())
+            ),
+        }
+    )
+    table = table.take(np.argsort([len(prompt) for prompt in prompts], kind="stable"))  # less padding in a batch
+    rows = decode_on_actors(VectorEncoder, model, table, model.options, "prompts")
+    encoded = np.array([row["vector"] for row in rows], dtype=np.float32)
+    p = compare_with_cards(encoded[len(tools) :], encoded[: len(tools)])  # [Q, K]
+    nearest = np.argsort(-p, axis=1, kind="stable")[:, : max(DEPTHS)]
+    answers = {
+        "retriever": [[tool_ids[tool] for tool in row] for row in nearest],
+        "tf-idf": description_baseline(tools, records, max(DEPTHS)),
+    }
+    seen = {tool_id for record in train_records for tool_id in record.valid_tool_ids}
+    is_seen = np.array([not seen.isdisjoint(record.valid_tool_ids) for record in records])
+    groups = {"all": np.ones(len(records), dtype=bool), "seen": is_seen, "unseen": ~is_seen}
+    result: dict[str, Any] = {
+        who: {group: _score(records, found, mask, tool_ids) for group, mask in groups.items() if mask.any()}
+        for who, found in answers.items()
+    }
+    return RetrievalEvaluation(
+        result | {"n_cards": len(tools), "encode_s": round(time.perf_counter() - start, 2)},
+    )
+
+
+def _score(
+    records: Sequence[ToolRecord], answers: Sequence[Sequence[str]], mask: np.ndarray, tool_ids: Sequence[str]
+) -> dict[str, float]:
+    chosen = np.flatnonzero(mask)
+    own = [records[i] for i in chosen]
+    scores: dict[str, float] = {}
+    for k in DEPTHS:
+        responses = [[render_target(tool_id) for tool_id in answers[i][:k]] for i in chosen]
+        overall = score_records(own, responses, tool_ids).groups["overall"]
+        scores |= {
+            "n": overall.n,
+            "acc": overall.acc.value,
+            "acc_low": overall.acc.low,
+            "acc_high": overall.acc.high,
+            f"recall@{k}": overall.recall.value,
+        }
+    return scores

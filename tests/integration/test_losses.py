@@ -1,0 +1,88 @@
+"""Training under the trie's losses and the retriever's, over Ray, DeepSpeed and MLflow, and its evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_training import build_base, build_spec, history
+
+from ray_jobs import prepare
+from ray_jobs.config import RunSpec
+from ray_jobs.evaluate import job as evaluate
+from ray_jobs.train import job as train
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return build_base(tmp_path_factory.mktemp("losses"), epochs=16)
+
+
+def test_losses_under_the_trie_are_the_same_at_any_world_size_and_stage(base: list[str]) -> None:
+    losses = []
+    for workers, stage in ((1, 0), (2, 3)):
+        spec = build_spec(
+            base,
+            f"trie-{workers}",
+            f"train.workers={workers}",
+            f"train.zero_stage={stage}",
+            "train.loss={tokens: 0.5, answers: 1, answer_set: 0.5}",
+            "train.max_steps=4",
+        )
+        prepare.run(spec)
+        train.run(spec)
+        run_id = train.TrainSummary.load(spec.run_dir).mlflow_run_id
+        losses.append(history(spec, run_id, "train/loss"))
+        assert len(history(spec, run_id, "train/choice_accuracy")) == 4
+    assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def found(base: list[str]) -> tuple[RunSpec, train.TrainSummary, dict[str, float]]:
+    """Trained on two workers to name tools and to find their cards; two of the eight tools are held out."""
+    spec = build_spec(
+        base,
+        "cards",
+        "prepare.unseen_tools=0.25",
+        "train.workers=2",
+        "train.loss={tokens: 0, answers: 1, retrieval: 1, retrieval_cards: 6}",
+    )
+    prepare.run(spec)
+    train.run(spec)
+    return spec, train.TrainSummary.load(spec.run_dir), evaluate.run(spec)
+
+
+def test_what_is_learnt_under_the_trie_is_decoded(
+    found: tuple[RunSpec, train.TrainSummary, dict[str, float]],
+) -> None:
+    spec, summary, _ = found
+    accuracy = history(spec, summary.mlflow_run_id, "train/choice_accuracy")
+    assert np.mean(list(accuracy.values())[-10:]) > 0.9
+    assert not history(spec, summary.mlflow_run_id, "train/token_accuracy"), "no other token is trained on"
+    lines = Path(spec.run_dir / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    predictions = [json.loads(line) for line in lines]
+    assert all(sum(row["probabilities"]) <= 1 + 1e-6 for row in predictions)
+
+
+def test_the_retriever_is_validated_and_scored_on_seen_and_unseen_tools(
+    found: tuple[RunSpec, train.TrainSummary, dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, summary, _ = found
+    retrieval = json.loads((spec.run_dir / "evaluation" / "evaluation.json").read_bytes())["retrieval"]
+    groups = retrieval["retriever"]
+    assert retrieval["n_cards"] == 9  # and "unknown"
+    assert groups["all"]["n"] == groups["seen"]["n"] + groups["unseen"]["n"]
+    assert groups["unseen"]["n"] == 16
+    assert groups["seen"]["acc"] >= 0.6
+    assert groups["seen"]["acc"] == groups["seen"]["recall@1"] <= groups["seen"]["recall@5"]
+    assert set(retrieval["tf-idf"]) == {"all", "seen", "unseen"}
+    assert summary.metrics["val/retrieval_accuracy"] > 0.6
+    assert summary.metrics["val/score"] == pytest.approx(
+        (summary.metrics["val/retrieval_accuracy"] + summary.metrics["val/tool_accuracy"]) / 2
+    )
+    report = (spec.run_dir / "evaluation" / "report.md").read_text()
+    assert "## Retrieval among the cards of 9 tools" in report
