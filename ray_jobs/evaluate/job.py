@@ -55,9 +55,10 @@ def evaluate(spec: RunSpec) -> Evaluation:
     model = TrainedModel(summary.model_config, str(summary.find_best_checkpoint()), spec.evaluate)
     corpus = summary.open_corpus(spec.corpus_dir)
     train_records, test_records = list(corpus.records("train")), list(corpus.records("test"))
+    val_questions = [record for record in corpus.records("val") if not record.is_dialogue]
     test_questions = [record for record in test_records if not record.is_dialogue]
     test_dialogues = [record for record in test_records if record.is_dialogue][: spec.evaluate.max_questions]
-    vectors = load_media_vectors(spec, corpus, train_records + test_records)
+    vectors = load_media_vectors(spec, corpus, train_records + val_questions + test_records)
     usable, unusable = separate_usable(test_questions, vectors)
     questions = retrieval = dialogues = None
     train_questions = [record for record in train_records if not record.is_dialogue]
@@ -77,6 +78,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
             corpus.catalog.selection_tool_ids,
             summary.max_target_tokens,
             train_questions,
+            separate_usable(val_questions, vectors)[0][: spec.train.validation_questions],
             usable[: spec.evaluate.max_questions],
             vectors,
             len(unusable),

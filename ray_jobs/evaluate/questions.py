@@ -28,6 +28,12 @@ from model.decode.tools import Prompt, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.llm.backbone import load_tokenizer
 from model.scoring.baselines import knn_baseline, majority_baseline
+from model.scoring.calibration import (
+    apply_temperature,
+    complete_rankings,
+    expected_calibration_error,
+    fit_temperature,
+)
 from model.scoring.selection import SelectionScores, score_records
 from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown
 from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
@@ -86,12 +92,16 @@ class QuestionEvaluation:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a decoder needs; see `encode_question` for the last two."""
+    """What a decoder needs; see `encode_question` for the two numbers.
+
+    `ranks_alone` leaves out every mode but the ranking under the catalogue.
+    """
 
     model: TrainedModel
     tool_ids: tuple[str, ...]
     max_target_tokens: int
     reserve_tokens: int
+    ranks_alone: bool
 
 
 class Decoder:
@@ -102,6 +112,7 @@ class Decoder:
         self._mllm = job.model.build()
         self._trie = ChoiceTrie(job.tool_ids, self._mllm.tokenizer)
         self._max_target_tokens, self._reserve_tokens = job.max_target_tokens, job.reserve_tokens
+        self._ranks_alone = job.ranks_alone
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
@@ -109,9 +120,12 @@ class Decoder:
         options = self._options
         also = [UNKNOWN_TOOL_ID] if UNKNOWN_TOOL_ID in self._trie.choices else []
         ranked = top_k_tools(self._mllm, prompts, options.top_k, self._trie, also=also)
-        free = generate_free(self._mllm, prompts, max_new_tokens=options.free_max_new_tokens)
+        free: Sequence[Sequence[str]] = [[""]] * len(rows)
+        if not self._ranks_alone:
+            free = generate_free(self._mllm, prompts, max_new_tokens=options.free_max_new_tokens)
         ablated = ranked
-        if any(row["media"] is not None for row in rows):  # of text there is nothing to shuffle
+        # of text there is nothing to shuffle
+        if not self._ranks_alone and any(row["media"] is not None for row in rows):
             ablated = top_k_tools(self._mllm, [self._prompt(row, "shuffled_media") for row in rows], 1, self._trie)
         return pa.table(
             {
@@ -145,6 +159,7 @@ def evaluate_questions(
     tool_ids: tuple[str, ...],
     max_target_tokens: int,
     train_records: Sequence[ToolRecord],
+    val_records: Sequence[ToolRecord],
     records: list[ToolRecord],
     vectors: MediaVectors,
     n_unusable: int,
@@ -156,15 +171,20 @@ def evaluate_questions(
         tool_ids: what a question may be answered with.
         max_target_tokens: see `encode_question`.
         train_records: questions that the baselines learn from.
+        val_records: questions of the validation split that can be used; the temperature is fitted on them.
         records: questions of the test split that can be used, at least one.
-        vectors: of the media of both.
+        vectors: of the media of all.
         n_unusable: test questions that were left out for want of a media vector; reported.
     """
     start = time.perf_counter()
     decoded = _decode(model, tool_ids, max_target_tokens, records, vectors)
     seconds = time.perf_counter() - start
     scores = _score(tool_ids, train_records, records, vectors, decoded)
-    result = _summarise(records, decoded, scores) | {
+    result = _summarise(records, decoded, scores)
+    if val_records:
+        held_out = _decode(model, tool_ids, max_target_tokens, val_records, vectors, ranks_alone=True)
+        result["calibration"] = measure_calibration(_confidences(val_records, held_out), _confidences(records, decoded))
+    result |= {
         "n_questions": len(records),
         "n_unusable": n_unusable,
         "decode_s": round(seconds, 2),
@@ -178,6 +198,7 @@ def _decode(
     max_target_tokens: int,
     records: Sequence[ToolRecord],
     vectors: MediaVectors,
+    ranks_alone: bool = False,
 ) -> list[dict[str, Any]]:
     """One row per record, in order."""
     tokenizer = load_tokenizer(model.model_config["backbone"])  # here, where a backbone that is gone can be told
@@ -194,7 +215,7 @@ def _decode(
     )
     # questions of like length side by side: less padding in a batch
     table = table.take(np.argsort([len(record.instruction) for record in records], kind="stable"))
-    job = _Job(model, tool_ids, max_target_tokens, longest_answer(tokenizer, tool_ids))
+    job = _Job(model, tool_ids, max_target_tokens, longest_answer(tokenizer, tool_ids), ranks_alone)
     return decode_on_actors(Decoder, job, table, model.options, "questions")
 
 
@@ -228,6 +249,35 @@ def _score(
         ),
     }
     return {mode: score_records(records, answers, tool_ids) for mode, answers in responses.items()}
+
+
+def _confidences(records: Sequence[ToolRecord], decoded: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """(p, is_right), both [N, k + 1], as `fit_temperature` takes them."""
+    p = complete_rankings([row["probabilities"] for row in decoded])
+    is_right = np.zeros(p.shape, dtype=bool)
+    for row, record, found in zip(is_right, records, decoded, strict=True):
+        row[: len(found["tool_ids"])] = [tool_id in record.valid_tool_ids for tool_id in found["tool_ids"]]
+        row[-1] = not row.any()
+    return p, is_right
+
+
+def measure_calibration(
+    validation: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+) -> dict[str, float]:
+    """Expected calibration error of the first answers, as they are and at the temperature fitted on validation.
+
+    Args:
+        validation, test: (p, is_right), both [N, k + 1].
+    """
+    temperature = fit_temperature(*validation)
+    p, is_right = test
+    first_is_right = is_right[:, 0]
+    return {
+        "n_val": len(validation[0]),
+        "temperature": temperature,
+        "ece_uncalibrated": expected_calibration_error(p[:, 0], first_is_right),
+        "ece": expected_calibration_error(apply_temperature(p, temperature)[:, 0], first_is_right),
+    }
 
 
 def compute_candidate_chance(records: Sequence[ToolRecord]) -> float | None:
@@ -302,6 +352,7 @@ def render_report(result: dict[str, Any], scores: dict[str, SelectionScores]) ->
         f"{abstention['n_unknown']} should be; precision {percent(abstention['precision'])} %, "
         f"recall {percent(abstention['recall'])} %.",
         "",
+        *_describe_calibration(result.get("calibration")),
         "## Questions under the catalogue (hallucination is 0 by construction)",
         "",
         render_selection_markdown(scores["constrained"]),
@@ -312,3 +363,14 @@ def render_report(result: dict[str, Any], scores: dict[str, SelectionScores]) ->
         "",
     ]
     return "\n".join(lines)
+
+
+def _describe_calibration(found: dict[str, float] | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"Calibration of the first answer: expected calibration error {found['ece_uncalibrated']:.3f}, "
+        f"{found['ece']:.3f} at the temperature {found['temperature']:.2f}, fitted on {found['n_val']} questions "
+        "of the validation split.",
+        "",
+    ]

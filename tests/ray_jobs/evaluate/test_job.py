@@ -54,7 +54,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         logged: dict[str, float] = {}
         train_records = [build_record(100, False), build_record(101, True)]
         corpus = SimpleNamespace(
-            records={"train": train_records, "test": test_records}.__getitem__,
+            records={"train": train_records, "val": [build_record(102, False)], "test": test_records}.__getitem__,
             catalog=ToolCatalog([Tool("lab/tool"), Tool("lab/dialogue-tool", name="Dialogue Tool")]),
             manifest={},
         )
@@ -85,9 +85,10 @@ def test_questions_and_dialogues_go_their_own_ways(run: Any, tmp_path: Path) -> 
     records = [build_record(number, number % 2 == 1) for number in range(6)]
     records.insert(0, build_record(9, False, has_media=True))
     evaluation, logged, asked = run(records)
-    tool_ids, _, train_records, questions, _, n_unusable = asked["questions"]
+    tool_ids, _, train_records, val_records, questions, _, n_unusable = asked["questions"]
     assert tool_ids == ("lab/tool",), "a question may not be answered with a tool that only dialogues know"
     assert [record.record_id for record in train_records] == ["r100"]
+    assert [record.record_id for record in val_records] == ["r102"]
     assert [record.record_id for record in questions] == ["r0", "r2"]
     assert n_unusable == 1
     dialogues, max_tokens, seen_tool_ids = asked["dialogues"]
