@@ -99,7 +99,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
     with storage.replacing_folder(folder) as new, storage.staged_locally(new) as local:
         if questions is not None:
             positions = {record.record_id: position for position, record in enumerate(test_questions)}
-            questions.write(local, positions, corpus.manifest.get("merged_source_indexes", {}))
+            questions.write(local, positions, corpus.manifest.get("merged_source_indexes", {}), corpus.catalog)
         if dialogues is not None:
             dialogues.write(local)
         sections = [part.to_markdown() for part in (questions, retrieval, dialogues) if part is not None]

@@ -7,7 +7,6 @@ model.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import pyarrow as pa
 from data_pipeline import storage
 from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.markdown import render_table
-from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
 from model.decode.free import generate_free
@@ -37,6 +36,7 @@ from model.scoring.calibration import (
 from model.scoring.selection import SelectionScores, score_records
 from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown
 from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
+from ray_jobs.evaluate.predictions import write_predictions
 from ray_jobs.train.features import MediaVectors
 
 MODES = ("constrained", "free", "shuffled_media")
@@ -58,27 +58,11 @@ class QuestionEvaluation:
     scores: dict[str, SelectionScores]
     result: dict[str, Any]
 
-    def write(self, folder: Path, positions: Mapping[str, int], merged: Mapping[str, Sequence[int]]) -> None:
-        """Write predictions, tables and plots.
-
-        Args:
-            folder: where to.
-            positions: record id -> its place among the questions of the test split.
-            merged: source index -> other positions of the released test file that hold the same question.
-        """
-        with storage.writing_file(folder / "predictions.jsonl") as file:
-            for record, row in zip(self.records, self.decoded, strict=True):
-                index = positions[record.record_id] if record.source_index is None else record.source_index
-                line = {
-                    "record_id": record.record_id,
-                    "responses": [render_target(tool_id) for tool_id in row["tool_ids"]],
-                    "probabilities": [round(p, 6) for p in row["probabilities"]],
-                    "p_unknown": round(row["p_unknown"], 6),
-                    "free_response": row["free"],
-                    "shuffled_media_response": render_target(row["shuffled_media"]),
-                }
-                for number in (index, *merged.get(str(index), ())):
-                    file.write((json.dumps({"index": number} | line, ensure_ascii=False) + "\n").encode())
+    def write(
+        self, folder: Path, positions: Mapping[str, int], merged: Mapping[str, Sequence[int]], catalog: ToolCatalog
+    ) -> None:
+        """Write predictions, tables and plots; arguments as of `write_predictions`."""
+        write_predictions(folder, self.records, self.decoded, positions, merged, catalog)
         for mode in (*MODES, "majority", "knn"):
             storage.write_file(folder / f"{mode}.md", render_selection_markdown(self.scores[mode]))
             storage.write_file(folder / f"{mode}.csv", render_selection_csv(self.scores[mode]))

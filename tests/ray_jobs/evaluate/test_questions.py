@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 from model.scoring.selection import SelectionScores, score_records
 from model.scoring.tables import render_selection_markdown
 from ray_jobs.evaluate.job import name_metrics
+from ray_jobs.evaluate.predictions import write_predictions
 from ray_jobs.evaluate.questions import (
     QuestionEvaluation,
     _summarise,
@@ -173,8 +176,30 @@ def test_predictions_are_numbered_as_the_test_file_is(tmp_path: Path) -> None:
     records[0] = build_record(0, Modality.IMAGE, ("a",), source_index=7)
     row = {"tool_ids": ["a"], "probabilities": [0.9], "p_unknown": 0.1, "free": "x", "shuffled_media": "b"}
     positions = {record.record_id: 10 + number for number, record in enumerate(records)}
-    QuestionEvaluation(records, [row] * 5, scores, {}).write(tmp_path, positions, {"7": [8, 9]})
+    QuestionEvaluation(records, [row] * 5, scores, {}).write(
+        tmp_path, positions, {"7": [8, 9]}, ToolCatalog.from_tool_ids(["a", "b"])
+    )
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == [7, 8, 9, 11, 12, 13, 14]
     assert lines[0]["responses"] == [render_target("a")]
     assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".md", ".csv", ".png"}
+
+
+def test_apibench_answers_are_written_as_the_calls_that_gorilla_scores(tmp_path: Path) -> None:
+    call = "torch.hub.load('a/b', 'c')"
+    catalog = ToolCatalog([Tool("a/b:c", call=call), Tool("unknown")])
+    record = replace(build_record(0, Modality.TEXT, ("a/b:c",), source_index=4), source="apibench")
+    row = {"probabilities": [0.9], "p_unknown": 0.1, "shuffled_media": "a/b:c"}
+    decoded = [
+        row | {"tool_ids": ["a/b:c"], "free": "{'api_name': a/b:c}\n###"},
+        row | {"tool_ids": ["unknown"], "free": "{'api_name': made/up}"},
+    ]
+    records = [record, replace(record, record_id="x", source_index=5)]
+    write_predictions(tmp_path, records, decoded, {"x": 1}, {}, catalog)
+
+    def read(name: str) -> list[tuple[int, str]]:
+        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        return [(row["index"], row["response"]) for row in rows]
+
+    assert read("gorilla.jsonl") == [(4, call), (5, "")]
+    assert read("gorilla_free.jsonl") == [(4, call), (5, "{'api_name': made/up}")]
