@@ -2,7 +2,7 @@
 
 Two sources in one folder: "metatool", queries that one of 199 described tools solves, and "metatool-multi", those that
 need two tools together. The second kind is a source of its own because its right answer is the pair: its records name
-both tools, and their measure is whether both are ranked first (`model.scoring.metatool`).
+both tools, and their measure is whether both are ranked first ("two_tools" of `evaluate`).
 
 Known defects: queries with white space around them; UTF-8 that was read as GBK ("caf茅"); one cell that swallowed the
 next row; the same query under several tools, which become the right answers of one record. The files have no split.

@@ -57,6 +57,8 @@ ASSUMED: dict[str, tuple[_Assumed, ...]] = {
         _Assumed(Modality.IMAGE, 813, 1096, 52, 28),
         _Assumed(Modality.VIDEO, 255, 269, 52, 21),
     ),
+    "metatool": (_Assumed(Modality.TEXT, 15600, 15600, 120, 11),),  # 76 % of the released queries: our split
+    "apibench": (_Assumed(Modality.TEXT, 795, 795, 123, 34),),  # PyTorch Hub
     "toolmm-mini-dialogues": (_Assumed(Modality.TEXT, 900, 900, 1206, 176, is_dialogue=True),),
 }
 

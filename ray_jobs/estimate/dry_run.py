@@ -19,7 +19,7 @@ from ray_jobs.estimate.corpus_sizes import CorpusSizes, find_backbone, load_corp
 from ray_jobs.estimate.cost import ModelSize, StateBytes, compute_activation_bytes, compute_flops, compute_state_bytes
 from ray_jobs.estimate.shapes import build_shape, load_shape
 from ray_jobs.estimate.speed import MicroStep, count_parallel, measure_training_flops
-from ray_jobs.train.inputs import GPU_BLOCK_TOKENS, build_plan, length_multiple
+from ray_jobs.train.inputs import CPU_SEQUENCE_TOKENS, GPU_BLOCK_TOKENS, build_plan, length_multiple
 
 GIB = 2**30
 BUCKET_NUMBERS = (
@@ -27,6 +27,7 @@ BUCKET_NUMBERS = (
 )
 GPU_BUCKETS = (0, 1, 2, 1)  # by ZeRO stage; stage 2 fills one while it sends the other
 SAMPLED_STEPS = 16  # whose tokens are counted
+CARD_TOKENS = 32  # of a tool card, about
 ASSUMED_UTILIZATION = 0.4  # of a GPU's peak
 ASSUMED_GPU = "A100"  # of cluster.yaml's gpu_train nodes
 ENCODER_WIDTHS = {"imagebind_huge": 1024, "tiny_imagebind": 128}
@@ -127,6 +128,8 @@ def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: Trai
                     pairs = max(1, len(batch)) * width**2 / 2  # a causal kernel skips the other half
                 else:
                     trees = index.n_tokens[batch]
+                    if train.loss.retrieval:
+                        trees = np.concatenate([trees, np.full(train.loss.retrieval_cards, CARD_TOKENS)])
                     n_tokens, n_rows = _round_up(max(1, int(trees.sum())), pad), int(index.n_rows[batch].sum())
                     n_losses = int(sizes.loss_tokens[batch].sum())
                     pairs = _packed_pairs(spec, trees, n_tokens)
@@ -150,10 +153,14 @@ def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: Trai
 
 
 def _packed_pairs(spec: RunSpec, trees: np.ndarray, n_tokens: int) -> float:
-    """(query, key) pairs of one layer: FlexAttention computes the blocks that a question touches, SDPA all of them."""
+    """(query, key) pairs of one layer: FlexAttention computes the blocks that a question touches, SDPA all of them.
+
+    On CPUs the questions lie in sequences side by side.
+    """
     if _uses_flex(spec):
         return float((trees * (trees / 2 + GPU_BLOCK_TOKENS)).sum())
-    return float(n_tokens) ** 2
+    width = n_tokens if spec.train.use_gpu else min(n_tokens, max(CPU_SEQUENCE_TOKENS, int(trees.max(initial=1))))
+    return float(n_tokens) * width
 
 
 def _uses_flex(spec: RunSpec) -> bool:

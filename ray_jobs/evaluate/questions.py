@@ -22,6 +22,7 @@ from data_pipeline.markdown import render_table
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
+from data_pipeline.sources.metatool import MULTI as TWO_TOOLS
 from model.decode.free import generate_free
 from model.decode.tools import Prompt, top_k_tools
 from model.decode.trie import ChoiceTrie
@@ -293,6 +294,13 @@ def _summarise(
             "n": int(plain_text.sum()),
             **{mode: float(score.acc[plain_text].mean()) for mode, score in scores.items()},
         }
+    pairs = [
+        set(row["tool_ids"][:2]) == set(record.valid_tool_ids)
+        for record, row in zip(records, decoded, strict=True)
+        if record.source == TWO_TOOLS
+    ]
+    if pairs:  # MetaTool's multi-tool selection: both tools, and no other
+        summary["two_tools"] = {"n": len(pairs), "acc": float(np.mean(pairs))}
     summary["abstention"] = {
         "n_unknown": int(unanswerable.sum()),
         "n_abstained": int(abstained.sum()),
@@ -337,6 +345,7 @@ def render_report(result: dict[str, Any], scores: dict[str, SelectionScores]) ->
         f"recall {percent(abstention['recall'])} %.",
         "",
         *_describe_calibration(result.get("calibration")),
+        *_describe_pairs(result.get("two_tools")),
         "## Questions under the catalogue (hallucination is 0 by construction)",
         "",
         render_selection_markdown(scores["constrained"]),
@@ -358,3 +367,9 @@ def _describe_calibration(found: dict[str, float] | None) -> list[str]:
         "of the validation split.",
         "",
     ]
+
+
+def _describe_pairs(found: dict[str, float] | None) -> list[str]:
+    if found is None:
+        return []
+    return [f"Queries for two tools (MetaTool): both ranked first in {100 * found['acc']:.1f} % of {found['n']}.", ""]

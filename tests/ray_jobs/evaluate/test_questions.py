@@ -21,6 +21,7 @@ from ray_jobs.evaluate.questions import (
     QuestionEvaluation,
     _summarise,
     compute_candidate_chance,
+    measure_calibration,
     permute_media,
     render_report,
 )
@@ -203,3 +204,26 @@ def test_apibench_answers_are_written_as_the_calls_that_gorilla_scores(tmp_path:
 
     assert read("gorilla.jsonl") == [(4, call), (5, "")]
     assert read("gorilla_free.jsonl") == [(4, call), (5, "{'api_name': made/up}")]
+
+
+def test_queries_for_two_tools_want_both_first_and_no_other() -> None:
+    records, _, scores = build_evaluation()
+    records = [replace(record, source="metatool-multi", valid_tool_ids=("a", "c")) for record in records[:3]] + records[
+        3:
+    ]
+    ranked = [["c", "a", "b"], ["a", "b", "c"], ["b", "a", "c"], ["a"], ["unknown"]]
+    summary = _summarise(records, [{"tool_ids": tools} for tools in ranked], scores)
+    assert summary["two_tools"] == {"n": 3, "acc": pytest.approx(1 / 3)}
+    assert "both ranked first in 33.3 % of 3" in render_report(summary | {"n_questions": 5, "n_unusable": 0}, scores)
+
+
+def test_calibration_is_reported_where_there_was_a_validation_split() -> None:
+    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.9, 0.1]])
+    is_right = np.array([[True, False], [False, True], [True, False], [False, True]])
+    found = measure_calibration((p, is_right), (p, is_right))
+    assert found["n_val"] == 4
+    assert found["temperature"] > 1, "nine of ten were promised and one of three came"
+    assert found["ece"] < found["ece_uncalibrated"]
+    _, _, scores = build_evaluation()
+    summary = _summarise(*build_evaluation()) | {"n_questions": 5, "n_unusable": 0, "calibration": found}
+    assert "fitted on 4 questions of the validation split" in render_report(summary, scores)
