@@ -6,6 +6,7 @@ Guo et al. 2017, arXiv 1706.04599: one temperature, fitted on validation by the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,4 +58,5 @@ def fit_temperature(p: np.ndarray, is_right: np.ndarray) -> float:
         right = (apply_temperature(p, float(np.exp(log_temperature))) * is_right).sum(axis=1)
         return float(-np.log(np.maximum(right, 1e-12)).mean())
 
-    return float(np.exp(minimize_scalar(cost, bounds=_LOG_BOUNDS, method="bounded").x))
+    found: Any = minimize_scalar(cost, bounds=_LOG_BOUNDS, method="bounded")
+    return float(np.exp(found.x))

@@ -150,7 +150,7 @@ def evaluate_retrieval(
 def _score(
     records: Sequence[ToolRecord], answers: Sequence[Sequence[str]], mask: np.ndarray, tool_ids: Sequence[str]
 ) -> dict[str, float]:
-    chosen = np.flatnonzero(mask)
+    chosen: list[int] = np.flatnonzero(mask).tolist()
     own = [records[i] for i in chosen]
     scores: dict[str, float] = {}
     for k in DEPTHS:
