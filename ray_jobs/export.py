@@ -63,6 +63,7 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
         resolved_config=spec.model_dump(mode="json"),
         git_revision=read_git_revision(),
         max_target_tokens=summary.max_target_tokens,
+        writes_dialogues=bool(corpus.manifest.get("dialogues")),
     )
     bundle = load_bundle(folder)
     print(f"bundle            {folder}  ({_size_mib(bundle.folder):.1f} MiB, revision {bundle.revision})")

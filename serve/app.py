@@ -97,7 +97,7 @@ def _read_models(args: ServeArgs) -> list[ServedModel]:
     """
     bundles = {name: load_bundle(folder) for name, folder in args.bundles.items()}
     check_shareable(bundles)
-    return [ServedModel(name, bundle.catalog, bundle.revision) for name, bundle in bundles.items()]
+    return [ServedModel.of(name, bundle) for name, bundle in bundles.items()]
 
 
 def _with_absolute_paths(args: ServeArgs) -> ServeArgs:

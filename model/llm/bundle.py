@@ -68,6 +68,9 @@ class BundleInfo(BaseModel):
     max_target_tokens: int = Field(description="bound on question and answer together, as in training")
     catalog_hash: str = Field(description="`ToolCatalog.content_hash`")
     data_hash: str = Field(description="content hash of the corpus that it was trained on")
+    writes_dialogues: bool = Field(
+        default=True, description="whether its corpus held dialogues; bundles that do not say may be tried"
+    )
     llm_config: dict[str, Any] = Field(description="`ModelConfig`")
     resolved_config: dict[str, Any] = Field(description="the whole run config")
     metrics: dict[str, Any]
@@ -196,6 +199,7 @@ def save_bundle(
     git_revision: str,
     backbone: str | None = None,
     max_target_tokens: int = MAX_TARGET_TOKENS,
+    writes_dialogues: bool = True,
 ) -> BundleInfo:
     """Write a bundle, which appears whole; an older bundle of that name is replaced.
 
@@ -212,6 +216,7 @@ def save_bundle(
         git_revision: of the code that trained it; "" if unknown.
         backbone: hub id or folder; default: where the language model was loaded from.
         max_target_tokens: as in training.
+        writes_dialogues: whether it was trained on dialogues.
 
     Raises:
         InputError: the folder holds something else, or the backbone cannot travel.
@@ -238,6 +243,7 @@ def save_bundle(
             dialogue_format=DIALOGUE_FORMAT,
             dialogue_version=DIALOGUE_VERSION,
             max_target_tokens=max_target_tokens,
+            writes_dialogues=writes_dialogues,
             catalog_hash=catalog.content_hash,
             data_hash=data_hash,
             llm_config={**model_config.model_dump(mode="json"), "backbone": backbone},

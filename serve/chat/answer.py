@@ -60,6 +60,13 @@ class ChatService:
             RequestError, MediaError: the request is at fault.
         """
         if request.is_agent:
+            if not self.models.find(request.base_model).writes_dialogues:
+                raise RequestError(
+                    f"Model {request.base_model[:80]!r} was trained on no dialogues, so it cannot be the agent; leave "
+                    "`agent` out, or serve a bundle that was trained on dialogues.",
+                    code="no_agent",
+                    param="agent" if request.agent else "model",
+                )
             return await self._ask_agent(request)
         answer = await self._select(request)
         if not request.stream:

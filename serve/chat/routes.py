@@ -90,7 +90,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
 
     @api.get("/v1/models", responses=describe_errors())
     async def models() -> ModelList:
-        return list_models(chat.models.names, created_s)
+        return list_models(map(chat.models.find, chat.models.names), created_s)
 
     @api.post(
         "/v1/tools/{tool_id:path}/invoke",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
+from serve.engine.messages import ServedModel
 from serve.http.schemas import RequestError
 
 AGENT_SUFFIX = "-agent"  # of a model name: the same model, in the agent's loop
@@ -299,7 +300,12 @@ class ModelList(BaseModel):
     data: list[ModelEntry]
 
 
-def list_models(names: Iterable[str], created_s: int) -> ModelList:
-    """Every model twice: as it is, and in the agent's loop."""
-    entries = [ModelEntry(id=name + suffix, created=created_s) for name in names for suffix in ("", AGENT_SUFFIX)]
-    return ModelList(data=entries)
+def list_models(models: Iterable[ServedModel], created_s: int) -> ModelList:
+    """Every model as it is, and those that were trained on dialogues in the agent's loop as well."""
+    names = [
+        model.name + suffix
+        for model in models
+        for suffix in ("", AGENT_SUFFIX)
+        if suffix == "" or model.writes_dialogues
+    ]
+    return ModelList(data=[ModelEntry(id=name, created=created_s) for name in names])

@@ -67,8 +67,7 @@ class Predictor:
 
     async def list_models(self) -> list[ServedModel]:
         """What this replica serves now."""
-        bundles = {name: model.bundle for name, model in self._models.items()}
-        return [ServedModel(name, bundle.catalog, bundle.revision) for name, bundle in bundles.items()]
+        return [ServedModel.of(name, model.bundle) for name, model in self._models.items()]
 
     async def select(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
         """Rank the catalogue's tools, or a caller's own and `unknown` where the catalogue has it, for each question.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.records.catalog import Tool, ToolCatalog
+from model.llm.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,14 @@ class ServedModel:
         name: what clients call it.
         catalog: the tools that it was trained on.
         revision: of its bundle.
+        writes_dialogues: whether it was trained on dialogues, and so can be asked as an agent.
     """
 
     name: str
     catalog: ToolCatalog
     revision: str
+    writes_dialogues: bool = True
+
+    @classmethod
+    def of(cls, name: str, bundle: Bundle) -> ServedModel:
+        return cls(name, bundle.catalog, bundle.revision, bundle.info.writes_dialogues)

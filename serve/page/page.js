@@ -244,4 +244,6 @@ if (navigator.mediaDevices?.getUserMedia && window.MediaRecorder) {
 guarded("", async () => {
   const models = await (await call(MODEL_ROUTE)).json();
   state.model = models.data[0].id;
+  const isAgent = models.data.some((model) => model.id === `${state.model}-agent`);
+  find("agent").closest("label").hidden = !isAgent; // it was trained on no dialogues
 });

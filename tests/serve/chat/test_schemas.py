@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from serve.chat.schemas import ChatRequest, list_models, parse_chat_request
+from serve.engine.messages import ServedModel
 from serve.http.schemas import RequestError
+
+CATALOG = ToolCatalog([Tool("deblur", "Sharpens.")])
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "blur", "arguments": "{}"}}
 HELLO = {"role": "user", "content": "hello"}
@@ -102,7 +106,6 @@ def test_errors_and_models_have_openais_form() -> None:
     pytest.importorskip("openai")
     from openai.types import Model
 
-    assert [Model.model_validate(entry).id for entry in list_models(["demo"], 5).model_dump()["data"]] == [
-        "demo",
-        "demo-agent",
-    ]
+    models = [ServedModel("demo", CATALOG, "1"), ServedModel("chooser", CATALOG, "1", writes_dialogues=False)]
+    listed = [Model.model_validate(entry).id for entry in list_models(models, 5).model_dump()["data"]]
+    assert listed == ["demo", "demo-agent", "chooser"]

@@ -347,6 +347,20 @@ def test_models_are_chosen_by_name(world: World) -> None:
     _assert_error(world.client.get("/v1/tools", params={"model": "other"}), 404, "model_not_found", "model")
 
 
+def test_a_model_that_was_trained_on_no_dialogues_is_no_agent(world: World) -> None:
+    def ids() -> list[str]:
+        return [entry["id"] for entry in world.client.get("/v1/models").json()["data"]]
+
+    assert ids() == ["toolmm", "toolmm-agent"]
+    world.predictor.revision = "newer"
+    world.predictor.list_models = Method(lambda: [ServedModel("toolmm", CATALOG, "newer", writes_dialogues=False)])
+    world.select(instruction="x")
+    assert ids() == ["toolmm"]
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    for body, param in (({"model": "toolmm-agent"}, "model"), ({"model": "toolmm", "agent": True}, "agent")):
+        _assert_error(world.client.post("/v1/chat/completions", json=chat | body), 400, "no_agent", param)
+
+
 def test_requests_are_spans_where_there_is_a_tracer_provider(world: World) -> None:
     spans, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
