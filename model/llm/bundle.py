@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, set_peft_model_state_dict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -35,10 +35,10 @@ from data_pipeline.records.catalog import CATALOG_FILE, ToolCatalog
 from data_pipeline.records.dialogue import DIALOGUE_FORMAT, DIALOGUE_VERSION
 from data_pipeline.records.prompts import PROMPT_FORMAT, PROMPT_VERSION
 from model.imagebind.encoders import vector_space
+from model.llm.bundle_info import FORMAT_VERSION, BundleInfo
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 
-FORMAT_VERSION = 1
 MAX_COPIED_BACKBONE_BYTES = 64 * 2**20  # a tiny backbone travels along; a real one is fetched by its id
 
 _INFO = "bundle.json"
@@ -47,36 +47,6 @@ _ADAPTER = "adapter"
 _BACKBONE = "backbone"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _BACKBONE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # weights, configs, tokenizers; no pickles
-
-
-class BundleInfo(BaseModel):
-    """`bundle.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    format: Literal["toolmm-bundle"] = "toolmm-bundle"
-    format_version: int = FORMAT_VERSION
-    backbone: str = Field(description="hub id or path; 'backbone' where the bundle carries it")
-    has_backbone: bool = Field(description="whether the folder backbone/ is part of the bundle")
-    encoder_id: str = Field(description="names the weights that made the media vectors of training")
-    encoder_name: str = Field(description="what `model.imagebind.encoders.load_encoder` is given to get them")
-    prompt_format: str
-    prompt_version: int
-    # bundles that do not say were written when these were the only ones
-    dialogue_format: str = "gpt4tools"
-    dialogue_version: int = 1
-    max_target_tokens: int = Field(description="bound on question and answer together, as in training")
-    catalog_hash: str = Field(description="`ToolCatalog.content_hash`")
-    data_hash: str = Field(description="content hash of the corpus that it was trained on")
-    writes_dialogues: bool = Field(
-        default=True, description="whether its corpus held dialogues; bundles that do not say may be tried"
-    )
-    llm_config: dict[str, Any] = Field(description="`ModelConfig`")
-    resolved_config: dict[str, Any] = Field(description="the whole run config")
-    metrics: dict[str, Any]
-    git_revision: str
-    created_utc: str
-    files: dict[str, str] = Field(description="path within the bundle -> sha256")
 
 
 @dataclass(frozen=True)

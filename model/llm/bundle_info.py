@@ -1,0 +1,39 @@
+"""What `bundle.json` says: what belongs together in a bundle, and what it was made with."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION = 1
+
+
+class BundleInfo(BaseModel):
+    """`bundle.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    format: Literal["toolmm-bundle"] = "toolmm-bundle"
+    format_version: int = FORMAT_VERSION
+    backbone: str = Field(description="hub id or path; 'backbone' where the bundle carries it")
+    has_backbone: bool = Field(description="whether the folder backbone/ is part of the bundle")
+    encoder_id: str = Field(description="names the weights that made the media vectors of training")
+    encoder_name: str = Field(description="what `model.imagebind.encoders.load_encoder` is given to get them")
+    prompt_format: str
+    prompt_version: int
+    # bundles that do not say were written when these were the only ones
+    dialogue_format: str = "gpt4tools"
+    dialogue_version: int = 1
+    max_target_tokens: int = Field(description="bound on question and answer together, as in training")
+    catalog_hash: str = Field(description="`ToolCatalog.content_hash`")
+    data_hash: str = Field(description="content hash of the corpus that it was trained on")
+    writes_dialogues: bool = Field(
+        default=True, description="whether its corpus held dialogues; bundles that do not say may be tried"
+    )
+    llm_config: dict[str, Any] = Field(description="`ModelConfig`")
+    resolved_config: dict[str, Any] = Field(description="the whole run config")
+    metrics: dict[str, Any]
+    git_revision: str
+    created_utc: str
+    files: dict[str, str] = Field(description="path within the bundle -> sha256")
