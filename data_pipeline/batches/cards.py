@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.batches.encoding import EncodedQuestion, encode_text
+from data_pipeline.batches.encoding import EncodedQuestion, encode_bos, encode_text
 from data_pipeline.records.catalog import Tool
 from data_pipeline.records.prompts import render_card
 
@@ -83,11 +83,11 @@ def encode_card(tokenizer: Any, tool: Tool, *, has_name: bool = True) -> np.ndar
         tool: the catalogue's entry.
         has_name: False leaves the name out; one without a description keeps it.
     """
-    bos = [] if tokenizer.bos_token_id is None else [np.array([tokenizer.bos_token_id], dtype=np.int32)]
+    bos = encode_bos(tokenizer)
     beginning, end = render_card(tool.tool_id if has_name or not tool.description else "", tool.description)
     end_ids = encode_text(tokenizer, end)
     kept = encode_text(tokenizer, beginning)[: MAX_CARD_TOKENS - len(end_ids) - len(bos)]
-    return np.concatenate([*bos, kept, end_ids]).astype(np.int32)
+    return np.concatenate([bos, kept, end_ids])
 
 
 def as_question(card: np.ndarray) -> EncodedQuestion:

@@ -99,8 +99,7 @@ def encode_question(
     prefix, question_ids = _encode_prompt(tokenizer, instruction, has_media)
     if len(question_ids) > room:
         question_ids = _cut_question(tokenizer, instruction, has_media, room)
-    bos = [] if tokenizer.bos_token_id is None else [np.array([tokenizer.bos_token_id], dtype=np.int32)]
-    return EncodedQuestion(np.concatenate([*bos, *prefix, question_ids]), answers)
+    return EncodedQuestion(np.concatenate([encode_bos(tokenizer), *prefix, question_ids]), answers)
 
 
 def encode_dialogue(tokenizer: Any, record_prompt: str, turns: Sequence[Turn]) -> EncodedQuestion:
@@ -117,8 +116,7 @@ def encode_dialogue(tokenizer: Any, record_prompt: str, turns: Sequence[Turn]) -
     Raises:
         InputError: the turns do not alternate, or the tokenizer has no end token.
     """
-    bos = [] if tokenizer.bos_token_id is None else [np.array([tokenizer.bos_token_id], dtype=np.int32)]
-    prompt_ids = np.concatenate([*bos, encode_text(tokenizer, record_prompt)])
+    prompt_ids = np.concatenate([encode_bos(tokenizer), encode_text(tokenizer, record_prompt)])
     if not turns:
         return EncodedQuestion(prompt_ids, [])
     check_turn_order(turns)
@@ -151,6 +149,11 @@ def encode_texts(tokenizer: Any, texts: Iterable[str]) -> list[np.ndarray]:
         return [np.zeros(0, dtype=np.int32) for _ in texts]
     rows = iter(tokenizer(filled, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     return [np.array(next(rows) if text else [], dtype=np.int32) for text in texts]
+
+
+def encode_bos(tokenizer: Any) -> np.ndarray:
+    """What every prompt and card begins with: int32 [1], or [0] where the tokenizer has no bos token."""
+    return np.array([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], dtype=np.int32)
 
 
 def encode_text(tokenizer: Any, text: str) -> np.ndarray:

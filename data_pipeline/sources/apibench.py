@@ -14,18 +14,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.api_calls import name_api, render_tool_id
 from data_pipeline.records.catalog import Tool
-from data_pipeline.records.keys import question_keys
 from data_pipeline.records.schema import Modality, ToolRecord
-from data_pipeline.records.text import check_encodable
-from data_pipeline.sources.reading import Rejected, SourceReading, catalog_with_unknown, merge_records
+from data_pipeline.sources.reading import (
+    Rejected,
+    SourceReading,
+    catalog_with_unknown,
+    check_row_texts,
+    merge_records,
+    merge_same_questions,
+)
 from data_pipeline.sources.rows import SourceRow, read_rows
 
 SOURCE = "apibench"
@@ -91,7 +96,7 @@ def read_apibench(path: Path) -> SourceReading:
             parsed.append(record)
         n_test += len(rows) if split == "test" else 0
     reading.catalog = catalog_with_unknown(tools.values())
-    reading.items = list(_merge_rows(parsed, reading))
+    reading.items = list(merge_same_questions(parsed, partial(_join, reading)))
     return reading
 
 
@@ -216,11 +221,7 @@ def _parse_row(
         raise InputError(_NOT_RELEASED_FORM)
     mended: Counter[str] = Counter()
     instruction = read_instruction(code, mended)
-    try:
-        for text in (instruction, *vars(card).values()):
-            check_encodable(text)
-    except InputError as error:
-        raise InputError("the text holds a lone surrogate") from error
+    check_row_texts((instruction, *vars(card).values()))
     tool = build_tool(card)
     repairs.update(mended)
     record = ToolRecord(
@@ -256,20 +257,10 @@ def _cut(words: str) -> str:
     return words[: MAX_DESCRIPTION_CHARS - 1].rsplit(" ", 1)[0].rstrip(",;:") + "…"
 
 
-def _merge_rows(parsed: list[ToolRecord | Rejected], reading: SourceReading) -> Iterator[ToolRecord | Rejected]:
-    """One record per split and question, in the order of its first row."""
-    records: dict[tuple[str, tuple[str, str]], ToolRecord] = {}
-    for record in parsed:
-        if isinstance(record, Rejected):
-            continue
-        key = (record.split, question_keys(record)[0])
-        first = records.setdefault(key, record)
-        if first is record:
-            continue
-        if first.source_index is not None and record.source_index is not None:
-            reading.merged_source_indexes.setdefault(first.source_index, []).append(record.source_index)
-        is_known = set(record.valid_tool_ids) <= set(first.valid_tool_ids)
-        reading.repairs["question repeated" if is_known else "question repeated with another right API"] += 1
-        records[key] = merge_records(first, record)
-    yield from records.values()
-    yield from (item for item in parsed if isinstance(item, Rejected))
+def _join(reading: SourceReading, first: ToolRecord, other: ToolRecord) -> ToolRecord:
+    """Two rows of one question, counted."""
+    if first.source_index is not None and other.source_index is not None:
+        reading.merged_source_indexes.setdefault(first.source_index, []).append(other.source_index)
+    is_known = set(other.valid_tool_ids) <= set(first.valid_tool_ids)
+    reading.repairs["question repeated" if is_known else "question repeated with another right API"] += 1
+    return merge_records(first, other)

@@ -15,9 +15,14 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.dialogue import Answer, parse_offered_tools, parse_turns, read_turns
 from data_pipeline.records.schema import OBSERVATION, Modality, ToolRecord
-from data_pipeline.records.text import check_encodable
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, find_tool_id
-from data_pipeline.sources.reading import Rejected, SourceReading, catalog_with_unknown, join_line_breaks
+from data_pipeline.sources.reading import (
+    Rejected,
+    SourceReading,
+    catalog_with_unknown,
+    check_row_texts,
+    join_line_breaks,
+)
 from data_pipeline.sources.rows import SourceRow, read_rows
 
 SOURCE = "gpt4tools"
@@ -125,11 +130,7 @@ def _parse_row(
     row_id = _read_id(row)
     if not prompt.strip() or not output.strip():
         raise InputError("the instruction or the output is empty")
-    for text in (prompt, output, row_id):
-        try:
-            check_encodable(text)
-        except InputError as error:
-            raise InputError("the text holds a lone surrogate") from error
+    check_row_texts((prompt, output, row_id))
     prompt, output = join_line_breaks([prompt, output], reading.repairs)
     turns = parse_turns(output.strip())
     if turns[-1].role == OBSERVATION and len(turns) > 1:  # the model is not to write it, and nothing follows it

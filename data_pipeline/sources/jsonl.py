@@ -32,6 +32,7 @@ from data_pipeline.sources.reading import (
     Rejected,
     SourceReading,
     catalog_with_unknown,
+    check_row_texts,
     join_line_breaks,
     relative_media_uri,
 )
@@ -147,11 +148,7 @@ def _parse_foreign(
             known,
             reading.repairs,
         )
-        for text in (record.instruction, *(turn.text for turn in record.turns)):
-            try:
-                check_encodable(text)
-            except InputError as error:
-                raise InputError("the text holds a lone surrogate") from error
+        check_row_texts((record.instruction, *(turn.text for turn in record.turns)))
     except InputError as error:
         return Rejected(str(error), where)
     known.add(brought)

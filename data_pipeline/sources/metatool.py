@@ -14,19 +14,21 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
-from data_pipeline.records.keys import question_keys
 from data_pipeline.records.schema import Modality, ToolRecord
-from data_pipeline.records.text import check_encodable, parse_json, read_text
+from data_pipeline.records.text import parse_json, read_text
 from data_pipeline.sources.reading import (
     Rejected,
     SourceReading,
     catalog_with_unknown,
+    check_row_texts,
     merge_records,
+    merge_same_questions,
     require_folder,
 )
 from data_pipeline.sources.rows import read_rows
@@ -64,7 +66,7 @@ def read_metatool(path: Path, name: str = SINGLE) -> SourceReading:
         licence=LICENCE,
         catalog=catalog_with_unknown(tools),
         media_root=None,
-        items=_read_records(rows, name, file, known, repairs),
+        items=merge_same_questions(_read_records(rows, name, file, known, repairs), partial(_join, repairs)),
         repairs=repairs,
     )
 
@@ -98,25 +100,18 @@ def _read_pairs(file: Path) -> Iterator[tuple[str, Any, list[Any]]]:
 def _read_records(
     rows: Iterable[tuple[str, Any, list[Any]]], name: str, file: Path, known: frozenset[str], repairs: Counter[str]
 ) -> Iterator[ToolRecord | Rejected]:
-    """One record per distinct query, in the order of its first row."""
-    records: dict[tuple[str, str], ToolRecord] = {}
-    rejected: list[Rejected] = []
     for number, query, tools in rows:
         try:
-            record = _read_record(f"{name}/{file.stem}/{number}", name, query, tools, known, repairs)
+            yield _read_record(f"{name}/{file.stem}/{number}", name, query, tools, known, repairs)
         except InputError as error:
-            rejected.append(Rejected(str(error), f"{file.name}, record {number}"))
-            continue
-        key = question_keys(record)[0]
-        if first := records.get(key):
-            same = set(record.valid_tool_ids) == set(first.valid_tool_ids)
-            repairs["query repeated" if same else "query repeated under another tool"] += 1
-            if name == MULTI and not same:
-                continue  # the first pair stands: four tools together would answer neither
-            record = merge_records(first, record)
-        records[key] = record
-    yield from records.values()
-    yield from rejected
+            yield Rejected(str(error), f"{file.name}, record {number}")
+
+
+def _join(repairs: Counter[str], first: ToolRecord, other: ToolRecord) -> ToolRecord:
+    """Two rows of one query, counted. Of two pairs the first stands: four tools together would answer neither."""
+    same = set(other.valid_tool_ids) == set(first.valid_tool_ids)
+    repairs["query repeated" if same else "query repeated under another tool"] += 1
+    return first if first.source == MULTI else merge_records(first, other)
 
 
 def _read_record(
@@ -138,10 +133,7 @@ def _read_record(
     mended = _undo_gbk(query)
     repairs["UTF-8 that was read as GBK"] += mended != query
     repairs["white space around a query"] += mended != mended.strip()
-    try:
-        check_encodable(mended)
-    except InputError as error:
-        raise InputError("the text holds a lone surrogate") from error
+    check_row_texts((mended,))
     return ToolRecord(
         record_id=record_id,
         source=source,

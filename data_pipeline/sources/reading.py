@@ -5,13 +5,14 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from data_pipeline.records.keys import question_keys
 from data_pipeline.records.schema import AmbiguityType, ToolRecord
 from data_pipeline.records.text import check_encodable
 
@@ -65,6 +66,27 @@ class SourceReading:
 
     def __iter__(self) -> Iterator[ToolRecord | Rejected]:
         return iter(self.items)
+
+
+def merge_same_questions(
+    items: Iterable[ToolRecord | Rejected], join: Callable[[ToolRecord, ToolRecord], ToolRecord]
+) -> Iterator[ToolRecord | Rejected]:
+    """One record per (split, medium, question), in the order of its first row; then what was rejected.
+
+    Args:
+        items: of the source's rows, in their order.
+        join: what becomes of the record at hand and a further one with its question; it may count the merge.
+    """
+    records: dict[tuple[str, tuple[str, str]], ToolRecord] = {}
+    rejected: list[Rejected] = []
+    for item in items:
+        if isinstance(item, Rejected):
+            rejected.append(item)
+            continue
+        key = (item.split, question_keys(item)[0])
+        records[key] = join(records[key], item) if key in records else item
+    yield from records.values()
+    yield from rejected
 
 
 def merge_records(first: ToolRecord, other: ToolRecord) -> ToolRecord:
@@ -123,6 +145,15 @@ def join_line_breaks(texts: Sequence[str], repairs: Counter[str]) -> list[str]:
     if joined != list(texts):
         repairs["line breaks of a dialogue (CR LF) read as LF"] += 1
     return joined
+
+
+def check_row_texts(texts: Iterable[str]) -> None:
+    """InputError, in words that are the same for every row, where a text of a row cannot be written as UTF-8."""
+    try:
+        for text in texts:
+            check_encodable(text)
+    except InputError as error:
+        raise InputError("the text holds a lone surrogate") from error
 
 
 def require_folder(path: Path | None, what: str) -> Path:

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
-from data_pipeline.records.keys import question_keys
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
-from data_pipeline.records.text import check_encodable, read_text
+from data_pipeline.records.text import read_text
 from data_pipeline.sources.reading import (
     Rejected,
     SourceReading,
     catalog_with_unknown,
+    check_row_texts,
     merge_records,
+    merge_same_questions,
     relative_media_uri,
     require_folder,
 )
@@ -77,7 +78,7 @@ def read_toolmmbench(path: Path, media_root: Location | None) -> SourceReading:
         items=(),
         repairs=repairs,
     )
-    reading.items = _merge_rows(parsed, reading)
+    reading.items = merge_same_questions(parsed, partial(_join, reading))
     return reading
 
 
@@ -110,24 +111,8 @@ def _check_name(name: str, where: str) -> str:
         raise InputError(f"{where}: {error}") from error
 
 
-def _merge_rows(parsed: list[ToolRecord | Rejected], reading: SourceReading) -> Iterator[ToolRecord | Rejected]:
-    """One record per (split, medium, question), in the order of its first row."""
-    records: dict[tuple[str, tuple[str, str]], ToolRecord] = {}
-    for record in parsed:
-        if isinstance(record, Rejected):
-            continue
-        key = (record.split, question_keys(record)[0])
-        first = records.get(key)
-        if first is None:
-            records[key] = record
-            continue
-        _count_merge(first, record, reading)
-        records[key] = merge_records(first, record)
-    yield from records.values()
-    yield from (item for item in parsed if isinstance(item, Rejected))
-
-
-def _count_merge(first: ToolRecord, other: ToolRecord, reading: SourceReading) -> None:
+def _join(reading: SourceReading, first: ToolRecord, other: ToolRecord) -> ToolRecord:
+    """Two rows of one question, counted."""
     if first.source_index is not None and other.source_index is not None:
         reading.repairs["test question repeated"] += 1
         reading.merged_source_indexes.setdefault(first.source_index, []).append(other.source_index)
@@ -138,6 +123,7 @@ def _count_merge(first: ToolRecord, other: ToolRecord, reading: SourceReading) -
         reading.repairs["training row repeated"] += 1
     if first.ambiguity_type is not other.ambiguity_type:
         reading.repairs["ambiguity types differ between rows of one question"] += 1
+    return merge_records(first, other)
 
 
 def _parse_row(row: SourceRow, file: Path, split: str, repairs: Counter[str]) -> ToolRecord | Rejected:
@@ -210,10 +196,7 @@ def _check_words(instruction: str, names: tuple[str, ...]) -> None:
         raise InputError("the instruction is empty")
     if not names:
         raise InputError("no tool is named")
-    try:
-        check_encodable(instruction)
-    except InputError as error:
-        raise InputError("the text holds a lone surrogate") from error
+    check_row_texts((instruction,))
     try:
         ToolCatalog(Tool(name) for name in names)
     except InputError as error:

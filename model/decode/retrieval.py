@@ -16,19 +16,18 @@ from model.decode.tree_cache import DecodeStats, Prompt, TreeCache, decoding
 from model.llm.retrieval_loss import SCALE, to_vectors
 
 
-def encode_vectors(mllm: Any, prompts: Sequence[Prompt], stats: DecodeStats | None = None) -> np.ndarray:
+def encode_vectors(mllm: Any, prompts: Sequence[Prompt]) -> np.ndarray:
     """The vectors of questions (their prompts without an answer) or of cards (`encode_card`).
 
     Args:
         mllm: a `ToolLLM` that was trained with `train.loss.retrieval`.
         prompts: the batch, at least one; lengths and modalities may differ.
-        stats: filled with what it cost.
 
     Returns:
         float32 [B, D], each of length 1.
     """
     with decoding(mllm):
-        cache = TreeCache(mllm, prompts, np.zeros(0, dtype=np.int32), DecodeStats() if stats is None else stats)
+        cache = TreeCache(mllm, prompts, np.zeros(0, dtype=np.int32), DecodeStats())
         return to_vectors(cache.hidden).cpu().numpy()
 
 

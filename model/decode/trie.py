@@ -58,6 +58,7 @@ class ChoiceTrie:
         if len(set(self.choices)) != len(self.choices):
             twice = next(choice for choice in self.choices if self.choices.count(choice) > 1)
             raise InputError(f"{twice!r} is among the choices twice; keep one entry.")
+        self._numbers = {choice: number for number, choice in enumerate(self.choices)}
         self.sequences = tuple(encode_texts(tokenizer, map(render, self.choices)))
         order = self._sort_and_check()
         self._build(order)
@@ -90,9 +91,9 @@ class ChoiceTrie:
         Raises:
             InputError: it is not in the set.
         """
-        if choice not in self.choices:
+        if choice not in self._numbers:
             raise InputError(f"{choice!r} is not among the {len(self)} choices; add it there first.")
-        node = int(self.parent[self.choice_leaf[self.choices.index(choice)]])
+        node = int(self.parent[self.choice_leaf[self._numbers[choice]]])
         path = []
         while node >= 0:
             path.append(node)
@@ -102,7 +103,7 @@ class ChoiceTrie:
     def choices_of(self, choice: str) -> AnswerChoices:
         """The decisions on the way to a choice, for the losses under the trie; InputError as `ancestors`."""
         nodes = self.ancestors(choice)
-        after = [*nodes[1:], int(self.choice_leaf[self.choices.index(choice)])]
+        after = [*nodes[1:], int(self.choice_leaf[self._numbers[choice]])]
         return AnswerChoices(
             depth=np.cumsum(self.edge_length[nodes]).astype(np.int32),
             taken=np.array(after, dtype=np.int32) - self.child_start[nodes],

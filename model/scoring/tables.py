@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_pipeline.markdown import render_table
@@ -83,8 +84,7 @@ def render_gpt4tools_markdown(scores: Gpt4ToolsScores) -> str:
         "acc": "SR (all three)",
         "iou": "IoU",
     }
-    rows = [(label, str(len(scores.items)), render_estimate(scores.means[name])) for name, label in labels.items()]
-    return "\n\n".join((render_table(("Metric", "n", "Value %"), rows), INTERVAL_NOTE, f"Rule: {GPT4TOOLS_RULE}"))
+    return _render_metrics(labels, len(scores.items), scores.means, f"Rule: {GPT4TOOLS_RULE}")
 
 
 def render_gorilla_markdown(scores: GorillaScores) -> str:
@@ -95,14 +95,14 @@ def render_gorilla_markdown(scores: GorillaScores) -> str:
         "hallucination": "Hallucination (no such API)",
         "no_call": "No call",
     }
-    rows = [(label, str(len(scores.items)), render_estimate(scores.shares[name])) for name, label in labels.items()]
-    return "\n\n".join(
-        (
-            render_table(("Metric", "n", "Value %"), rows),
-            INTERVAL_NOTE,
-            f"Rule: {GORILLA_RULE} Catalogue: {scores.n_apis} APIs.",
-        )
-    )
+    rule = f"Rule: {GORILLA_RULE} Catalogue: {scores.n_apis} APIs."
+    return _render_metrics(labels, len(scores.items), scores.shares, rule)
+
+
+def _render_metrics(labels: Mapping[str, str], n: int, estimates: Mapping[str, Estimate], rule: str) -> str:
+    """A line for each metric, by its key and label."""
+    rows = [(label, str(n), render_estimate(estimates[key])) for key, label in labels.items()]
+    return "\n\n".join((render_table(("Metric", "n", "Value %"), rows), INTERVAL_NOTE, rule))
 
 
 def render_dialogue_markdown(scores: DialogueScores) -> str:

@@ -152,8 +152,10 @@ class Engine:
             trie = self._catalog_tries[name]
         else:
             trie = self._own_trie((*(tool.tool_id for tool in tools), *also))
-        search: ToolSearch | CardSearch = ToolSearch(mllm, trie, also)
-        if tools is not None and bundle.finds_cards:
+        search: ToolSearch | CardSearch
+        if tools is None or not bundle.finds_cards:
+            search = ToolSearch(mllm, trie, also)
+        else:
             known = {tool.tool_id: tool for tool in (*(bundle.catalog[tool_id] for tool_id in also), *tools)}
             offered = [known[tool_id] for tool_id in trie.choices]
             search = CardSearch(mllm, trie.choices, self._encode_cards(bundle.revision, offered), also)
