@@ -3,7 +3,7 @@
 const MODEL_ROUTE = "/v1/models";
 const TOP = 5;
 const find = (id) => document.getElementById(id);
-const state = { key: "", model: "", file: null, recorder: null, messages: [], busy: false };
+const state = { key: "", model: "", file: null, recorder: null, recording: false, messages: [], busy: false };
 
 // --- asking the service
 
@@ -183,8 +183,12 @@ async function toggleRecording(button) {
   const kind = button.dataset.record;
   const label = button.textContent;
   const buttons = document.querySelectorAll("[data-record]");
-  const release = () => { for (const each of buttons) each.disabled = false; };
-  for (const each of buttons) each.disabled = true; // one recording at a time, also while the browser asks
+  const release = () => {
+    state.recording = false;
+    for (const each of buttons) each.disabled = false;
+  };
+  state.recording = true; // one recording at a time, also while the browser asks and opens the device
+  for (const each of buttons) each.disabled = true;
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: true, video: kind === "video" });
@@ -216,7 +220,7 @@ find("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const words = find("words").value.trim();
   if (!words || state.busy) return;
-  if (state.recorder) {
+  if (state.recording) {
     find("status").textContent = "Stop the recording first, so that it goes with your question.";
     return;
   }
