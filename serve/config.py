@@ -77,6 +77,7 @@ class ServeArgs(BaseModel):
     tool_num_gpus: float = Field(default=0.0, ge=0, description="per replica of the tools that run models")
     tool_timeout_s: float = Field(default=60.0, gt=0, description="of one call; a tool's own limit holds where lower")
     agent_max_steps: int = Field(default=6, ge=1, description="tool calls of one agent request")
+    agent_max_tools: int = Field(default=8, ge=1, description="tools that the agent is offered: those that suit best")
     agent_max_tokens: int = Field(default=1024, ge=1, description="tokens that the model writes in one agent request")
 
     max_upload_bytes: int = Field(default=32 * 2**20, ge=1, description="of one medium")

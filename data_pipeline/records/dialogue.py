@@ -22,6 +22,7 @@ TURN_STOP = "\nObservation:"  # ends a turn that calls a tool; the last turn of 
 
 _THOUGHT = "Thought: Do I need to use a tool?"
 _IMAGE_RECEIVED = "Received."
+_SOUNDS_AND_VIDEOS = {"audio": "a sound", "video": "a video"}
 _BEGIN = "\nBegin with a thought."
 
 _CALL = re.compile(
@@ -84,6 +85,24 @@ def render_exchange(human: str, reply: str) -> str:
 def render_image_note(image_name: str, description: str) -> str:
     """The exchange that makes an image known (supplement Table 4)."""
     return render_exchange(f"Provide an image named {image_name}. Description: {description}", _IMAGE_RECEIVED)
+
+
+def render_file_note(modality: str, file_name: str, description: str) -> str:
+    """The exchange that makes a file known: a picture's is GPT4Tools' own, a sound's and a video's are worded alike."""
+    if modality == "image":
+        return render_image_note(file_name, description)
+    what = _SOUNDS_AND_VIDEOS[modality]
+    return render_exchange(f"Provide {what} named {file_name}. Description: {description}", _IMAGE_RECEIVED)
+
+
+def render_usage(description: str, inputs: Sequence[str]) -> str:
+    """The line about a tool that was not written for dialogues: what it does, and what it takes, in order."""
+    return " ".join(f"{description} Input: {', '.join(inputs)}".split())
+
+
+def render_failure(reason: str) -> str:
+    """What is read in place of a tool's result where it failed."""
+    return f"The tool failed: {reason}"
 
 
 def render_call(name: str, arguments: str) -> str:

@@ -26,6 +26,7 @@ __all__ = ["Rejected", "SourceName", "SourceOptions", "SourceReading", "read_sou
 SourceName = Literal[
     "toolmm-mini",
     "toolmm-mini-dialogues",
+    "toolmm-mini-described",
     "toolmmbench",
     "apibench",
     "gpt4tools",
@@ -66,7 +67,8 @@ def read_source(
     """Open a source by name; iterating the result yields `ToolRecord` or `Rejected`.
 
     Args:
-        name: "toolmm-mini" and "toolmm-mini-dialogues" (generated), "toolmmbench" (folder with the released JSON),
+        name: "toolmm-mini", "toolmm-mini-dialogues" and "toolmm-mini-described" (generated), "toolmmbench" (folder with
+            the released JSON),
             "apibench" and "gpt4tools" (file or folder with the released JSON), "metatool" and "metatool-multi" (folder
             with MetaTool's files: queries for one tool, and for two), "jsonl" (a user's file), or "sharegpt", "openai"
             and "alpaca" (files in the forms of other trainers).
@@ -84,6 +86,8 @@ def read_source(
         return _read_toolmm_mini(out_dir, size, seed)
     if name == "toolmm-mini-dialogues":
         return _read_mini_dialogues(size, seed)
+    if name == "toolmm-mini-described":
+        return _read_mini_described(size, seed)
     if name not in get_args(SourceName):
         raise InputError(f"source {name!r} is unknown; it must be one of {', '.join(get_args(SourceName))}.")
     if path is None:
@@ -210,4 +214,16 @@ def _read_mini_dialogues(size: str, seed: int) -> SourceReading:
         catalog=catalog_with_unknown(GPT4TOOLS_TOOLS),
         media_root=None,
         items=toolmm_mini.generate_dialogues(size, seed),
+    )
+
+
+def _read_mini_described(size: str, seed: int) -> SourceReading:
+    from data_pipeline.sources import toolmm_mini  # lazily, as above
+
+    return SourceReading(
+        name="toolmm-mini-described",
+        licence=_GENERATED_LICENCE,
+        catalog=catalog_with_unknown(toolmm_mini.described_catalog()),
+        media_root=None,
+        items=toolmm_mini.generate_described(size, seed),
     )

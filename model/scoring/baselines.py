@@ -87,12 +87,12 @@ def knn_baseline(
     return answers
 
 
-def description_baseline(tools: Sequence[Tool], records: Sequence[ToolRecord], k: int = 1) -> list[list[str]]:
+def description_baseline(tools: Sequence[Tool], instructions: Sequence[str], k: int = 1) -> list[list[str]]:
     """Name the tools whose descriptions are nearest to the question by tf-idf over words; no training at all.
 
     Args:
         tools: to choose from, names and descriptions.
-        records: the questions.
+        instructions: the words of the questions.
         k: different tools to name.
 
     Returns:
@@ -102,7 +102,7 @@ def description_baseline(tools: Sequence[Tool], records: Sequence[ToolRecord], k
 
     counter = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
     cards: Any = counter.fit_transform([f"{tool.tool_id} {tool.description}" for tool in tools])
-    similarity = (counter.transform([record.instruction for record in records]) @ cards.T).toarray()  # [Q, K]
+    similarity = (counter.transform(instructions) @ cards.T).toarray()  # [Q, K]
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     return [[tools[tool].tool_id for tool in row] for row in nearest]
 

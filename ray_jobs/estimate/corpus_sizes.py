@@ -60,6 +60,7 @@ ASSUMED: dict[str, tuple[_Assumed, ...]] = {
     "metatool": (_Assumed(Modality.TEXT, 15600, 15600, 120, 11),),  # 76 % of the released queries: our split
     "apibench": (_Assumed(Modality.TEXT, 795, 795, 123, 34),),  # PyTorch Hub
     "toolmm-mini-dialogues": (_Assumed(Modality.TEXT, 900, 900, 1206, 176, is_dialogue=True),),
+    "toolmm-mini-described": (_Assumed(Modality.TEXT, 750, 750, 1400, 250, is_dialogue=True),),
 }
 
 

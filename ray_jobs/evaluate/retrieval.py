@@ -133,7 +133,7 @@ def evaluate_retrieval(
     nearest = np.argsort(-p, axis=1, kind="stable")[:, : max(DEPTHS)]
     answers = {
         "retriever": [[tool_ids[tool] for tool in row] for row in nearest],
-        "tf-idf": description_baseline(tools, records, max(DEPTHS)),
+        "tf-idf": description_baseline(tools, [record.instruction for record in records], max(DEPTHS)),
     }
     seen = {tool_id for record in train_records for tool_id in record.valid_tool_ids}
     is_seen = np.array([not seen.isdisjoint(record.valid_tool_ids) for record in records])

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from data_pipeline.errors import InputError
-from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn, render_dialogue_prompt, render_observation
+from data_pipeline.records.dialogue import (
+    Answer,
+    ToolCall,
+    parse_turn,
+    render_dialogue_prompt,
+    render_failure,
+    render_observation,
+)
 from data_pipeline.records.schema import Turn
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from serve.agent.tool_reply import ToolResult
@@ -51,7 +58,7 @@ class AgentRequest:
 
     Attributes:
         words: the user's new words.
-        tools: those that may be called.
+        tools: those that may be called, the likeliest first: the last ones go where the prompt is too long.
         history: earlier exchanges (`render_exchange`), oldest first; the oldest go first where the prompt is too long.
         files: the names that the dialogue may use, and the artifacts behind them.
         may_call, must_call: whether tools may be called at all, and whether one must be before the answer.
@@ -188,7 +195,8 @@ class _Loop:
         self._limits = limits
         self._specs = {spec.call_name: spec for spec in request.tools}
         self._tools = [build_dialogue_tool(spec) for spec in request.tools]
-        self._offered = tuple(map(build_turn_tool, request.tools))
+        self._offered = list(map(build_turn_tool, request.tools))
+        self._calls: set[ToolCall] = set()  # that were made
         self._history = list(request.history)
         self._files = dict(request.files)
         self._turns: list[Turn] = []
@@ -202,7 +210,7 @@ class _Loop:
             limit = self._reached_limit()
             start = self._clock()
             try:
-                written = await self._within_time(self._write(may_call=limit is None))
+                written = await self._within_time(self._write_new(may_call=limit is None))
             except _OutOfTimeError:
                 yield self._end("", "seconds")
                 return
@@ -235,29 +243,45 @@ class _Loop:
             return "steps"
         return "tokens" if self._completion_tokens >= self._limits.max_tokens else None
 
-    async def _write(self, may_call: bool) -> WrittenTurn:
-        """The next turn; where the prompt is too long, without the oldest exchanges."""
+    async def _write_new(self, may_call: bool) -> WrittenTurn:
+        """The next turn; one that repeats a call is written again without that tool: its result would be the same."""
+        spent: set[str] = set()
+        while True:
+            written = await self._write(may_call, spent)
+            call = parse_turn(written.text)
+            is_repeated = isinstance(call, ToolCall) and call in self._calls and call.name not in spent
+            if not is_repeated or not may_call or not self._request.is_constrained:
+                return written
+            spent.add(call.name)
+
+    async def _write(self, may_call: bool, spent: Collection[str]) -> WrittenTurn:
+        """The next turn; where the prompt is too long, without the oldest exchanges, then without the last tools."""
         while True:
             try:
-                written = await self._write_turn(self._turn_request(may_call))
+                written = await self._write_turn(self._turn_request(may_call, spent))
             except PromptTooLongError:
-                if not self._history:
+                if self._history:
+                    del self._history[0]
+                elif len(self._tools) > 1 and not self._steps:
+                    del self._specs[self._tools.pop().call_name]
+                    del self._offered[-1]
+                else:
                     raise
-                del self._history[0]
                 continue
             self._prompt_tokens += written.prompt_tokens
             self._completion_tokens += written.completion_tokens
             return written
 
-    def _turn_request(self, may_call: bool) -> TurnRequest:
+    def _turn_request(self, may_call: bool, spent: Collection[str]) -> TurnRequest:
+        offered = tuple(tool for tool in self._offered if tool.name not in spent)
         words = " ".join(self._request.words.splitlines())  # a line of the user's must not pass for the protocol's
         return TurnRequest(
             prompt=render_dialogue_prompt(self._tools, "\n".join(self._history), words),
             turns=tuple(self._turns),
-            tools=self._offered,
+            tools=offered,
             files=tuple(self._files),
             fallback_text=words,
-            may_call=may_call and self._request.may_call,
+            may_call=may_call and self._request.may_call and bool(offered),
             may_answer=not (may_call and self._request.must_call and not self._steps),
             max_answer_tokens=self._limits.max_answer_tokens,
             is_constrained=self._request.is_constrained,
@@ -272,6 +296,9 @@ class _Loop:
         try:
             if spec is None or not self._request.may_call:
                 raise InputError(f"There is no tool named {call.name[:80]}; use one of {', '.join(self._specs)}.")
+            if call in self._calls:
+                raise InputError("This call was made before; its result stands above.")
+            self._calls.add(call)
             arguments = read_arguments(spec, call.arguments, self._files)
         except InputError as error:
             return replace(step, error="refused", observation=self._observe(str(error)))
@@ -297,7 +324,7 @@ class _Loop:
         )
 
     def _failure(self, code: str, message: str, start: float) -> dict[str, Any]:
-        observation = self._observe(f"The tool failed: {message}")
+        observation = self._observe(render_failure(message))
         return {"error": code, "observation": observation, "text": message, "seconds": self._clock() - start}
 
     def _observe(self, text: str) -> str:

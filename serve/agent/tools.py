@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
+from data_pipeline.records.dialogue import render_usage
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
 from model.decode.turn_types import TurnArgument, TurnTool
 from serve.artifacts import Artifact
@@ -28,8 +29,7 @@ def build_dialogue_tool(spec: ToolSpec) -> Tool:
         return _TRAINED[spec.tool_id]
     usage = spec.usage
     if not usage:
-        names = ", ".join(argument.name for argument in dialogue_arguments(spec))
-        usage = " ".join(f"{spec.description} Input: {names}".split())
+        usage = render_usage(spec.description, [argument.name for argument in dialogue_arguments(spec)])
     return Tool(spec.tool_id, spec.description, name=spec.name, usage=usage)
 
 

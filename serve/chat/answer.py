@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from serve.agent.loop import AgentLimits, AgentResult, iterate_agent, run_agent
+from serve.agent.shortlist import shortlist_tools
 from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, ToolResult
+from serve.agent.tools import build_dialogue_tool
 from serve.artifacts import open_artifacts
 from serve.chat.content import ChatLimits, Conversation, parse_conversation, store_media
 from serve.chat.memory import build_agent_request
@@ -34,6 +36,7 @@ from serve.engine.messages import Ranking
 from serve.http.fetch import FetchLimits, fetch_url
 from serve.http.schemas import RequestError
 from serve.tools.all_tools import load_tools
+from serve.tools.models import has_weights
 from serve.tools.spec import ToolSpec
 
 
@@ -51,6 +54,12 @@ class ChatService:
         self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
         self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
         self._own = self.specs.keys() - load_tools().keys()
+        # what the agent is offered by itself: weights that lie nowhere yet would take longer than a request
+        self._runnable = {
+            tool_id
+            for tool_id, spec in self.specs.items()
+            if all(model_id in args.tool_models.values() or has_weights(model_id) for model_id in spec.model_ids)
+        }
         self._tools: dict[str, _ModelTools] = {}
 
     async def complete(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
@@ -111,10 +120,14 @@ class ChatService:
                 for tool_id in model.catalog.selection_tool_ids
                 if tool_id != UNKNOWN_TOOL_ID
             }
-            runnable = [tool for tool in model.catalog if tool.tool_id in self.specs]
-            # a model that learnt dialogues knows the tools with a name in them; another may try what it selects from
+            runnable = [tool for tool in model.catalog if tool.tool_id in self._runnable]
+            # one that finds tools by their descriptions may call all; else one that learnt dialogues knows the tools
+            # with a name in them; another may try what it selects from
             known = [tool.tool_id for tool in runnable if tool.name] or [tool.tool_id for tool in runnable]
-            callable_tools = {tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*known, *sorted(self._own)]}
+            if model.finds_cards:
+                known = sorted(self._runnable)
+            own = sorted(self._own - set(known))
+            callable_tools = {tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*known, *own]}
             tools = self._tools[model.name] = _ModelTools(model.revision, selectable, callable_tools)
         return tools
 
@@ -158,6 +171,9 @@ class ChatService:
         choice = read_tool_choice(request, self._tools_of(request).callable)
         conversation = await self._read(request)
         agent_request = build_agent_request(conversation, choice, self.specs)
+        if len(agent_request.tools) > self.args.agent_max_tools:
+            shortlist = await self._shortlist(request.base_model, conversation, agent_request.tools)
+            agent_request = replace(agent_request, tools=shortlist)
         limits = AgentLimits(
             max_steps=self.args.agent_max_steps,
             max_seconds=self.args.request_timeout_s,
@@ -169,6 +185,21 @@ class ChatService:
             return stream_agent(request, iterate_agent(write_turn, self.invoke, agent_request, limits))
         result: AgentResult = await run_agent(write_turn, self.invoke, agent_request, limits)
         return answer_of_agent(request, result)
+
+    async def _shortlist(
+        self, model_name: str, conversation: Conversation, specs: Sequence[ToolSpec]
+    ) -> list[ToolSpec]:
+        """The tools that suit the user's words best, by the model's own vectors too where it was trained so."""
+        model = self.models.find(model_name)
+        words, by_id = conversation.words, {spec.tool_id: spec for spec in specs}
+        known = {tool.tool_id: tool for tool in model.catalog}
+        tools = [known.get(spec.tool_id) or build_dialogue_tool(spec) for spec in specs]
+        by_cards: list[str] = []
+        if model.finds_cards:
+            selection = await self._selector.select(model_name, words, len(tools), tools=tuple(tools))
+            by_cards = [tool.tool_id for tool, _ in selection.ranking.tools if tool.tool_id in by_id]
+        n = self.args.agent_max_tools
+        return [by_id[tool_id] for tool_id in await asyncio.to_thread(shortlist_tools, words, tools, n, by_cards)]
 
     async def _write_turn(self, model: str, request: TurnRequest) -> WrittenTurn:
         with self.telemetry.waiting("Predictor"):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from data_pipeline.records.dialogue import render_exchange, render_image_note
+from data_pipeline.records.dialogue import render_exchange, render_file_note
 from serve.agent.loop import AgentRequest
 from serve.artifacts import Artifact
 from serve.chat.content import ARTIFACT_SCHEME, ChatTurn, Conversation
 from serve.chat.tools import ToolChoice
 from serve.http.schemas import RequestError
 from serve.tools.spec import ToolSpec
-
-_ACKNOWLEDGED = "Received."
-_SOUNDS_AND_VIDEOS = {"audio": "a sound", "video": "a video"}
 
 
 def build_agent_request(
@@ -77,7 +74,8 @@ def render_history(conversation: Conversation) -> tuple[str, ...]:
             for artifact in _attached(turn):
                 if artifact.id not in noted:
                     noted.add(artifact.id)
-                    exchanges.append(render_file_note(artifact))
+                    name = artifact.name or "none given"
+                    exchanges.append(render_file_note(artifact.modality, artifact.dialogue_name, name))
             if i != conversation.last_user or conversation.tool_results:
                 human.append(text)
         elif turn.role == "tool":
@@ -86,15 +84,6 @@ def render_history(conversation: Conversation) -> tuple[str, ...]:
             replies.append(text)
     close()
     return tuple(exchanges)
-
-
-def render_file_note(artifact: Artifact) -> str:
-    """The exchange that makes a file known; a picture's is GPT4Tools' own."""
-    described = artifact.name or "none given"
-    if artifact.modality == "image":
-        return render_image_note(artifact.dialogue_name, described)
-    what = _SOUNDS_AND_VIDEOS[artifact.modality]
-    return render_exchange(f"Provide {what} named {artifact.dialogue_name}. Description: {described}", _ACKNOWLEDGED)
 
 
 def _attached(turn: ChatTurn) -> list[Artifact]:

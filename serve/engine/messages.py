@@ -74,13 +74,15 @@ class ServedModel:
         catalog: the tools that it was trained on.
         revision: of its bundle.
         writes_dialogues: whether it was trained on dialogues, and so can be asked as an agent.
+        finds_cards: whether it tells tools that it does not know by their descriptions.
     """
 
     name: str
     catalog: ToolCatalog
     revision: str
     writes_dialogues: bool = True
+    finds_cards: bool = False
 
     @classmethod
     def of(cls, name: str, bundle: Bundle) -> ServedModel:
-        return cls(name, bundle.catalog, bundle.revision, bundle.info.writes_dialogues)
+        return cls(name, bundle.catalog, bundle.revision, bundle.info.writes_dialogues, bundle.finds_cards)

@@ -6,7 +6,10 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
 
 from serve.tools.spec import ToolError
 
@@ -149,6 +152,14 @@ def load_diffusion(class_name: str, model_id: str) -> LoadedModel:
 def is_offline() -> bool:
     """Whether the hub may not be asked."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
+
+
+def has_weights(model_id: str) -> bool:
+    """Whether a model lies on this machine: a local folder, or in the hub's cache."""
+    if Path(model_id).is_dir() or os.path.isabs(model_id):
+        return Path(model_id).is_dir()
+    in_cache = (try_to_load_from_cache(model_id, name) for name in ("config.json", "model_index.json"))
+    return any(isinstance(path, str) for path in in_cache)
 
 
 def not_available(model_id: str, reason: str) -> ToolError:

@@ -14,6 +14,7 @@ import yaml
 from data_pipeline.records.catalog import Tool
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
 
+_EXTENSIONS = {"image": "png", "audio": "wav", "video": "mp4"}
 _WORDINGS_PATH = Path(__file__).with_name("dialogues.yaml")
 
 
@@ -95,13 +96,14 @@ def choose(rng: np.random.Generator, options: Sequence[Any]) -> Any:
     return options[int(rng.integers(len(options)))]
 
 
-def draw_image_name(rng: np.random.Generator) -> str:
-    """A file name of eight characters that says nothing.
+def draw_file_name(rng: np.random.Generator, modality: str = "image") -> str:
+    """A file name of eight characters that says nothing, as `serve.artifacts` has them.
 
     Names share their parts, which the digit keeps apart as tokens, so that a tiny model can learn to copy them.
     """
     parts = load_wordings().name_parts
-    return f"image/{choose(rng, parts['head'])}{rng.integers(10)}{choose(rng, parts['tail'])}.png"
+    stem = f"{choose(rng, parts['head'])}{rng.integers(10)}{choose(rng, parts['tail'])}"
+    return f"{modality}/{stem}.{_EXTENSIONS[modality]}"
 
 
 def draw_picture(rng: np.random.Generator) -> Picture:
@@ -109,7 +111,7 @@ def draw_picture(rng: np.random.Generator) -> Picture:
     slots = load_wordings().slots
     first, second = (str(name) for name in rng.choice(slots["object"], size=2, replace=False))
     description = f"a {first} and a {second} {choose(rng, slots['place'])}"
-    return Picture(draw_image_name(rng), (first, second), description)
+    return Picture(draw_file_name(rng), (first, second), description)
 
 
 def draw_arguments(tool: Tool, picture: Picture, rng: np.random.Generator) -> dict[str, str]:
@@ -141,7 +143,7 @@ def frame_request(request: str, split: str, rng: np.random.Generator) -> str:
 def draw_result(tool: Tool, picture: Picture, rng: np.random.Generator) -> str:
     """What a tool returns: a file name, or words that fit the tool."""
     if tool.output_modality == "image":
-        return draw_image_name(rng)
+        return draw_file_name(rng)
     slots = load_wordings().slots
     text_results = {
         "Get Photo Description": lambda: picture.description,

@@ -54,6 +54,7 @@ class Task:
         kinds: kinds of media that it makes sense for; () for TEXT.
         share: weight among the tasks.
         wordings: split -> every question.
+        requests: split -> what is asked for in it, not yet framed as a sentence.
     """
 
     tools: tuple[str, ...]
@@ -61,6 +62,7 @@ class Task:
     kinds: tuple[str, ...]
     share: int
     wordings: Mapping[str, tuple[str, ...]]
+    requests: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,13 @@ def _family(entry: Mapping[str, Any]) -> Family:
 
 
 def _task(entry: Mapping[str, Any], frames: Mapping[str, list[str]]) -> Task:
+    requests = {
+        split: tuple(request for template in entry[split] for request in _fill(template, entry["slots"]))
+        for split in SPLITS
+    }
     wordings = {}
     for split in SPLITS:
-        requests = [request for template in entry[split] for request in _fill(template, entry["slots"])]
-        texts = (frame.replace("{request}", request) for request in requests for frame in frames[split])
+        texts = (frame.replace("{request}", request) for request in requests[split] for frame in frames[split])
         wordings[split] = tuple(text[0].upper() + text[1:] for text in texts)
     return Task(
         tools=tuple(entry["tools"]),
@@ -101,6 +106,7 @@ def _task(entry: Mapping[str, Any], frames: Mapping[str, list[str]]) -> Task:
         kinds=tuple(entry.get("kinds", ())),
         share=entry["share"],
         wordings=wordings,
+        requests=requests,
     )
 
 

@@ -166,7 +166,22 @@ def upscale_image(image: np.ndarray, factor: int = 2) -> ToolOutput:
     return ToolOutput(f"Enlarged the picture to {large.shape[1]} x {large.shape[0]} pixels, {how}", png_file(large))
 
 
+def measure_picture(image: np.ndarray) -> ToolOutput:
+    """Width and height, and what they make."""
+    height, width = image.shape[:2]
+    megapixels = f", {width * height / 1e6:.1f} megapixels" if width * height >= 50_000 else ""
+    return ToolOutput(f"Width {width} pixels, height {height} pixels{megapixels}.")
+
+
 TOOLS = (
+    ToolSpec(
+        "local/measure-picture",
+        measure_picture,
+        "Tells the size of a picture in pixels.",
+        (picture_argument(),),
+        "text",
+        method="exact",
+    ),
     ToolSpec(
         "local/deblur-image",
         deblur_image,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -133,10 +134,54 @@ def test_failures_of_tools_are_told_and_the_loop_goes_on() -> None:
         run(Script([render_call("lab/count", "")], {"lab/count": ZeroDivisionError()}))
 
 
+def test_a_call_is_not_made_twice() -> None:
+    """Neither one that failed nor one that gave a result: written again, the turn is without that tool."""
+    call, other = render_call("lab/count", ""), render_call("Blur It", GIVEN.dialogue_name)
+    failure = {"lab/count": ToolError("bad_medium", "It is empty.")}
+    script = Script([call, call, other, render_answer("So far.")], failure)
+    result = run(script)
+    assert [name for name, _ in script.calls] == ["lab/count", "lab/blur"]
+    assert [step.error for step in result.steps] == ["bad_medium", None]
+    names = [[tool.name for tool in request.tools] for request in script.requests]
+    assert names == [["Blur It", "lab/crop", "lab/count"]] * 2 + [["Blur It", "lab/crop"], names[0]]
+    assert result.completion_tokens == 40, "what was thrown away was written too"
+    free = replace(REQUEST, is_constrained=False)
+    script = Script([call, call, render_answer("So far.")], failure)
+    result = run(script, free)
+    assert [step.error for step in result.steps] == ["bad_medium", "refused"]
+    assert "made before" in result.steps[1].observation
+
+
+def test_only_tool_left_repeats_and_the_model_must_answer() -> None:
+    call = render_call("lab/count", "")
+    request = AgentRequest("count", [COUNT], must_call=True)
+    script = Script([call, call, render_answer("Three.")], {"lab/count": ToolResult("3")})
+    assert run(script, request).text == "Three."
+    assert (script.requests[2].may_call, script.requests[2].may_answer) == (False, True)
+
+
+def test_what_does_not_fit_loses_history_then_the_last_tools() -> None:
+    asked: list[TurnRequest] = []
+
+    async def write_turn(request: TurnRequest) -> WrittenTurn:
+        asked.append(request)
+        if len(asked) < 4:
+            raise PromptTooLongError("too long")
+        return WrittenTurn(render_answer("Fine."), 1, 1, ())
+
+    script = Script([])
+    request = replace(REQUEST, history=("Human: a\nAI: b",))
+    assert asyncio.run(run_agent(write_turn, script.invoke, request)).text == "Fine."
+    assert [len(turn.tools) for turn in asked] == [3, 3, 2, 1]
+    assert ["Human: a" in turn.prompt for turn in asked] == [True, False, False, False]
+    assert [tool.name for tool in asked[-1].tools] == ["Blur It"], "the likeliest comes first"
+    assert "lab/crop" not in asked[-1].prompt
+
+
 def test_limits_of_steps_and_tokens_ask_for_an_answer() -> None:
-    call = render_call("Blur It", GIVEN.dialogue_name)
+    calls = [render_call("Blur It", GIVEN.dialogue_name), render_call("Blur It", MADE.dialogue_name)]
     for limits, stopped in ((AgentLimits(max_steps=2), "steps"), (AgentLimits(max_tokens=15), "tokens")):
-        script = Script([call, call, render_answer("Enough.")])
+        script = Script([*calls, render_answer("Enough.")])
         result = run(script, limits=limits)
         assert (result.text, result.stopped, result.finish_reason, len(result.steps)) == (
             "Enough.",
@@ -145,7 +190,7 @@ def test_limits_of_steps_and_tokens_ask_for_an_answer() -> None:
             2,
         )
         assert [request.may_call for request in script.requests] == [True, True, False]
-        stubborn = run(Script([call] * 3), limits=limits)
+        stubborn = run(Script([*calls, calls[0]]), limits=limits)
         assert (len(stubborn.steps), stubborn.stopped) == (2, stopped)
         assert MADE.dialogue_name in stubborn.text
 
@@ -210,7 +255,8 @@ def test_the_oldest_exchanges_make_room() -> None:
     assert "newer" in script.requests[0].prompt
     with pytest.raises(PromptTooLongError):
         run(Narrow([]), AgentRequest("oldest", [COUNT], history))
-    long_chain = run(Narrow([render_call("lab/count", "")] * 2, {"lab/count": ToolResult("3")}), request)
+    calls = [render_call("lab/count", ""), render_call("Blur It", GIVEN.dialogue_name)]
+    long_chain = run(Narrow(calls, {"lab/count": ToolResult("3")}), replace(REQUEST, history=history))
     assert (long_chain.stopped, len(long_chain.steps)) == ("tokens", 2)
 
 
