@@ -60,6 +60,12 @@ class EvaluateOptions(Section):
     agent_concurrency: int = Field(default=8, ge=1)  # dialogues at the same time
 
 
+class ExportOptions(Section):
+    """The bundle."""
+
+    adapter_dtype: Literal["float32", "bfloat16"] = "float32"  # of its weights on disk: bfloat16 halves what ships
+
+
 class TuneOptions(Section):
     """A sweep: many trainings over one corpus. `ray_jobs.tune.space` checks `parameters` before anything starts."""
 
@@ -105,6 +111,7 @@ class RunSpec(Section):
     model: ModelConfig = ModelConfig()
     train: TrainOptions = TrainOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
+    export: ExportOptions = ExportOptions()
     tune: TuneOptions = TuneOptions()
     tracking: TrackingOptions = TrackingOptions()
     follow: FollowOptions = FollowOptions()

@@ -64,6 +64,7 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
         git_revision=read_git_revision(),
         max_target_tokens=summary.max_target_tokens,
         writes_dialogues=bool(corpus.manifest.get("dialogues")),
+        adapter_dtype=spec.export.adapter_dtype,
     )
     bundle = load_bundle(folder)
     print(f"bundle            {folder}  ({_size_mib(bundle.folder):.1f} MiB, revision {bundle.revision})")

@@ -56,7 +56,11 @@ class ServeArgs(BaseModel):
     ingress_replicas: int = Field(default=1, ge=1)
     num_gpus: float = Field(default=0.0, ge=0, description="per predictor replica")
     encoder_num_gpus: float = Field(default=0.0, ge=0, description="per encoder replica")
-    num_cpus: float = Field(default=1.0, ge=0, description="per predictor replica and per encoder replica")
+    num_cpus: float = Field(
+        default=0.25,
+        ge=0,
+        description="that Ray counts per replica of predictor, encoder and tools: four find room on one core",
+    )
 
     model_name: str = Field(default="toolmm", description="what clients call the model")
     adapters: dict[str, str] = Field(

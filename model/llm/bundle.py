@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, set_peft_model_state_dict
@@ -37,6 +37,7 @@ from data_pipeline.records.prompts import PROMPT_FORMAT, PROMPT_VERSION
 from model.imagebind.encoders import vector_space
 from model.llm.bundle_info import FORMAT_VERSION, BundleInfo
 from model.llm.config import ModelConfig
+from model.llm.gguf import PACKAGED, open_packaged, packaged_name
 from model.llm.tool_llm import ToolLLM
 
 MAX_COPIED_BACKBONE_BYTES = 64 * 2**20  # a tiny backbone travels along; a real one is fetched by its id
@@ -45,7 +46,8 @@ _INFO = "bundle.json"
 _PROJECTOR = "projector.safetensors"
 _ADAPTER = "adapter"
 _BACKBONE = "backbone"
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_WEIGHTS = "adapter_model.safetensors"
+_ADAPTER_FILES = ("adapter_config.json", _WEIGHTS)
 _BACKBONE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # weights, configs, tokenizers; no pickles
 
 
@@ -95,6 +97,8 @@ class Bundle:
         changes: dict[str, Any] = {"gradient_checkpointing": False}
         if self.info.has_backbone:
             changes["backbone"] = str(self.folder / _BACKBONE)
+        elif self.info.backbone in PACKAGED:
+            changes["backbone"] = str(open_packaged(self.info.backbone))
         if dtype is not None:
             changes |= {"dtype": dtype, "quantize": "none"}
         mllm = ToolLLM.build(_parse_llm_config({**self.info.llm_config, **changes}, self.folder))
@@ -129,7 +133,7 @@ class Bundle:
         return {path: sha256 for path, sha256 in self.info.files.items() if path.startswith(f"{_BACKBONE}/")}
 
     def _load_adapter(self, mllm: ToolLLM, adapter_name: str) -> None:
-        adapter = _load_tensors(self.folder / _ADAPTER / "adapter_model.safetensors")
+        adapter = _load_tensors(self.folder / _ADAPTER / _WEIGHTS)
         try:
             result = set_peft_model_state_dict(mllm.llm, adapter, adapter_name=adapter_name)
         except RuntimeError as error:
@@ -170,6 +174,7 @@ def save_bundle(
     backbone: str | None = None,
     max_target_tokens: int = MAX_TARGET_TOKENS,
     writes_dialogues: bool = True,
+    adapter_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> BundleInfo:
     """Write a bundle, which appears whole; an older bundle of that name is replaced.
 
@@ -184,9 +189,11 @@ def save_bundle(
         metrics: whatever is known of its quality.
         resolved_config: the run config with all defaults filled in.
         git_revision: of the code that trained it; "" if unknown.
-        backbone: hub id or folder; default: where the language model was loaded from.
+        backbone: hub id or folder; default: where the language model was loaded from. The folder of a packaged one is
+            written down by its name.
         max_target_tokens: as in training.
         writes_dialogues: whether it was trained on dialogues.
+        adapter_dtype: of the adapter's weights on disk; PEFT computes with them in float32 either way.
 
     Raises:
         InputError: the folder holds something else, or the backbone cannot travel.
@@ -197,9 +204,8 @@ def save_bundle(
     backbone = backbone or str(mllm.llm.get_base_model().name_or_path)
     with storage.replacing_folder(folder) as partial, storage.staged_locally(partial) as temporary:
         has_backbone = _copy_small_backbone(Path(backbone), temporary / _BACKBONE)
-        if has_backbone:
-            backbone = _BACKBONE
-        _save_adapter(mllm, temporary / _ADAPTER, backbone)
+        backbone = _BACKBONE if has_backbone else packaged_name(Path(backbone)) or backbone
+        _save_adapter(mllm, temporary / _ADAPTER, backbone, getattr(torch, adapter_dtype))
         projector = {name: value.detach().cpu().contiguous() for name, value in mllm.projector.state_dict().items()}
         save_file(projector, temporary / _PROJECTOR)
         catalog.save_jsonl(temporary / CATALOG_FILE)
@@ -352,9 +358,12 @@ def _copy_small_backbone(source: Path, target: Path) -> bool:
     return True
 
 
-def _save_adapter(mllm: ToolLLM, folder: Path, backbone: str) -> None:
+def _save_adapter(mllm: ToolLLM, folder: Path, backbone: str, dtype: torch.dtype) -> None:
     # modules_to_save holds trained embeddings already; "auto" would look for the backbone on the hub
     mllm.llm.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    if dtype is not torch.float32:  # else as trained
+        weights = load_file(folder / _WEIGHTS)
+        save_file({name: weight.to(dtype) for name, weight in weights.items()}, folder / _WEIGHTS, {"format": "pt"})
     for path in folder.iterdir():
         if path.name not in _ADAPTER_FILES:  # PEFT's model card
             path.unlink()

@@ -16,7 +16,7 @@ class BundleInfo(BaseModel):
 
     format: Literal["toolmm-bundle"] = "toolmm-bundle"
     format_version: int = FORMAT_VERSION
-    backbone: str = Field(description="hub id or path; 'backbone' where the bundle carries it")
+    backbone: str = Field(description="hub id, path or the name of a packaged one; 'backbone' where the bundle has it")
     has_backbone: bool = Field(description="whether the folder backbone/ is part of the bundle")
     encoder_id: str = Field(description="names the weights that made the media vectors of training")
     encoder_name: str = Field(description="what `model.imagebind.encoders.load_encoder` is given to get them")

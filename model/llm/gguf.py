@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_pipeline.errors import InputError
 
+# where `make smollm2` puts what it converts; an installed package may not write beside itself
+BACKBONES_DIR = Path(os.environ.get("TOOLMM_BACKBONES") or Path(__file__).parents[2] / "runs" / "backbones")
 ORIGIN_FILE = "gguf.json"  # which file the folder was made from, and by what
 MAGIC = b"GGUF"
 # backbones that a package carries, so that no hub is needed: name -> (package, version, its file, that file's SHA-256)
@@ -88,6 +91,20 @@ def find_converted(backbone: str, backbones_dir: Path) -> str:
         return str(convert_backbone(backbone, backbones_dir))
     folder = backbones_dir / f"{backbone}-{PACKAGED[backbone][3][:12]}"
     return str(folder) if _read_origin(folder) else backbone
+
+
+def packaged_name(folder: Path) -> str | None:
+    """Which packaged backbone a folder of `convert_backbone` holds; None for any other folder."""
+    origin = (_read_origin(folder) if folder.is_dir() else None) or {}
+    return next((name for name, (*_, digest) in PACKAGED.items() if digest == origin.get("sha256")), None)
+
+
+def open_packaged(backbone: str) -> Path:
+    """The folder of a packaged backbone that a bundle names: in `BACKBONES_DIR`, converted at its first use.
+
+    Errors as of `convert_backbone`.
+    """
+    return convert_backbone(backbone, BACKBONES_DIR)
 
 
 def find_packaged(backbone: str) -> Path:

@@ -53,6 +53,7 @@ class DialogueGroup:
 @dataclass(frozen=True)
 class DialogueScores:
     """Scores by group: "all", "seen", "unseen", "single", "chain", "no_tool"; one without dialogues is left out.
+    Dialogues of several sources are grouped by them too: "source:gpt4tools", "source:gpt4tools/seen", "source:gpt4tools/unseen".
 
     Attributes:
         groups: see above.
@@ -132,12 +133,17 @@ def join_turns(gold_turns: Sequence[Turn], texts: Sequence[str]) -> str:
 def _group_members(records: Sequence[ToolRecord], seen_tool_ids: Collection[str]) -> dict[str, list[int]]:
     """Group name -> positions of its dialogues."""
     members: dict[str, list[int]] = {name: [] for name in ("all", "seen", "unseen", "single", "chain", "no_tool")}
+    has_sources = len({record.source for record in records}) > 1
     for position, record in enumerate(records):
         n_calls = count_calls(record.turns)
         is_seen = n_calls == 0 or all(tool_id in seen_tool_ids for tool_id in record.valid_tool_ids)
         members["all"].append(position)
         members["seen" if is_seen else "unseen"].append(position)
         members["no_tool" if n_calls == 0 else "single" if n_calls == 1 else "chain"].append(position)
+        if has_sources:
+            source = f"source:{record.source}"
+            for name in (source, f"{source}/{'seen' if is_seen else 'unseen'}"):
+                members.setdefault(name, []).append(position)
     return members
 
 

@@ -120,7 +120,8 @@ def render_dialogue_markdown(scores: DialogueScores) -> str:
         "invented %",
     )
     rows = []
-    for name, label in DIALOGUE_ROWS.items():
+    by_source = {name: name.removeprefix("source:") for name in sorted(scores.groups) if name.startswith("source:")}
+    for name, label in {**DIALOGUE_ROWS, **by_source}.items():
         group = scores.groups.get(name)
         if group is not None:
             estimates = (*group.means.values(), group.malformed, group.invented)

@@ -17,12 +17,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from data_pipeline import storage
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.dialogue import DIALOGUE_FORMAT, DIALOGUE_VERSION
 from model.decode.tools import Prompt, top_k_tools
 from model.decode.trie import ChoiceTrie
+from model.llm import bundle as bundle_module
+from model.llm import gguf
 from model.llm.bundle import Bundle, check_encoder, load_bundle, save_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
@@ -47,7 +50,7 @@ def _trained_mllm(backbone: Path, modules_to_save: list[str], **changes: Any) ->
     return mllm.eval()
 
 
-def _save(folder: Path, mllm: ToolLLM) -> None:
+def _save(folder: Path, mllm: ToolLLM, **changes: Any) -> None:
     save_bundle(
         folder,
         mllm=mllm,
@@ -59,6 +62,7 @@ def _save(folder: Path, mllm: ToolLLM) -> None:
         metrics={"acc": 0.5},
         resolved_config={"name": "test"},
         git_revision="abc",
+        **changes,
     )
 
 
@@ -116,6 +120,35 @@ def test_round_trip_answers_alike(backbone: Path, tmp_path: Path, modules_to_sav
     trie = ChoiceTrie(CATALOG.tool_ids, mllm.tokenizer)
     assert top_k_tools(loaded, _prompts(mllm), 3, trie) == top_k_tools(mllm, _prompts(mllm), 3, trie)
     assert not loaded.training
+
+
+def test_an_adapter_of_half_the_size_answers_nearly_alike(backbone: Path, tmp_path: Path) -> None:
+    mllm = _trained_mllm(backbone, [])
+    _save(tmp_path / "whole", mllm)
+    _save(tmp_path / "half", mllm, adapter_dtype="bfloat16")
+    whole, half = ((tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "half"))
+    assert half.stat().st_size < 0.75 * whole.stat().st_size, "the file's head weighs here"
+    loaded = load_bundle(tmp_path / "half").build_mllm()
+    for name, value in mllm.trainable_state_dict().items():
+        assert loaded.trainable_state_dict()[name].dtype == value.dtype
+        torch.testing.assert_close(loaded.trainable_state_dict()[name], value, rtol=2**-8, atol=0)
+
+
+def test_a_packaged_backbone_is_named_and_found_on_another_machine(
+    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle named the folder of the machine that had trained it, and loaded nowhere else."""
+    trained_on = Path(shutil.copytree(backbone, tmp_path / "there" / "smollm2_135m-b179c9523d0e"))
+    storage.write_file(trained_on / gguf.ORIGIN_FILE, json.dumps({"sha256": gguf.PACKAGED["smollm2_135m"][3]}))
+    monkeypatch.setattr(bundle_module, "MAX_COPIED_BACKBONE_BYTES", 0)
+    _save(tmp_path / "b", _trained_mllm(trained_on, []))
+    bundle = load_bundle(tmp_path / "b")
+    assert (bundle.info.backbone, bundle.info.has_backbone) == ("smollm2_135m", False)
+    for path in (tmp_path / "b").rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path.name
+    here = trained_on.rename(tmp_path / "here")
+    monkeypatch.setattr(bundle_module, "open_packaged", {"smollm2_135m": here}.__getitem__)
+    assert bundle.build_mllm().llm.get_base_model().name_or_path == str(here)
 
 
 def test_bundle_is_self_contained(bundle_dir: Path, backbone: Path, mllm: ToolLLM) -> None:

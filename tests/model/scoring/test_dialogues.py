@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from data_pipeline.errors import InputError
@@ -10,6 +12,7 @@ from data_pipeline.records.dialogue import render_answer, render_call, render_di
 from data_pipeline.records.schema import Modality, ToolRecord, Turn
 from model.scoring.dialogues import called_tool_ids, join_gold, join_turns, score_dialogues
 from model.scoring.gpt4tools import score_item
+from model.scoring.tables import render_dialogue_markdown
 
 FIND = Tool("lab/find", name="Find It", usage="it finds")
 BLUR = Tool("lab/blur", name="Blur It", usage="it blurs")
@@ -51,6 +54,19 @@ def test_perfect_dialogues_in_every_group() -> None:
     assert scores.responses == [join_gold(record.turns) for record in RECORDS]
     assert scores.headline() == scores.to_json()["all"]
     assert set(score_dialogues(RECORDS[:1], PERFECT[:1], SEEN).groups) == {"all", "seen", "single"}
+
+
+def test_several_sources_are_told_apart() -> None:
+    other = [replace(record, record_id=f"o{i}", source="other") for i, record in enumerate(RECORDS)]
+    scores = score_dialogues([*RECORDS, *other], PERFECT + [[FIND_CALL]] * len(other), SEEN)
+    by_source = {name: group.n for name, group in scores.groups.items() if name.startswith("source:")}
+    assert by_source == {
+        "source:test": 4, "source:test/seen": 3, "source:test/unseen": 1,
+        "source:other": 4, "source:other/seen": 3, "source:other/unseen": 1,
+    }  # fmt: skip
+    assert scores.groups["source:test"].means["sr"].value == 1
+    assert scores.groups["source:other"].means["sr"].value == 0.5, "of two dialogues that is the only call"
+    assert "| other/unseen" in render_dialogue_markdown(scores)
 
 
 def test_faulty_turns_are_counted_by_turn() -> None:
