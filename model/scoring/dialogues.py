@@ -53,7 +53,7 @@ class DialogueGroup:
 @dataclass(frozen=True)
 class DialogueScores:
     """Scores by group: "all", "seen", "unseen", "single", "chain", "no_tool"; one without dialogues is left out.
-    Dialogues of several sources are grouped by them too: "source:gpt4tools", "source:gpt4tools/seen", "source:gpt4tools/unseen".
+    Dialogues of several sources are grouped by them too: "source:gpt4tools", and "source:gpt4tools/seen", ".../unseen".
 
     Attributes:
         groups: see above.

@@ -14,9 +14,11 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
+from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from serve.agent.loop import AgentResult, AgentStep
 from serve.artifacts import Artifact
+from serve.chat.arguments import build_arguments
 from serve.chat.content import Conversation
 from serve.chat.schemas import (
     AnsweredCall,
@@ -31,7 +33,8 @@ from serve.chat.schemas import (
     TopLogprob,
     Usage,
 )
-from serve.chat.tools import ToolChoice, build_arguments
+from serve.chat.tools import ToolChoice
+from serve.http.schemas import RequestError
 
 DONE = "[DONE]"
 NO_TOOL_FITS = "None of the tools fits this."
@@ -58,6 +61,12 @@ def answer_with_tool(
         words: the user's.
         artifacts: as `build_arguments` takes them.
         usage: tokens.
+
+    Returns:
+        the call; or words, where no tool fits, or the user's words do not give what the tool's schema wants.
+
+    Raises:
+        RequestError: a call is required, and the schema wants what the words do not give.
     """
     must_call = choice.mode in ("required", "named")
     ranked = [name for name, _ in ranking if not (must_call and name == UNKNOWN_TOOL_ID)]
@@ -65,7 +74,21 @@ def answer_with_tool(
     logprobs = _build_logprobs(chosen, ranking, request.top_logprobs or 0) if request.logprobs else None
     if chosen == UNKNOWN_TOOL_ID:
         return _complete(request, AnswerMessage(content=NO_TOOL_FITS), "stop", usage, logprobs)
-    function = FunctionCall(name=chosen, arguments=build_arguments(choice[chosen], words, artifacts))
+    tool = choice[chosen]
+    try:
+        arguments = build_arguments(tool.parameters, tool.media, words, artifacts)
+    except InputError as error:
+        raise RequestError(f"The tool {chosen[:80]!r}: {error}", code="schema_too_large", param="tools") from None
+    if arguments.fault and must_call:
+        raise RequestError(
+            f"The tool {chosen[:80]!r} cannot be called: {arguments.fault}; say it, or let the model answer in words.",
+            code="arguments_not_given",
+            param="messages",
+        )
+    if arguments.fault:
+        text = f"To call {chosen}, something is missing: {arguments.fault}."
+        return _complete(request, AnswerMessage(content=text), "stop", usage, logprobs)
+    function = FunctionCall(name=chosen, arguments=arguments.text)
     call = AnsweredCall(id=f"call_{secrets.token_hex(12)}", function=function)
     return _complete(request, AnswerMessage(content=None, tool_calls=[call]), "tool_calls", usage, logprobs)
 

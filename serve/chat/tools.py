@@ -1,30 +1,23 @@
-"""The tools that a chat request offers, and the arguments of a call made from what the user gave.
-
-The model chooses the tool. Its arguments follow from the tool's JSON schema: a medium is the id of the attached
-artifact, a text the user's words, everything else its default.
-"""
+"""The tools that a chat request offers, and which of their arguments are media."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from serve.artifacts import Artifact
+from serve.chat.arguments import ANY_MEDIUM, check_schema
 from serve.chat.content import Conversation
 from serve.chat.schemas import ChatRequest, FunctionDefinition, NamedTool
 from serve.http.schemas import RequestError
 from serve.tools.spec import ToolSpec
 
-ANY_MEDIUM = "any"
-
 MAX_SCHEMA_CHARS = 100_000  # of a request's tools together
-_MAX_DEPTH, _MAX_VALUES = 8, 64  # of a schema that arguments are made for
-_LARGEST = 1e300
 _MEDIA_WORDS = {
     "image": "image",
     "img": "image",
@@ -43,7 +36,6 @@ _MEDIA_WORDS = {
     "artifact": ANY_MEDIUM,
 }
 _REFERENCE_WORDS = {"path", "url", "uri", "id", "file", "data", "input"}
-_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -125,8 +117,8 @@ def read_tool_choice(request: ChatRequest, catalog: Mapping[str, OfferedTool]) -
             keeps the catalogue's arguments if the request says nothing of them.
 
     Raises:
-        RequestError: two tools of one name, a name that no model could write, a tool chosen that is not offered, or
-            too long schemas (413).
+        RequestError: two tools of one name, a name that no model could write, a schema that no arguments can be made
+            for, a tool chosen that is not offered, or too long schemas (413).
     """
     tools = tuple(catalog.values())
     if request.tools is not None:
@@ -147,6 +139,14 @@ def read_tool_choice(request: ChatRequest, catalog: Mapping[str, OfferedTool]) -
                     code="bad_field",
                     param=f"tools.{i}.function.name",
                 )
+            try:
+                check_schema(function.parameters or {})
+            except InputError as error:
+                raise RequestError(
+                    f"The schema of the tool {function.name[:80]!r} {error}.",
+                    code="bad_schema",
+                    param=f"tools.{i}.function.parameters",
+                ) from None
         tools = tuple(
             catalog[function.name]
             if function.name in catalog and function.parameters is None
@@ -183,121 +183,11 @@ def selection_artifact(conversation: Conversation) -> Artifact | None:
     return next(iter(conversation.artifacts), None)
 
 
-def build_arguments(tool: OfferedTool, words: str, artifacts: Sequence[Artifact]) -> str:
-    """The arguments of a call as JSON.
-
-    Args:
-        tool: what is called.
-        words: the user's.
-        artifacts: the media that may be meant, likeliest first (`Conversation.artifacts`).
-
-    Returns:
-        an object by the tool's schema: optional arguments with their defaults, or left out; a required medium that
-        nobody attached is left out too, so that the call says what is missing.
-    """
-    properties = tool.parameters.get("properties")
-    required = dict(_required_properties(tool.parameters))
-    left, filler = list(artifacts), _Filler(words)
-    values: dict[str, Any] = {}
-    for name, schema in properties.items() if isinstance(properties, dict) else ():
-        if name in tool.media:
-            wanted = tool.media[name]
-            found = next((artifact for artifact in left if wanted in (ANY_MEDIUM, artifact.modality)), None)
-            if found is not None:
-                left.remove(found)
-                values[name] = found.id
-        elif isinstance(schema, dict) and "default" in schema:
-            values[name] = schema["default"]
-        elif name in required:
-            values[name] = filler.fill(schema)
-    return json.dumps(_without_infinities(values), ensure_ascii=False, allow_nan=False)
-
-
-class _Filler:
-    """Values for a schema's required arguments, at most `_MAX_VALUES` of them: schemas come from callers."""
-
-    def __init__(self, words: str) -> None:
-        self._words = words
-        self._n_left = _MAX_VALUES
-
-    def fill(self, schema: Mapping[str, Any], depth: int = 0) -> Any:
-        """A value of the schema's type, the user's words where they fit."""
-        self._n_left -= 1
-        if self._n_left < 0 or depth > _MAX_DEPTH:
-            raise RequestError(
-                f"The tool's schema requires more than {_MAX_VALUES} values or nests deeper than {_MAX_DEPTH} levels; "
-                "simplify it.",
-                code="schema_too_large",
-                param="tools",
-            )
-        for key in ("default", "const"):
-            if key in schema:
-                return schema[key]
-        choices = schema.get("enum")
-        if isinstance(choices, list) and choices:
-            words = self._words.lower()
-            said = [choice for choice in choices if isinstance(choice, str) and choice.lower() in words]
-            return max(said, key=len) if said else choices[0]
-        kind = schema.get("type", "string")
-        if isinstance(kind, list):
-            kind = next((entry for entry in kind if entry != "null"), "null")
-        match kind:
-            case "integer" | "number":
-                return self._number(schema, kind == "integer")
-            case "boolean":
-                return False
-            case "array":
-                return self._array(schema, depth)
-            case "object":
-                return {name: self.fill(inner, depth + 1) for name, inner in _required_properties(schema)}
-            case "null":
-                return None
-        longest = schema.get("maxLength")
-        return self._words[:longest] if isinstance(longest, int) and longest >= 0 else self._words
-
-    def _array(self, schema: Mapping[str, Any], depth: int) -> list[Any]:
-        items, n_items = schema.get("items"), schema.get("minItems", 0)
-        if not isinstance(items, dict) or not isinstance(n_items, int):
-            return []
-        return [self.fill(items, depth + 1) for _ in range(min(n_items, _MAX_VALUES + 1))]
-
-    def _number(self, schema: Mapping[str, Any], is_integer: bool) -> int | float:
-        """The first number in the words that lies within the bounds, or else the bound that is nearest to zero."""
-        low, high = _bound(schema, "minimum", -_LARGEST), _bound(schema, "maximum", _LARGEST)
-        for text in _NUMBER.findall(self._words):
-            value = float(text)
-            if low <= value <= high and (not is_integer or value == int(value)):
-                return int(value) if is_integer else value
-        nearest = min(max(0.0, low), high)
-        return math.ceil(nearest) if is_integer else nearest
-
-
-def _required_properties(schema: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(name, schema) of the properties that an object must have; what is malformed is left out."""
-    properties, required = schema.get("properties"), schema.get("required")
-    if not isinstance(properties, dict) or not isinstance(required, list):
-        return []
-    names = {name for name in required if isinstance(name, str)}
-    return [(name, inner) for name, inner in properties.items() if name in names and isinstance(inner, dict)]
-
-
-def _bound(schema: Mapping[str, Any], key: str, default: float) -> float:
-    value = schema.get(key)
-    return float(value) if isinstance(value, int | float) and abs(value) < _LARGEST else default
-
-
-def _without_infinities(value: Any) -> Any:
-    """A caller's defaults may hold NaN and infinities, which are no JSON: null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_infinities(inner) for key, inner in value.items()}
-    return [_without_infinities(inner) for inner in value] if isinstance(value, list) else value
-
-
 def _media_modality(name: str, schema: Mapping[str, Any]) -> str | None:
     """Of a string argument whose media type or name says that a medium is meant: "image", "input_video_path"."""
-    if schema.get("type", "string") != "string" or "enum" in schema:
+    branches = [branch for key in ("anyOf", "oneOf") for branch in schema.get(key) or () if isinstance(branch, dict)]
+    kinds = [kind for part in (schema, *branches) for kind in _as_list(part.get("type")) if kind != "null"]
+    if any(kind != "string" for kind in kinds) or any("enum" in part for part in (schema, *branches)):
         return None
     declared = str(schema.get("contentMediaType", "")).partition("/")[0]
     if declared in ("image", "audio", "video"):
@@ -306,6 +196,10 @@ def _media_modality(name: str, schema: Mapping[str, Any]) -> str | None:
     while len(words) > 1 and words[-1] in _REFERENCE_WORDS:
         words.pop()
     return _MEDIA_WORDS.get(words[-1]) if words else None
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _name_fault(name: str, earlier: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""How well a served model chooses among a caller's own functions, asked through OpenAI's client; no test, a measurement.
+"""How well a served model chooses among a caller's own functions, asked through OpenAI's client: no test.
 
-Each query of a MetaTool corpus's test split comes with ten functions: a right one and nine others drawn at random, in any
-order, their descriptions kept and their names made meaningless, so that descriptions alone decide. Then the right
+Each query of a MetaTool corpus's test split comes with ten functions: a right one and nine others drawn at random, in
+any order, their descriptions kept and their names made meaningless, so that descriptions alone decide. Then the right
 description changes places with another one, and the answer should go with it.
 
     python tests/measurements/callers_tools.py http://127.0.0.1:8000 runs/metatool_unseen_smollm2/corpus --n 200
@@ -45,7 +45,10 @@ def main() -> None:
             for i, text in enumerate(descriptions)
         ]
         answer = client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": words}], tools=functions, tool_choice="required"  # pyright: ignore
+            model=model,
+            messages=[{"role": "user", "content": words}],
+            tools=functions,
+            tool_choice="required",  # pyright: ignore
         )
         calls = answer.choices[0].message.tool_calls
         return int(calls[0].function.name.removeprefix("function_")) if calls else None  # pyright: ignore
@@ -67,7 +70,8 @@ def main() -> None:
             follows.append(ask(record.instruction, descriptions) == swap)
     for group, found in hits.items():
         estimate = estimate_proportion(np.array(found))
-        print(f"{group:<7} {len(found):>4} queries: {100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]")
+        share, low, high = (f"{100 * value:.1f}" for value in (estimate.value, estimate.low, estimate.high))
+        print(f"{group:<7} {len(found):>4} queries: {share} % [{low}, {high}]")
     print(f"swapped {len(follows):>4} right answers: {sum(follows)} went with the description")
 
 

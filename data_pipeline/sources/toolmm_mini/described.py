@@ -218,7 +218,9 @@ def _build_record(
     rest = [tool for tool in others if tool not in drawn]
     offered = [*called, *drawn, *(rest[i] for i in rng.permutation(len(rest))[: n_others - len(drawn)])]
     offered = [offered[i] for i in rng.permutation(len(offered))]
-    note = render_file_note(modality, file_name, choose(rng, _load_wordings()["file_descriptions"])) if file_name else ""
+    note = (
+        render_file_note(modality, file_name, choose(rng, _load_wordings()["file_descriptions"])) if file_name else ""
+    )
     return ToolRecord(
         record_id="",
         source=SOURCE,

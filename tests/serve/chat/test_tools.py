@@ -8,13 +8,14 @@ from typing import Any
 import jsonschema
 import pytest
 
+from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from serve.artifacts import Artifact
+from serve.chat.arguments import Arguments, build_arguments
 from serve.chat.content import ChatTurn, Conversation, Medium
 from serve.chat.schemas import ChatRequest, FunctionDefinition, parse_chat_request
 from serve.chat.tools import (
     OfferedTool,
-    build_arguments,
     offer_entry,
     offer_function,
     offer_spec,
@@ -41,10 +42,14 @@ def function(name: str, **more: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **more}}
 
 
+def make(parameters: dict[str, Any], words: str, *artifacts: Artifact) -> Arguments:
+    read_tool_choice(request_with(tools=[function("f", parameters=parameters)]), {})  # refuses what it must
+    tool = offer_function(FunctionDefinition(name="f", parameters=parameters))
+    return build_arguments(tool.parameters, tool.media, words, artifacts)
+
+
 def fill(parameters: dict[str, Any], *artifacts: Artifact) -> Any:
-    return json.loads(
-        build_arguments(offer_function(FunctionDefinition(name="f", parameters=parameters)), WORDS, artifacts)
-    )
+    return json.loads(make(parameters, WORDS, *artifacts).text)
 
 
 def test_arguments_of_a_tool_of_ours() -> None:
@@ -62,9 +67,8 @@ def test_arguments_of_a_tool_of_ours() -> None:
         "audio",
     )
     tool = offer_spec(spec)
-    values = json.loads(
-        build_arguments(tool, WORDS, [artifact("image", 1), artifact("audio", 2), artifact("audio", 3)])
-    )
+    sounds = [artifact("image", 1), artifact("audio", 2), artifact("audio", 3)]
+    values = json.loads(build_arguments(tool.parameters, tool.media, WORDS, sounds).text)
     assert values == {
         "audio": f"{2:032x}",
         "style": "softly",
@@ -74,7 +78,9 @@ def test_arguments_of_a_tool_of_ours() -> None:
     }
     assert spec.parse(values) == values
     jsonschema.validate(values, dict(tool.parameters))
-    assert "audio" not in json.loads(build_arguments(tool, WORDS, [])), "nobody attached a sound"
+    without = build_arguments(tool.parameters, tool.media, WORDS, [])
+    assert "audio" not in json.loads(without.text), "nobody attached a sound"
+    assert without.fault == ""
 
 
 @pytest.mark.parametrize(
@@ -119,28 +125,131 @@ def test_values_satisfy_a_callers_schema(schema: dict[str, Any]) -> None:
     jsonschema.validate(found, parameters)
 
 
+def need(schema: dict[str, Any], **definitions: Any) -> dict[str, Any]:
+    """Parameters that need a value."""
+    return {"type": "object", "properties": {"value": schema}, "required": ["value"], **definitions}
+
+
+COLOURS = {"$defs": {"colour": {"enum": ["red", "dark red", "blue"]}, "pair": {"$ref": "#/$defs/colour"}}}
+
+
+@pytest.mark.parametrize(
+    ("words", "parameters", "value"),
+    [
+        ("paint it dark red", need({"$ref": "#/$defs/pair"}, **COLOURS), "dark red"),
+        ("paint it dark red", need({"anyOf": [{"$ref": "#/$defs/colour"}, {"type": "null"}]}, **COLOURS), "dark red"),
+        ("paint it", need({"anyOf": [{"$ref": "#/$defs/colour"}, {"type": "null"}]}, **COLOURS), None),
+        ("paint it bluer", need({"anyOf": [{"enum": ["blue"]}, {"type": "null"}]}), None),
+        ("paint it dark red", need({"allOf": [{"$ref": "#/$defs/colour"}, {"type": "string"}]}, **COLOURS), "dark red"),
+        ("turn it by 7", need({"anyOf": [{"type": "integer"}, {"type": "null"}]}), 7),
+        ("turn it", need({"anyOf": [{"type": "integer"}, {"type": "null"}]}), None),
+        ("turn it by 7", need({"type": ["integer", "null"], "maximum": 5}), None),
+        ("turn it by 7 of 20", need({"type": "integer", "exclusiveMinimum": 7}), 20),
+        ("turn it", need({"type": "integer", "exclusiveMinimum": 7}), 8),
+        ("turn it by 7 or 15", need({"type": "integer", "multipleOf": 5}), 15),
+        ("turn it", need({"type": "integer", "minimum": 7, "multipleOf": 5}), 10),
+        ("turn it by 2.5", need({"oneOf": [{"type": "integer"}, {"type": "number"}]}), 2.5),
+        ("ship it to 12345 Berlin", need({"type": "string", "pattern": r"^\d{5}$"}), "12345"),
+        ("write to bob@example.org now", need({"type": "string", "format": "email"}), "bob@example.org"),
+        ("with tags red and blue", need({"type": "array", "items": {"enum": ["red", "blue", "x"]}}), ["red", "blue"]),
+        ("go to Paris", need({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}),
+         {"city": "go to Paris"}),
+    ],
+)  # fmt: skip
+def test_what_the_words_give_by_the_schema(words: str, parameters: dict[str, Any], value: Any) -> None:
+    arguments = make(parameters, words)
+    assert (json.loads(arguments.text), arguments.fault) == ({"value": value}, "")
+    jsonschema.validate(json.loads(arguments.text), parameters)
+
+
+def test_two_numbers_go_to_two_arguments_and_a_named_choice_needs_no_demand() -> None:
+    sizes = {name: {"type": "integer"} for name in ("width", "height")}
+    parameters = {
+        "properties": {**sizes, "unit": {"enum": ["cm", "inch"]}, "note": {}},
+        "required": ["width", "height"],
+    }
+    assert json.loads(make(parameters, "print it 20 by 30 cm").text) == {"width": 20, "height": 30, "unit": "cm"}
+
+
+def test_a_medium_that_may_be_null_is_the_attached_one_or_null() -> None:
+    picture = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    parameters = {"properties": {"image": picture, "mask_image": picture}, "required": ["image", "mask_image"]}
+    assert fill(parameters, artifact("image", 1)) == {"image": f"{1:032x}", "mask_image": None}
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "string", "pattern": r"^\d{5}$"}, "pattern"),
+        ({"type": "string", "minLength": 400}, "minLength"),
+        ({"type": "object", "properties": {"a": {"type": "string", "format": "date", "maxLength": 3, "minLength": 5}},
+          "required": ["a"]}, "minLength"),
+    ],
+)  # fmt: skip
+def test_what_the_words_do_not_give_is_said(schema: dict[str, Any], said: str) -> None:
+    fault = make(need(schema), "hello").fault
+    assert fault.startswith("value")
+    assert said in fault
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"properties": 3}, "is no JSON schema: properties"),
+        ({"properties": {"a": 3}, "required": ["a"]}, "is no JSON schema"),
+        ({"properties": {"a": {"type": "string"}}, "required": "a"}, "is no JSON schema: required"),
+        ({"properties": {"a": {"type": "whole"}}}, "is no JSON schema"),
+        (need({"$ref": "https://example.org/schema.json"}), "which is not in it"),
+        ({"patternProperties": {"^(a+)+$": {}}}, "'patternProperties', which is not supported"),
+        ({"$id": "https://example.org"}, "'$id'"),
+    ],
+)
+def test_schemas_that_no_arguments_can_be_made_for_are_refused(parameters: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        fill(parameters)
+    assert said in raised.value.message
+    assert (raised.value.code, raised.value.param) == ("bad_schema", "tools.0.function.parameters")
+
+
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"properties": 3},
-        {"properties": {"a": 3}, "required": ["a"]},
-        {"properties": {"a": {"type": "string"}}, "required": "a"},
         {"properties": {"a": {"default": float("inf")}}},
-        {"properties": {"a": {"type": "integer", "minimum": 10**400, "maximum": float("nan")}}, "required": ["a"]},
-        {"properties": {"a": {"type": "array", "minItems": -3, "items": {}}}, "required": ["a"]},
-        {"properties": {"a": {"type": "string", "maxLength": "x"}}, "required": ["a", 3]},
-        {"properties": {"a": {"type": [], "enum": []}}, "required": ["a"]},
+        {"properties": {"a": {"type": "integer", "minimum": 10**400}}, "required": ["a"]},
+        {"properties": {"$ref": {"type": "string"}, "patternProperties": {"type": "string"}}, "required": ["$ref"]},
+        {"properties": {"a": {"enum": ["x"], "const": "x"}}, "required": ["a", "b"]},
     ],
 )
-def test_malformed_schemas_do_no_harm(parameters: dict[str, Any]) -> None:
-    assert isinstance(fill(parameters), dict)
+def test_odd_schemas_do_no_harm(parameters: dict[str, Any]) -> None:
+    tool = offer_function(FunctionDefinition(name="f", parameters=parameters))
+    assert isinstance(json.loads(build_arguments(tool.parameters, tool.media, WORDS, ()).text), dict)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a"},
+        {"anyOf": [{"$ref": "#/$defs/b"}]},
+        {"$ref": "#/$defs/nowhere"},
+    ],
+)
+def test_references_in_circles_end(schema: dict[str, Any]) -> None:
+    parameters = need(schema, **{"$defs": {"a": {"$ref": "#/$defs/a"}, "b": {"anyOf": [{"$ref": "#/$defs/b"}]}}})
+    with pytest.raises(InputError, match=r"simplify it|add it to \$defs"):
+        make(parameters, WORDS)
+
+
+def test_a_pattern_that_takes_for_ever_is_given_up() -> None:
+    arguments = make(need({"type": "string", "pattern": "^(a+)+$"}), "a" * 40 + "b")
+    assert "pattern" in arguments.fault
 
 
 def test_huge_schemas_are_refused() -> None:
     wide = {f"a{i}": {"type": "string"} for i in range(100)}
     deep: dict[str, Any] = {"type": "array", "minItems": 10**9, "items": {"type": "string"}}
     for properties in (wide, {"a": deep}):
-        with pytest.raises(RequestError, match="simplify"):
+        with pytest.raises(InputError, match="simplify"):
             fill({"type": "object", "properties": properties, "required": list(properties)})
 
 

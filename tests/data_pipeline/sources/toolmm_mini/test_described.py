@@ -44,12 +44,15 @@ def test_every_call_names_an_offered_tool_and_a_known_file(records: list[ToolRec
         steps, results = read_turns(record.turns), read_observations(record.turns)
         calls = [step for step in steps if isinstance(step, ToolCall)]
         assert isinstance(steps[-1], Answer)
-        known = [word for word in record.instruction.split() if "/" in word and word.endswith((".png.", ".wav.", ".mp4."))]
+        known = [
+            word for word in record.instruction.split() if "/" in word and word.endswith((".png.", ".wav.", ".mp4."))
+        ]
         files = {word.rstrip(".") for word in known}
         for call, result in zip(calls, results, strict=True):
             assert call.name in offered
             tool = catalog[call.name]
-            assert call.arguments in files and call.arguments.startswith(f"{tool.input_modality}/")
+            assert call.arguments in files
+            assert call.arguments.startswith(f"{tool.input_modality}/")
             assert offered[call.name] == f"{tool.description} Input: {tool.input_modality}"
             files.add(result.strip())
         assert [call.name for call in calls] == [t for t in record.valid_tool_ids if t != UNKNOWN_TOOL_ID]
@@ -66,7 +69,8 @@ def test_failures_chains_and_refusals_occur(records: list[ToolRecord]) -> None:
         answers[len(record.turns), failed] += 1
     size = DESCRIBED_SIZES["demo"]
     assert answers == {
-        (1, False): sum(size.none), (3, False): sum(size.single), (3, True): sum(size.failed), (5, False): sum(size.chain)
+        (1, False): sum(size.none), (3, False): sum(size.single), (3, True): sum(size.failed),
+        (5, False): sum(size.chain),
     }  # fmt: skip
 
 
