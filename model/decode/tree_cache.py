@@ -24,6 +24,8 @@ from model.decode.growing_cache import GrowingCache
 from model.llm.attention import AttentionWindow
 from model.llm.backbone import takes_packs
 
+CPU_LENGTH_MULTIPLE = 32  # what prompts in bfloat16 on a CPU are padded to
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
@@ -141,15 +143,24 @@ def token_logits(mllm: Any, hidden: Tensor, token_ids: np.ndarray | None = None)
     return logits if bias is None else logits + bias[ids].float()
 
 
-def pad_prompts(prompts: Sequence[Prompt], suffix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pad_prompts(
+    prompts: Sequence[Prompt], suffix: np.ndarray, multiple: int = 1, longest: int = 1 << 30
+) -> tuple[np.ndarray, np.ndarray]:
     """Every prompt followed by the same tokens, padded on the right.
+
+    Args:
+        prompts: B of them.
+        suffix: int [F], the tokens behind each.
+        multiple: T is a multiple of it, unless that would exceed `longest`.
+        longest: see `multiple`.
 
     Returns:
         int64 ids [B, T] with zeros as padding (nobody sees it: any id of the vocabulary does), int64 lengths [B].
     """
     rows = [np.concatenate([prompt.prompt_ids, suffix]) for prompt in prompts]
     lengths = np.array([len(row) for row in rows])
-    ids = np.zeros((len(rows), lengths.max()), dtype=np.int64)
+    width = int(lengths.max())
+    ids = np.zeros((len(rows), max(width, min(width + -width % multiple, longest))), dtype=np.int64)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
     return ids, lengths
@@ -168,6 +179,13 @@ def stack_media(prompts: Sequence[Prompt], device: torch.device) -> Tensor | Non
     return torch.from_numpy(stacked).to(device)
 
 
+def _keeps_kernels(mllm: Any) -> bool:
+    """Whether every new length costs memory for ever: oneDNN keeps a kernel for each, some MiB a piece with 135 M
+    parameters in bfloat16 (docs/results.md)."""
+    weight = causal_lm_of(mllm).get_input_embeddings().weight
+    return weight.device.type == "cpu" and weight.dtype is torch.bfloat16
+
+
 class TreeCache:
     """The prompts of a batch, run once, and the trees that grow behind them."""
 
@@ -179,7 +197,8 @@ class TreeCache:
         self._base = causal_lm_of(mllm).base_model
         self._cache = GrowingCache()
         self._stats = stats
-        ids, lengths = pad_prompts(prompts, forced)  # [B, T]
+        multiple = CPU_LENGTH_MULTIPLE if _keeps_kernels(mllm) else 1
+        ids, lengths = pad_prompts(prompts, forced, multiple, mllm.max_positions)  # [B, T]
         self._window: AttentionWindow = mllm.window
         self._backbone: str = mllm.config.backbone
         self.n_columns = ids.shape[1]

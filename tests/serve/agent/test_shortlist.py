@@ -1,4 +1,4 @@
-"""The agent's shortlist: two rankings of the tools that it may call, fused."""
+"""The agent's shortlist: two rankings of the tools that it may call, in turn."""
 
 from __future__ import annotations
 

@@ -1,0 +1,88 @@
+"""What the agent is offered of the service's tools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from stand_in_service import CATALOG, Method, World
+
+from data_pipeline.records.catalog import Tool
+from data_pipeline.records.dialogue import render_answer
+from model.decode.turn_types import TurnRequest, WrittenTurn
+from serve.chat import answer as module
+from serve.chat.served_models import ServedModels
+from serve.engine.messages import Ranking, SelectQuery, ServedModel
+from serve.tools.all_tools import load_tools
+
+WORDS = "Draw the edges, then tell its size in pixels"
+
+
+class Agent(World):
+    """A service whose model answers at once; it takes note of what it was offered and of what it was asked to rank."""
+
+    def __init__(self, finds_cards: bool, nearest: Sequence[str] = (), **args: Any) -> None:
+        super().__init__(**args)
+        model = ServedModel("toolmm", CATALOG, "rev", finds_cards=finds_cards)
+        self.chat.models = self.chat._selector.models = ServedModels([model], self.predictor)
+        self.offered: list[list[str]] = []
+        self.ranked: list[tuple[Tool, ...]] = []
+        self.nearest = nearest
+        predictor: Any = self.predictor
+        predictor.write_turn = Method(self._write)
+        predictor.select = Method(self._rank)
+
+    def _write(self, _: str, request: TurnRequest) -> WrittenTurn:
+        self.offered.append([tool.name for tool in request.tools])
+        return WrittenTurn(render_answer("Hello."), 1, 1, ())
+
+    def _rank(self, queries: Sequence[SelectQuery]) -> list[Ranking]:
+        (query,) = queries
+        assert query.tools is not None
+        self.ranked.append(query.tools)
+        by_distance = sorted(query.tools, key=lambda tool: tool.tool_id not in self.nearest)
+        return [Ranking([(tool, 0.0) for tool in by_distance], "rev")]
+
+    def ask(self, words: str, **more: Any) -> Any:
+        body = {"model": "toolmm-agent", "messages": [{"role": "user", "content": words}], **more}
+        return self.client.post("/v1/chat/completions", json=body)
+
+
+def test_a_model_that_finds_cards_is_offered_what_suits_the_words_among_all_tools_that_run() -> None:
+    agent = Agent(finds_cards=True, nearest=["local/remove-hum"])
+    assert agent.ask(WORDS).json()["choices"][0]["message"]["content"] == "Hello."
+    (offered,) = agent.offered
+    assert len(offered) == agent.args.agent_max_tools
+    assert {"local/detect-edges", "local/measure-picture", "local/remove-hum"} <= set(offered)
+    needs_weights = {spec.tool_id for spec in load_tools().values() if spec.method == "model"}
+    (ranked,) = agent.ranked
+    assert not needs_weights & {tool.tool_id for tool in ranked}, "their weights lie nowhere here"
+    assert all(tool.description for tool in ranked)
+
+
+def test_weights_at_hand_or_named_bring_their_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "has_weights", lambda model_id: model_id == "facebook/detr-resnet-50")
+    agent = Agent(finds_cards=True, tool_models={"Intel/dpt-large": "mine/depth"})
+    agent.ask(WORDS)
+    models = {tool.tool_id for tool in agent.ranked[0]} & {
+        spec.tool_id for spec in load_tools().values() if spec.method == "model"
+    }
+    assert {"facebook/detr-resnet-50", "gpt4tools/detection", "Intel/dpt-large"} <= models
+    assert "gpt4tools/generate-image-from-user-input-text" not in models
+
+
+def test_few_tools_are_offered_as_they_are_brought() -> None:
+    names = ["local/remove-hum", "local/detect-edges"]
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    agent = Agent(finds_cards=True)
+    assert agent.ask(WORDS, tools=tools).status_code == 200
+    assert agent.offered == [names]
+    assert agent.ranked == [], "nothing to leave out"
+
+
+def test_without_cards_words_alone_choose_among_what_the_model_knows() -> None:
+    agent = Agent(finds_cards=False, agent_max_tools=1)
+    assert agent.ask(WORDS).status_code == 200
+    assert agent.ranked == []
+    assert len(agent.offered[0]) <= 1
