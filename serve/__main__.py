@@ -59,7 +59,11 @@ def _serve(args: ServeArgs, port: int, opens_page: bool) -> None:
     print(f"starting {args.model_name} from {args.bundle} …", flush=True)
     is_over = threading.Event()
     ray.init(
-        address="local", num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False, logging_level="error"
+        address="local",
+        num_cpus=LOGICAL_CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
     try:
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's own handlers

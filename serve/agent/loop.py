@@ -249,8 +249,8 @@ class _Loop:
         while True:
             written = await self._write(may_call, spent)
             call = parse_turn(written.text)
-            is_repeated = isinstance(call, ToolCall) and call in self._calls and call.name not in spent
-            if not is_repeated or not may_call or not self._request.is_constrained:
+            may_repeat = not (may_call and self._request.is_constrained)
+            if may_repeat or not isinstance(call, ToolCall) or call not in self._calls or call.name in spent:
                 return written
             spent.add(call.name)
 
