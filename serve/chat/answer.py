@@ -191,7 +191,8 @@ class ChatService:
     ) -> list[ToolSpec]:
         """The tools that suit the user's words best, by the model's own vectors too where it was trained so."""
         model = self.models.find(model_name)
-        words, by_id = conversation.words, {spec.tool_id: spec for spec in specs}
+        words = conversation.words[: self.args.max_instruction_chars]  # what a selection takes
+        by_id = {spec.tool_id: spec for spec in specs}
         known = {tool.tool_id: tool for tool in model.catalog}
         tools = [known.get(spec.tool_id) or build_dialogue_tool(spec) for spec in specs]
         by_cards: list[str] = []

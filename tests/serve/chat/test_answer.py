@@ -61,6 +61,12 @@ def test_a_model_that_finds_cards_is_offered_what_suits_the_words_among_all_tool
     assert all(tool.description for tool in ranked)
 
 
+def test_long_words_are_no_error() -> None:
+    agent = Agent(finds_cards=True)
+    assert agent.ask(f"{WORDS} {'of it ' * 100}").status_code == 200
+    assert "local/detect-edges" in agent.offered[0]
+
+
 def test_weights_at_hand_or_named_bring_their_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "has_weights", lambda model_id: model_id == "facebook/detr-resnet-50")
     agent = Agent(finds_cards=True, tool_models={"Intel/dpt-large": "mine/depth"})
