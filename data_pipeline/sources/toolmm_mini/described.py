@@ -30,7 +30,13 @@ from data_pipeline.records.dialogue import (
 )
 from data_pipeline.records.schema import SPLITS, Modality, ToolRecord
 from data_pipeline.sources.toolmm_mini.catalog import build_catalog
-from data_pipeline.sources.toolmm_mini.dialogue_wordings import choose, draw_file_name, frame_request, load_wordings
+from data_pipeline.sources.toolmm_mini.dialogue_wordings import (
+    choose,
+    draw_file_name,
+    frame_request,
+    load_wordings,
+    render_result,
+)
 from data_pipeline.sources.toolmm_mini.media_files import seeded_generator
 from data_pipeline.sources.toolmm_mini.questions import load_grammar
 
@@ -154,12 +160,11 @@ def _draw_record(kind: str, split: str, rng: np.random.Generator) -> ToolRecord:
     if kind == "failed":
         output += render_answer(_load_wordings()["answers"]["failed"].format(reason=result))
     else:
-        says = "The result is {}." if called[-1].output_modality != "text" else "The tool says: {}."
-        output += render_answer(says.format(result.rstrip(".")))
+        output += render_answer(render_result(called[-1], result.rstrip(".")))
     barred = frozenset[str]().union(*(request.barred for request in requests))
     if kind == "chain":
         parts = [choose(rng, request.words[split]) for request in requests]
-        joined = choose(rng, _load_wordings()["joins"][split]).format(first=parts[0], second=parts[1])
+        joined = choose(rng, load_wordings().joins[split]).format(first=parts[0], second=parts[1])
         words = frame_request(joined, split, rng)
     else:
         words = choose(rng, first.sentences[split])

@@ -163,4 +163,4 @@ def _draw_box(rng: np.random.Generator) -> str:
 
 def render_result(tool: Tool, result: str) -> str:
     """The assistant's words about what a tool returned."""
-    return f"The result is {result}." if tool.output_modality == "image" else f"The tool says: {result}."
+    return f"The tool says: {result}." if tool.output_modality == "text" else f"The result is {result}."
