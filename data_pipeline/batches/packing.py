@@ -1,8 +1,9 @@
 """Token sequences for training: packs of answer trees, or the papers' padded rows, and their batch form (numpy only).
 
 In the layout "packed" one sequence holds many questions, each a tree (see `answer_tree`) that sees nothing of the
-others. In the layout "rows" every (question, answer) pair is a chain of its own, padded on the right to the longest
-of its micro batch.
+others; questions of a family (see `families`) grow out of one copy of the tokens with which their prompts begin. In the
+layout "rows" every (question, answer) pair is a chain of its own, padded on the right to the longest of its micro
+batch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from data_pipeline.batches.answer_tree import AnswerTree, build_answer_row
 from data_pipeline.batches.choices import AnswerChoices, ChoiceTerms, list_choice_terms, stack_choice_terms
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID, EncodedQuestion
+from data_pipeline.batches.families import count_shared
 from data_pipeline.batches.steps import fill_evenly
 from data_pipeline.errors import InputError
 
@@ -85,6 +87,7 @@ def pack_questions(
     questions: Sequence[EncodedQuestion],
     question_index: Sequence[int] | np.ndarray,
     media_row: Sequence[int] | np.ndarray,
+    family: Sequence[int] | np.ndarray | None = None,
 ) -> Pack:
     """Lay questions behind one another in one sequence; without any, one blind token, so that an idle rank can step.
 
@@ -92,6 +95,7 @@ def pack_questions(
         questions: those of this pack, Q of them.
         question_index: [Q], their numbers in the caller's list.
         media_row: [Q], the row of each in the corpus' media matrix; -1 for text.
+        family: [Q]; questions of one number share what their prompts begin with, and come together. None: all alone.
 
     Raises:
         InputError: a question has a media slot and no row.
@@ -99,7 +103,22 @@ def pack_questions(
     n_rows = sum(len(question.answers) for question in questions)
     trees = [question.tree for question in questions]
     prompts = [len(question.prompt_ids) for question in questions]
-    return _concatenate(trees, prompts, [q.choices for q in questions], question_index, media_row, n_rows)
+    repeats = np.zeros(len(questions), dtype=np.int64) if family is None else _count_repeats(questions, family)
+    return _concatenate(trees, prompts, [q.choices for q in questions], question_index, media_row, n_rows, repeats)
+
+
+def _count_repeats(questions: Sequence[EncodedQuestion], family: Sequence[int] | np.ndarray) -> np.ndarray:
+    """int64 [Q]; how many of its first tokens each question has in common with the one before it."""
+    repeats = np.zeros(len(questions), dtype=np.int64)
+    for members in _group_families(family):
+        if len(members) > 1:
+            repeats[members[1:]] = count_shared([questions[number].prompt_ids for number in members])
+    return repeats
+
+
+def _group_families(family: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+    """Runs of equal numbers, as the places of each."""
+    return np.split(np.arange(len(family)), np.flatnonzero(np.diff(family)) + 1) if len(family) else []
 
 
 def pack_row(question: EncodedQuestion, answer: int, question_index: int, media_row: int) -> Pack:
@@ -107,7 +126,9 @@ def pack_row(question: EncodedQuestion, answer: int, question_index: int, media_
     bears_loss = None if question.bears_loss is None else question.bears_loss[answer]
     row = build_answer_row(question.prompt_ids, question.answers[answer], bears_loss)
     choices = None if question.choices is None else [question.choices[answer]]
-    return _concatenate([row], [len(question.prompt_ids)], [choices], [question_index], [media_row], 1)
+    return _concatenate(
+        [row], [len(question.prompt_ids)], [choices], [question_index], [media_row], 1, np.zeros(1, int)
+    )
 
 
 def _concatenate(
@@ -117,7 +138,9 @@ def _concatenate(
     question_index: Sequence[int] | np.ndarray,
     media_row: Sequence[int] | np.ndarray,
     n_rows: int,
+    repeats: np.ndarray,
 ) -> Pack:
+    """Lay trees behind one another; the first `repeats` tokens of each [Q] are those that the tree before it has."""
     if not trees:
         blind = np.zeros(1, dtype=np.int32)
         nothing = np.zeros(0, dtype=np.int32)
@@ -136,12 +159,19 @@ def _concatenate(
             nothing,
             ChoiceTerms.empty(),
         )
-    lengths = np.array([len(tree.input_ids) for tree in trees], dtype=np.int32)
-    starts = np.cumsum(lengths, dtype=np.int32) - lengths
+    lengths = np.array([len(tree.input_ids) for tree in trees]) - repeats
+    begins = np.cumsum(lengths) - lengths  # the first token in the sequence that is the tree's own
+    starts = (begins - repeats).astype(np.int32)  # where its first token would be: what indexes the tree moves by this
     starts_of_losses = np.repeat(starts, [len(tree.loss_target) for tree in trees])
-    input_ids = np.concatenate([tree.input_ids for tree in trees])
+    input_ids = np.concatenate([tree.input_ids[n:] for tree, n in zip(trees, repeats, strict=True)])
+    subtree_end = np.concatenate([tree.subtree_end[n:] for tree, n in zip(trees, repeats, strict=True)])
+    subtree_end += np.repeat(starts, lengths)
+    for number in np.flatnonzero(repeats):  # what is shared is above all that grow out of it
+        if repeats[number - 1] == 0:
+            first = begins[number - 1]
+        subtree_end[first : first + repeats[number]] = begins[number] + lengths[number]
     media_position = np.flatnonzero(input_ids == MEDIA_SLOT_ID).astype(np.int32)
-    media_question = np.searchsorted(starts, media_position, side="right") - 1
+    media_question = np.searchsorted(begins, media_position, side="right") - 1
     media_row = np.asarray(media_row, dtype=np.int32)[media_question]
     if (media_row < 0).any():
         number = int(np.asarray(question_index)[media_question[media_row < 0]][0])
@@ -150,8 +180,8 @@ def _concatenate(
         )
     return Pack(
         input_ids=input_ids,
-        position_ids=np.concatenate([tree.position_ids for tree in trees]),
-        subtree_end=np.concatenate([tree.subtree_end for tree in trees]) + np.repeat(starts, lengths),
+        position_ids=np.concatenate([tree.position_ids[n:] for tree, n in zip(trees, repeats, strict=True)]),
+        subtree_end=subtree_end,
         loss_position=np.concatenate([tree.loss_position for tree in trees]) + starts_of_losses,
         loss_target=np.concatenate([tree.loss_target for tree in trees]),
         loss_weight=np.concatenate([tree.loss_weight for tree in trees]),
@@ -214,6 +244,7 @@ def build_micro_batch(
     pad_to_multiple: int = 1,
     sequence_tokens: int | None = None,
     cards: Sequence[EncodedQuestion] = (),
+    family: np.ndarray | None = None,
 ) -> PackedBatch:
     """The batch of one micro step.
 
@@ -229,24 +260,34 @@ def build_micro_batch(
             the square of a sequence's length, whatever its tokens see.
         cards: tool cards to lay beside the questions, in the layout "packed"; the first one's question index is -1, the
             second one's -2, and so on.
+        family: int [N], of each question (`PlanIndex.family`); None: every one is alone.
 
     Raises:
         InputError: a question has a media slot and no row.
     """
     if selection.ndim == 1 or len(selection) == 0:
         chosen = [*(questions[index] for index in selection.ravel()), *cards]
-        numbers = np.concatenate([selection.ravel(), -1 - np.arange(len(cards))])
+        card_numbers = -1 - np.arange(len(cards))
+        numbers = np.concatenate([selection.ravel(), card_numbers])
         rows = np.concatenate([media_row[selection.ravel()], np.full(len(cards), -1)])
-        parts = [np.arange(len(chosen))] if sequence_tokens is None else _share_out(chosen, sequence_tokens)
-        packs = [pack_questions([chosen[i] for i in part], numbers[part], rows[part]) for part in parts]
+        own = selection.ravel() if family is None else family[selection.ravel()]
+        families = np.concatenate([own, card_numbers])
+        parts = [np.arange(len(chosen))] if sequence_tokens is None else _share_out(chosen, families, sequence_tokens)
+        packs = [pack_questions([chosen[i] for i in part], numbers[part], rows[part], families[part]) for part in parts]
         return collate(packs, "packed" if selection.ndim == 1 else "rows", pad_id, pad_to_multiple)
     packs = [pack_row(questions[index], answer, index, int(media_row[index])) for index, answer in selection.tolist()]
     return collate(packs, "rows", pad_id, pad_to_multiple)
 
 
-def _share_out(questions: Sequence[EncodedQuestion], sequence_tokens: int) -> list[np.ndarray]:
-    """Numbers of the questions of each sequence; the sequences are of like length, and at least one."""
-    sizes = np.array([len(question.tree.input_ids) for question in questions], dtype=np.int64)
+def _share_out(questions: Sequence[EncodedQuestion], family: np.ndarray, sequence_tokens: int) -> list[np.ndarray]:
+    """Numbers of the questions of each sequence; a family stays together, and the sequences are of like length."""
+    together = _group_families(family)
+    sizes = np.array([_count_tokens([questions[i] for i in members]) for members in together], dtype=np.int64)
     room = max(sequence_tokens, int(sizes.max(initial=0)))
     bins, _ = fill_evenly(np.argsort(-sizes, kind="stable"), sizes, max(1, -(-int(sizes.sum()) // room)))
-    return [np.array(sorted(items), dtype=np.int64) for items in bins]
+    return [np.concatenate([together[item] for item in sorted(items)]) for items in bins]
+
+
+def _count_tokens(family: Sequence[EncodedQuestion]) -> int:
+    shared = count_shared([question.prompt_ids for question in family]) if len(family) > 1 else 0
+    return sum(len(question.tree.input_ids) for question in family) - shared * (len(family) - 1)

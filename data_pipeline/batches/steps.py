@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from data_pipeline.batches.encoding import EncodedQuestion
+from data_pipeline.batches.families import find_families, hash_blocks
 from data_pipeline.errors import InputError
 
 _SUBSET_STREAM = 1  # keeps the draw of the mixture's subsets apart from the epochs' permutations
+_FAMILY_FRAC = 0.5  # of a step's rows come from one family at the most, or nearly
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +28,27 @@ class PlanIndex:
         n_rows: int64 [N]; right answers of each question.
         n_tokens: int64 [N]; tokens of its tree.
         row_tokens: int64 [sum(n_rows)]; tokens of each (question, answer) row, question by question.
+        family: int64 [N]; questions of one number have prompts that begin alike (`families`).
+        shared_tokens: int64 [N]; how many tokens of its prompt a question shares with all of its family.
     """
 
     n_rows: np.ndarray
     n_tokens: np.ndarray
     row_tokens: np.ndarray
+    family: np.ndarray
+    shared_tokens: np.ndarray
+
+    @classmethod
+    def apart(cls, n_rows: np.ndarray, n_tokens: np.ndarray, row_tokens: np.ndarray) -> PlanIndex:
+        """Questions that share nothing."""
+        return cls(n_rows, n_tokens, row_tokens, np.arange(len(n_rows)), np.zeros(len(n_rows), dtype=np.int64))
 
     @classmethod
     def from_questions(cls, questions: Sequence[EncodedQuestion]) -> PlanIndex:
+        family, shared_tokens = find_families([hash_blocks(question.prompt_ids) for question in questions])
         return cls(
+            family=family,
+            shared_tokens=shared_tokens,
             n_rows=np.array([len(question.answers) for question in questions], dtype=np.int64),
             n_tokens=np.array([len(question.tree.input_ids) for question in questions], dtype=np.int64),
             row_tokens=np.array(
@@ -49,6 +63,12 @@ class PlanIndex:
     @property
     def total_rows(self) -> int:
         return int(self.n_rows.sum())
+
+    def count_tokens(self, questions: np.ndarray) -> int:
+        """Tokens of one pack of these questions at the most: what a family shares counts once."""
+        first = np.unique(self.family[questions], return_index=True)[1]
+        repeated = int(self.shared_tokens[questions].sum() - self.shared_tokens[questions[first]].sum())
+        return int(self.n_tokens[questions].sum()) - repeated
 
 
 def steps_per_epoch(index: PlanIndex, global_batch_size: int, repeats: np.ndarray | None = None) -> int:
@@ -76,10 +96,11 @@ def plan_epoch(
 ) -> list[np.ndarray]:
     """Cut an epoch's shuffled questions into optimizer steps of about `global_batch_size` question-answer rows.
 
-    Without repeats every question is in exactly one step, with all its answers. The rows are shared out evenly: with
-    S = `steps_per_epoch` steps, step s ends at the question at which the running count of rows comes nearest to
-    (s + 1) / S of all rows. So there is no small rest at the end, and the loss of a step is divided by that step's own
-    weight.
+    Without repeats every question is in exactly one step, with all its answers. Questions of a family are shuffled as
+    one, so that they meet in a step and read what they share once; a large family in parts of half a step. The rows
+    are shared out evenly: with S = `steps_per_epoch` steps, step s ends at the question at which the running count of
+    rows comes nearest to (s + 1) / S of all rows. So there is no small rest at the end, and the loss of a step is
+    divided by that step's own weight.
 
     Args:
         index: sizes of all N questions.
@@ -97,7 +118,7 @@ def plan_epoch(
         return []
     n_steps = steps_per_epoch(index, global_batch_size, repeats)
     drawn = np.repeat(np.arange(len(index)), count_appearances(len(index), repeats, seed, epoch))
-    order = drawn[np.random.default_rng([seed, epoch]).permutation(len(drawn))]
+    order = _shuffle_families(drawn, index, max(1, int(global_batch_size * _FAMILY_FRAC)), seed, epoch)
     rows_after = np.cumsum(index.n_rows[order])  # [questions drawn]
     middles = rows_after - index.n_rows[order] / 2
     ends = np.searchsorted(middles, rows_after[-1] * np.arange(1, n_steps) / n_steps, side="left")
@@ -106,6 +127,21 @@ def plan_epoch(
     ends = np.maximum.accumulate(np.maximum(ends - steps, 1)) + steps
     ends = np.minimum(ends, len(order) - (n_steps - 1) + steps)
     return np.split(order, ends)
+
+
+def _shuffle_families(drawn: np.ndarray, index: PlanIndex, most: int, seed: int, epoch: int) -> np.ndarray:
+    """The drawn questions shuffled, up to `most` of a family behind one another."""
+    rng = np.random.default_rng([seed, epoch])
+    if len(np.unique(index.family[drawn])) == len(np.unique(drawn)):
+        return drawn[rng.permutation(len(drawn))]
+    drawn = drawn[rng.permutation(len(drawn))]
+    _, family = np.unique(index.family[drawn], return_inverse=True)
+    by_family = np.argsort(family, kind="stable")
+    sizes = np.bincount(family)
+    number = np.empty(len(drawn), dtype=np.int64)  # of each within its family
+    number[by_family] = np.arange(len(drawn)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    _, block = np.unique(family * len(drawn) + number // most, return_inverse=True)
+    return drawn[np.argsort(rng.permutation(int(block.max()) + 1)[block], kind="stable")]
 
 
 def count_appearances(n_questions: int, repeats: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
@@ -129,7 +165,8 @@ def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: 
     """Deal a step's questions to ranks and micro steps for the layout "packed", with balanced token counts.
 
     Takes the fewest micro steps with which no pack exceeds `pack_tokens`; a question longer than that is a pack of
-    its own, and widens no other. Packs of one micro step are of like size on all ranks, because ranks wait for each
+    its own, and widens no other. Those of a family stay together as far as a pack, and a rank's
+    share of the step, holds them. Packs of one micro step are of like size on all ranks, because ranks wait for each
     other there.
 
     Args:
@@ -142,7 +179,8 @@ def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: 
         [rank][micro_step] -> question indices int64 [Q]. All ranks have equally many micro steps. A pack is empty
         only where the step has fewer questions than packs.
     """
-    sizes = index.n_tokens[step]
+    bundles = _bundle_families(step, index, min(pack_tokens, -(-index.count_tokens(step) // world_size)))
+    sizes = np.array([index.count_tokens(bundle) for bundle in bundles], dtype=np.int64)
     order = np.argsort(-sizes, kind="stable")
     n_long = int((sizes > pack_tokens).sum())
     long, order = order[:n_long].tolist(), order[n_long:]
@@ -155,10 +193,29 @@ def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: 
         n_micro += 1
     bins, loads = [[item] for item in long] + bins, sizes[long].tolist() + loads
     by_load = sorted(range(len(bins)), key=lambda number: -loads[number])
-    return [
-        [step[np.sort(np.array(bins[by_load[micro * world_size + rank]], dtype=np.int64))] for micro in range(n_micro)]
-        for rank in range(world_size)
+    packs = [
+        np.concatenate([np.zeros(0, dtype=np.int64), *(bundles[item] for item in sorted(bins[n]))]) for n in by_load
     ]
+    return [[packs[micro * world_size + rank] for micro in range(n_micro)] for rank in range(world_size)]
+
+
+def _bundle_families(step: np.ndarray, index: PlanIndex, budget: int) -> list[np.ndarray]:
+    """The questions of a step, those of a family together as far as `budget` tokens hold them."""
+    bundles: list[list[int]] = []
+    open_bundle: dict[int, int] = {}  # family -> its last bundle
+    room: list[int] = []
+    for question in step.tolist():
+        family, n_tokens = int(index.family[question]), int(index.n_tokens[question])
+        n_more = n_tokens - int(index.shared_tokens[question])
+        number = open_bundle.get(family, -1)
+        if number >= 0 and index.shared_tokens[question] > 0 and n_more <= room[number]:
+            bundles[number].append(question)
+            room[number] -= n_more
+        else:
+            open_bundle[family] = len(bundles)
+            bundles.append([question])
+            room.append(budget - n_tokens)
+    return [np.array(bundle, dtype=np.int64) for bundle in bundles]
 
 
 def fill_evenly(order: np.ndarray, sizes: np.ndarray, n_bins: int) -> tuple[list[list[int]], list[int]]:
@@ -261,13 +318,15 @@ def packing_statistics(
         pad_to_multiple: what a pack's length is padded to.
     """
     row_starts = np.cumsum(index.n_rows) - index.n_rows
-    packed_tokens = row_tokens = n_micro = 0
+    packed_tokens = used_tokens = row_tokens = n_micro = 0
     imbalances: list[float] = []
     for step in steps:
         ranks = deal_step(step, index, world_size, pack_tokens)
         n_micro += len(ranks[0])
         for packs in zip(*ranks, strict=True):
-            sizes = [max(1, int(index.n_tokens[pack].sum())) for pack in packs]
+            used = [index.count_tokens(pack) for pack in packs]
+            used_tokens += sum(used)
+            sizes = [max(1, size) for size in used]
             packed_tokens += sum(-(-size // pad_to_multiple) * pad_to_multiple for size in sizes)
             imbalances.append(max(sizes) * len(sizes) / sum(sizes))
         for rank in deal_step_rows(step, index, world_size, micro_batch_size):
@@ -280,7 +339,7 @@ def packing_statistics(
         questions=len(chosen),
         rows=int(index.n_rows[chosen].sum()),
         packed_tokens=packed_tokens,
-        packed_used_frac=int(index.n_tokens[chosen].sum()) / packed_tokens,
+        packed_used_frac=used_tokens / packed_tokens,
         row_tokens=row_tokens,
         row_used_frac=used_rows / row_tokens,
         packed_tokens_per_step=packed_tokens / len(steps),

@@ -148,6 +148,7 @@ class MicroStepBuilder:
         found: list[Any] = ray.get([split.media_row, split.media_matrix, *plan])
         self._media_row, self._media_matrix = found[:2]
         self._plan: TrainingPlan = found[2]
+        self._family = split.index.family
         self._questions: Any = QuestionTable(pa.concat_tables(ray.get(split.tables)), form.tool_choices)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
@@ -182,6 +183,7 @@ class MicroStepBuilder:
                 form.pad_to_multiple,
                 form.sequence_tokens,
                 [as_question(tokens) for _, tokens in drawn],
+                self._family,
             )
             row: dict[str, Any] = {name: getattr(micro, name).ravel() for name in ARRAY_TYPES if name != "media"}
             if self._plan.averages_micro_batches:

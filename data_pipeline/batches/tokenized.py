@@ -14,6 +14,7 @@ import ray.data
 
 from data_pipeline.batches.choices import AnswerChoices
 from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_question
+from data_pipeline.batches.families import find_families, hash_blocks
 from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import ToolRecord
@@ -28,6 +29,7 @@ FACTS = [
     "answer_tokens",
     "tree_tokens",
     "loss_tokens",
+    "prompt_blocks",
 ]
 
 
@@ -109,6 +111,7 @@ def tokenize_questions(
     kept = [row for row in rows if row["n_rows"]]
     if not kept:
         raise InputError("the training split holds no usable question; see the corpus report for what was left out.")
+    family, shared_tokens = find_families([row["prompt_blocks"] for row in kept])
     row_tokens = [np.array(row["answer_tokens"], dtype=np.int64) + row["prompt_tokens"] for row in kept]
     return TokenizedQuestions(
         tables=[_drop_empty.remote(table) for table in tables] if len(kept) < len(rows) else tables,
@@ -120,6 +123,8 @@ def tokenize_questions(
             n_rows=np.array([row["n_rows"] for row in kept], dtype=np.int64),
             n_tokens=np.array([row["tree_tokens"] for row in kept], dtype=np.int64),
             row_tokens=np.concatenate(row_tokens),
+            family=family,
+            shared_tokens=shared_tokens,
         ),
         loss_weight=np.array([row["loss_tokens"] for row in kept], dtype=np.float64),
         is_dialogue=np.array([row["is_dialogue"] for row in kept], dtype=bool),
@@ -232,6 +237,7 @@ def _tokenize_batch(
                 [[len(answer) for answer in question.answers] for question in questions], pa.list_(pa.int64())
             ),
             "tree_tokens": pa.array([len(question.tree.input_ids) for question in questions], pa.int64()),
+            "prompt_blocks": list_array([hash_blocks(question.prompt_ids) for question in questions], pa.int64()),
             "loss_tokens": pa.array([sum(question.n_loss_tokens) for question in questions], pa.int64()),
         }
     )

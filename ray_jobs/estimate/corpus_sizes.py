@@ -59,8 +59,8 @@ ASSUMED: dict[str, tuple[_Assumed, ...]] = {
     ),
     "metatool": (_Assumed(Modality.TEXT, 15600, 15600, 120, 11),),  # 76 % of the released queries: our split
     "apibench": (_Assumed(Modality.TEXT, 795, 795, 123, 34),),  # PyTorch Hub
-    "toolmm-mini-dialogues": (_Assumed(Modality.TEXT, 900, 900, 1206, 176, is_dialogue=True),),
-    "toolmm-mini-described": (_Assumed(Modality.TEXT, 750, 750, 1400, 250, is_dialogue=True),),
+    "toolmm-mini-dialogues": (_Assumed(Modality.TEXT, 900, 900, 1209, 177, is_dialogue=True),),
+    "toolmm-mini-described": (_Assumed(Modality.TEXT, 1400, 1400, 1236, 236, is_dialogue=True),),
 }
 
 
@@ -153,7 +153,7 @@ def _guess_tokens(questions: Sequence[_Question], sources: list[str], origin: st
         rows.append(np.array([prompt + answer for answer in answers], dtype=np.int64))
         weight.append(sum(answers))
         losses.append(tree[-1] - prompt)
-    index = PlanIndex(
+    index = PlanIndex.apart(
         n_rows=np.array([len(question.answer_chars) for question in questions], dtype=np.int64),
         n_tokens=np.array(tree, dtype=np.int64),
         row_tokens=np.concatenate(rows),

@@ -127,10 +127,10 @@ def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: Trai
                     n_losses = int(losses_per_row[batch[:, 0]].sum())
                     pairs = max(1, len(batch)) * width**2 / 2  # a causal kernel skips the other half
                 else:
-                    trees = index.n_tokens[batch]
-                    if train.loss.retrieval:
-                        trees = np.concatenate([trees, np.full(train.loss.retrieval_cards, CARD_TOKENS)])
-                    n_tokens, n_rows = _round_up(max(1, int(trees.sum())), pad), int(index.n_rows[batch].sum())
+                    cards = train.loss.retrieval_cards if train.loss.retrieval else 0
+                    trees = np.concatenate([index.n_tokens[batch], np.full(cards, CARD_TOKENS)])
+                    n_tokens = _round_up(max(1, index.count_tokens(batch) + cards * CARD_TOKENS), pad)
+                    n_rows = int(index.n_rows[batch].sum())
                     n_losses = int(sizes.loss_tokens[batch].sum())
                     pairs = _packed_pairs(spec, trees, n_tokens)
                 tokens, rows, micro_steps = tokens + n_tokens, rows + n_rows, micro_steps + 1

@@ -95,15 +95,25 @@ def toy_media(n_questions: int, seed: int) -> np.ndarray:
 
 
 def run_step(
-    mllm: ToolLLM, questions: list[EncodedQuestion], media: np.ndarray, layout: str, rank: int = 0, world_size: int = 1
+    mllm: ToolLLM,
+    questions: list[EncodedQuestion],
+    media: np.ndarray,
+    layout: str,
+    rank: int = 0,
+    world_size: int = 1,
+    pack_tokens: int = 96,
 ) -> tuple[float, float, float]:
     """Add the gradients of this rank's share of one step over all questions; returns its three sums."""
     index = PlanIndex.from_questions(questions)
     step = np.arange(len(questions))
-    deal = deal_step(step, index, world_size, 96) if layout == "packed" else deal_step_rows(step, index, world_size, 4)
+    deal = (
+        deal_step(step, index, world_size, pack_tokens)
+        if layout == "packed"
+        else deal_step_rows(step, index, world_size, 4)
+    )
     loss_sum = weight_sum = n_correct = 0.0
     for selection in deal[rank]:
-        batch = build_micro_batch(questions, selection, step, pad_id=3)
+        batch = build_micro_batch(questions, selection, step, pad_id=3, family=index.family)
         output = mllm(to_tensors(batch, media[batch.media_row], "cpu"))
         output.loss_sum.backward()
         loss_sum += output.loss_sum.item()

@@ -22,7 +22,6 @@ from data_pipeline.records.dialogue import (
     parse_turns,
     render_answer,
     render_call,
-    render_dialogue_prompt,
     render_failure,
     render_file_note,
     render_observation,
@@ -37,13 +36,15 @@ from data_pipeline.sources.toolmm_mini.dialogue_wordings import (
     load_wordings,
     render_result,
 )
+from data_pipeline.sources.toolmm_mini.drafts import Draft, group_drafts, list_called
 from data_pipeline.sources.toolmm_mini.media_files import seeded_generator
 from data_pipeline.sources.toolmm_mini.questions import load_grammar
 
 SOURCE = "toolmm-mini-described"
 
 _WORDINGS_PATH = Path(__file__).with_name("described.yaml")
-_OFFERED = (3, 8)  # smallest and largest number of tools in a prompt
+_KINDS = ("single", "chain", "failed", "none")
+_OFFERED = (3, 8)  # smallest and largest number of tools in a prompt; more where a group of dialogues calls more
 _ALIKE_FRAC = 0.5  # of the other tools take the same kind of medium
 _UNASKED_FRAC = 0.5  # of what no tool can do is a request for a tool that is not offered
 _NEEDS_WORDS = ("Salesforce/blip-vqa-base", "dandelin/vilt-b32-finetuned-vqa", "timbrooks/instruct-pix2pix")
@@ -66,7 +67,7 @@ class DescribedSize:
 
 
 DESCRIBED_SIZES = {
-    "demo": DescribedSize((400, 20, 60), (150, 8, 20), (80, 4, 10), (120, 8, 20)),
+    "demo": DescribedSize((700, 20, 60), (400, 8, 20), (120, 4, 10), (180, 8, 20)),
     "test": DescribedSize((12, 2, 3), (6, 2, 2), (4, 1, 1), (6, 1, 2)),
 }
 
@@ -121,25 +122,44 @@ def generate_described(size: str | DescribedSize = "demo", seed: int = 0) -> Ite
 
 def _generate(size: DescribedSize, seed: int) -> Iterator[ToolRecord]:
     drawn: set[str] = set()
+
+    def name(record: ToolRecord) -> ToolRecord:
+        drawn.add(record.instruction)
+        return replace(record, record_id=f"mini-described-{len(drawn) - 1:05d}")
+
     for index, split in enumerate(SPLITS):
-        for kind in ("single", "chain", "failed", "none"):
-            rng = seeded_generator("described", seed, split, kind)
-            for _ in range(getattr(size, kind)[index]):
+        rngs = {kind: seeded_generator("described", seed, split, kind) for kind in _KINDS}
+        counts = {kind: getattr(size, kind)[index] for kind in _KINDS}
+        if split == "train":
+            drafts = [_draw_draft(kind, split, rngs[kind]) for kind in _KINDS for _ in range(counts[kind])]
+            rng = seeded_generator("described", seed, split, "offers")
+            for group in group_drafts(drafts, rng):
+                offered = _draw_offer(group, rng)
+                while any(draft.offer(offered, SOURCE, split).instruction in drawn for draft in group):
+                    offered = _draw_offer(group, rng)
+                yield from (name(draft.offer(offered, SOURCE, split)) for draft in group)
+            continue
+        for kind, rng in rngs.items():
+            for _ in range(counts[kind]):
                 record = _draw_record(kind, split, rng)
                 while record.instruction in drawn:
                     record = _draw_record(kind, split, rng)
-                yield replace(record, record_id=f"mini-described-{len(drawn):05d}")
-                drawn.add(record.instruction)
+                yield name(record)
 
 
 def _draw_record(kind: str, split: str, rng: np.random.Generator) -> ToolRecord:
+    draft = _draw_draft(kind, split, rng)
+    return draft.offer(_draw_offer([draft], rng), SOURCE, split)
+
+
+def _draw_draft(kind: str, split: str, rng: np.random.Generator) -> Draft:
     tools = _load_tools()
     if kind == "none":
         request = _draw_impossible(rng)
         file_name = draw_file_name(rng, request.modality) if request.modality is not Modality.TEXT else ""
         answer = render_answer(_load_wordings()["answers"]["none"])
         words = choose(rng, request.sentences[split])
-        return _build_record(split, [], request.barred, request.modality, file_name, words, answer, rng)
+        return _build_draft([], request.barred, request.modality, file_name, words, answer, rng)
     requests = [_draw_request(kind == "chain", rng)]
     if kind == "chain":
         requests.append(_draw_second(requests[0], rng))
@@ -168,7 +188,7 @@ def _draw_record(kind: str, split: str, rng: np.random.Generator) -> ToolRecord:
         words = frame_request(joined, split, rng)
     else:
         words = choose(rng, first.sentences[split])
-    return _build_record(split, called, barred, first.modality, file_name, words, output, rng)
+    return _build_draft(called, barred, first.modality, file_name, words, output, rng)
 
 
 def _draw_impossible(rng: np.random.Generator) -> _Request:
@@ -204,8 +224,7 @@ def _draw_second(first: _Request, rng: np.random.Generator) -> _Request:
     )
 
 
-def _build_record(
-    split: str,
+def _build_draft(
     called: Sequence[Tool],
     barred: frozenset[str],
     modality: Modality,
@@ -213,29 +232,25 @@ def _build_record(
     words: str,
     output: str,
     rng: np.random.Generator,
-) -> ToolRecord:
-    """Offer the tools that are called and some others, about half of them for the same kind of medium, in any order."""
+) -> Draft:
+    note = ""
+    if file_name:
+        note = render_file_note(modality, file_name, choose(rng, _load_wordings()["file_descriptions"]))
+    return Draft(tuple(called), note, words, parse_turns(output), modality, barred)
+
+
+def _draw_offer(drafts: Sequence[Draft], rng: np.random.Generator) -> list[Tool]:
+    """The tools that are called and some others, about half of them for the same kinds of media, in any order."""
+    called = list_called(drafts)
+    barred = frozenset[str]().union(*(draft.barred for draft in drafts))
     others = [tool for tool in _load_tools().values() if tool not in called and tool.tool_id not in barred]
-    alike = [tool for tool in others if tool.input_modality == modality]
+    alike = [tool for tool in others if tool.input_modality in {draft.modality for draft in drafts}]
     n_others = max(1, int(rng.integers(_OFFERED[0], _OFFERED[1] + 1)) - len(called))
     n_alike = int(rng.binomial(n_others, _ALIKE_FRAC))
     drawn = [alike[i] for i in rng.permutation(len(alike))[:n_alike]]
     rest = [tool for tool in others if tool not in drawn]
     offered = [*called, *drawn, *(rest[i] for i in rng.permutation(len(rest))[: n_others - len(drawn)])]
-    offered = [offered[i] for i in rng.permutation(len(offered))]
-    note = (
-        render_file_note(modality, file_name, choose(rng, _load_wordings()["file_descriptions"])) if file_name else ""
-    )
-    return ToolRecord(
-        record_id="",
-        source=SOURCE,
-        modality=Modality.TEXT,
-        instruction=render_dialogue_prompt(offered, note, words),
-        valid_tool_ids=tuple(dict.fromkeys(tool.tool_id for tool in called)) or (UNKNOWN_TOOL_ID,),
-        candidate_tool_ids=tuple(tool.tool_id for tool in offered),
-        turns=parse_turns(output),
-        split=split,
-    )
+    return [offered[i] for i in rng.permutation(len(offered))]
 
 
 def _draw_words(rng: np.random.Generator) -> str:

@@ -24,7 +24,7 @@ def plan_of(sizes: list[int], micro: int, workers: int, accumulation: int = 1, s
         n_rows += own
         modalities += [modality] * len(own)
     rows = np.array(n_rows, dtype=np.int64)
-    index = PlanIndex(rows, rows * 5, np.full(int(rows.sum()), 9))
+    index = PlanIndex.apart(rows, rows * 5, np.full(int(rows.sum()), 9))
     return PaperPlan(index, modalities, seed, micro * workers * accumulation, micro, workers)
 
 
@@ -98,7 +98,9 @@ def test_a_step_is_the_same_at_any_world_size_and_from_any_start(world_size: int
 
 def test_small_sets_are_seen_more_often() -> None:
     plan = plan_of([40, 7, 23, 64], 1, 4)
-    index = PlanIndex(np.array([3] * 13 + [1] + [3] * 2 + [1] + [3] * 7 + [2] + [3] * 21 + [1]), *[np.zeros(0)] * 2)
+    index = PlanIndex.apart(
+        np.array([3] * 13 + [1] + [3] * 2 + [1] + [3] * 7 + [2] + [3] * 21 + [1]), *[np.zeros(0)] * 2
+    )
     groups = ["audio"] * 14 + ["video"] * 3 + ["image"] * 8 + ["text"] * 22
     assert count_seen(plan, index, groups, 2) == pytest.approx(
         {"audio": 2 * 64 / 40, "video": 2 * 64 / 7, "image": 2 * 64 / 23, "text": 2.0}
@@ -118,14 +120,14 @@ def test_epochs_may_end_within_a_step() -> None:
 
 def test_modalities_without_rows_are_left_out_of_the_rotation() -> None:
     rows = np.ones(9, dtype=np.int64)
-    plan = PaperPlan(PlanIndex(rows, rows, rows), ["text"] * 4 + ["image"] * 5, 0, 2, 2, 1)
+    plan = PaperPlan(PlanIndex.apart(rows, rows, rows), ["text"] * 4 + ["image"] * 5, 0, 2, 2, 1)
     assert plan.modalities == ("image", "text")
     assert [plan.micro_step_rows(t)[0] for t in range(4)] == ["image", "text", "image", "text"]
 
 
 def test_what_the_reference_cannot_do_is_refused() -> None:
     rows = np.ones(9, dtype=np.int64)
-    index, groups = PlanIndex(rows, rows, rows), ["text"] * 4 + ["image"] * 5
+    index, groups = PlanIndex.apart(rows, rows, rows), ["text"] * 4 + ["image"] * 5
     with pytest.raises(InputError, match="4 rows of modality text, fewer than the 5 of one micro step"):
         PaperPlan(index, groups, 0, 5, 5, 1)
     with pytest.raises(InputError, match=r"global_batch_size is 6, which .* = 2 x 2 = 4 does not divide"):

@@ -13,7 +13,7 @@ from data_pipeline.errors import InputError
 def index_of(n_questions: int, seed: int = 0) -> PlanIndex:
     rng = np.random.default_rng(seed)
     n_rows = rng.integers(1, 6, n_questions)
-    return PlanIndex(n_rows, n_rows * 10, np.full(int(n_rows.sum()), 8))
+    return PlanIndex.apart(n_rows, n_rows * 10, np.full(int(n_rows.sum()), 8))
 
 
 def test_a_plan_goes_through_the_epochs_at_any_world_size() -> None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID, encode_dialogue, encode_question
 from data_pipeline.batches.packing import build_micro_batch, collate, pack_questions, pack_row
+from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Turn
 from model.llm.config import ModelConfig
@@ -87,6 +88,30 @@ def test_packed_equals_row_by_row(request: pytest.FixtureRequest, kind: str, see
     assert len(row_gradients) == 2 * 2 * 4 + 2 + 2  # A and B of q, k, v, o in two layers; embedding, head; projector
     assert all(gradient.abs().max() > 0 for gradient in row_gradients.values())
     assert_same_gradients(packed_gradients, row_gradients)
+
+
+def test_families_equal_row_by_row(mllm: ToolLLM) -> None:
+    """Questions whose prompts begin alike read that once; loss and gradients are those of separate rows."""
+    questions = []
+    for family in range(2):
+        head = "\n".join(f"> {word}: to {word}. Input: {family}" for word in ("resize", "crop", "blur", "turn"))
+        for number in range(3):
+            turns = [
+                Turn("assistant", f"Action: {number}"),
+                Turn("observation", " done\n"),
+                Turn("assistant", "AI: ok"),
+            ]
+            questions.append(encode_dialogue(mllm.tokenizer, f"{head}\nNew input: {number} please", turns))
+    index = PlanIndex.from_questions(questions)
+    assert len(np.unique(index.family)) == 2
+    assert index.count_tokens(np.arange(6)) < 0.6 * index.n_tokens.sum()
+    media = np.zeros((6, ENCODER_DIM), dtype=np.float32)
+    rows = run_step(mllm, questions, media, "rows")
+    row_gradients = gradients(mllm)
+    packed = run_step(mllm, questions, media, "packed", pack_tokens=4096)
+    assert packed[0] == pytest.approx(rows[0], rel=1e-5)
+    assert packed[1:] == rows[1:]
+    assert_same_gradients(gradients(mllm), row_gradients)
 
 
 def test_a_shared_prompt_would_be_wrong_without_the_mask(mllm: ToolLLM) -> None:

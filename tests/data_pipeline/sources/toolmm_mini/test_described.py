@@ -18,6 +18,7 @@ from data_pipeline.records.dialogue import (
 )
 from data_pipeline.records.schema import ToolRecord
 from data_pipeline.sources.toolmm_mini import DESCRIBED_SIZES, described_catalog, generate_described
+from data_pipeline.sources.toolmm_mini.described import _load_requests
 from serve.tools.all_tools import load_tools
 
 
@@ -56,6 +57,25 @@ def test_every_call_names_an_offered_tool_and_a_known_file(records: list[ToolRec
             assert offered[call.name] == f"{tool.description} Input: {tool.input_modality}"
             files.add(result.strip())
         assert [call.name for call in calls] == [t for t in record.valid_tool_ids if t != UNKNOWN_TOOL_ID]
+
+
+def test_dialogues_that_are_offered_the_same_ask_for_different_things(records: list[ToolRecord]) -> None:
+    """A few of the training split share their tools; in none of them would another one's tool be right too."""
+    always_barred: dict[str, frozenset[str]] = {}  # a tool may be right for several requests
+    for request in _load_requests():
+        for tool_id in request.right:
+            always_barred[tool_id] = always_barred.get(tool_id, request.barred) & request.barred
+    groups = defaultdict(list)
+    for record in records:
+        groups[record.split, record.candidate_tool_ids].append(record)
+    sizes = [len(group) for (split, _), group in groups.items() if split == "train"]
+    assert max(sizes) <= 4
+    assert sum(sizes) / len(sizes) > 3.5
+    for (_, offered), group in groups.items():
+        for record in group:
+            called = set(record.valid_tool_ids) - {UNKNOWN_TOOL_ID}
+            for tool_id in called:
+                assert not (always_barred[tool_id] & set(offered)) - called
 
 
 def test_failures_chains_and_refusals_occur(records: list[ToolRecord]) -> None:
