@@ -22,6 +22,9 @@ from data_pipeline.batches.steps import fill_evenly
 from data_pipeline.errors import InputError
 
 Layout = Literal["packed", "rows"]
+_ATTENTION_TOKENS = (
+    1450  # length at which a dense mask costs as much as all else (SmolLM2-135M in bf16 on a core with AMX)
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,9 +258,9 @@ def build_micro_batch(
         media_row: int [N], the row of each question in the corpus' media matrix; -1 for text.
         pad_id: id of padding tokens.
         pad_to_multiple: see `collate`.
-        sequence_tokens: in the layout "packed", lay the questions in several sequences side by side, of about so many
-            tokens or as many as the longest question has; None = in one. Attention that computes a dense mask costs
-            the square of a sequence's length, whatever its tokens see.
+        sequence_tokens: in the layout "packed", lay the questions in sequences side by side, of no fewer than about so
+            many tokens, where that costs less; None = in one. Attention that computes a dense mask costs the square of
+            a sequence's length, whatever its tokens see, but all sequences are padded to the longest.
         cards: tool cards to lay beside the questions, in the layout "packed"; the first one's question index is -1, the
             second one's -2, and so on.
         family: int [N], of each question (`PlanIndex.family`); None: every one is alone.
@@ -280,11 +283,16 @@ def build_micro_batch(
 
 
 def _share_out(questions: Sequence[EncodedQuestion], family: np.ndarray, sequence_tokens: int) -> list[np.ndarray]:
-    """Numbers of the questions of each sequence; a family stays together, and the sequences are of like length."""
+    """Numbers of the questions of each sequence: families whole, in as many sequences as cost least, padding included."""
     together = _group_families(family)
     sizes = np.array([_count_tokens([questions[i] for i in members]) for members in together], dtype=np.int64)
-    room = max(sequence_tokens, int(sizes.max(initial=0)))
-    bins, _ = fill_evenly(np.argsort(-sizes, kind="stable"), sizes, max(1, -(-int(sizes.sum()) // room)))
+    order = np.argsort(-sizes, kind="stable")
+    ways = []
+    for n_sequences in range(1, max(1, -(-int(sizes.sum()) // sequence_tokens)) + 1):
+        bins, loads = fill_evenly(order, sizes, n_sequences)
+        length = max(loads, default=0)
+        ways.append((n_sequences * length * (1 + length / _ATTENTION_TOKENS), n_sequences, bins))
+    bins = min(ways)[2]
     return [np.concatenate([together[item] for item in sorted(items)]) for items in bins]
 
 
