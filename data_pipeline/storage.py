@@ -193,11 +193,10 @@ def replacing_folder(
 def replacing_folder(folder: Location, unless: Callable[[], bool] = lambda: False) -> Iterator[Location]:
     """An empty folder that takes the place of `folder` when the block ends; on an error there, nothing changes.
 
-    Several may write the same folder at once: the last to end stands, and there is a finished folder at any time but
-    for the instant between two renames.
+    Several may write it at once: the last to end stands, and a finished one is there but for an instant of renaming.
 
     Args:
-        folder: what to replace; it need not be there.
+        folder: need not be there.
         unless: asked before the swap; True where what is there meanwhile is just as good and stays.
     """
     if isinstance(folder, BucketPath):
@@ -385,7 +384,7 @@ def _settle(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have a file or folder written to the disk itself, so that a power cut cannot undo or tear it."""
+    """Write a file or folder to the disk itself: no power cut undoes it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -394,7 +393,8 @@ def _flush(path: Path) -> None:
 
 
 def _flush_tree(folder: Path) -> None:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            _flush(Path(root, name))
-        _flush(Path(root))
+    mode = folder.stat().st_mode & 0o666  # as any program makes files; safetensors makes them for one user alone
+    for path in (folder, *folder.rglob("*")):
+        if path.is_file():
+            path.chmod(mode)
+        _flush(path)

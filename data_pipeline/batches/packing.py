@@ -283,7 +283,7 @@ def build_micro_batch(
 
 
 def _share_out(questions: Sequence[EncodedQuestion], family: np.ndarray, sequence_tokens: int) -> list[np.ndarray]:
-    """Numbers of the questions of each sequence: families whole, in as many sequences as cost least, padding included."""
+    """Numbers of the questions of each sequence: families whole, in as many as cost least with their padding."""
     together = _group_families(family)
     sizes = np.array([_count_tokens([questions[i] for i in members]) for members in together], dtype=np.int64)
     order = np.argsort(-sizes, kind="stable")

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
-from model.decode.turn_types import TurnRequest, WrittenTurn
+from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn
+from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from serve.agent.loop import AgentLimits, AgentResult, iterate_agent, run_agent
 from serve.agent.shortlist import shortlist_tools
 from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, ToolResult
@@ -30,6 +31,7 @@ from serve.chat.stream import (
     stream_completion,
 )
 from serve.chat.tools import OfferedTool, ToolChoice, offer_entry, offer_spec, read_tool_choice, selection_artifact
+from serve.chat.turns import CallerDialogue, describe, read_choices
 from serve.config import ServeArgs
 from serve.engine.calls import ask
 from serve.engine.messages import Ranking
@@ -139,6 +141,8 @@ class ChatService:
 
     async def _select(self, request: ChatRequest) -> ChatCompletion:
         choice = read_tool_choice(request, self._tools_of(request).selectable)
+        if choice.is_own_choice and self.models.find(request.base_model).writes_dialogues:
+            return await self._take_turn(request, await self._read(request), choice)
         conversation = await self._read(request, is_current_only=True)
         if conversation.tool_results:
             return answer_with_words(request, describe_tool_results(conversation), Usage.of(0, 0))
@@ -165,6 +169,33 @@ class ChatService:
         selection = await self._selector.select(request.base_model, conversation.words, k, data, modality, tools)
         return selection.ranking
 
+    # --- the next turn of a dialogue with the caller's functions
+
+    async def _take_turn(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> ChatCompletion:
+        tools = {tool.name: describe(tool) for tool in choice.tools}
+        kept = await self._shortlist(request.base_model, conversation, list(tools.values()))
+        dialogue = CallerDialogue.read(conversation, [choice[name] for name in kept])
+        must_call = choice.mode == "required"
+        while True:
+            try:
+                written = await self._write_turn(
+                    request.base_model,
+                    dialogue.ask(must_call=must_call, max_answer_tokens=request.max_answer_tokens),
+                )
+                break
+            except PromptTooLongError:
+                if not dialogue.history:
+                    raise
+                dialogue = dialogue.without_oldest()
+        usage = Usage.of(written.prompt_tokens, written.completion_tokens)
+        ranked = read_choices(written)
+        turn = parse_turn(written.text)
+        if isinstance(turn, ToolCall):
+            choice = replace(choice, named=turn.name)
+            return answer_with_tool(request, choice, ranked, conversation.words, conversation.artifacts, usage)
+        text = turn.text if isinstance(turn, Answer) else written.text.strip()
+        return answer_with_words(request, text, usage, ranking=ranked)
+
     # --- the agent's loop
 
     async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
@@ -172,8 +203,11 @@ class ChatService:
         conversation = await self._read(request)
         agent_request = build_agent_request(conversation, choice, self.specs)
         if len(agent_request.tools) > self.args.agent_max_tools:
-            shortlist = await self._shortlist(request.base_model, conversation, agent_request.tools)
-            agent_request = replace(agent_request, tools=shortlist)
+            by_id = {spec.tool_id: spec for spec in agent_request.tools}
+            known = {tool.tool_id: tool for tool in self.models.find(request.base_model).catalog}
+            tools = [known.get(spec.tool_id) or build_dialogue_tool(spec) for spec in agent_request.tools]
+            kept = await self._shortlist(request.base_model, conversation, tools)
+            agent_request = replace(agent_request, tools=[by_id[tool_id] for tool_id in kept])
         limits = AgentLimits(
             max_steps=self.args.agent_max_steps,
             max_seconds=self.args.request_timeout_s,
@@ -186,21 +220,18 @@ class ChatService:
         result: AgentResult = await run_agent(write_turn, self.invoke, agent_request, limits)
         return answer_of_agent(request, result)
 
-    async def _shortlist(
-        self, model_name: str, conversation: Conversation, specs: Sequence[ToolSpec]
-    ) -> list[ToolSpec]:
-        """The tools that suit the user's words best, by the model's own vectors too where it was trained so."""
-        model = self.models.find(model_name)
-        words = conversation.words[: self.args.max_instruction_chars]  # what a selection takes
-        by_id = {spec.tool_id: spec for spec in specs}
-        known = {tool.tool_id: tool for tool in model.catalog}
-        tools = [known.get(spec.tool_id) or build_dialogue_tool(spec) for spec in specs]
-        by_cards: list[str] = []
-        if model.finds_cards:
-            selection = await self._selector.select(model_name, words, len(tools), tools=tuple(tools))
-            by_cards = [tool.tool_id for tool, _ in selection.ranking.tools if tool.tool_id in by_id]
+    async def _shortlist(self, model_name: str, conversation: Conversation, tools: Sequence[Tool]) -> list[str]:
+        """Ids of the tools that suit the user's words best, by the model's own vectors too where it was trained so."""
         n = self.args.agent_max_tools
-        return [by_id[tool_id] for tool_id in await asyncio.to_thread(shortlist_tools, words, tools, n, by_cards)]
+        if len(tools) <= n:
+            return [tool.tool_id for tool in tools]
+        words = conversation.words[: self.args.max_instruction_chars]  # what a selection takes
+        by_cards: list[str] = []
+        if self.models.find(model_name).finds_cards:
+            selection = await self._selector.select(model_name, words, len(tools), tools=tuple(tools))
+            ids = {tool.tool_id for tool in tools}
+            by_cards = [tool.tool_id for tool, _ in selection.ranking.tools if tool.tool_id in ids]
+        return await asyncio.to_thread(shortlist_tools, words, tools, n, by_cards)
 
     async def _write_turn(self, model: str, request: TurnRequest) -> WrittenTurn:
         with self.telemetry.waiting("Predictor"):

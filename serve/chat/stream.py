@@ -99,9 +99,13 @@ def answer_with_words(
     usage: Usage,
     finish_reason: FinishReason = "stop",
     agent_trace: dict[str, Any] | None = None,
+    ranking: Sequence[tuple[str, float]] = (),
 ) -> ChatCompletion:
-    """An answer in words; `agent_trace` is the agent's, as JSON."""
-    return _complete(request, AnswerMessage(content=text), finish_reason, usage, None, agent_trace)
+    """An answer in words, with the agent's trace as JSON; `ranking` as in `answer_with_tool`, if there is one."""
+    logprobs = None
+    if request.logprobs and ranking:
+        logprobs = _build_logprobs(UNKNOWN_TOOL_ID, ranking, request.top_logprobs or 0)
+    return _complete(request, AnswerMessage(content=text), finish_reason, usage, logprobs, agent_trace)
 
 
 def answer_of_agent(request: ChatRequest, result: AgentResult) -> ChatCompletion:

@@ -75,6 +75,11 @@ class ToolChoice:
         """Whether the model chooses from its whole catalogue."""
         return self.is_catalog and self.mode != "named"
 
+    @property
+    def is_own_choice(self) -> bool:
+        """Whether the model chooses among functions that the request brought."""
+        return not self.is_catalog and self.mode in ("auto", "required") and bool(self.tools)
+
     def __getitem__(self, name: str) -> OfferedTool:
         return next(tool for tool in self.tools if tool.name == name)
 

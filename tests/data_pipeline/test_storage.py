@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from data_pipeline import storage
 
@@ -86,6 +88,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert file.read_bytes() == b"2"
     assert names_in(file.parent) == ["file.txt"]
     assert (file.stat().st_mode & 0o777) == (0o666 & ~_umask()), "as any program would make it"
+
+
+def test_files_of_a_folder_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    """As on a cluster, where one user trains and another serves: safetensors writes files for their owner alone."""
+    with storage.replacing_folder(tmp_path / "folder") as new:
+        (new / "inner").mkdir()
+        save_file({"a": torch.zeros(1)}, new / "inner" / "a.safetensors")
+    assert ((tmp_path / "folder" / "inner" / "a.safetensors").stat().st_mode & 0o777) == (0o666 & ~_umask())
 
 
 def _umask() -> int:

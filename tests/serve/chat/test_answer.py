@@ -1,7 +1,9 @@
-"""What the agent is offered of the service's tools."""
+"""What the agent is offered of the service's tools, and how a caller's own functions are chosen."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +11,8 @@ import pytest
 from stand_in_service import CATALOG, Method, World
 
 from data_pipeline.records.catalog import Tool
-from data_pipeline.records.dialogue import render_answer
-from model.decode.turn_types import TurnRequest, WrittenTurn
+from data_pipeline.records.dialogue import render_answer, render_call
+from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from serve.chat import answer as module
 from serve.chat.served_models import ServedModels
 from serve.engine.messages import Ranking, SelectQuery, ServedModel
@@ -92,3 +94,76 @@ def test_without_cards_words_alone_choose_among_what_the_model_knows() -> None:
     assert agent.ask(WORDS).status_code == 200
     assert agent.ranked == []
     assert len(agent.offered[0]) <= 1
+
+
+def functions(*names: str) -> list[dict[str, Any]]:
+    return [
+        {"type": "function", "function": {"name": name, "description": f"Does {name}.", "parameters": {
+            "type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}}}
+        for name in names
+    ]  # fmt: skip
+
+
+class Caller(Agent):
+    """A service whose model calls the function of a name where it is offered, and else answers."""
+
+    wanted = "mend"
+
+    def _write(self, _: str, request: TurnRequest) -> WrittenTurn:
+        self.requests.append(request)
+        names = [tool.name for tool in request.tools]
+        if self.wanted not in names:
+            return WrittenTurn(render_answer("All is done."), 7, 3, (("", math.log(0.9)), (names[0], math.log(0.1))))
+        rest = [(name, math.log(0.4 / len(names))) for name in names if name != self.wanted]
+        return WrittenTurn(render_call(self.wanted, ""), 7, 3, ((self.wanted, math.log(0.6)), *rest))
+
+    def chat_with(self, tools: list[dict[str, Any]], *messages: dict[str, Any], **more: Any) -> Any:
+        self.requests: list[TurnRequest] = []
+        return self.ask("Mend it", model="toolmm", messages=list(messages), tools=tools, **more)
+
+
+def test_a_callers_functions_are_weighed_by_what_they_do() -> None:
+    caller = Caller(finds_cards=False)
+    system, user = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Mend it"}
+    answer = caller.chat_with(functions("paint", "mend"), system, user, logprobs=True, top_logprobs=2).json()
+    (choice,) = answer["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("mend", {"text": "Mend it"})
+    assert choice["logprobs"]["content"][0]["logprob"] == pytest.approx(math.log(0.6))
+    assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    (request,) = caller.requests
+    assert "> mend: Does mend. Input: text" in request.prompt
+    assert "Human: Be kind." in request.prompt
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "mended"}
+    later = caller.chat_with(functions("paint", "mend"), user, choice["message"], result, logprobs=True).json()
+    (choice,) = later["choices"]
+    assert choice["message"]["content"] == "All is done.", "the call is not made again"
+    assert choice["logprobs"]["content"][0]["token"] == "unknown"
+    assert caller.requests[0].turns[1].text == " mended\n"
+
+
+def test_of_many_functions_those_are_weighed_that_the_words_are_nearest_to() -> None:
+    caller = Caller(finds_cards=True, nearest=["mend"])
+    many = functions(*(f"other_{i}" for i in range(30)), "mend")
+    answer = caller.chat_with(many, {"role": "user", "content": "Mend it"}).json()
+    assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "mend"
+    assert len(caller.requests[0].tools) == caller.args.agent_max_tools
+    assert len(caller.ranked[0]) == 31
+
+
+def test_a_prompt_that_is_too_long_loses_its_oldest_exchanges_and_then_is_refused() -> None:
+    caller = Caller(finds_cards=False)
+    write = caller._write
+
+    def short_of_room(model: str, request: TurnRequest) -> WrittenTurn:
+        if "One." in request.prompt or "endless" in request.prompt:
+            raise PromptTooLongError("The dialogue is too long; shorten it.")
+        return write(model, request)
+
+    caller.predictor.write_turn = Method(short_of_room)  # pyright: ignore[reportAttributeAccessIssue]
+    old = [{"role": "user", "content": "One."}, {"role": "assistant", "content": "First."}]
+    user = {"role": "user", "content": "Mend it"}
+    assert caller.chat_with(functions("mend"), *old, user).json()["choices"][0]["message"]["tool_calls"]
+    refused = caller.chat_with(functions("mend"), {"role": "user", "content": "endless"})
+    assert refused.status_code == 400
+    assert "too long" in refused.json()["error"]["message"]
