@@ -23,10 +23,10 @@ from model.decode.turn import TurnWriter
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle
 from model.llm.shared_backbone import SharedBackbone
+from serve.engine.cards import CardVectors
 from serve.engine.messages import Ranking
 
 MAX_TRIES = 64  # of callers' own tools
-MAX_CARDS = 4096  # vectors of callers' own tools that are kept
 _Tools = tuple[str, tuple[Tool, ...] | None]  # a model, and a caller's own tools
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -63,7 +63,7 @@ class Engine:
         self.tokenizer = self._shared.mllm.tokenizer
         self._catalog_tries = {name: self._build_trie(bundle) for name, bundle in bundles.items()}
         self._tries: OrderedDict[tuple[str, ...], ChoiceTrie] = OrderedDict()
-        self._cards: OrderedDict[tuple[str, Tool], np.ndarray] = OrderedDict()  # by revision of the bundle, and tool
+        self._cards = CardVectors()
         self._writer = TurnWriter(self._shared.mllm)
         self._n_read = 0
         self._groups: dict[_Tools, _Group] = {}
@@ -163,18 +163,11 @@ class Engine:
         return group
 
     def _encode_cards(self, revision: str, tools: Sequence[Tool]) -> np.ndarray:
-        """float32 [K, D]: the tools' vectors, those that are new by one pass of the model that is active."""
-        new = [tool for tool in tools if (revision, tool) not in self._cards]
-        if new:
-            prompts = [Prompt(encode_card(self.tokenizer, tool)) for tool in new]
-            for tool, vector in zip(new, encode_vectors(self._shared.mllm, prompts), strict=True):
-                self._cards[revision, tool] = vector
-        for tool in tools:
-            self._cards.move_to_end((revision, tool))
-        vectors = np.stack([self._cards[revision, tool] for tool in tools])
-        while len(self._cards) > MAX_CARDS:
-            self._cards.popitem(last=False)
-        return vectors
+        """float32 [K, D]: the tools' vectors, by the model that is active."""
+        mllm = self._shared.mllm
+        cards = [encode_card(self.tokenizer, tool) for tool in tools]
+        model_id = f"{revision}-{str(mllm.llm.dtype).removeprefix('torch.')}"
+        return self._cards.find(model_id, cards, lambda new: encode_vectors(mllm, [Prompt(card) for card in new]))
 
     def _own_trie(self, tool_ids: tuple[str, ...]) -> ChoiceTrie:
         tool_ids = tuple(dict.fromkeys(tool_ids))

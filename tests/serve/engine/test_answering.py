@@ -15,7 +15,6 @@ from data_pipeline.records.catalog import Tool
 from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import Prompt
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
-from serve.engine import answering
 from serve.engine.answering import Engine, Question
 from serve.engine.messages import Ranking
 
@@ -129,17 +128,3 @@ def test_a_model_that_finds_cards_chooses_among_a_callers_tools_by_their_descrip
     )
     assert probabilities(together[2]) == first != probabilities(together[0])
     assert _tools(together[1]) == _tools(engine.rank([_ask(engine, "a", words, 2)])[0])
-
-
-def test_vectors_of_cards_are_kept_and_the_oldest_forgotten(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "MAX_CARDS", 3)
-    engine._cards.clear()
-    first = engine._encode_cards("r", [Tool("x", "Improve"), Tool("y", "this")])
-    again = engine._encode_cards("r", [Tool("y", "this"), Tool("x", "Improve")])
-    assert np.array_equal(first[::-1], again)
-    engine._encode_cards("other", [Tool("x", "Improve"), Tool("z", "this")])
-    assert [(revision, tool.tool_id) for revision, tool in engine._cards] == [
-        ("r", "x"),
-        ("other", "x"),
-        ("other", "z"),
-    ]
