@@ -25,7 +25,7 @@ VERBS = {
     "follow": "keep a link to the bundle of MLflow's champion, which a running service takes over",
     "demo": "the way from prepare to export on ToolMM-mini, then serve it and ask six questions",
     "bench": "measure embedding, training, memory and decoding against a peer in the same run",
-    "doctor": "show what this machine and installation can do",
+    "doctor": "look for what would make a job fail, on every node; exit code 1 if there is any",
 }
 MODULES = {
     "prepare": "ray_jobs.prepare",
@@ -86,13 +86,13 @@ def run_verb(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 bad arguments or input."""
+    """Exit codes: 0 done, 1 failed, 2 bad arguments or input, 130 interrupted, as a shell has it."""
     args = parse_arguments(argv)
     try:
         result = run_verb(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 1
+        return 130
     except Exception as error:  # noqa: BLE001 - the last stop: a bug or a failing machine, shown whole
         sentence = describe_mendable(error)
         if sentence is not None:
@@ -102,4 +102,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     sys.stdout.flush()
     print(json.dumps(result, ensure_ascii=False, allow_nan=False))
-    return 0
+    return 1 if args.verb == "doctor" and not result["ok"] else 0

@@ -71,6 +71,7 @@ def connect(options: RayOptions) -> None:
     num_cpus = options.num_cpus or max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
     # The dashboard stays on: Train asks its state API, and floods the log without it.
     ray.init(
+        address="local",  # else a cluster that died and left its file behind would be looked for
         num_cpus=num_cpus,
         include_dashboard=True,
         logging_level=logging.ERROR,

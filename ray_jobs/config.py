@@ -22,7 +22,7 @@ from data_pipeline.locations import AnyLocation, LocalPath, Location, locate_loc
 from data_pipeline.storage import cache_folder
 from model.llm.config import ModelConfig
 from ray_jobs.config_text import Written, apply_override, read_config
-from ray_jobs.places import expand_path, make_absolute_uri
+from ray_jobs.places import expand_path, hide_secrets, make_absolute_uri
 from ray_jobs.train_options import Section, TrainOptions, check_training
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -54,7 +54,7 @@ class EvaluateOptions(Section):
     free_max_new_tokens: int = Field(default=64, ge=8)
     turn_max_new_tokens: int = Field(default=128, ge=8)  # of one turn of a dialogue
     shuffle_seed: int = 0  # of the shuffled-media ablation
-    max_questions: int | None = Field(default=None, ge=1)  # the first so many; None = all
+    max_questions: int | None = Field(default=None, ge=1)  # a sample of so many, every kind its share; None = all
     agent_url: str = "http://127.0.0.1:8000"  # evaluate_agent: of the service; TOOLMM_API_KEY holds its key
     agent_model: str = "toolmm-agent"  # as GET /v1/models of the service lists it
     agent_concurrency: int = Field(default=8, ge=1)  # dialogues at the same time
@@ -166,6 +166,13 @@ class RunSpec(Section):
                 f"runs_dir {self.runs_dir} is in a bucket, which knows no links; set follow.link to a path on a disk."
             )
         return locate_local(self.follow.link or self.runs_dir / "champion").absolute()
+
+    def describe(self) -> dict[str, Any]:
+        """All settings as JSON for others to read: the password of a tracking server is not among them."""
+        found = self.model_dump(mode="json")
+        if self.tracking.uri is not None:
+            found["tracking"]["uri"] = hide_secrets(self.tracking.uri)
+        return found
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

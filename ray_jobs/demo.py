@@ -31,6 +31,7 @@ from ray_jobs import export, prepare
 from ray_jobs.config import RunSpec
 from ray_jobs.embed import job as embed
 from ray_jobs.evaluate import job as evaluate
+from ray_jobs.places import hide_secrets
 from ray_jobs.train import job as train
 
 STAGES = (("prepare", prepare), ("embed", embed), ("train", train), ("evaluate", evaluate), ("export", export))
@@ -222,7 +223,9 @@ def _show_end(spec: RunSpec, results: dict[str, Any], seconds: dict[str, float])
     print(f"held-out unambiguous text questions ({text['n']}): {text['constrained']:.3f} under the catalogue")
     print(f"seconds: {'  '.join(f'{name} {value:.0f}' for name, value in seconds.items())}")
     print(f"tables and plots: {spec.run_dir / 'evaluation' / 'report.md'}")
-    print(f"MLflow: {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {spec.tracking_uri}")
+    print(
+        f"MLflow: {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {hide_secrets(spec.tracking_uri)}"
+    )
 
 
 def _wait(url: str) -> None:

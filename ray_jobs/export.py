@@ -60,7 +60,7 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
         model_config=model_config,
         data_hash=summary.data_hash,
         metrics=summary.metrics | {"evaluation": evaluation},
-        resolved_config=spec.model_dump(mode="json"),
+        resolved_config=spec.describe(),
         git_revision=read_git_revision(),
         max_target_tokens=summary.max_target_tokens,
         writes_dialogues=bool(corpus.manifest.get("dialogues")),

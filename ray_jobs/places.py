@@ -63,3 +63,8 @@ def make_absolute_uri(uri: str) -> str:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(expand_path(path, "tracking.uri"))
+
+
+def hide_secrets(text: str) -> str:
+    """URIs without their user and password."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)

@@ -70,11 +70,7 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
     Raises:
         InputError: a backbone or a source that nothing is known of, or settings that do not go together.
     """
-    encoder_dim = ENCODER_WIDTHS.get(spec.embed.encoder, spec.model.encoder_dim)
-    shape, shape_origin = load_shape(find_backbone(spec))
-    config = spec.model.model_copy(update={"encoder_dim": encoder_dim})
-    mllm = build_shape(config, shape)
-    size = ModelSize.measure(mllm, spec.train.use_gpu)
+    config, shape, shape_origin, size = _measure_shape(spec)
     sizes = load_corpus_sizes(spec)
     plan = build_plan(spec, sizes.split)
     step = estimate_step(spec, size, sizes, plan)
@@ -105,6 +101,26 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
     )
     _print_report(spec, report)
     return report
+
+
+def estimate_worker(spec: RunSpec) -> tuple[float, int]:
+    """Bytes of one worker in its largest micro step, and the number of trained parameters.
+
+    Raises:
+        InputError: as `run_dry`.
+    """
+    *_, size = _measure_shape(spec)
+    sizes = load_corpus_sizes(spec)
+    step = estimate_step(spec, size, sizes, build_plan(spec, sizes.split))
+    return _memory_table(spec, size, step)[str(spec.train.zero_stage)]["total"] * GIB, size.trainable
+
+
+def _measure_shape(spec: RunSpec) -> tuple[ModelConfig, PretrainedConfig, str, ModelSize]:
+    """The model's config, the backbone's, where that comes from, and sizes."""
+    encoder_dim = ENCODER_WIDTHS.get(spec.embed.encoder, spec.model.encoder_dim)
+    shape, origin = load_shape(find_backbone(spec))
+    config = spec.model.model_copy(update={"encoder_dim": encoder_dim})
+    return config, shape, origin, ModelSize.measure(build_shape(config, shape), spec.train.use_gpu)
 
 
 def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: TrainingPlan) -> StepCost:

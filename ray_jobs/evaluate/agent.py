@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.corpus.files import Corpus
+from data_pipeline.corpus.sample import sample_records
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import (
     DialoguePrompt,
@@ -75,7 +76,8 @@ def run(spec: RunSpec) -> dict[str, Any]:
         InputError: no corpus or no dialogue in it, or the service does not answer or refuses.
     """
     corpus = Corpus.open(spec.corpus_dir)
-    records = [record for record in corpus.records("test") if record.is_dialogue][: spec.evaluate.max_questions]
+    dialogues = [record for record in corpus.records("test") if record.is_dialogue]
+    records = sample_records(dialogues, spec.evaluate.max_questions, spec.seed)
     if not records:
         raise InputError(f"the test split of {spec.corpus_dir} holds no dialogue; prepare a source that has some.")
     tool_ids = {tool.call_name: tool.tool_id for tool in corpus.catalog}

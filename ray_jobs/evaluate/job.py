@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline import storage
+from data_pipeline.corpus.sample import sample_records
 from data_pipeline.errors import InputError
 from model.scoring.dialogues import called_tool_ids
 from ray_jobs.cluster import connect
@@ -57,9 +58,11 @@ def evaluate(spec: RunSpec) -> Evaluation:
     train_records, test_records = list(corpus.records("train")), list(corpus.records("test"))
     val_questions = [record for record in corpus.records("val") if not record.is_dialogue]
     test_questions = [record for record in test_records if not record.is_dialogue]
-    test_dialogues = [record for record in test_records if record.is_dialogue][: spec.evaluate.max_questions]
+    most, seed = spec.evaluate.max_questions, spec.seed
+    test_dialogues = sample_records([record for record in test_records if record.is_dialogue], most, seed)
     vectors = load_media_vectors(spec, corpus, train_records + val_questions + test_records)
     usable, unusable = separate_usable(test_questions, vectors)
+    usable = sample_records(usable, most, seed)
     questions = retrieval = dialogues = None
     train_questions = [record for record in train_records if not record.is_dialogue]
     loss = spec.train.loss
@@ -69,7 +72,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
             [corpus.catalog[tool_id] for tool_id in corpus.catalog.selection_tool_ids],
             summary.max_target_tokens,
             train_questions,
-            usable[: spec.evaluate.max_questions],
+            usable,
             vectors,
         )
     if usable and loss.names_tools:
@@ -78,8 +81,8 @@ def evaluate(spec: RunSpec) -> Evaluation:
             corpus.catalog.selection_tool_ids,
             summary.max_target_tokens,
             train_questions,
-            separate_usable(val_questions, vectors)[0][: spec.train.validation_questions],
-            usable[: spec.evaluate.max_questions],
+            sample_records(separate_usable(val_questions, vectors)[0], spec.train.validation_questions, seed),
+            usable,
             vectors,
             len(unusable),
         )

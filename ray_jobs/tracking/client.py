@@ -21,7 +21,7 @@ from mlflow.version import VERSION
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipeline.errors import InputError
-from ray_jobs.tracking.outbox import hide_secrets
+from ray_jobs.places import hide_secrets
 
 PATIENCE_S = 60.0  # of calls whose answer is needed
 # MLflow's own retries would hold a call for minutes; patience is ours (`patiently`, the outbox)

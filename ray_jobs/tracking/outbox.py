@@ -12,7 +12,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import threading
 import time
 import uuid
@@ -21,6 +20,8 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from ray_jobs.places import hide_secrets
 
 log = logging.getLogger(__name__)
 
@@ -175,11 +176,6 @@ class Outbox:
             if self._spool:
                 self._spool = self._spool.shorten(self._waiting)
             self._changed.notify_all()
-
-
-def hide_secrets(text: str) -> str:
-    """URIs without their user and password."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 class _Orphan:

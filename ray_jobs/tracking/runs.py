@@ -22,8 +22,9 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 from data_pipeline.locations import Location
+from ray_jobs.places import hide_secrets
 from ray_jobs.tracking.client import TRANSIENT, build_client, explained, patiently, sqlite_file
-from ray_jobs.tracking.outbox import Entry, Outbox, hide_secrets
+from ray_jobs.tracking.outbox import Entry, Outbox
 
 FINGERPRINT_TAG = "toolmm.fingerprint"
 OPENED_TAG = "toolmm.opened_ms"

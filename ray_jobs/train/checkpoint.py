@@ -32,6 +32,11 @@ HEADER_ALLOWANCE_BYTES = 1 << 20
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
+def count_bytes(n_parameters: int) -> int:
+    """What a checkpoint of so many trained parameters takes at the most."""
+    return COPIES * FP32_BYTES * n_parameters + HEADER_ALLOWANCE_BYTES
+
+
 @dataclass(frozen=True)
 class Cursor:
     """Where training stands.
@@ -68,7 +73,7 @@ class CheckpointStore:
             disk = self.folder
             disk.mkdir(parents=True, exist_ok=True)
             storage.clear_partials(disk)
-        needed = COPIES * FP32_BYTES * n_parameters + HEADER_ALLOWANCE_BYTES
+        needed = count_bytes(n_parameters)
         free = shutil.disk_usage(disk).free
         if free < needed:
             raise self._full(f"a checkpoint takes {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free")
@@ -160,6 +165,6 @@ def _load_state(folder: Location) -> dict[str, Any]:
 def _check_size(folder: Path, parameters: dict[str, Tensor]) -> None:
     """That nothing but the trained part is in it."""
     size = sum(path.stat().st_size for path in folder.iterdir())
-    allowed = COPIES * FP32_BYTES * sum(value.numel() for value in parameters.values()) + HEADER_ALLOWANCE_BYTES
+    allowed = count_bytes(sum(value.numel() for value in parameters.values()))
     if size > allowed:
         raise RuntimeError(f"the checkpoint has {size} bytes where the trained parameters account for {allowed}")

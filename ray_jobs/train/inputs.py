@@ -17,6 +17,7 @@ from data_pipeline.batches.plan import TrainingPlan, UniformPlan, mixture_repeat
 from data_pipeline.batches.stream import BatchForm
 from data_pipeline.batches.tokenized import TokenizedQuestions, tokenize_questions
 from data_pipeline.corpus.files import Corpus
+from data_pipeline.corpus.sample import sample_records
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_prompt, render_target
 from data_pipeline.records.schema import CORPUS_SCHEMA, ToolRecord
@@ -218,7 +219,8 @@ def _build_validation(
     corpus: Corpus,
     seen_tool_ids: frozenset[str],
 ) -> ValidationSet:
-    questions = [record for record in records if not record.is_dialogue][: spec.train.validation_questions]
+    questions = [record for record in records if not record.is_dialogue]
+    questions = sample_records(questions, spec.train.validation_questions, spec.seed)
     encoded = [
         encode_question(
             tokenizer, record.instruction, record.has_media, (), spec.train.max_target_tokens, reserve_tokens
@@ -227,19 +229,21 @@ def _build_validation(
     ]
     dialogues = [record for record in records if record.is_dialogue]
     dialogue_ids = [encode_dialogue(tokenizer, record.instruction, record.turns) for record in dialogues]
-    fitting = [
-        (record, dialogue.prompt_ids)
+    fitting = {
+        record.record_id: dialogue.prompt_ids
         for record, dialogue in zip(dialogues, dialogue_ids, strict=True)
         if len(dialogue.prompt_ids) + len(dialogue.answers[0]) <= spec.train.max_dialogue_tokens
-    ][: spec.train.validation_dialogues]
+    }
+    dialogues = [record for record in dialogues if record.record_id in fitting]
+    dialogues = sample_records(dialogues, spec.train.validation_dialogues, spec.seed)
     return ValidationSet(
         records=questions,
         prompt_ids=[question.prompt_ids for question in encoded],
         media=[vectors.get(record) for record in questions],
         tool_ids=list(corpus.catalog.selection_tool_ids),
         batch_size=spec.evaluate.batch_size,
-        dialogues=[record for record, _ in fitting],
-        dialogue_ids=[prompt_ids for _, prompt_ids in fitting],
+        dialogues=dialogues,
+        dialogue_ids=[fitting[record.record_id] for record in dialogues],
         seen_tool_ids=seen_tool_ids,
         turn_max_new_tokens=spec.evaluate.turn_max_new_tokens,
     )

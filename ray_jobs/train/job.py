@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,19 +23,21 @@ from ray.train.v2._internal import constants as train_constants
 
 from data_pipeline import storage
 from data_pipeline.batches.plan import count_seen
+from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location, locate
 from model.llm.config import ModelConfig
 from ray_jobs.cluster import connect, ray_storage, thread_env
 from ray_jobs.config import RunSpec
+from ray_jobs.places import hide_secrets
 from ray_jobs.progress import Progress
-from ray_jobs.tracking.outbox import hide_secrets
 from ray_jobs.tracking.runs import RunLogger, open_run
 from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_metrics
 from ray_jobs.train.inputs import TrainInputs, build_inputs
 from ray_jobs.train.loop import TrainJob
-from ray_jobs.train.retries import Trainer
+from ray_jobs.train.run_folder import only_one, shown_to_all
+from ray_jobs.train.trainer import Trainer
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train.worker import train_loop_per_worker
 from ray_jobs.worker_output import told_to
@@ -132,19 +135,33 @@ def launch(spec: RunSpec, parent_run_id: str | None = None, callbacks: Sequence[
         callbacks: Ray Train's; a sweep hears of each epoch through one.
 
     Raises:
-        InputError: no corpus, no vectors, or a backbone that cannot be loaded.
+        InputError: no corpus, no vectors, a backbone that cannot be loaded, or the job is under way already.
     """
     if not spec.train.use_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed, once imported here, warns that it found none
     corpus = Corpus.open(spec.corpus_dir)
     inputs = build_inputs(spec, corpus)
-    fingerprint = compute_fingerprint(spec, inputs.model_config, corpus.data_hash)
+    fingerprint = compute_fingerprint(
+        spec, inputs.model_config, corpus.data_hash, inputs.vectors.encoder_id, inputs.split.index
+    )
+    with only_one(spec.run_dir, f"train-{fingerprint}"):
+        return _train(spec, corpus, inputs, fingerprint, parent_run_id, callbacks)
+
+
+def _train(
+    spec: RunSpec,
+    corpus: Corpus,
+    inputs: TrainInputs,
+    fingerprint: str,
+    parent_run_id: str | None,
+    callbacks: Sequence[UserCallback],
+) -> TrainSummary:
     run_id = open_run(
         spec.tracking_uri,
         spec.tracking.experiment,
         f"{spec.name}-{fingerprint}",
         fingerprint,
-        spec.model_dump(mode="json"),
+        spec.describe(),
         parent_run_id=parent_run_id,
     )
     tracker = RunLogger(spec.tracking_uri, run_id, spool_dir=spec.spool_dir)
@@ -161,10 +178,12 @@ def launch(spec: RunSpec, parent_run_id: str | None = None, callbacks: Sequence[
         epoch_ends=inputs.plan.epoch_ends(spec.train.epochs),
         validation=inputs.validation,
         checkpoints=store.folder,
+        seen_by_all=spec.run_dir / f".shared-{uuid.uuid4().hex}",
         tracking_uri=spec.tracking_uri,
         mlflow_run_id=run_id,
     )
-    _fit(spec, job, f"train-{fingerprint}", tracker, callbacks)
+    with shown_to_all(job.seen_by_all):
+        _fit(spec, job, f"train-{fingerprint}", tracker, callbacks)
     best, last = store.find_best(), store.find_last()
     assert best is not None
     assert last is not None
@@ -180,13 +199,25 @@ def launch(spec: RunSpec, parent_run_id: str | None = None, callbacks: Sequence[
     )
 
 
-def compute_fingerprint(spec: RunSpec, model_config: ModelConfig, data_hash: str) -> str:
-    """Names the job: same data, model, seed and training settings; another cluster shape is the same job."""
+def compute_fingerprint(
+    spec: RunSpec, model_config: ModelConfig, data_hash: str, encoder_id: str, index: PlanIndex
+) -> str:
+    """Names the job: same data, model, seed and training settings; another cluster shape is the same job.
+
+    Args:
+        spec: the run config.
+        model_config: with the backbone resolved.
+        data_hash: of the corpus.
+        encoder_id: what made the media vectors; another encoder's are other data.
+        index: sizes of the questions that can be used, in tokens: another tokenizer's, or without a medium, are others.
+    """
     train = spec.train.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)
     if spec.train.sampler == "paper":  # its micro batches are cut for a number of workers
         train["workers"] = spec.train.max_workers
     content = {
         "data": data_hash,
+        "encoder": encoder_id,
+        "questions": hashlib.sha256(index.n_rows.tobytes() + index.row_tokens.tobytes()).hexdigest(),
         "model": model_config.model_dump(mode="json") | {"backbone": spec.model.backbone},
         "train": train,
         "seed": spec.seed,
@@ -244,8 +275,8 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks:
     try:
         with _named_cluster():
             result = trainer.fit()
-    except BaseException:
-        tracker.finish("FAILED")
+    except BaseException as error:
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     if result.error is not None:
         tracker.finish("FAILED")

@@ -26,6 +26,7 @@ from ray_jobs.config import RunSpec
 from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.checkpoint import CheckpointStore, Cursor, load_cursor, load_metrics, load_moments, load_parameters
 from ray_jobs.train.progress import StepProgress
+from ray_jobs.train.run_folder import check_shared
 from ray_jobs.train.schedule import learning_rate
 from ray_jobs.train.validation import SCORE_KEY, ValidationSet, validate
 from ray_jobs.train_options import TrainOptions
@@ -44,6 +45,7 @@ class TrainJob:
         epoch_ends: number of steps after which each epoch is complete.
         validation: what is answered after each epoch.
         checkpoints: folder of the job's checkpoints, on a file system that all workers share.
+        seen_by_all: a file in the run's folder that proves that they do.
         tracking_uri: of MLflow.
         mlflow_run_id: the run.
     """
@@ -56,6 +58,7 @@ class TrainJob:
     epoch_ends: list[int]
     validation: ValidationSet
     checkpoints: Location
+    seen_by_all: Location
     tracking_uri: str
     mlflow_run_id: str
 
@@ -82,6 +85,7 @@ def run_training(job: TrainJob) -> None:
         InputError: what would fail again if it were tried again, a divergence among it.
     """
     spec = RunSpec.model_validate(job.spec)
+    check_shared(job.seen_by_all)
     if not spec.train.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported, which is below
 

@@ -62,7 +62,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
         spec.tracking.experiment,
         f"{spec.name}-sweep-{fingerprint}",
         f"sweep-{fingerprint}",
-        spec.model_dump(mode="json"),
+        spec.describe(),
     )
     tracker = RunLogger(spec.tracking_uri, parent_run_id, spool_dir=spec.spool_dir)
     tracker.log_tags({"toolmm.kind": "sweep"})

@@ -21,6 +21,7 @@ from ray.util.state import list_actors
 from small_training import build_base, build_spec, history
 from tracking_server import TrackingServer
 
+from data_pipeline.errors import InputError
 from ray_jobs import prepare
 from ray_jobs.config import RunSpec
 from ray_jobs.train import job as train
@@ -95,6 +96,33 @@ def kill_a_worker() -> None:
     os.kill(workers[-1].pid, signal.SIGKILL)
 
 
+def end_job(
+    base: list[str],
+    spec: RunSpec,
+    step: int,
+    ending: signal.Signals,
+    code: int,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> str:
+    """Start the job as a process of its own and end it after that step by a signal; returns what it printed."""
+    command = [sys.executable, "-m", "ray_jobs", "train", *base, f"name={spec.name}"]
+    env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    log = spec.run_dir / "job.log"
+    with log.open("w") as output:
+        job = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_for_step(spec, step)
+        meanwhile()
+        job.send_signal(ending)
+        assert job.wait(60) == code, log.read_text()
+    except AssertionError as error:
+        raise AssertionError(log.read_text()) from error
+    finally:
+        job.kill()
+        job.wait()
+    return log.read_text()
+
+
 def assert_equal_runs(undisturbed: tuple[RunSpec, TrainSummary], spec: RunSpec, summary: TrainSummary) -> None:
     """Losses, validation metrics and final weights, bit for bit; one MLflow run without double steps."""
     whole_spec, whole = undisturbed
@@ -127,17 +155,15 @@ def test_a_killed_worker_changes_nothing(base: list[str], undisturbed: tuple[Run
 def test_a_killed_job_goes_on_when_submitted_again(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
     spec = build_spec(base, "job-killed")
     copy_corpus(undisturbed[0], spec)
-    command = [sys.executable, "-m", "ray_jobs", "train", *base, "name=job-killed"]
-    env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    with (spec.run_dir / "job.log").open("w") as log:
-        job = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        wait_for_step(spec, KILL_FROM_STEP)
-    except AssertionError as error:
-        raise AssertionError((spec.run_dir / "job.log").read_text()) from error
-    finally:
-        job.kill()
-        job.wait()
+    said = end_job(base, spec, 5, signal.SIGINT, 130)
+    assert "interrupted" in said
+    assert "Traceback" not in said
+
+    def submit_twice() -> None:
+        with pytest.raises(InputError, match="runs this very job"):
+            train.launch(spec)
+
+    end_job(base, spec, KILL_FROM_STEP, signal.SIGKILL, -signal.SIGKILL, meanwhile=submit_twice)
     last = max((spec.run_dir / "checkpoints").glob("*/step-*"))
     assert load_cursor(last).step < 13 * EPOCHS, "the job ended before the kill"
     summary = train.launch(spec)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import ray_jobs.tracking.outbox
-from ray_jobs.tracking.outbox import Entry, Outbox, hide_secrets
+from ray_jobs.places import hide_secrets
+from ray_jobs.tracking.outbox import Entry, Outbox
 
 
 class Server:

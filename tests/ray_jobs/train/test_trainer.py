@@ -8,7 +8,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
 from data_pipeline.errors import InputError
-from ray_jobs.train.retries import RetryWhatMayPass
+from ray_jobs.train.trainer import RetryWhatMayPass
 
 
 def test_what_died_is_started_again_and_what_would_fail_again_is_not() -> None:

@@ -1,0 +1,144 @@
+"""What a node of the cluster is and has, as a task on that node finds it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from data_pipeline import storage
+from data_pipeline.locations import Location
+from ray_jobs.config import RunSpec
+
+PACKAGES = ("torch", "ray", "transformers", "peft", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "numpy")
+LOOK_S = 120.0  # for all nodes to answer: a node that starts its first worker imports for a while
+_SHM = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """One node.
+
+    Attributes:
+        name: its host name.
+        resources: what Ray hands out there: "CPU", "GPU", and bytes of "memory" and "object_store_memory".
+        versions: package -> version, "" where it is not installed; and "python".
+        gpus: names of the GPUs that torch sees; () without CUDA.
+        gpu_bytes: memory of the smallest of them; 0 without.
+        nccl: version that torch has, "" without CUDA.
+        memory_bytes: of the machine.
+        free_disk_bytes: where the run's folder lies, or the temporary files if that is in a bucket.
+        shm_bytes: size of /dev/shm.
+        sees_run: whether it sees the file that the driver has put into the run's folder.
+        fault: why it cannot write into the run's folder; "" where it can.
+        encoder: the encoder that the config names, or why it cannot be loaded.
+        has_encoder: whether it can.
+    """
+
+    name: str
+    resources: Mapping[str, float]
+    versions: Mapping[str, str]
+    gpus: tuple[str, ...]
+    gpu_bytes: int
+    nccl: str
+    memory_bytes: int
+    free_disk_bytes: int
+    shm_bytes: int
+    sees_run: bool
+    fault: str
+    encoder: str
+    has_encoder: bool
+
+
+def look_at_nodes(spec: RunSpec, proof: Location) -> tuple[list[NodeFacts], list[str]]:
+    """Look at every node that is alive.
+
+    Args:
+        spec: the run config.
+        proof: a file in the run's folder that the driver has just written.
+
+    Returns:
+        the facts, and the names of nodes that did not answer within `LOOK_S`.
+    """
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    tasks = {
+        _look_there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
+            dict(node["Resources"]), spec, proof
+        ): node["NodeManagerHostname"]
+        for node_id, node in nodes.items()
+    }
+    done, silent = ray.wait(list(tasks), num_returns=len(tasks), timeout=LOOK_S)
+    for task in silent:
+        ray.cancel(task, force=True)
+    return sorted(ray.get(done), key=lambda facts: facts.name), sorted(tasks[task] for task in silent)
+
+
+def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> NodeFacts:
+    """This machine."""
+    import torch
+
+    n_gpus = torch.cuda.device_count()
+    encoder, has_encoder = _try_encoder(spec.embed.encoder)
+    disk = proof.parent if isinstance(proof, Path) else Path(os.environ.get("TMPDIR", "/tmp"))
+    return NodeFacts(
+        name=platform.node(),
+        resources=resources,
+        versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        gpus=tuple(torch.cuda.get_device_name(index) for index in range(n_gpus)),
+        gpu_bytes=min((torch.cuda.get_device_properties(index).total_memory for index in range(n_gpus)), default=0),
+        nccl=".".join(map(str, torch.cuda.nccl.version())) if n_gpus else "",
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        free_disk_bytes=shutil.disk_usage(_existing(disk)).free,
+        shm_bytes=shutil.disk_usage(_SHM).total if _SHM.is_dir() else 0,
+        sees_run=storage.exists(proof),
+        fault=_try_writing(proof),
+        encoder=encoder,
+        has_encoder=has_encoder,
+    )
+
+
+@ray.remote(num_cpus=0)
+def _look_there(resources: dict[str, float], spec: RunSpec, proof: Any) -> NodeFacts:
+    return look(resources, spec, proof)
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _try_encoder(name: str) -> tuple[str, bool]:
+    from model.imagebind.encoders import load_encoder
+
+    try:
+        return load_encoder(name).encoder_id, True
+    except ValueError as error:
+        return str(error), False
+
+
+def _try_writing(proof: Location) -> str:
+    """A file beside the proof, gone again."""
+    if not storage.exists(proof):
+        return "it does not see the folder"
+    own = proof.parent / f"{proof.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        storage.write_file(own, "x")
+        storage.remove_file(own)
+    except OSError as error:
+        return str(error)
+    return ""

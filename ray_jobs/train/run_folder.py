@@ -1,0 +1,70 @@
+"""The run's folder as all processes of a training share it: one job writes there at a time, and every node sees it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from data_pipeline import storage
+from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
+
+
+@contextmanager
+def only_one(run_dir: Location, job: str) -> Iterator[None]:
+    """Hold a job of the run for this process; the system lets go of it when the process ends, however it does.
+
+    Args:
+        run_dir: the run's folder. In a bucket nothing can be held.
+        job: its name.
+
+    Raises:
+        InputError: another process runs this very job.
+    """
+    if not isinstance(run_dir, Path):
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    holder = run_dir / f".{job}.running"
+    lock = FileLock(holder, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        who = holder.read_text(encoding="utf-8", errors="replace").strip()[:200] or "another process"
+        raise InputError(
+            f"{who} runs this very job ({job} in {run_dir}) already; wait for it or stop it, or change name, seed or a "
+            "setting to train another one beside it."
+        ) from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def shown_to_all(proof: Location) -> Iterator[None]:
+    """Keep a file in the run's folder while the block lasts, for `check_shared` on every worker."""
+    storage.write_file(proof, "every worker must see this file\n")
+    try:
+        yield
+    finally:
+        storage.remove_file(proof)
+
+
+def check_shared(proof: Location) -> None:
+    """Refuse to train on a node that does not see what the driver has written: it would write checkpoints to nobody.
+
+    Raises:
+        InputError: names the node and the folder.
+    """
+    if not storage.exists(proof):
+        raise InputError(
+            f"node {platform.node()} does not see {proof.parent}, where the job has just written a file: runs_dir must "
+            "lie on storage that all nodes share, such as a network file system or a bucket (s3://, gs://)."
+        )
