@@ -50,6 +50,16 @@ def worker_env() -> dict[str, str]:
     return thread_env(1) | quiet | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
 
 
+def tagged(node_resource: str | None, amount: float) -> dict[str, float]:
+    """So much of a custom resource, by which nodes of one kind are told from others; nothing without one.
+
+    Args:
+        node_resource: its name: nodes that have it are those meant for the work.
+        amount: as many as GPUs, so that a node that offers one for each of its GPUs is filled alike; 1 without GPUs.
+    """
+    return {} if node_resource is None else {node_resource: amount or 1}
+
+
 def connect(options: RayOptions) -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local Ray with more logical CPUs than cores.
 

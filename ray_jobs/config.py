@@ -40,6 +40,7 @@ class EmbedOptions(Section):
     batch_size: int = Field(default=16, ge=1)  # media per encoder forward
     num_actors: int = Field(default=1, ge=1)  # encoder replicas
     num_gpus: float = Field(default=0, ge=0)  # per actor
+    node_resource: str | None = Field(default=None, min_length=1)  # a custom resource that actors take like a GPU
     threads_per_actor: int = Field(default=1, ge=1)  # torch threads of a CPU actor
 
 
@@ -50,6 +51,7 @@ class EvaluateOptions(Section):
     batch_size: int = Field(default=32, ge=1)  # questions per forward
     num_actors: int = Field(default=1, ge=1)
     num_gpus: float = Field(default=0, ge=0)  # per actor
+    node_resource: str | None = Field(default=None, min_length=1)  # a custom resource that actors take like a GPU
     threads_per_actor: int = Field(default=1, ge=1)  # torch threads, and CPUs that an actor claims
     free_max_new_tokens: int = Field(default=64, ge=8)
     turn_max_new_tokens: int = Field(default=128, ge=8)  # of one turn of a dialogue

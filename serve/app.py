@@ -44,14 +44,14 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
         max_queued_requests=args.max_queued_requests,
         health_check_period_s=args.bundle_poll_s,  # a replica looks for new bundles when its health is asked after
         **common,
-        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
+        ray_actor_options=_resources(args, args.num_gpus),
     ).bind(args)
     encoder = MediaEncoder.options(
         **_scaling(args, args.encoder_max_batch_size),
         max_ongoing_requests=3 * args.encoder_max_batch_size + args.encoder_threads,  # a batch per modality may gather
         max_queued_requests=args.max_queued_requests,
         **common,
-        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.encoder_num_gpus},
+        ray_actor_options=_resources(args, args.encoder_num_gpus),
     ).bind(args)
     local_tools, model_tools = (
         ToolHost.options(
@@ -65,7 +65,7 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
             max_ongoing_requests=2 * THREADS,
             max_queued_requests=args.max_queued_requests,
             **common,
-            ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": num_gpus},
+            ray_actor_options=_resources(args, num_gpus),
         ).bind(args)
         for name, num_gpus in ((LOCAL_TOOLS, 0.0), (MODEL_TOOLS, args.tool_num_gpus))
     )
@@ -75,6 +75,14 @@ def build_app(args: ServeArgs | Mapping[str, Any]) -> Application:
         **common,
         ray_actor_options={"num_cpus": 0},  # it mostly waits, and must find room on a machine of two cores
     ).bind(args, models, predictor, encoder, local_tools, model_tools)
+
+
+def _resources(args: ServeArgs, num_gpus: float) -> dict[str, Any]:
+    """What Ray counts for a replica; one without a GPU runs anywhere."""
+    options: dict[str, Any] = {"num_cpus": args.num_cpus, "num_gpus": num_gpus}
+    if args.node_resource is not None and num_gpus:
+        options["resources"] = {args.node_resource: num_gpus}
+    return options
 
 
 def _scaling(args: ServeArgs, target_ongoing_requests: int) -> dict[str, Any]:

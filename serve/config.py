@@ -56,6 +56,11 @@ class ServeArgs(BaseModel):
     ingress_replicas: int = Field(default=1, ge=1)
     num_gpus: float = Field(default=0.0, ge=0, description="per predictor replica")
     encoder_num_gpus: float = Field(default=0.0, ge=0, description="per encoder replica")
+    node_resource: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a custom resource of the nodes that serve on GPUs; replicas take as much of it as of a GPU",
+    )
     num_cpus: float = Field(
         default=0.25,
         ge=0,

@@ -81,7 +81,8 @@ def check_resources(spec: RunSpec, nodes: Sequence[NodeFacts]) -> Finding:
     fewest = spec.train.workers if isinstance(spec.train.workers, int) else spec.train.workers[0]
     need = TrialNeed.of(spec.train, fewest)
     gpus = f" and {need.gpus_per_worker} GPU" if need.gpus_per_worker else ""
-    asked = f"{fewest} worker(s) of {need.cpus_per_worker:g} CPU(s){gpus}, and a CPU for the data of each"
+    where = f" on nodes with the resource {need.node_resource}" if need.node_resource else ""
+    asked = f"{fewest} worker(s) of {need.cpus_per_worker:g} CPU(s){gpus}{where}, and a CPU for the data of each"
     have = ", ".join(f"{n.resources.get('CPU', 0):g} CPU(s) and {n.resources.get('GPU', 0):g} GPU(s)" for n in nodes)
     if count_fitting(need, [node.resources for node in nodes]) < 1:
         cure = "lower train.workers or train.cpus_per_worker, raise ray.num_cpus, or let the autoscaler add nodes"

@@ -26,7 +26,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.locations import Location, locate
 from data_pipeline.media.feature_lake import FeatureLake
 from data_pipeline.records.schema import SPLITS, Modality
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import connect, tagged
 from ray_jobs.config import RunSpec
 from ray_jobs.embed.stages import EncodeBatch, decode_batch
 from ray_jobs.progress import Progress
@@ -98,6 +98,7 @@ def embed_corpus(
     batch_size: int = 16,
     num_actors: int = 1,
     num_gpus: float = 0,
+    node_resource: str | None = None,
     threads_per_actor: int = 1,
 ) -> dict[str, Any]:
     """Encode the media of all splits that the lake lacks.
@@ -110,6 +111,7 @@ def embed_corpus(
         batch_size: clips of one forward: an image is one, a sound three, a video fifteen.
         num_actors: encoder replicas.
         num_gpus: per actor; 0 = CPU.
+        node_resource: custom resource of the nodes that actors may run on, of which each takes as much as of a GPU.
         threads_per_actor: torch threads of a CPU actor.
 
     Returns:
@@ -132,7 +134,7 @@ def embed_corpus(
     totals = _Totals()
     if todo:
         print(f"encoder {lake.encoder_id}: {len(media)} media, {len(todo)} to encode, {len(known)} known", flush=True)
-        actor = _ActorResources(num_actors, num_gpus, threads_per_actor)
+        actor = _ActorResources(num_actors, num_gpus, node_resource, threads_per_actor)
         with _unwrapped_input_errors(), Progress("embed") as progress:
             progress.show(0, len(todo), "media")
             for row in _stream_batches(
@@ -158,6 +160,7 @@ def embed_corpus(
 class _ActorResources:
     num_actors: int
     num_gpus: float
+    node_resource: str | None
     threads: int
 
 
@@ -253,9 +256,16 @@ def _stream_batches(
                 ),
                 num_cpus=1,
                 num_gpus=resources.num_gpus or None,
+                **_node_arguments(resources),
             )
         )
         yield from done.iter_rows()
+
+
+def _node_arguments(resources: _ActorResources) -> dict[str, Any]:
+    """Nothing where any node will do: stages are fused only where they ask for the same."""
+    asked = tagged(resources.node_resource, resources.num_gpus)
+    return {"resources": asked} if asked else {}
 
 
 def _describe_encoder(encoder_name: str, default_recipe: str) -> dict[str, Any]:
@@ -306,6 +316,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
         batch_size=spec.embed.batch_size,
         num_actors=spec.embed.num_actors,
         num_gpus=spec.embed.num_gpus,
+        node_resource=spec.embed.node_resource,
         threads_per_actor=spec.embed.threads_per_actor,
     )
     save_embed_info(spec.run_dir, result["encoder_id"], corpus.catalog.content_hash)

@@ -12,7 +12,7 @@ from data_pipeline.batches.tokenized import keep_order
 from data_pipeline.locations import locate
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
-from ray_jobs.cluster import thread_env
+from ray_jobs.cluster import tagged, thread_env
 from ray_jobs.config import EvaluateOptions
 from ray_jobs.progress import Progress
 from ray_jobs.train.checkpoint import load_parameters
@@ -65,6 +65,7 @@ def decode_on_actors(
         compute=ray.data.ActorPoolStrategy(size=options.num_actors),
         num_cpus=options.threads_per_actor,
         num_gpus=options.num_gpus,
+        resources=tagged(options.node_resource, options.num_gpus),
         runtime_env={"env_vars": thread_env(options.threads_per_actor)},
     )
     rows: list[dict[str, Any]] = []

@@ -28,7 +28,7 @@ from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location, locate
 from model.llm.config import ModelConfig
-from ray_jobs.cluster import connect, ray_storage, thread_env
+from ray_jobs.cluster import connect, ray_storage, tagged, thread_env
 from ray_jobs.config import RunSpec
 from ray_jobs.places import hide_secrets
 from ray_jobs.progress import Progress
@@ -49,6 +49,7 @@ NOT_IN_FINGERPRINT = {
     "workers",
     "use_gpu",
     "cpus_per_worker",
+    "node_resource",
     "zero_stage",
     "offload_optimizer",
     "max_failures",
@@ -259,7 +260,9 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks:
         scaling_config=ScalingConfig(
             num_workers=spec.train.workers,  # a pair is Ray's elastic training
             use_gpu=spec.train.use_gpu,
-            resources_per_worker={"CPU": spec.train.cpus_per_worker} | ({"GPU": 1} if spec.train.use_gpu else {}),
+            resources_per_worker={"CPU": spec.train.cpus_per_worker}
+            | ({"GPU": 1} if spec.train.use_gpu else {})
+            | tagged(spec.train.node_resource, 1),
         ),
         run_config=RayRunConfig(
             name=name,

@@ -13,6 +13,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from data_pipeline.errors import InputError
+from ray_jobs.cluster import tagged
 from ray_jobs.config import TuneOptions
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train_options import TrainOptions
@@ -172,6 +173,7 @@ class TrialNeed:
     workers: int
     cpus_per_worker: float
     gpus_per_worker: int
+    node_resource: str | None = None
 
     @property
     def cpus(self) -> float:
@@ -179,7 +181,7 @@ class TrialNeed:
 
     @classmethod
     def of(cls, train: TrainOptions, workers: int) -> TrialNeed:
-        return cls(workers, train.cpus_per_worker, int(train.use_gpu))
+        return cls(workers, train.cpus_per_worker, int(train.use_gpu), train.node_resource)
 
 
 def count_fitting(need: TrialNeed, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -187,13 +189,14 @@ def count_fitting(need: TrialNeed, nodes: Sequence[Mapping[str, float]]) -> int:
 
     Args:
         need: of one trial.
-        nodes: resources of each node ("CPU", "GPU"); a Train worker must fit on one.
+        nodes: resources of each node ("CPU", "GPU", custom ones); a Train worker must fit on one.
     """
     worker_slots = 0
     for node in nodes:
         slots = [math.floor(node.get("CPU", 0) / need.cpus_per_worker)]
         if need.gpus_per_worker:
             slots.append(math.floor(node.get("GPU", 0) / need.gpus_per_worker))
+        slots += [math.floor(node.get(name, 0) / n) for name, n in tagged(need.node_resource, 1).items()]
         worker_slots += min(slots)
     cpus = sum(node.get("CPU", 0) for node in nodes) - SPARE_CPUS
     return max(0, min(worker_slots // need.workers, math.floor(cpus / need.cpus)))

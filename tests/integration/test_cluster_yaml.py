@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from ray_jobs.cluster import tagged
 from ray_jobs.config import config_names, load_run_spec
+from serve.app import _resources
 from serve.config import ServeArgs
 
 REPO = Path(__file__).resolve().parents[2]
@@ -109,6 +111,22 @@ def test_the_autoscaler_starts_the_node_type_that_the_work_is_for(cluster: dict[
     assert place(cluster, [{"CPU": 1}] * 32) == {"cpu_data": 2}
     assert place(cluster, [{"CPU": 1, "GPU": 1}] * 16) == {"gpu_train": 2}
     assert place(cluster, replicas) == {"gpu_serve": 1}
+
+
+@pytest.mark.parametrize(("workers", "nodes"), [(1, 1), (4, 1), (8, 1), (12, 2), (16, 2), (64, 8)])
+def test_a_training_lands_on_linked_gpus_of_one_kind(cluster: dict[str, Any], workers: int, nodes: int) -> None:
+    worker = {"CPU": 4, "GPU": 1} | tagged("train_gpu", 1)
+    assert place(cluster, [worker] * workers) == {"gpu_train": nodes}
+
+
+def test_serving_embedding_and_evaluation_keep_off_the_training_nodes(cluster: dict[str, Any]) -> None:
+    args = ServeArgs.model_validate({"bundle": "b", "num_gpus": 1, "node_resource": "serve_gpu"})
+    options = _resources(args, args.num_gpus)
+    replica = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options["resources"]}
+    assert place(cluster, [replica] * 4) == {"gpu_serve": 4}
+    assert "resources" not in _resources(args, 0.0)
+    actor = {"CPU": 1, "GPU": 0.5} | tagged("serve_gpu", 0.5)
+    assert place(cluster, [actor] * 4) == {"gpu_serve": 2}
 
 
 @pytest.mark.parametrize("name", config_names())
