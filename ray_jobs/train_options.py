@@ -64,9 +64,7 @@ class TrainOptions(Section):
     workers: WorkerCount | tuple[WorkerCount, WorkerCount] = 1  # one GPU each where use_gpu; [min, max] = elastic
     use_gpu: bool = False
     cpus_per_worker: float = Field(default=1, gt=0)  # and torch threads
-    node_resource: str | None = Field(
-        default=None, min_length=1
-    )  # a custom resource of the nodes to train on
+    node_resource: str | None = Field(default=None, min_length=1)  # a custom resource of the nodes to train on
     max_failures: int = Field(default=3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
     checkpoint_every_steps: int | None = Field(default=None, ge=1)  # besides the checkpoint at the end of every epoch
     max_dialogue_tokens: int = Field(default=2048, ge=64)  # longer dialogues are left out and counted

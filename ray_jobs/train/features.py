@@ -50,6 +50,22 @@ def save_embed_info(run_dir: Location, encoder_id: str, catalog_hash: str) -> No
     storage.write_file(run_dir / EMBED_FILE, content)
 
 
+def read_embed_info(run_dir: Location) -> tuple[str, str] | None:
+    """What `save_embed_info` noted: the encoder's id and the catalogue's hash; None where `embed` has not run.
+
+    Raises:
+        InputError: the note is damaged.
+    """
+    path = run_dir / EMBED_FILE
+    if not storage.exists(path):
+        return None
+    try:
+        info = json.loads(storage.read_bytes(path))
+        return str(info["encoder_id"]), str(info["catalog_hash"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); run `embed` again, it only encodes what is new.") from error
+
+
 def load_media_vectors(spec: RunSpec, corpus: Corpus, records: Iterable[ToolRecord]) -> MediaVectors:
     """Load the vectors of the records' media. Media without one (absent file, quarantined) are simply not in it.
 
@@ -59,16 +75,12 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, records: Iterable[ToolReco
     hashes = sorted({record.media_sha256 for record in records if record.media_sha256})
     if not hashes:
         return MediaVectors("", {}, np.zeros((0, spec.model.encoder_dim), dtype=np.float32))
-    info_path = spec.run_dir / EMBED_FILE
-    if not storage.exists(info_path):
-        raise InputError(f"the corpus has {len(hashes)} media but {info_path} is missing; run `embed` first.")
-    try:
-        info = json.loads(storage.read_bytes(info_path))
-        encoder_id, catalog_hash = str(info["encoder_id"]), str(info["catalog_hash"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    info = read_embed_info(spec.run_dir)
+    if info is None:
         raise InputError(
-            f"{info_path} is damaged ({error}); run `embed` again, it only encodes what is new."
-        ) from error
+            f"the corpus has {len(hashes)} media but {spec.run_dir / EMBED_FILE} is missing; run `embed` first."
+        )
+    encoder_id, catalog_hash = info
     if catalog_hash != corpus.catalog.content_hash:
         raise InputError(
             f"the tool catalogue of {corpus.path} changed after `embed` ran (now {corpus.catalog.content_hash[:12]}, "

@@ -25,7 +25,7 @@ from ray_jobs.embed import job as embed
 from ray_jobs.export import decide_promotion, describe_bundle, register, write_bundle
 from ray_jobs.tracking.model_versions import get_champion
 from ray_jobs.tracking.runs import RunLogger, open_run
-from ray_jobs.train.features import EMBED_FILE, load_media_vectors
+from ray_jobs.train.features import EMBED_FILE, load_media_vectors, read_embed_info
 from ray_jobs.train.inputs import resolve_model
 from ray_jobs.tune.driver import SweepRun, run_trial
 from ray_jobs.tune.recorder import SweepRecorder
@@ -56,7 +56,8 @@ def run(spec: RunSpec) -> dict[str, Any]:
     concurrency = choose_concurrency(
         spec.train, spec.tune.max_concurrent, [node["Resources"] for node in ray.nodes() if node["Alive"]]
     )
-    fingerprint = fingerprint_sweep(space, corpus.data_hash)
+    encoder_id, _ = read_embed_info(spec.run_dir) or ("", "")
+    fingerprint = fingerprint_sweep(space, corpus.data_hash, encoder_id)
     parent_run_id = open_run(
         spec.tracking_uri,
         spec.tracking.experiment,

@@ -157,15 +157,15 @@ def name_trial(parameters: Mapping[str, Value], sweep: str) -> str:
     return f"{'_'.join(words)[:MAX_NAME_CHARS]}_{digest}"
 
 
-def fingerprint_sweep(space: Space, data_hash: str) -> str:
-    """Names the sweep: same data, same shared and varied settings; it may go on with other values or more trials."""
+def fingerprint_sweep(space: Space, data_hash: str, encoder_id: str) -> str:
+    """Names the sweep: same data, encoder, shared and varied settings; it may go on with other values or more trials."""
     base = space.base.model_dump(mode="json", include={"name", "model", "train", "seed"})
     for key in NOT_IN_FINGERPRINT:
         del base["train"][key]
     for path in space.domains:
         section, key = path.split(".")
         del base[section][key]
-    content = {"data": data_hash, "base": base, "varied": sorted(space.domains)}
+    content = {"data": data_hash, "encoder": encoder_id, "base": base, "varied": sorted(space.domains)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

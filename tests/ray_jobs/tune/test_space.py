@@ -100,15 +100,16 @@ def test_names_say_the_values_and_tell_sweeps_and_values_apart() -> None:
 
 
 def test_a_sweep_stays_itself_with_more_values_but_not_with_other_settings() -> None:
-    def fingerprint(parameters: dict[str, Any], data_hash: str = "d", **train: Any) -> str:
+    def fingerprint(parameters: dict[str, Any], data_hash: str = "d", encoder_id: str = "e", **train: Any) -> str:
         space = parse_space(RunSpec.model_validate({"name": "s", "train": train, "tune": {"parameters": parameters}}))
-        return fingerprint_sweep(space, data_hash)
+        return fingerprint_sweep(space, data_hash, encoder_id)
 
     own = fingerprint({"train.lr": [1e-3]})
     assert fingerprint({"train.lr": [1e-3, 1e-2]}) == own
     assert fingerprint({"train.lr": [1e-3]}, lr=1e-4, workers=2) == own, "a varied setting's base and the cluster"
     assert fingerprint({"train.lr": [1e-3]}, epochs=2) != own
     assert fingerprint({"train.lr": [1e-3]}, data_hash="e") != own
+    assert fingerprint({"train.lr": [1e-3]}, encoder_id="f") != own
     assert fingerprint({"train.lr": [1e-3], "model.lora_r": [4]}) != own
 
 
