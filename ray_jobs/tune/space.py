@@ -158,7 +158,7 @@ def name_trial(parameters: Mapping[str, Value], sweep: str) -> str:
 
 
 def fingerprint_sweep(space: Space, data_hash: str, encoder_id: str) -> str:
-    """Names the sweep: same data, encoder, shared and varied settings; it may go on with other values or more trials."""
+    """Names the sweep: same data, encoder, shared and varied settings; other values and more trials go on in it."""
     base = space.base.model_dump(mode="json", include={"name", "model", "train", "seed"})
     for key in NOT_IN_FINGERPRINT:
         del base["train"][key]

@@ -1,0 +1,33 @@
+"""What makes two trainings one job."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_pipeline.batches.steps import PlanIndex
+from model.llm.config import ModelConfig
+from ray_jobs.config import load_run_spec
+from ray_jobs.train.job import compute_fingerprint
+
+
+def fingerprint(*overrides: str, data: str = "d", encoder: str = "a-1", sizes: tuple[int, ...] = (9, 12)) -> str:
+    spec = load_run_spec(None, ["name=x", *overrides])
+    rows = np.ones(len(sizes), dtype=np.int64)
+    index = PlanIndex.apart(rows, np.array(sizes), np.array(sizes))
+    return compute_fingerprint(spec, ModelConfig(backbone="b"), data, encoder, index)
+
+
+def test_another_cluster_is_the_same_job() -> None:
+    assert fingerprint() == fingerprint("train.workers=8", "train.zero_stage=3", "train.node_resource=train_gpu")
+
+
+def test_other_data_vectors_tokens_or_settings_are_another_job() -> None:
+    others = [
+        fingerprint(data="e"),
+        fingerprint(encoder="b-1"),  # embedded again with another encoder of the same width
+        fingerprint(sizes=(9, 13)),  # another tokenizer
+        fingerprint(sizes=(9,)),  # a medium less
+        fingerprint("train.lr=1e-5"),
+        fingerprint("seed=1"),
+    ]
+    assert len({fingerprint(), *others}) == 1 + len(others)
