@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from ray.exceptions import RayActorError
+
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
@@ -39,7 +41,7 @@ from serve.http.fetch import FetchLimits, fetch_url
 from serve.http.schemas import RequestError
 from serve.tools.all_tools import load_tools
 from serve.tools.models import has_weights
-from serve.tools.spec import ToolSpec
+from serve.tools.spec import ToolError, ToolSpec
 
 
 class ChatService:
@@ -90,6 +92,7 @@ class ChatService:
         Raises:
             RequestError: there is no such tool (404).
             ToolError: it gave no result.
+            TimeoutError: nobody answered in the time of a request and of the tool's own limit together.
         """
         spec = self.specs.get(tool_id)
         if spec is None:
@@ -102,11 +105,29 @@ class ChatService:
         start, code = time.perf_counter(), "unavailable"
         try:
             with self.telemetry.waiting(deployment):
-                reply: ToolReply = await ask(self._hosts[deployment].invoke, tool_id, dict(arguments))
+                async with asyncio.timeout(self.args.request_timeout_s + min(spec.timeout_s, self.args.tool_timeout_s)):
+                    reply = await self._run_tool(spec, deployment, arguments)
             code = reply.error
+        except TimeoutError:
+            code = "timeout"
+            raise
         finally:
             self.telemetry.count_tool(tool_id, time.perf_counter() - start, code)
         return reply.unpack()
+
+    async def _run_tool(self, spec: ToolSpec, deployment: str, arguments: Mapping[str, Any]) -> ToolReply:
+        """A call of a tool without side effects may be made anew where its replica dies; one with them may not."""
+        method = self._hosts[deployment].invoke
+        if not spec.has_side_effects:
+            return await ask(method, spec.tool_id, dict(arguments))
+        try:
+            return await ask(method, spec.tool_id, dict(arguments), attempts=1)
+        except RayActorError:
+            raise ToolError(
+                "interrupted",
+                "The process that ran the tool died; whether the tool did its work is not known: look before you call "
+                "it again.",
+            ) from None
 
     async def describe_predictor(self) -> dict[str, Any]:
         """What a replica of the predictor says of itself."""

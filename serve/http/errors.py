@@ -22,6 +22,7 @@ TOOL_ERROR_STATUS: dict[ErrorCode, int] = {
     "timeout": 504,
     "out_of_memory": 422,
     "weights_not_available": 503,
+    "interrupted": 502,
     "failed": 422,
 }
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -19,7 +19,9 @@ from data_pipeline.errors import InputError
 ArgumentKind = Literal["image", "audio", "video", "text", "number", "integer"]
 ResultKind = Literal["text", "image", "audio", "video"]
 Method = Literal["exact", "classical", "model"]
-ErrorCode = Literal["bad_arguments", "bad_media", "timeout", "out_of_memory", "weights_not_available", "failed"]
+ErrorCode = Literal[
+    "bad_arguments", "bad_media", "timeout", "out_of_memory", "weights_not_available", "interrupted", "failed"
+]
 
 MEDIA_KINDS = ("image", "audio", "video")
 MAX_TEXT_CHARS = 20_000
@@ -184,6 +186,8 @@ class ToolSpec:
         num_cpus, num_gpus: what a replica that runs it reserves.
         memory_mb: what a call may allocate on top of the idle process.
         timeout_s: wall time after which a call is killed.
+        has_side_effects: whether a call changes anything outside of the service, such as sending a mail: it is then not
+            made again where the process dies that was making it.
     """
 
     tool_id: str
@@ -200,6 +204,7 @@ class ToolSpec:
     num_gpus: float = 0.0
     memory_mb: int = 2048
     timeout_s: float = 60.0
+    has_side_effects: bool = False
 
     def __post_init__(self) -> None:
         if (self.method == "model") != (self.model_id is not None):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 from stand_in_service import CATALOG, Method, World
 
 from data_pipeline.records.catalog import Tool
 from data_pipeline.records.dialogue import render_answer, render_call
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
+from serve.agent.tool_reply import LOCAL_TOOLS, ToolReply
 from serve.chat import answer as module
 from serve.chat.served_models import ServedModels
+from serve.engine import calls
 from serve.engine.messages import Ranking, SelectQuery, ServedModel
 from serve.tools.all_tools import load_tools
 
@@ -167,3 +172,42 @@ def test_a_prompt_that_is_too_long_loses_its_oldest_exchanges_and_then_is_refuse
     refused = caller.chat_with(functions("mend"), {"role": "user", "content": "endless"})
     assert refused.status_code == 400
     assert "too long" in refused.json()["error"]["message"]
+
+
+class DyingHost:
+    """A tool's deployment whose replica dies under each of the first calls, or never answers."""
+
+    def __init__(self, n_deaths: int, answers: bool = True) -> None:
+        self.n_calls = 0
+
+        async def invoke(tool_id: str, arguments: dict[str, Any]) -> ToolReply:
+            self.n_calls += 1
+            if self.n_calls <= n_deaths:
+                raise ActorDiedError
+            if not answers:
+                await asyncio.sleep(60)
+            return ToolReply("done")
+
+        self.invoke = Method(invoke)
+
+
+def test_only_a_tool_without_side_effects_is_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "PAUSE_S", 0.0)
+    agent = Agent(finds_cards=False)
+    size = agent.chat.specs["local/measure-picture"]
+    agent.chat.specs = {size.tool_id: size, "team/mail": replace(size, tool_id="team/mail", has_side_effects=True)}
+    path = "/v1/tools/{}/invoke"
+    host = agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=2)
+    assert agent.client.post(path.format(size.tool_id), json={"arguments": {}}).json()["text"] == "done"
+    assert host.n_calls == 3
+    host = agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=2)
+    answer = agent.client.post(path.format("team/mail"), json={"arguments": {}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "interrupted")
+    assert host.n_calls == 1
+
+
+def test_a_tool_that_nobody_runs_is_given_up_in_time() -> None:
+    agent = Agent(finds_cards=False, request_timeout_s=0.1, tool_timeout_s=0.1)
+    agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=0, answers=False)
+    answer = agent.client.post("/v1/tools/local/measure-picture/invoke", json={"arguments": {}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")

@@ -49,6 +49,13 @@ def test_it_is_not_asked_for_ever() -> None:
     assert method.n_calls == ATTEMPTS
 
 
+def test_what_must_not_happen_twice_is_asked_once() -> None:
+    method = _Method(ActorDiedError())
+    with pytest.raises(ActorDiedError):
+        asyncio.run(ask(method, attempts=1))
+    assert method.n_calls == 1
+
+
 def test_a_fault_of_the_request_is_raised_as_it_was() -> None:
     method = _Method(_WrappedError("with a trace"))
     with pytest.raises(InputError, match=r"^no such thing$"):
