@@ -44,6 +44,7 @@ def only_one(run_dir: Location, job: str) -> Iterator[None]:
         holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
 
 

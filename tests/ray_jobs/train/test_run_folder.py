@@ -34,6 +34,7 @@ def test_a_job_that_is_submitted_twice_is_refused_until_the_first_one_ends(tmp_p
             raise AssertionError("two at a time")
         with only_one(folder, "train-other"):
             pass
+        assert not (folder / ".train-other.running").exists()
     finally:
         first.kill()  # as the power does
         first.wait(10)
