@@ -244,15 +244,20 @@ class _Loop:
         return "tokens" if self._completion_tokens >= self._limits.max_tokens else None
 
     async def _write_new(self, may_call: bool) -> WrittenTurn:
-        """The next turn; one that repeats a call is written again without that tool: its result would be the same."""
+        """The next turn; one that repeats a call is written again without that tool."""
         spent: set[str] = set()
         while True:
             written = await self._write(may_call, spent)
             call = parse_turn(written.text)
             may_repeat = not (may_call and self._request.is_constrained)
-            if may_repeat or not isinstance(call, ToolCall) or call not in self._calls or call.name in spent:
+            if may_repeat or not isinstance(call, ToolCall) or call.name in spent or not self._repeats(call):
                 return written
             spent.add(call.name)
+
+    def _repeats(self, call: ToolCall) -> bool:
+        """Whether its result would be an earlier one, or it runs a tool on what the same tool has made."""
+        made = [step.artifact.dialogue_name for step in self._steps if step.artifact and step.tool == call.name]
+        return call in self._calls or any(name in call.arguments for name in made)
 
     async def _write(self, may_call: bool, spent: Collection[str]) -> WrittenTurn:
         """The next turn; where the prompt is too long, without the oldest exchanges, then without the last tools."""

@@ -162,7 +162,8 @@ class ChatService:
 
     async def _select(self, request: ChatRequest) -> ChatCompletion:
         choice = read_tool_choice(request, self._tools_of(request).selectable)
-        if choice.is_own_choice and self.models.find(request.base_model).writes_dialogues:
+        model = self.models.find(request.base_model)
+        if choice.is_own_choice and model.writes_dialogues and not model.finds_cards:
             return await self._take_turn(request, await self._read(request), choice)
         conversation = await self._read(request, is_current_only=True)
         if conversation.tool_results:

@@ -152,6 +152,17 @@ def test_a_call_is_not_made_twice() -> None:
     assert "made before" in result.steps[1].observation
 
 
+def test_a_tool_is_not_run_on_its_own_result() -> None:
+    """The edges of edges are what nobody asked for: small models repeat what they have just done."""
+    first, again = render_call("Blur It", GIVEN.dialogue_name), render_call("Blur It", MADE.dialogue_name)
+    crop = render_call("lab/crop", f"{MADE.dialogue_name}, dog, 4")
+    script = Script([first, again, crop, render_answer("Cropped.")], {"lab/crop": ToolResult("cropped", artifact(3))})
+    result = run(script)
+    assert [name for name, _ in script.calls] == ["lab/blur", "lab/crop"]
+    assert [tool.name for tool in script.requests[2].tools] == ["lab/crop", "lab/count"]
+    assert result.text == "Cropped."
+
+
 def test_only_tool_left_repeats_and_the_model_must_answer() -> None:
     call = render_call("lab/count", "")
     request = AgentRequest("count", [COUNT], must_call=True)
@@ -179,9 +190,10 @@ def test_what_does_not_fit_loses_history_then_the_last_tools() -> None:
 
 
 def test_limits_of_steps_and_tokens_ask_for_an_answer() -> None:
-    calls = [render_call("Blur It", GIVEN.dialogue_name), render_call("Blur It", MADE.dialogue_name)]
+    calls = [render_call("Blur It", GIVEN.dialogue_name), render_call("lab/count", "")]
     for limits, stopped in ((AgentLimits(max_steps=2), "steps"), (AgentLimits(max_tokens=15), "tokens")):
-        script = Script([*calls, render_answer("Enough.")])
+        counted = {"lab/count": ToolResult("3")}
+        script = Script([*calls, render_answer("Enough.")], counted)
         result = run(script, limits=limits)
         assert (result.text, result.stopped, result.finish_reason, len(result.steps)) == (
             "Enough.",
@@ -190,7 +202,7 @@ def test_limits_of_steps_and_tokens_ask_for_an_answer() -> None:
             2,
         )
         assert [request.may_call for request in script.requests] == [True, True, False]
-        stubborn = run(Script([*calls, calls[0]]), limits=limits)
+        stubborn = run(Script([*calls, calls[0]], counted), limits=limits)
         assert (len(stubborn.steps), stubborn.stopped) == (2, stopped)
         assert MADE.dialogue_name in stubborn.text
 

@@ -147,13 +147,20 @@ def test_a_callers_functions_are_weighed_by_what_they_do() -> None:
     assert caller.requests[0].turns[1].text == " mended\n"
 
 
-def test_of_many_functions_those_are_weighed_that_the_words_are_nearest_to() -> None:
-    caller = Caller(finds_cards=True, nearest=["mend"])
+def test_of_many_functions_those_are_weighed_that_suit_the_words() -> None:
+    caller = Caller(finds_cards=False)
     many = functions(*(f"other_{i}" for i in range(30)), "mend")
     answer = caller.chat_with(many, {"role": "user", "content": "Mend it"}).json()
     assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "mend"
     assert len(caller.requests[0].tools) == caller.args.agent_max_tools
-    assert len(caller.ranked[0]) == 31
+
+
+def test_a_model_that_finds_cards_chooses_by_them() -> None:
+    caller = Caller(finds_cards=True, nearest=["mend"])
+    answer = caller.chat_with(functions("paint", "mend"), {"role": "user", "content": "Mend it"}).json()
+    assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "mend"
+    assert caller.requests == []
+    assert len(caller.ranked[0]) == 2
 
 
 def test_a_prompt_that_is_too_long_loses_its_oldest_exchanges_and_then_is_refused() -> None:
