@@ -85,6 +85,7 @@ def look_at_nodes(spec: RunSpec, proof: Location) -> tuple[list[NodeFacts], list
 def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> NodeFacts:
     """This machine."""
     import torch
+    from torch.cuda import nccl
 
     n_gpus = torch.cuda.device_count()
     encoder, has_encoder = _try_encoder(spec.embed.encoder)
@@ -95,7 +96,7 @@ def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> Node
         versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         gpus=tuple(torch.cuda.get_device_name(index) for index in range(n_gpus)),
         gpu_bytes=min((torch.cuda.get_device_properties(index).total_memory for index in range(n_gpus)), default=0),
-        nccl=".".join(map(str, torch.cuda.nccl.version())) if n_gpus else "",
+        nccl=".".join(map(str, nccl.version())) if n_gpus else "",
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         free_disk_bytes=shutil.disk_usage(_existing(disk)).free,
         shm_bytes=shutil.disk_usage(_SHM).total if _SHM.is_dir() else 0,
