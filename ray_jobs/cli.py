@@ -102,4 +102,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     sys.stdout.flush()
     print(json.dumps(result, ensure_ascii=False, allow_nan=False))
-    return 1 if args.verb == "doctor" and not result["ok"] else 0
+    return 1 if result.get("ok") is False else 0

@@ -90,7 +90,7 @@ def test_a_failure_is_shown_whole_and_exit_code_1(
         "error: /runs/x: no space left on device; make room there, or set runs_dir to another place.\n"
     )
     replace_job(monkeypatch, KeyboardInterrupt())
-    assert main(["doctor"]) == 1
+    assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 

@@ -89,10 +89,10 @@ def test_questions_and_dialogues_go_their_own_ways(run: Any, tmp_path: Path) -> 
     assert tool_ids == ("lab/tool",), "a question may not be answered with a tool that only dialogues know"
     assert [record.record_id for record in train_records] == ["r100"]
     assert [record.record_id for record in val_records] == ["r102"]
-    assert [record.record_id for record in questions] == ["r0", "r2"]
+    assert len({record.record_id for record in questions} & {"r0", "r2", "r4"}) == 2, "a sample of what can be used"
     assert n_unusable == 1
     dialogues, max_tokens, seen_tool_ids = asked["dialogues"]
-    assert [record.record_id for record in dialogues] == ["r1", "r3"]
+    assert len({record.record_id for record in dialogues} & {"r1", "r3", "r5"}) == 2
     assert (max_tokens, seen_tool_ids) == (2048, {"lab/dialogue-tool"})
 
     folder = tmp_path / "x" / "evaluation"
