@@ -293,7 +293,8 @@ def _share_out(questions: Sequence[EncodedQuestion], family: np.ndarray, sequenc
         length = max(loads, default=0)
         ways.append((n_sequences * length * (1 + length / _ATTENTION_TOKENS), n_sequences, bins))
     bins = min(ways)[2]
-    return [np.concatenate([together[item] for item in sorted(items)]) for items in bins]
+    nothing = np.zeros(0, dtype=np.int64)  # a rank without questions still steps
+    return [np.concatenate([nothing, *(together[item] for item in sorted(items))]) for items in bins]
 
 
 def _count_tokens(family: Sequence[EncodedQuestion]) -> int:

@@ -231,7 +231,9 @@ def test_too_few_or_too_long_questions_still_give_every_rank_a_pack() -> None:
     assert [len(packs) for packs in ranks] == [1, 1, 1, 1]
     assert sorted(len(packs[0]) for packs in ranks) == [0, 0, 1, 1]
     empty = next(packs[0] for packs in ranks if len(packs[0]) == 0)
-    assert build_micro_batch([], empty, np.zeros(0, dtype=int)).n_rows == 0
+    for sequence_tokens in (None, 256):
+        batch = build_micro_batch([], empty, np.zeros(0, dtype=int), sequence_tokens=sequence_tokens)
+        assert (batch.n_rows, batch.input_ids.shape) == (0, (1, 1))
     (rows,) = deal_step_rows(np.array([], dtype=int), index, 1, 4)
     assert build_micro_batch([], rows[0], np.zeros(0, dtype=int)).layout == "rows"
 
