@@ -41,6 +41,8 @@ def hash_blocks(prompt_ids: np.ndarray) -> np.ndarray:
 def find_families(block_hashes: Sequence[Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Put each question into the family that saves it most: how much its prompt shares, with how many others.
 
+    A family shares half of each prompt at the least: less is not worth that its members meet in one step.
+
     Args:
         block_hashes: of N prompts, as `hash_blocks` gives them.
 
@@ -55,7 +57,9 @@ def find_families(block_hashes: Sequence[Iterable[int]]) -> tuple[np.ndarray, np
     first: dict[int, int] = {}
     for number, blocks in enumerate(hashes):
         members = [min(counts[block], _COUNTED_MEMBERS) for block in blocks]
-        saved = [(depth + 1) * (n - 1) / n for depth, n in enumerate(members)]
+        saved = [
+            (depth + 1) * (n - 1) / n if 2 * (depth + 1) >= len(blocks) else 0.0 for depth, n in enumerate(members)
+        ]
         if saved and max(saved) > 0:
             deepest = saved.index(max(saved))
             family[number] = first.setdefault(blocks[deepest], number)

@@ -59,7 +59,7 @@ ASSUMED: dict[str, tuple[_Assumed, ...]] = {
     ),
     "metatool": (_Assumed(Modality.TEXT, 15600, 15600, 120, 11),),  # 76 % of the released queries: our split
     "apibench": (_Assumed(Modality.TEXT, 795, 795, 123, 34),),  # PyTorch Hub
-    "toolmm-mini-dialogues": (_Assumed(Modality.TEXT, 900, 900, 1209, 177, is_dialogue=True),),
+    "toolmm-mini-dialogues": (_Assumed(Modality.TEXT, 900, 900, 1206, 176, is_dialogue=True),),
     "toolmm-mini-described": (_Assumed(Modality.TEXT, 1400, 1400, 1236, 236, is_dialogue=True),),
 }
 

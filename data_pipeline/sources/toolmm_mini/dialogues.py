@@ -12,16 +12,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import Tool
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.records.dialogue import (
     parse_turns,
     render_answer,
     render_call,
+    render_dialogue_prompt,
     render_exchange,
     render_image_note,
     render_observation,
 )
-from data_pipeline.records.schema import SPLITS, ToolRecord
+from data_pipeline.records.schema import SPLITS, Modality, ToolRecord, Turn
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, UNSEEN_TOOL_IDS
 from data_pipeline.sources.toolmm_mini.dialogue_wordings import (
     Picture,
@@ -34,7 +35,6 @@ from data_pipeline.sources.toolmm_mini.dialogue_wordings import (
     load_wordings,
     render_result,
 )
-from data_pipeline.sources.toolmm_mini.drafts import Draft, group_drafts, list_called
 from data_pipeline.sources.toolmm_mini.media_files import seeded_generator
 
 SOURCE = "toolmm-mini-dialogues"
@@ -44,7 +44,7 @@ _UNSEEN_TOOLS = tuple(tool for tool in GPT4TOOLS_TOOLS if tool.tool_id in UNSEEN
 
 _IMAGE_TOOLS = tuple(tool for tool in _SEEN_TOOLS if "image_path" in tool.arguments and tool.output_modality == "image")
 
-_OFFERED = (3, 6)  # smallest and largest number of tools in a prompt; more where a group of dialogues calls more
+_OFFERED = (3, 6)  # smallest and largest number of tools in a prompt
 _HISTORY_FRAC = 0.35  # of the dialogues with an image have an earlier exchange
 _SMALL_TALK_FRAC = 0.4  # of these exchanges need no tool
 _ABOUT_RESULT_FRAC = 0.5  # of the others: the new words are about the image that came out
@@ -124,41 +124,21 @@ def generate_dialogues(size: str | DialogueSize = "demo", seed: int = 0) -> Iter
 
 def _generate(size: DialogueSize, seed: int) -> Iterator[ToolRecord]:
     instructions: set[str] = set()
-
-    def name(record: ToolRecord) -> ToolRecord:
-        instructions.add(record.instruction)
-        return replace(record, record_id=f"mini-dialogue-{len(instructions) - 1:05d}")
-
     for index, split in enumerate(SPLITS):
         counts = {"single": size.single[index], "chain": size.chain[index], "no_tool": size.no_tool[index]}
-        if split == "train":
-            rngs = {kind: seeded_generator("dialogues", seed, split, kind) for kind in counts}
-            drafts = [_draw_draft(kind, n, split, rngs[kind]) for kind in counts for n in range(counts[kind])]
-            rng = seeded_generator("dialogues", seed, split, "offers")
-            for group in group_drafts(drafts, rng):
-                offered = _draw_offer(group, _SEEN_TOOLS, rng)
-                while any(draft.offer(offered, SOURCE, split).instruction in instructions for draft in group):
-                    offered = _draw_offer(group, _SEEN_TOOLS, rng)  # small talk without an image may repeat
-                yield from (name(draft.offer(offered, SOURCE, split)) for draft in group)
-            continue
         if split == "test":
             counts |= {"unseen_single": size.unseen_single, "unseen_chain": size.unseen_chain}
         for kind, count in counts.items():
             rng = seeded_generator("dialogues", seed, split, kind)
             for turn in range(count):
                 record = _draw_record(kind, turn, split, rng)
-                while record.instruction in instructions:
+                while record.instruction in instructions:  # small talk without an image may repeat
                     record = _draw_record(kind, turn, split, rng)
-                yield name(record)
+                yield replace(record, record_id=f"mini-dialogue-{len(instructions):05d}")
+                instructions.add(record.instruction)
 
 
 def _draw_record(kind: str, turn: int, split: str, rng: np.random.Generator) -> ToolRecord:
-    draft = _draw_draft(kind, turn, split, rng)
-    pool = GPT4TOOLS_TOOLS if kind.startswith("unseen_") else _SEEN_TOOLS
-    return draft.offer(_draw_offer([draft], pool, rng), SOURCE, split)
-
-
-def _draw_draft(kind: str, turn: int, split: str, rng: np.random.Generator) -> Draft:
     if kind == "no_tool":
         return _draw_talk(split, rng)
     is_unseen = kind.startswith("unseen_")
@@ -178,26 +158,43 @@ def _draw_draft(kind: str, turn: int, split: str, rng: np.random.Generator) -> D
     is_closed = rng.random() < _CLOSED_FRAC
     turns = parse_turns(output) if is_closed else parse_turns(output)[:-2]
     words = frame_request(words, split, rng)
-    return Draft(tuple(tools), context.history, words, turns)
+    return _build_record(split, tools, GPT4TOOLS_TOOLS if is_unseen else _SEEN_TOOLS, context, words, turns, rng)
 
 
-def _draw_talk(split: str, rng: np.random.Generator) -> Draft:
+def _draw_talk(split: str, rng: np.random.Generator) -> ToolRecord:
     """New words that need no tool."""
     is_recall = rng.random() < _RECALL_FRAC
     context = _draw_context((), is_recall or rng.random() >= _NO_IMAGE_FRAC, split, rng)
     talk = choose(rng, load_wordings().recall if is_recall else load_wordings().small_talk)
     answer = talk.answer.format(name=context.picture.name, description=context.picture.description)
     words = choose(rng, talk.wordings[split])
-    return Draft((), context.history, words, parse_turns(render_answer(answer)))
+    return _build_record(split, (), _SEEN_TOOLS, context, words, parse_turns(render_answer(answer)), rng)
 
 
-def _draw_offer(drafts: Sequence[Draft], pool: Sequence[Tool], rng: np.random.Generator) -> list[Tool]:
-    """The tools that are called and some others of the pool, in any order."""
-    called = list_called(drafts)
-    others = [tool for tool in pool if tool not in called]
-    count = max(int(rng.integers(_OFFERED[0], _OFFERED[1] + 1)), len(called) + 1)
-    offered = [*called, *(others[i] for i in rng.permutation(len(others))[: count - len(called)])]
-    return [offered[i] for i in rng.permutation(len(offered))]
+def _build_record(
+    split: str,
+    tools: Sequence[Tool],
+    pool: Sequence[Tool],
+    context: _Context,
+    words: str,
+    turns: tuple[Turn, ...],
+    rng: np.random.Generator,
+) -> ToolRecord:
+    """Offer the tools that are called and some others of the pool, in any order."""
+    others = [tool for tool in pool if tool not in tools]
+    count = max(int(rng.integers(_OFFERED[0], _OFFERED[1] + 1)), len(tools) + 1)
+    offered = [*tools, *(others[i] for i in rng.permutation(len(others))[: count - len(tools)])]
+    offered = [offered[i] for i in rng.permutation(len(offered))]
+    return ToolRecord(
+        record_id="",
+        source=SOURCE,
+        modality=Modality.TEXT,
+        instruction=render_dialogue_prompt(offered, context.history, words),
+        valid_tool_ids=tuple(tool.tool_id for tool in tools) or (UNKNOWN_TOOL_ID,),
+        candidate_tool_ids=tuple(tool.tool_id for tool in offered),
+        turns=turns,
+        split=split,
+    )
 
 
 def _draw_chain(is_unseen: bool, rng: np.random.Generator) -> list[Tool]:
