@@ -132,9 +132,10 @@ def plan_epoch(
 def _shuffle_families(drawn: np.ndarray, index: PlanIndex, most: int, seed: int, epoch: int) -> np.ndarray:
     """The drawn questions shuffled, up to `most` of a family behind one another."""
     rng = np.random.default_rng([seed, epoch])
-    if len(np.unique(index.family[drawn])) == len(np.unique(drawn)):
-        return drawn[rng.permutation(len(drawn))]
+    has_families = len(np.unique(index.family[drawn])) < len(np.unique(drawn))
     drawn = drawn[rng.permutation(len(drawn))]
+    if not has_families:
+        return drawn
     _, family = np.unique(index.family[drawn], return_inverse=True)
     by_family = np.argsort(family, kind="stable")
     sizes = np.bincount(family)
@@ -179,8 +180,7 @@ def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: 
         [rank][micro_step] -> question indices int64 [Q]. All ranks have equally many micro steps. A pack is empty
         only where the step has fewer questions than packs.
     """
-    bundles = _bundle_families(step, index, min(pack_tokens, -(-index.count_tokens(step) // world_size)))
-    sizes = np.array([index.count_tokens(bundle) for bundle in bundles], dtype=np.int64)
+    bundles, sizes = _bundle_families(step, index, min(pack_tokens, -(-index.count_tokens(step) // world_size)))
     order = np.argsort(-sizes, kind="stable")
     n_long = int((sizes > pack_tokens).sum())
     long, order = order[:n_long].tolist(), order[n_long:]
@@ -199,23 +199,23 @@ def deal_step(step: np.ndarray, index: PlanIndex, world_size: int, pack_tokens: 
     return [[packs[micro * world_size + rank] for micro in range(n_micro)] for rank in range(world_size)]
 
 
-def _bundle_families(step: np.ndarray, index: PlanIndex, budget: int) -> list[np.ndarray]:
-    """The questions of a step, those of a family together as far as `budget` tokens hold them."""
+def _bundle_families(step: np.ndarray, index: PlanIndex, budget: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """The questions of a step, those of a family together as far as `budget` tokens hold them; and their tokens."""
     bundles: list[list[int]] = []
     open_bundle: dict[int, int] = {}  # family -> its last bundle
-    room: list[int] = []
+    sizes: list[int] = []
     for question in step.tolist():
         family, n_tokens = int(index.family[question]), int(index.n_tokens[question])
         n_more = n_tokens - int(index.shared_tokens[question])
         number = open_bundle.get(family, -1)
-        if number >= 0 and index.shared_tokens[question] > 0 and n_more <= room[number]:
+        if number >= 0 and index.shared_tokens[question] > 0 and sizes[number] + n_more <= budget:
             bundles[number].append(question)
-            room[number] -= n_more
+            sizes[number] += n_more
         else:
             open_bundle[family] = len(bundles)
             bundles.append([question])
-            room.append(budget - n_tokens)
-    return [np.array(bundle, dtype=np.int64) for bundle in bundles]
+            sizes.append(n_tokens)
+    return [np.array(bundle, dtype=np.int64) for bundle in bundles], np.array(sizes, dtype=np.int64)
 
 
 def fill_evenly(order: np.ndarray, sizes: np.ndarray, n_bins: int) -> tuple[list[list[int]], list[int]]:

@@ -194,8 +194,7 @@ class ChatService:
     # --- the next turn of a dialogue with the caller's functions
 
     async def _take_turn(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> ChatCompletion:
-        tools = {tool.name: describe(tool) for tool in choice.tools}
-        kept = await self._shortlist(request.base_model, conversation, list(tools.values()))
+        kept = await self._shortlist(request.base_model, conversation, [describe(tool) for tool in choice.tools])
         dialogue = CallerDialogue.read(conversation, [choice[name] for name in kept])
         must_call = choice.mode == "required"
         while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from model.decode.turn import TurnWriter
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle
 from model.llm.shared_backbone import SharedBackbone
-from serve.engine.cards import CardVectors
+from serve.engine.cards import MAX_CARDS, CardVectors
 from serve.engine.messages import Ranking
 
 MAX_TRIES = 64  # of callers' own tools
@@ -64,6 +65,7 @@ class Engine:
         self._catalog_tries = {name: self._build_trie(bundle) for name, bundle in bundles.items()}
         self._tries: OrderedDict[tuple[str, ...], ChoiceTrie] = OrderedDict()
         self._cards = CardVectors()
+        self._card_ids = lru_cache(MAX_CARDS)(partial(encode_card, self.tokenizer))
         self._writer = TurnWriter(self._shared.mllm)
         self._n_read = 0
         self._groups: dict[_Tools, _Group] = {}
@@ -165,7 +167,7 @@ class Engine:
     def _encode_cards(self, revision: str, tools: Sequence[Tool]) -> np.ndarray:
         """float32 [K, D]: the tools' vectors, by the model that is active."""
         mllm = self._shared.mllm
-        cards = [encode_card(self.tokenizer, tool) for tool in tools]
+        cards = [self._card_ids(tool) for tool in tools]
         model_id = f"{revision}-{str(mllm.llm.dtype).removeprefix('torch.')}"
         return self._cards.find(model_id, cards, lambda new: encode_vectors(mllm, [Prompt(card) for card in new]))
 
