@@ -134,10 +134,10 @@ def _generate(size: DescribedSize, seed: int) -> Iterator[ToolRecord]:
             drafts = [_draw_draft(kind, split, rngs[kind]) for kind in _KINDS for _ in range(counts[kind])]
             rng = seeded_generator("described", seed, split, "offers")
             for group in group_drafts(drafts, rng):
-                offered = _draw_offer(group, rng)
-                while any(draft.offer(offered, SOURCE, split).instruction in drawn for draft in group):
-                    offered = _draw_offer(group, rng)
-                yield from (name(draft.offer(offered, SOURCE, split)) for draft in group)
+                records = _offer_tools(group, split, rng)
+                while any(record.instruction in drawn for record in records):
+                    records = _offer_tools(group, split, rng)
+                yield from map(name, records)
             continue
         for kind, rng in rngs.items():
             for _ in range(counts[kind]):
@@ -148,8 +148,14 @@ def _generate(size: DescribedSize, seed: int) -> Iterator[ToolRecord]:
 
 
 def _draw_record(kind: str, split: str, rng: np.random.Generator) -> ToolRecord:
-    draft = _draw_draft(kind, split, rng)
-    return draft.offer(_draw_offer([draft], rng), SOURCE, split)
+    (record,) = _offer_tools([_draw_draft(kind, split, rng)], split, rng)
+    return record
+
+
+def _offer_tools(drafts: Sequence[Draft], split: str, rng: np.random.Generator) -> list[ToolRecord]:
+    """The records of drafts that are offered the same tools."""
+    offered = _draw_offer(drafts, rng)
+    return [draft.offer(offered, SOURCE, split) for draft in drafts]
 
 
 def _draw_draft(kind: str, split: str, rng: np.random.Generator) -> Draft:

@@ -12,17 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
+from data_pipeline.records.catalog import Tool
 from data_pipeline.records.dialogue import (
     parse_turns,
     render_answer,
     render_call,
-    render_dialogue_prompt,
     render_exchange,
     render_image_note,
     render_observation,
 )
-from data_pipeline.records.schema import SPLITS, Modality, ToolRecord, Turn
+from data_pipeline.records.schema import SPLITS, ToolRecord, Turn
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, UNSEEN_TOOL_IDS
 from data_pipeline.sources.toolmm_mini.dialogue_wordings import (
     Picture,
@@ -35,6 +34,7 @@ from data_pipeline.sources.toolmm_mini.dialogue_wordings import (
     load_wordings,
     render_result,
 )
+from data_pipeline.sources.toolmm_mini.drafts import Draft
 from data_pipeline.sources.toolmm_mini.media_files import seeded_generator
 
 SOURCE = "toolmm-mini-dialogues"
@@ -185,16 +185,7 @@ def _build_record(
     count = max(int(rng.integers(_OFFERED[0], _OFFERED[1] + 1)), len(tools) + 1)
     offered = [*tools, *(others[i] for i in rng.permutation(len(others))[: count - len(tools)])]
     offered = [offered[i] for i in rng.permutation(len(offered))]
-    return ToolRecord(
-        record_id="",
-        source=SOURCE,
-        modality=Modality.TEXT,
-        instruction=render_dialogue_prompt(offered, context.history, words),
-        valid_tool_ids=tuple(tool.tool_id for tool in tools) or (UNKNOWN_TOOL_ID,),
-        candidate_tool_ids=tuple(tool.tool_id for tool in offered),
-        turns=turns,
-        split=split,
-    )
+    return Draft(tuple(tools), context.history, words, turns).offer(offered, SOURCE, split)
 
 
 def _draw_chain(is_unseen: bool, rng: np.random.Generator) -> list[Tool]:
