@@ -126,7 +126,7 @@ class PaperPlan:
 
     def step_weight(self, step: int) -> StepWeight:
         """The step's number of micro batches: each weighs 1, because the loop averages them. For the papers' loss."""
-        return StepWeight(float(self.accumulation * self._batch_rows // self._part_rows), 0.0, 0.0)
+        return StepWeight(float(self.accumulation * self._batch_rows // self._part_rows), 0.0, 0.0, 0.0)
 
     def rows_seen(self, epochs: int) -> np.ndarray:
         seen = np.zeros(self._n_questions, dtype=np.int64)

@@ -29,11 +29,13 @@ class StepWeight(NamedTuple):
         tokens: loss-bearing answer tokens, as separate rows.
         answers: right answers of its tool questions.
         questions: its tool questions.
+        asked: how often its questions and dialogues are compared with tool cards.
     """
 
     tokens: float
     answers: float
     questions: float
+    asked: float
 
 
 class TrainingPlan(Protocol):
@@ -110,6 +112,7 @@ class UniformPlan:
         pack_tokens: int = 2048,
         micro_batch_size: int = 4,
         repeats: np.ndarray | None = None,
+        n_asked: np.ndarray | None = None,
     ) -> None:
         """
         Args:
@@ -122,12 +125,14 @@ class UniformPlan:
             pack_tokens: budget of one pack; layout "packed".
             micro_batch_size: rows of one micro step of a rank; layout "rows".
             repeats: float [N]; see `plan_epoch`. None: every question once an epoch.
+            n_asked: int [N]; how often each question is compared with cards. None: each that is no dialogue once.
 
         Raises:
             InputError: for a batch size or repeats with which there is nothing to train on.
         """
         self._index, self._seed, self._global_batch_size = index, seed, global_batch_size
         self._loss_weight, self._is_selection = loss_weight, ~is_dialogue
+        self._n_asked = self._is_selection if n_asked is None else n_asked
         self._layout, self._pack_tokens, self._micro_batch_size = layout, pack_tokens, micro_batch_size
         self._repeats = repeats
         self._steps_per_epoch = steps_per_epoch(index, global_batch_size, repeats)
@@ -152,6 +157,7 @@ class UniformPlan:
             tokens=float(self._loss_weight[questions].sum()),
             answers=float(self._index.n_rows[selection].sum()),
             questions=float(len(selection)),
+            asked=float(self._n_asked[questions].sum()),
         )
 
     def rows_seen(self, epochs: int) -> np.ndarray:

@@ -62,7 +62,7 @@ class BatchForm:
         answer_weight: of the mean of -log p(answer) over the right answers; see `model.llm.choice_loss`.
         set_weight: of the mean of -log p(any right answer) over the questions; layout "packed" only.
         cards: what the retriever learns from, layout "packed" only; None where it does not learn.
-        retrieval_weight: of its loss, a mean over the questions; see `model.llm.retrieval_loss`.
+        retrieval_weight: of its loss, a mean over all that ask for cards; see `model.llm.retrieval_loss`.
     """
 
     layout: Layout
@@ -173,7 +173,8 @@ class MicroStepBuilder:
         weight, form = self._plan.step_weight(step), self._form
         rows = []
         for number_in_step, selection in enumerate(parts):
-            right = [self._questions.tools_of(index) for index in selection.ravel()] if form.cards else []
+            asks = [self._questions.asks_of(index) for index in selection.ravel()] if form.cards else []
+            right = [tools for each in asks for _, tools in each]
             drawn = form.cards.draw(right, step, self._rank, number_in_step) if form.cards else []
             micro = build_micro_batch(
                 self._questions,
@@ -204,7 +205,7 @@ class MicroStepBuilder:
                 self._list_retrieval(
                     micro,
                     [tool for tool, _ in drawn],
-                    form.retrieval_weight * weight.tokens / max(weight.questions, 1.0),
+                    form.retrieval_weight * weight.tokens / max(weight.asked, 1.0),
                 )
             )
             row["media"] = self._media_matrix[micro.media_row].astype(np.float32).ravel()
@@ -214,15 +215,15 @@ class MicroStepBuilder:
         return rows
 
     def _list_retrieval(self, micro: PackedBatch, cards: list[int], weight: float) -> RetrievalTerms:
-        """Which of the cards laid beside the questions, by their tools, are right for each; dialogues ask for none."""
+        """Which of the cards laid beside the questions, by their tools, are right wherever one is asked for."""
         if not cards:
             return RetrievalTerms.empty()
         is_card = micro.question_index < 0
         at_hand = np.array(cards)[-1 - micro.question_index[is_card]]  # [K]
         asked = [
-            (end, tools)
+            (end + start, tools)  # a dialogue's turns follow its prompt in a chain
             for index, end in zip(micro.question_index[~is_card], micro.prompt_end[~is_card], strict=True)
-            if (tools := self._questions.tools_of(index))
+            for start, tools in self._questions.asks_of(index)
         ]
         return RetrievalTerms(
             question=np.array([end for end, _ in asked], dtype=np.int32),

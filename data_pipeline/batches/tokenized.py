@@ -13,11 +13,12 @@ import ray
 import ray.data
 
 from data_pipeline.batches.choices import AnswerChoices
-from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_question
+from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, encode_question, encode_texts
 from data_pipeline.batches.families import find_families, hash_blocks
 from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.errors import InputError
-from data_pipeline.records.schema import ToolRecord
+from data_pipeline.records.dialogue import ToolCall, parse_turn
+from data_pipeline.records.schema import ASSISTANT, ToolRecord, Turn
 
 FACTS = [
     "media_sha256",
@@ -29,6 +30,7 @@ FACTS = [
     "answer_tokens",
     "tree_tokens",
     "loss_tokens",
+    "n_asked",
     "prompt_blocks",
 ]
 
@@ -39,12 +41,14 @@ class TokenizedQuestions:
 
     Attributes:
         tables: refs to Arrow tables with prompt_ids list<int32>, answers list<list<int32>>, bears_loss
-            list<list<bool>> (null but for dialogues) and answer_tools list<int32> (of each answer, its number among
-            `tool_ids`); questions in corpus order.
+            list<list<bool>> (null but for dialogues), answer_tools list<int32> (of each answer, its number among
+            `tool_ids`; null for dialogues), call_tools and call_starts list<int32> (of each call of a dialogue, its
+            tool's number and how many tokens of the answer are before it); questions in corpus order.
         media_row: ref to int64 [N]; each question's row of the media matrix, -1 for text.
         media_matrix: ref to float [rows, E], of all media of the corpus.
         index: sizes of the N questions.
         loss_weight: float64 [N]; loss-bearing tokens of each question, its answers counted as separate rows.
+        n_asked: int64 [N]; how often each question is compared with cards: once, a dialogue in front of each call.
         is_dialogue: bool [N].
         modalities: of each question.
         sources: of each question.
@@ -56,6 +60,7 @@ class TokenizedQuestions:
     media_matrix: Any
     index: PlanIndex
     loss_weight: np.ndarray
+    n_asked: np.ndarray
     is_dialogue: np.ndarray
     modalities: list[str]
     sources: list[str]
@@ -72,6 +77,7 @@ def tokenize_questions(
     max_dialogue_tokens: int,
     tool_ids: Sequence[str],
     answer_ends: Sequence[int] = (),
+    call_numbers: Mapping[str, int] | None = None,
 ) -> TokenizedQuestions:
     """Tokenise a split with Ray Data and keep it in the object store.
 
@@ -86,6 +92,7 @@ def tokenize_questions(
         tool_ids: every tool that a question may be answered with.
         answer_ends: how many tokens of the answer that names each of them are kept, where those behind bear no loss;
             () = all.
+        call_numbers: what dialogues call a tool -> its number among the cards; calls of others ask for no card.
 
     Raises:
         InputError: if nothing is left, or a question is answered with another tool.
@@ -101,6 +108,7 @@ def tokenize_questions(
             max_dialogue_tokens,
             {tool_id: number for number, tool_id in enumerate(tool_ids)},
             answer_ends,
+            call_numbers or {},
         ),
         batch_format="pyarrow",
         batch_size=512,
@@ -127,6 +135,7 @@ def tokenize_questions(
             shared_tokens=shared_tokens,
         ),
         loss_weight=np.array([row["loss_tokens"] for row in kept], dtype=np.float64),
+        n_asked=np.array([row["n_asked"] for row in kept], dtype=np.int64),
         is_dialogue=np.array([row["is_dialogue"] for row in kept], dtype=bool),
         modalities=[row["modality"] for row in kept],
         sources=[row["source"] for row in kept],
@@ -143,6 +152,8 @@ class QuestionTable:
         self._prompts = table["prompt_ids"].combine_chunks()
         self._answers = table["answers"].combine_chunks()
         self._bears_loss = table["bears_loss"].combine_chunks()
+        self._call_tools = table["call_tools"].combine_chunks()
+        self._call_starts = table["call_starts"].combine_chunks()
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -160,6 +171,15 @@ class QuestionTable:
         """The right tools of a question by number; none of a dialogue."""
         tools = self._answer_tools[int(index)]
         return tools.values.to_pylist() if tools.is_valid else []
+
+    def asks_of(self, index: int) -> list[tuple[int, list[int]]]:
+        """Where a question is compared with cards: (tokens of its answer before that, right tools by number)."""
+        calls = self._call_tools[int(index)].values.to_pylist()
+        if calls:
+            starts = self._call_starts[int(index)].values.to_pylist()
+            return [(start, [tool]) for start, tool in zip(starts, calls, strict=True)]
+        tools = self.tools_of(index)
+        return [(0, tools)] if tools else []
 
     def _choices_of(self, index: int) -> list[AnswerChoices] | None:
         tools = self.tools_of(index)
@@ -192,6 +212,7 @@ def _tokenize_batch(
     max_dialogue_tokens: int,
     tool_numbers: Mapping[str, int],
     ends: Sequence[int],
+    call_numbers: Mapping[str, int],
 ) -> pa.Table:
     """The batch as token ids; a dialogue that is too long stays as a row without answers.
 
@@ -199,6 +220,7 @@ def _tokenize_batch(
     """
     questions: list[EncodedQuestion] = []
     answer_tools: list[list[int] | None] = []
+    calls: list[list[tuple[int, int]]] = []
     for row in batch.to_pylist():
         record = ToolRecord.from_row(row)
         tools = None if record.is_dialogue else _number_tools(record, tool_numbers)
@@ -220,6 +242,8 @@ def _tokenize_batch(
             kept = [answer[: ends[tool]] for answer, tool in zip(question.answers, tools, strict=True)]
             question = EncodedQuestion(question.prompt_ids, kept)
         questions.append(question)
+        is_asked = record.is_dialogue and question.answers
+        calls.append(_list_calls(tokenizer, record.turns, call_numbers) if is_asked else [])
     masks = [question.bears_loss for question in questions]
     return pa.table(
         {
@@ -230,6 +254,9 @@ def _tokenize_batch(
             "answers": pa.array([question.answers for question in questions], pa.list_(pa.list_(pa.int32()))),
             "bears_loss": pa.array(masks, pa.list_(pa.list_(pa.bool_()))),
             "answer_tools": pa.array(answer_tools, pa.list_(pa.int32())),
+            "call_tools": pa.array([[tool for tool, _ in each] for each in calls], pa.list_(pa.int32())),
+            "call_starts": pa.array([[start for _, start in each] for each in calls], pa.list_(pa.int32())),
+            "n_asked": pa.array([len(each) or int(bool(tools)) for each, tools in zip(calls, answer_tools, strict=True)], pa.int64()),
             "is_dialogue": pa.array([tools is None for tools in answer_tools], pa.bool_()),
             "n_rows": pa.array([len(question.answers) for question in questions], pa.int64()),
             "prompt_tokens": pa.array([len(question.prompt_ids) for question in questions], pa.int64()),
@@ -241,6 +268,17 @@ def _tokenize_batch(
             "loss_tokens": pa.array([sum(question.n_loss_tokens) for question in questions], pa.int64()),
         }
     )
+
+
+def _list_calls(tokenizer: Any, turns: Sequence[Turn], call_numbers: Mapping[str, int]) -> list[tuple[int, int]]:
+    """(tool's number, tokens of the turns before) of each call of a tool that has a number."""
+    calls, start = [], 0
+    for turn, ids in zip(turns, encode_texts(tokenizer, [turn.text for turn in turns]), strict=True):
+        call = parse_turn(turn.text) if turn.role == ASSISTANT else None
+        if isinstance(call, ToolCall) and call.name in call_numbers:
+            calls.append((call_numbers[call.name], start))
+        start += len(ids)
+    return calls
 
 
 def _number_tools(record: ToolRecord, tool_numbers: Mapping[str, int]) -> list[int]:

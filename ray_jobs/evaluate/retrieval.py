@@ -110,7 +110,7 @@ def evaluate_retrieval(
     tool_ids = [tool.tool_id for tool in tools]
     tokenizer = load_tokenizer(model.model_config["backbone"])
     reserve_tokens = longest_answer(tokenizer, tool_ids)
-    prompts = [encode_card(tokenizer, tool) for tool in tools]
+    prompts = [encode_card(tokenizer, tool.call_name, tool.description) for tool in tools]
     prompts += [
         encode_question(
             tokenizer, record.instruction, record.has_media, (), max_target_tokens, reserve_tokens

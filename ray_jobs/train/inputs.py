@@ -19,6 +19,7 @@ from data_pipeline.batches.tokenized import TokenizedQuestions, tokenize_questio
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.corpus.sample import sample_records
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.prompts import render_prompt, render_target
 from data_pipeline.records.schema import CORPUS_SCHEMA, ToolRecord
 from model.decode.trie import ChoiceTrie
@@ -67,6 +68,7 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
     tool_choices = _list_choices(spec, tokenizer, tool_ids)
     if any(not record.is_dialogue for record in train_records):
         _check_room(spec, tokenizer, reserve_tokens)
+    carded = _list_cards(corpus.catalog) if spec.train.loss.retrieval else []
     split = tokenize_questions(
         ray.data.from_arrow(pa.Table.from_pylist([record.to_row() for record in train_records], schema=CORPUS_SCHEMA)),
         tokenizer,
@@ -77,17 +79,18 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
         spec.train.max_dialogue_tokens,
         tool_ids,
         _find_ends(spec, tool_choices, len(tool_ids)),
+        {tool.call_name: number for number, tool in enumerate(carded)},
     )
     if split.n_too_long:
         print(
             f"train: {split.n_too_long} dialogues are left out: longer than {spec.train.max_dialogue_tokens} tokens "
             "(train.max_dialogue_tokens)"
         )
-    cards = _build_cards(spec, corpus, train_records, tokenizer) if spec.train.loss.retrieval else None
+    cards = _build_cards(spec, carded, train_records, tokenizer) if carded else None
     form = _build_form(spec, split, tokenizer.pad_token_id or 0, tool_choices, cards)
     seen_tool_ids = called_tool_ids(train_records)
     validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus, seen_tool_ids)
-    validation = replace(validation, cards=cards.named if cards else (), names_tools=spec.train.loss.names_tools)
+    validation = replace(validation, cards=cards.named[: len(tool_ids)] if cards else (), names_tools=spec.train.loss.names_tools)
     return TrainInputs(model_config, vectors, split, build_plan(spec, split), form, validation)
 
 
@@ -134,14 +137,20 @@ def _find_ends(spec: RunSpec, tool_choices: tuple[AnswerChoices, ...], n_tools: 
     return [int(choices.depth.max(initial=0)) + 1 for choices in tool_choices]
 
 
-def _build_cards(spec: RunSpec, corpus: Corpus, records: list[ToolRecord], tokenizer: Any) -> CardForm:
-    """Of the tools that some training question asks for: a tool held out of training is no wrong answer either."""
-    tools = [corpus.catalog[tool_id] for tool_id in corpus.catalog.selection_tool_ids]
+def _list_cards(catalog: ToolCatalog) -> list[Tool]:
+    """The tools in the order of their cards: those that questions are answered with, then those that dialogues call."""
+    selected = [catalog[tool_id] for tool_id in catalog.selection_tool_ids]
+    return [*selected, *(tool for tool in catalog if tool.tool_id not in set(catalog.selection_tool_ids))]
+
+
+def _build_cards(spec: RunSpec, tools: list[Tool], records: list[ToolRecord], tokenizer: Any) -> CardForm:
+    """Of the tools that some training record asks for: a tool held out of training is no wrong answer either."""
     asked = {tool_id for record in records if not record.is_dialogue for tool_id in record.valid_tool_ids}
+    asked |= called_tool_ids(records) - {UNKNOWN_TOOL_ID}
     return CardForm(
         tools=np.array([number for number, tool in enumerate(tools) if tool.tool_id in asked], dtype=np.int64),
-        named=tuple(encode_card(tokenizer, tool) for tool in tools),
-        nameless=tuple(encode_card(tokenizer, tool, has_name=False) for tool in tools),
+        named=tuple(encode_card(tokenizer, tool.call_name, tool.description) for tool in tools),
+        nameless=tuple(encode_card(tokenizer, tool.call_name, tool.description, has_name=False) for tool in tools),
         n_cards=spec.train.loss.retrieval_cards,
         seed=spec.seed,
     )
@@ -181,6 +190,7 @@ def build_plan(spec: RunSpec, split: TokenizedQuestions) -> TrainingPlan:
         train.pack_tokens,
         train.micro_batch_size,
         mixture_repeats(split.sources, train.mixture),
+        split.n_asked,
     )
 
 

@@ -167,7 +167,7 @@ class Engine:
     def _encode_cards(self, revision: str, tools: Sequence[Tool]) -> np.ndarray:
         """float32 [K, D]: the tools' vectors, by the model that is active."""
         mllm = self._shared.mllm
-        cards = [self._card_ids(tool) for tool in tools]
+        cards = [self._card_ids(tool.call_name, tool.description) for tool in tools]
         model_id = f"{revision}-{str(mllm.llm.dtype).removeprefix('torch.')}"
         return self._cards.find(model_id, cards, lambda new: encode_vectors(mllm, [Prompt(card) for card in new]))
 

@@ -67,7 +67,7 @@ class DescribedSize:
 
 
 DESCRIBED_SIZES = {
-    "demo": DescribedSize((700, 20, 60), (400, 8, 20), (120, 4, 10), (180, 8, 20)),
+    "demo": DescribedSize((600, 16, 60), (700, 12, 40), (100, 4, 10), (180, 8, 20)),
     "test": DescribedSize((12, 2, 3), (6, 2, 2), (4, 1, 1), (6, 1, 2)),
 }
 
@@ -190,7 +190,7 @@ def _draw_draft(kind: str, split: str, rng: np.random.Generator) -> Draft:
     barred = frozenset[str]().union(*(request.barred for request in requests))
     if kind == "chain":
         parts = [choose(rng, request.words[split]) for request in requests]
-        joined = choose(rng, load_wordings().joins[split]).format(first=parts[0], second=parts[1])
+        joined = choose(rng, _load_wordings()["joins"][split]).format(first=parts[0], second=parts[1])
         words = frame_request(joined, split, rng)
     else:
         words = choose(rng, first.sentences[split])
@@ -203,31 +203,30 @@ def _draw_impossible(rng: np.random.Generator) -> _Request:
     return choose(rng, [request for request in _load_requests() if bool(request.right) == unasked])
 
 
-def _draw_request(makes_picture: bool, rng: np.random.Generator) -> _Request:
-    """A request for one call; the first of a chain is one whose tools all make a picture of a picture."""
-    tools = _load_tools()
+def _draw_request(makes_file: bool, rng: np.random.Generator) -> _Request:
+    """A request for one call; the first of a chain is one whose tools all make a file."""
     requests = [request for request in _load_requests() if request.right]
-    if makes_picture:
-        requests = [
-            request
-            for request in requests
-            if request.words
-            and request.modality is Modality.IMAGE
-            and all(tools[tool_id].output_modality == "image" for tool_id in request.right)
-        ]
+    if makes_file:
+        requests = [request for request in requests if request.words and "text" not in _outputs(request)]
     return choose(rng, requests)
 
 
 def _draw_second(first: _Request, rng: np.random.Generator) -> _Request:
-    requests = _load_requests()
+    """A request about what the first one's tools make, for other tools."""
+    (made,) = _outputs(first)
     return choose(
         rng,
         [
             request
-            for request in requests
-            if request.words and request.right and request.modality is Modality.IMAGE and request is not first
+            for request in _load_requests()
+            if request.words and request.modality == made and request.right and first.barred.isdisjoint(request.right)
         ],
     )
+
+
+def _outputs(request: _Request) -> set[str]:
+    """What the tools that do it give."""
+    return {_load_tools()[tool_id].output_modality for tool_id in request.right}
 
 
 def _build_draft(
@@ -301,7 +300,7 @@ def _load_requests() -> tuple[_Request, ...]:
             if right:
                 barred = frozenset(family.candidate_tool_ids)
                 requests.append(_Request(family.modality, right, barred, {}, family.wordings))
-    for entry in _load_wordings()["tools"]:
+    for entry in _load_wordings()["requests"]:
         words = {split: tuple(entry[split]) for split in SPLITS}
         sentences = {
             split: tuple(
@@ -311,6 +310,6 @@ def _load_requests() -> tuple[_Request, ...]:
             )
             for split in SPLITS
         }
-        barred = frozenset([entry["tool"]])
-        requests.append(_Request(Modality(entry["modality"]), (entry["tool"],), barred, words, sentences))
+        right = tuple(entry["tools"])
+        requests.append(_Request(Modality(entry["modality"]), right, frozenset(right), words, sentences))
     return tuple(requests)

@@ -29,7 +29,9 @@ def test_a_plan_goes_through_the_epochs_at_any_world_size() -> None:
     for step in (per_epoch + 2, 0, 2 * per_epoch - 1):
         questions = plan_epoch(index, 3, step // per_epoch, 32)[step % per_epoch]
         selection = questions[questions % 3 > 0]
-        assert plan.step_weight(step) == (weight[questions].sum(), index.n_rows[selection].sum(), len(selection))
+        n_selected = len(selection)
+        answers = index.n_rows[selection].sum()
+        assert plan.step_weight(step) == (weight[questions].sum(), answers, n_selected, n_selected)
         for world_size in (1, 2):
             for rank in range(world_size):
                 found, expected = (

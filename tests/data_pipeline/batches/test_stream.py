@@ -19,6 +19,7 @@ from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.batches.stream import BatchForm, MicroStep, stream_micro_steps
 from data_pipeline.batches.tokenized import TokenizedQuestions, tokenize_questions
 from data_pipeline.errors import InputError
+from data_pipeline.records.dialogue import render_answer, render_call
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord, Turn
 
@@ -87,9 +88,8 @@ def steps(split: TokenizedQuestions) -> int:
 
 
 def build_plan(split: TokenizedQuestions, layout: Layout = "packed") -> UniformPlan:
-    return UniformPlan(
-        split.index, split.loss_weight, split.is_dialogue, 3, GLOBAL_BATCH_SIZE, layout, 300, MICRO_BATCH_SIZE
-    )
+    sizes = (3, GLOBAL_BATCH_SIZE, layout, 300, MICRO_BATCH_SIZE)
+    return UniformPlan(split.index, split.loss_weight, split.is_dialogue, *sizes, n_asked=split.n_asked)
 
 
 def stream(
@@ -313,3 +313,38 @@ def test_cards_of_right_tools_and_others_stand_beside_the_questions(split: Token
             assert terms.is_right[row].astype(bool).tolist() == expected
         weights[micro.step] += float(terms.weight.sum()) / micro.step_weight
     assert list(weights.values()) == pytest.approx([3.0] * steps)
+
+
+def test_dialogues_ask_for_the_card_of_every_tool_that_they_call_in_front_of_the_call() -> None:
+    calls = [render_call(name, "image/a.png") for name in ("Blur It", "Not In The Catalogue", "Find It")]
+    texts = [calls[0], " image/b.png\n", calls[1], " none\n", calls[2], " two\n", render_answer("Two.")]
+    turns = [Turn("observation" if number % 2 else "assistant", text) for number, text in enumerate(texts)]
+    talk = [Turn("assistant", render_answer("Hello."))]
+    prompt = "Tools, words and many more words than one block of them, so that both are of one family. "
+    records = [
+        ToolRecord(f"d{n}", "talk", Modality.TEXT, prompt + end, ("t5",), turns=tuple(each))
+        for n, (end, each) in enumerate([("a", turns), ("b", turns[4:]), ("c", talk)])
+    ]
+    numbers = {"Blur It": 5, "Find It": 6}
+    split = tokenize_questions(
+        to_dataset([RECORDS[0], *records]), CharacterTokenizer(), {}, MEDIA, 512, 0, 2048, TOOLS, (), numbers
+    )
+    assert split.n_asked.tolist() == [1, 2, 1, 0]
+    cards = [np.array([1, 900 + number], dtype=np.int32) for number in range(7)]
+    card_form = CardForm(np.arange(7), tuple(cards), tuple(cards), n_cards=3, seed=1)
+    form = BatchForm("packed", PAD_ID, cards=card_form, retrieval_weight=2.0)
+    asked, weight = [], 0.0
+    for micro in stream(split, 0, 1, 0, 1, form):
+        terms, ids, positions = micro.retrieval, micro.batch.input_ids.ravel(), micro.batch.position_ids.ravel()
+        shown = [int(ids[position]) - 900 for position in terms.card]
+        for place, is_right in zip(terms.question, terms.is_right, strict=True):
+            right = sorted(shown[n] for n in np.flatnonzero(is_right))
+            asked.append((chr(int(ids[place]) - 3), int(positions[place]), right))
+        weight += float(terms.weight.sum()) / micro.step_weight
+    length = 1 + len(prompt)  # bos
+    behind = length + len("".join(texts[:4]))
+    own = sorted(TOOLS.index(tool_id) for tool_id in RECORDS[0].valid_tool_ids)
+    question = len(encode_question(CharacterTokenizer(), RECORDS[0].instruction, False, ()).prompt_ids) - 1
+    expected = [("a", length, [5]), ("\n", behind, [6]), ("b", length, [6]), (" ", question, own)]
+    assert sorted(asked) == sorted(expected)
+    assert weight == pytest.approx(2.0)

@@ -34,7 +34,7 @@ def vector_of(mllm: ToolLLM, prompt_ids: np.ndarray, media: np.ndarray | None) -
 def test_loss_and_gradients_equal_single_runs(exact: ToolLLM, sequence_tokens: int | None) -> None:
     """Answers stand behind the questions in the pack and change nothing; so does how the pack is cut."""
     questions, media = toy_questions(exact, N_QUESTIONS, seed=2), toy_media(N_QUESTIONS, 2)
-    cards = [encode_card(exact.tokenizer, tool) for tool in CARDS]
+    cards = [encode_card(exact.tokenizer, tool.tool_id, tool.description) for tool in CARDS]
     rows = np.arange(N_QUESTIONS)
     batch = build_micro_batch(questions, rows, rows, 3, 8, sequence_tokens, [as_question(card) for card in cards])
     assert (len(batch.lengths) > 1) == (sequence_tokens is not None)
@@ -72,11 +72,12 @@ def test_loss_and_gradients_equal_single_runs(exact: ToolLLM, sequence_tokens: i
 
 def test_cards_are_cut_at_their_description_and_may_do_without_a_name(exact: ToolLLM) -> None:
     tokenizer = exact.tokenizer
-    assert tokenizer.decode(encode_card(tokenizer, CARDS[0])[1:]).startswith("### Tool: lab/blur-remover: improve")
-    nameless = tokenizer.decode(encode_card(tokenizer, CARDS[0], has_name=False)[1:])
+    name, description = CARDS[0].tool_id, CARDS[0].description
+    assert tokenizer.decode(encode_card(tokenizer, name, description)[1:]).startswith("### Tool: lab/blur-remover: improve")
+    nameless = tokenizer.decode(encode_card(tokenizer, name, description, has_name=False)[1:])
     assert nameless == "### Tool: improve the lab/blur-remover of my video\n### Assistant: "
-    bare = Tool("sound/pitch")
-    assert encode_card(tokenizer, bare, has_name=False).tolist() == encode_card(tokenizer, bare).tolist()
-    long = encode_card(tokenizer, Tool("lab/long", "video " * 500))
+    bare = encode_card(tokenizer, "sound/pitch", "", has_name=False)
+    assert bare.tolist() == encode_card(tokenizer, "sound/pitch", "").tolist()
+    long = encode_card(tokenizer, "lab/long", "video " * 500)
     assert len(long) == 96
     assert tokenizer.decode(long).endswith("\n### Assistant: ")

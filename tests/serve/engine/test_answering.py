@@ -118,7 +118,8 @@ def test_a_model_that_finds_cards_chooses_among_a_callers_tools_by_their_descrip
     # by hand, without the engine: the softmax over the cosines of three cards
     offered = [*tools, CATALOG["unknown"]]
     finder._shared.activate("a")
-    cards = encode_vectors(finder._shared.mllm, [Prompt(encode_card(finder.tokenizer, tool)) for tool in offered])
+    card_ids = [encode_card(finder.tokenizer, tool.call_name, tool.description) for tool in offered]
+    cards = encode_vectors(finder._shared.mllm, [Prompt(card) for card in card_ids])
     question = encode_vectors(finder._shared.mllm, [_ask(finder, "a", words, 1).prompt])
     expected = compare_with_cards(question, cards)[0]
     assert list(first.values()) == pytest.approx(sorted(expected, reverse=True), abs=1e-4)
