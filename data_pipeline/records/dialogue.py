@@ -18,6 +18,7 @@ from data_pipeline.records.schema import ASSISTANT, OBSERVATION, Turn
 DIALOGUE_FORMAT = "gpt4tools"
 DIALOGUE_VERSION = 1
 
+FILE_NAME = re.compile(r"\b(?P<modality>image|audio|video)/[\w-]+\.\w{2,4}")  # a file that a dialogue knows
 TURN_STOP = "\nObservation:"  # ends a turn that calls a tool; the last turn of a response ends with the eos token
 
 _THOUGHT = "Thought: Do I need to use a tool?"
@@ -165,6 +166,11 @@ def check_turn_order(turns: Sequence[Turn]) -> None:
     roles = [turn.role for turn in turns]
     if len(turns) % 2 == 0 or roles != [OBSERVATION if i % 2 else ASSISTANT for i in range(len(turns))]:
         raise InputError("the turns do not go assistant, observation, assistant, ..., assistant; order them so.")
+
+
+def find_files(text: str) -> list[str]:
+    """The names of files that a text holds, each once, in order."""
+    return list(dict.fromkeys(found[0] for found in FILE_NAME.finditer(text)))
 
 
 def read_observations(turns: Sequence[Turn]) -> list[str]:

@@ -1,23 +1,26 @@
 """Dialogues answered turn by turn: the model writes a turn, reads the true observation, and writes the next one.
 
 What a tool would have answered is the record's own observation (GPT4Tools scores so as well), so a wrong call is not
-punished twice. Every turn is tokenised on its own, as in training.
+punished twice. Every turn is tokenised on its own, as in training. Turns are written freely, as GPT4Tools has it
+(`generate_dialogue`), or under constraints, as a served agent writes them (`write_dialogues`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.batches.encoding import encode_text
 from data_pipeline.errors import InputError
-from data_pipeline.records.dialogue import TURN_STOP, ToolCall, parse_turn
-from data_pipeline.records.schema import Turn
+from data_pipeline.records.dialogue import TURN_STOP, ToolCall, find_files, parse_turn
+from data_pipeline.records.schema import ASSISTANT, OBSERVATION, Turn
 from model.decode.free import decode_text, is_finished
 from model.decode.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding, token_logits
+from model.decode.turn import TurnWriter
+from model.decode.turn_types import PromptTooLongError, TurnRequest
 
 
 @dataclass
@@ -71,7 +74,7 @@ def generate_dialogue(
     if not prompts:
         return []
     stats = DecodeStats() if stats is None else stats
-    observations = [[turn.text for turn in turns if turn.role == "observation"] for turns in gold_turns]
+    observations = [[turn.text for turn in turns if turn.role == OBSERVATION] for turns in gold_turns]
     with decoding(mllm):
         cache = TreeCache(mllm, [Prompt(ids) for ids in prompts], np.empty(0, dtype=np.int32), stats)
         hidden = cache.hidden
@@ -114,3 +117,44 @@ def _advance(mllm: Any, dialogue: _Dialogue, token: int, max_new_tokens: int) ->
     block = np.concatenate([written, encode_text(tokenizer, dialogue.observations.pop(0))])
     has_room = dialogue.turn_start.length + len(block) <= mllm.max_positions
     return (dialogue.turn_start, block) if has_room else None
+
+
+def write_dialogues(
+    writer: TurnWriter,
+    requests: Sequence[TurnRequest],
+    gold_turns: Sequence[Sequence[Turn]],
+    cards: Sequence[np.ndarray | None],
+) -> list[list[str]]:
+    """Write the assistant's turns under constraints; after a call the record's observation is read, as above.
+
+    Args:
+        writer: of the model.
+        requests: each dialogue's first turn.
+        gold_turns: of the same dialogues; only the observations and their number are used.
+        cards: per dialogue float32 [tools, D] or None; see `TurnWriter.encode`.
+
+    Returns:
+        per dialogue the texts of its turns, at least one each; "" for one that there is no room for.
+    """
+    texts: list[list[str]] = [[] for _ in requests]
+    observations = [[turn.text for turn in turns if turn.role == OBSERVATION] for turns in gold_turns]
+    waiting = dict(enumerate(requests))
+    while waiting:
+        encoded = {}
+        for i, request in waiting.items():
+            try:
+                encoded[i] = writer.encode(request, cards[i])
+            except PromptTooLongError:
+                texts[i].append("")
+        written = dict(zip(encoded, writer.write(list(encoded.values())), strict=True))
+        waiting = {}
+        for i, turn in written.items():
+            request = encoded[i].request
+            texts[i].append(turn.text)
+            if not observations[i] or not isinstance(parse_turn(turn.text), ToolCall):
+                continue
+            observation = observations[i].pop(0)
+            turns = (*request.turns, Turn(ASSISTANT, turn.text), Turn(OBSERVATION, observation))
+            files = dict.fromkeys((*find_files(observation), *request.files))
+            waiting[i] = replace(request, turns=turns, files=tuple(files))
+    return texts

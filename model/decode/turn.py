@@ -4,6 +4,9 @@ What is closed is chosen exactly: the thought and the action are one choice betw
 file one between the known names. Each alternative is tokenised within its whole turn, as training tokenises it, and
 weighed over a trie as tools are (`model/decode/tools.py`). What is open, a text or the answer, is written greedily
 within bounds. The plain way, without constraints, stays available for comparison.
+
+A model that learnt to find tools by their cards is asked twice which tool comes next: what it would write, and which card
+is nearest to what it has read. Both must agree: the product of the two probabilities decides.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from torch import Tensor
 from data_pipeline.batches.encoding import encode_dialogue, encode_text
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer, render_call
+from model.decode.retrieval import compare_with_cards
 from model.decode.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding
 from model.decode.turn_row import Blocks, Read, TokenKinds, TurnRow
 from model.decode.turn_types import (
@@ -32,6 +36,7 @@ from model.decode.turn_types import (
     TurnTool,
     WrittenTurn,
 )
+from model.llm.retrieval_loss import to_vectors
 
 NO_ANSWER = "I have no answer."
 
@@ -45,10 +50,11 @@ _Writing = Generator[Blocks, Read, Any]
 
 @dataclass(frozen=True, eq=False)
 class EncodedTurn:
-    """A request whose prompt is known to fit; `prompt_ids` int32 [P]."""
+    """A request whose prompt is known to fit; `prompt_ids` int32 [P], `cards` float32 [tools, D] or None."""
 
     request: TurnRequest
     prompt_ids: np.ndarray
+    cards: np.ndarray | None
 
 
 class TurnWriter:
@@ -60,8 +66,13 @@ class TurnWriter:
         self._limits = TurnLimits() if limits is None else limits
         self._kinds = TokenKinds(mllm)
 
-    def encode(self, request: TurnRequest) -> EncodedTurn:
+    def encode(self, request: TurnRequest, cards: np.ndarray | None = None) -> EncodedTurn:
         """Tokenise what the model reads, turn by turn as in training.
+
+        Args:
+            request: what the turn is written from.
+            cards: float32 [tools, D], the vectors of the cards of the request's tools (`encode_vectors`), for a model
+                that was trained to find them in dialogues; None: it decides by what it would write alone.
 
         Raises:
             PromptTooLongError: too few positions are left behind it for any of the turns that it may lead to.
@@ -76,7 +87,7 @@ class TurnWriter:
                 f"The dialogue has {len(prompt_ids)} tokens and a turn may need {longest}, but the model has "
                 f"{self._mllm.max_positions} positions; shorten the dialogue or offer fewer tools."
             )
-        return EncodedTurn(request, prompt_ids)
+        return EncodedTurn(request, prompt_ids, cards)
 
     def write(self, turns: Sequence[EncodedTurn], stats: DecodeStats | None = None) -> list[WrittenTurn]:
         """Write one turn for each request."""
@@ -123,6 +134,11 @@ class TurnWriter:
         offers = {tool.name: tool for tool in _offers(request)}
         names = [ANSWER, *offers] if request.may_answer or not offers else list(offers)
         scores = yield from row.score("", [_head(name) for name in names])  # [names]
+        if turn.cards is not None and offers:
+            rows = {tool.name: card for tool, card in zip(request.tools, turn.cards, strict=True)}
+            at_hand = np.stack([rows[name] for name in offers])  # [offers, D]
+            (by_card,) = compare_with_cards(to_vectors(hidden).cpu().numpy(), at_hand)
+            scores[-len(offers) :] = _agree(scores[-len(offers) :], np.log(by_card))
         choices = sorted(zip(names, scores.tolist(), strict=True), key=lambda choice: -choice[1])
         name = _decide(choices)
         if name == ANSWER:
@@ -201,6 +217,12 @@ def _head(name: str) -> str:
     if name == ANSWER:
         return render_answer("").rstrip()
     return render_call(name, "").removesuffix(TURN_STOP).rstrip()
+
+
+def _agree(log_p: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The product of two distributions over the tools, with as much probability in all as the first one has."""
+    both = log_p + other
+    return both - np.logaddexp.reduce(both) + np.logaddexp.reduce(log_p)
 
 
 def _decide(choices: Sequence[tuple[str, float]]) -> str:

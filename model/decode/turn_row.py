@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.batches.encoding import encode_text
-from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer
+from data_pipeline.records.dialogue import FILE_NAME, TURN_STOP, Answer, parse_turn, render_answer
 from model.decode.free import decode_text
 from model.decode.tools import score_children
 from model.decode.tree_cache import CachedPath, DecodeStats, causal_lm_of, token_logits
@@ -24,7 +24,6 @@ from model.decode.trie import ChoiceTrie
 Blocks = list[tuple[CachedPath, np.ndarray]]
 Read = tuple[list[CachedPath], Tensor]  # hidden states [N, D], one per block
 
-_FILE_NAME = re.compile(r"\b(?P<modality>image|audio|video)/[\w-]+\.\w{2,4}")
 _NUMBER_TOKEN = re.compile(r"\s*[-+.\d]*")
 
 
@@ -189,5 +188,5 @@ def _find_made_up(answer: str, files: Sequence[str], is_whole: bool) -> re.Match
             return not re.match(r"\w", rest[len(file) :])  # scan.tiff is not scan.tif
         return not is_whole and file.startswith(rest)
 
-    names = _FILE_NAME.finditer(answer)
+    names = FILE_NAME.finditer(answer)
     return next((name for name in names if not any(is_known(answer[name.start() :], file) for file in files)), None)

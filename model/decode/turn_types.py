@@ -34,10 +34,11 @@ class TurnArgument:
 
 @dataclass(frozen=True)
 class TurnTool:
-    """A tool that is offered: what the dialogue calls it, and its arguments."""
+    """A tool that is offered: what the dialogue calls it, its arguments, and what it does, as on its card."""
 
     name: str
     arguments: tuple[TurnArgument, ...]
+    description: str = ""
 
 
 @dataclass(frozen=True)

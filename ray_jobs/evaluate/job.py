@@ -88,7 +88,9 @@ def evaluate(spec: RunSpec) -> Evaluation:
         )
     if test_dialogues:
         max_tokens = spec.train.max_dialogue_tokens
-        dialogues = evaluate_dialogues(model, test_dialogues, max_tokens, called_tool_ids(train_records))
+        dialogues = evaluate_dialogues(
+            model, test_dialogues, max_tokens, called_tool_ids(train_records), corpus.catalog, loss.retrieval > 0
+        )
     if questions is None and retrieval is None and dialogues is None:
         raise InputError(
             f"nothing of the test split can be used: {len(unusable)} questions have no media vector, "

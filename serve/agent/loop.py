@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
 from data_pipeline.records.dialogue import (
     Answer,
     ToolCall,
@@ -63,6 +64,7 @@ class AgentRequest:
         files: the names that the dialogue may use, and the artifacts behind them.
         may_call, must_call: whether tools may be called at all, and whether one must be before the answer.
         is_constrained: False = the model writes freely, and what it makes up is refused.
+        known: entries of the model's catalogue by id, which word the tools as in training.
     """
 
     words: str
@@ -72,6 +74,7 @@ class AgentRequest:
     may_call: bool = True
     must_call: bool = False
     is_constrained: bool = True
+    known: Mapping[str, Tool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -194,8 +197,9 @@ class _Loop:
         self._request = request
         self._limits = limits
         self._specs = {spec.call_name: spec for spec in request.tools}
-        self._tools = [build_dialogue_tool(spec) for spec in request.tools]
-        self._offered = list(map(build_turn_tool, request.tools))
+        self._tools = [build_dialogue_tool(spec, request.known.get(spec.tool_id)) for spec in request.tools]
+        pairs = zip(request.tools, self._tools, strict=True)
+        self._offered = [build_turn_tool(spec, tool.description) for spec, tool in pairs]
         self._calls: set[ToolCall] = set()  # that were made
         self._history = list(request.history)
         self._files = dict(request.files)

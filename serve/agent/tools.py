@@ -23,14 +23,19 @@ def dialogue_arguments(spec: ToolSpec) -> tuple[Argument, ...]:
     return tuple(argument for argument in spec.arguments if not spec.name or argument.default is None)
 
 
-def build_dialogue_tool(spec: ToolSpec) -> Tool:
-    """The tool as a dialogue's prompt offers it: GPT4Tools' tools in the words of their training."""
-    if spec.tool_id in _TRAINED:
-        return _TRAINED[spec.tool_id]
-    usage = spec.usage
-    if not usage:
-        usage = render_usage(spec.description, [argument.name for argument in dialogue_arguments(spec)])
-    return Tool(spec.tool_id, spec.description, name=spec.name, usage=usage)
+def build_dialogue_tool(spec: ToolSpec, known: Tool | None = None) -> Tool:
+    """The tool as a dialogue's prompt offers it, in the words of training where it was there.
+
+    Args:
+        spec: the tool.
+        known: its entry in the model's catalogue.
+    """
+    known = known or _TRAINED.get(spec.tool_id)
+    if known is not None and known.usage and known.call_name == spec.call_name:
+        return known
+    description = known.description if known is not None and known.description else spec.description
+    usage = spec.usage or render_usage(description, [argument.name for argument in dialogue_arguments(spec)])
+    return Tool(spec.tool_id, description, name=spec.name, usage=usage)
 
 
 def read_arguments(spec: ToolSpec, text: str, files: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -67,9 +72,9 @@ def read_arguments(spec: ToolSpec, text: str, files: Mapping[str, Artifact]) -> 
     return spec.parse(arguments)
 
 
-def build_turn_tool(spec: ToolSpec) -> TurnTool:
-    """The tool as `model.decode.turn` takes it."""
-    return TurnTool(spec.call_name, tuple(map(_turn_argument, dialogue_arguments(spec))))
+def build_turn_tool(spec: ToolSpec, description: str) -> TurnTool:
+    """The tool as `model.decode.turn` takes it, with what it does as `build_dialogue_tool` words it."""
+    return TurnTool(spec.call_name, tuple(map(_turn_argument, dialogue_arguments(spec))), description)
 
 
 def _turn_argument(argument: Argument) -> TurnArgument:

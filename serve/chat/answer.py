@@ -222,11 +222,11 @@ class ChatService:
     async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
         choice = read_tool_choice(request, self._tools_of(request).callable)
         conversation = await self._read(request)
-        agent_request = build_agent_request(conversation, choice, self.specs)
+        known = {tool.tool_id: tool for tool in self.models.find(request.base_model).catalog}
+        agent_request = replace(build_agent_request(conversation, choice, self.specs), known=known)
         if len(agent_request.tools) > self.args.agent_max_tools:
             by_id = {spec.tool_id: spec for spec in agent_request.tools}
-            known = {tool.tool_id: tool for tool in self.models.find(request.base_model).catalog}
-            tools = [known.get(spec.tool_id) or build_dialogue_tool(spec) for spec in agent_request.tools]
+            tools = [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in agent_request.tools]
             kept = await self._shortlist(request.base_model, conversation, tools)
             agent_request = replace(agent_request, tools=[by_id[tool_id] for tool_id in kept])
         limits = AgentLimits(

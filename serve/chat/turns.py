@@ -68,7 +68,7 @@ class CallerDialogue:
         return TurnRequest(
             prompt=render_dialogue_prompt([describe(tool) for tool in self.tools], "\n".join(self.history), self.words),
             turns=self.turns,
-            tools=tuple(TurnTool(tool.name, ()) for tool in left),
+            tools=tuple(TurnTool(tool.name, (), tool.description) for tool in left),
             fallback_text=self.words,
             may_call=bool(left),
             may_answer=not must_call,

@@ -129,8 +129,12 @@ class Engine:
             self._shared.activate(name)
             encoded = {}
             for i in members:
+                request = turns[i][1]
+                cards = None
+                if request.tools and self._shared.bundles[name].finds_cards:
+                    cards = self._encode_cards(name, [(tool.name, tool.description) for tool in request.tools])
                 try:
-                    encoded[i] = self._writer.encode(turns[i][1])
+                    encoded[i] = self._writer.encode(request, cards)
                 except InputError as error:
                     found[i] = error
             found.update(zip(encoded, self._writer.write(list(encoded.values())), strict=True))
@@ -160,15 +164,16 @@ class Engine:
         else:
             known = {tool.tool_id: tool for tool in (*(bundle.catalog[tool_id] for tool_id in also), *tools)}
             offered = [known[tool_id] for tool_id in trie.choices]
-            search = CardSearch(mllm, trie.choices, self._encode_cards(bundle.revision, offered), also)
+            cards = self._encode_cards(name, [(tool.call_name, tool.description) for tool in offered])
+            search = CardSearch(mllm, trie.choices, cards, also)
         group = self._groups[name, tools] = _Group(search, trie, also)
         return group
 
-    def _encode_cards(self, revision: str, tools: Sequence[Tool]) -> np.ndarray:
-        """float32 [K, D]: the tools' vectors, by the model that is active."""
+    def _encode_cards(self, name: str, tools: Sequence[tuple[str, str]]) -> np.ndarray:
+        """float32 [K, D]: the vectors of tools, (name, description) each, by the model of that name, which is active."""
         mllm = self._shared.mllm
-        cards = [self._card_ids(tool.call_name, tool.description) for tool in tools]
-        model_id = f"{revision}-{str(mllm.llm.dtype).removeprefix('torch.')}"
+        cards = [self._card_ids(*tool) for tool in tools]
+        model_id = f"{self._shared.bundles[name].revision}-{str(mllm.llm.dtype).removeprefix('torch.')}"
         return self._cards.find(model_id, cards, lambda new: encode_vectors(mllm, [Prompt(card) for card in new]))
 
     def _own_trie(self, tool_ids: tuple[str, ...]) -> ChoiceTrie:

@@ -15,9 +15,11 @@ from data_pipeline.batches.packing import build_micro_batch
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import TURN_STOP, render_answer, render_call, render_observation
 from data_pipeline.records.schema import Turn
-from model.decode.dialogue import _advance, _Dialogue, generate_dialogue
+from model.decode.dialogue import _advance, _Dialogue, generate_dialogue, write_dialogues
 from model.decode.free import is_finished
 from model.decode.tree_cache import CachedPath, DecodeStats
+from model.decode.turn import TurnWriter
+from model.decode.turn_types import TurnArgument, TurnLimits, TurnRequest, TurnTool
 from model.llm.tool_llm import ToolLLM, to_tensors
 from model.tiny.backbone import build_tiny_backbone
 
@@ -174,3 +176,18 @@ def test_a_turn_in_other_tokens_is_read_as_training_spells_it(
     assert (block[0], block[1].tolist()) == (start, expected)
     assert read_next(10 + len(expected)) is not None
     assert read_next(10 + len(expected) - 1) is None, "no position is left for the observation"
+
+
+def test_turns_under_constraints_read_the_records_observations(trained: tuple[ToolLLM, list[EncodedQuestion]]) -> None:
+    """What was learnt comes out too, and a file that is observed may be called on."""
+    mllm, _ = trained
+    image = TurnArgument("image")
+    tools = (TurnTool("Find It", (image, TurnArgument("text"))), TurnTool("Blur It", (image,)))
+    requests = [TurnRequest(prompt, tools=tools, files=("image/a.png",)) for prompt in PROMPTS[:4]]
+    writer = TurnWriter(mllm, TurnLimits(max_answer_tokens=60))
+    # the second dialogue's last observation is no file, and the third's answer goes over two lines
+    found = write_dialogues(writer, requests, TURNS[:4], [None] * 4)
+    assert found == [assistant_texts(turns) for turns in TURNS[:4]]
+    no_room = TurnRequest(PROMPTS[0] + "the dog " * 600, tools=tools)
+    short = [None, None]
+    assert write_dialogues(writer, [no_room, requests[2]], [CHAIN, NO_TOOL], short) == [[""], found[2]]

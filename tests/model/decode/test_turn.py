@@ -28,6 +28,7 @@ from data_pipeline.records.dialogue import (
 )
 from data_pipeline.records.schema import Turn
 from model.decode.dialogue import generate_dialogue
+from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import score_all_tools
 from model.decode.tree_cache import DecodeStats, Prompt
 from model.decode.trie import ChoiceTrie
@@ -315,3 +316,30 @@ def test_tokens_of_a_vocabulary_that_are_no_text_are_never_written(mllm: ToolLLM
     model = SimpleNamespace(get_output_embeddings=lambda: head)
     kinds = TokenKinds(SimpleNamespace(tokenizer=tokenizer, llm=model))
     assert kinds.special[[reserved, plain, tokenizer.eos_token_id]].tolist() == [True, False, True]
+
+
+def test_cards_weigh_the_tools_beside_what_the_model_would_write(mllm: ToolLLM) -> None:
+    """The product of both; whether a tool is called at all, the cards do not say."""
+    shaken(mllm, 3)
+    writer = TurnWriter(mllm)
+    by_words = dict(writer.write([writer.encode(REQUEST)])[0].choices)
+    rng = np.random.default_rng(0)
+    width = mllm.llm.config.hidden_size
+    cards = rng.normal(size=(len(TOOLS), width)).astype(np.float32)
+    cards /= np.linalg.norm(cards, axis=1, keepdims=True)
+    offered = [number for number, tool in enumerate(TOOLS) if tool.name != "Pitch"]
+    request = replace(REQUEST, files=FILES[:2])  # no sound, so nothing to track the pitch of
+    written = writer.write([writer.encode(request, cards), writer.encode(request)])
+    both, alone = (dict(turn.choices) for turn in written)
+    prompt = encode_dialogue(mllm.tokenizer, PROMPT, ()).prompt_ids
+    (by_card,) = compare_with_cards(encode_vectors(mllm, [Prompt(prompt)]), cards[offered])
+    names = [TOOLS[number].name for number in offered]
+    product = np.array([np.exp(alone[name]) * p for name, p in zip(names, by_card, strict=True)])
+    product *= (1 - np.exp(alone[ANSWER])) / product.sum()
+    assert [np.exp(both[name]) for name in names] == pytest.approx(product.tolist(), rel=1e-3)
+    assert both[ANSWER] == pytest.approx(alone[ANSWER])
+    assert set(by_words) == set(alone) | {"Pitch"}
+    nearest = encode_vectors(mllm, [Prompt(prompt)])[0]  # one card is where the dialogue is: nothing else is called
+    certain = np.where(np.arange(len(TOOLS))[:, None] == 3, nearest, -nearest).astype(np.float32)
+    (chosen,) = writer.write([writer.encode(replace(request, may_answer=False), certain)])
+    assert isinstance(step := parse_turn(chosen.text), ToolCall) and step.name == "Draw"

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.dialogue import render_answer, render_call, render_observation
 from data_pipeline.records.schema import Modality, ToolRecord, Turn
+from model.decode.turn_types import TurnArgument, TurnRequest, TurnTool
 from model.scoring.gpt4tools import score_gpt4tools
 from ray_jobs.config import EvaluateOptions
 from ray_jobs.evaluate import dialogues as job
@@ -53,6 +55,12 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> job.DialogueEvaluation:
         last_words = [render_answer(text.split()[-1]) for text in texts]
         return [[CALL, word] if len(gold) > 1 else [word] for gold, word in zip(turns, last_words, strict=True)]
 
+    def write(writer: None, requests: list[TurnRequest], turns: list[list[Turn]], cards: list[Any]) -> Any:
+        assert cards == [None] * len(requests), "this model was not trained to find any"
+        for request in requests:
+            assert request.tools == (TurnTool("Find It", (TurnArgument("image"),), "Finds."),)
+        return [[CALL] * (1 + len(gold) // 2) for gold in turns]
+
     def decode(actor: type, model: Any, table: pa.Table, options: Any, unit: str) -> list[dict[str, Any]]:
         decoder = actor(model)
         rows = [row for start in (0, 2) for row in decoder(table.slice(start, 2)).to_pylist()]
@@ -60,11 +68,14 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> job.DialogueEvaluation:
         return sorted(rows, key=lambda row: row["position"])
 
     monkeypatch.setattr(job, "generate_dialogue", generate)
+    monkeypatch.setattr(job, "write_dialogues", write)
+    monkeypatch.setattr(job, "TurnWriter", lambda mllm, limits: None)
     monkeypatch.setattr(job, "decode_on_actors", decode)
     model = TrainedModel({"backbone": "x"}, "", EvaluateOptions(turn_max_new_tokens=16))
-    result = job.evaluate_dialogues(model, RECORDS, 500, {"lab/find", "unknown"})
+    catalog = ToolCatalog([Tool("lab/find", "Finds.", "image", name="Find It"), Tool("lab/other"), Tool("unknown")])
+    result = job.evaluate_dialogues(model, RECORDS, 500, {"lab/find", "unknown"}, catalog, False)
     assert result is not None
-    assert job.evaluate_dialogues(model, RECORDS[2:3], 500, set()) is None
+    assert job.evaluate_dialogues(model, RECORDS[2:3], 500, set(), catalog, False) is None
     return result
 
 
@@ -77,6 +88,8 @@ def test_responses_belong_to_their_dialogues(evaluation: job.DialogueEvaluation)
     assert (result["n_dialogues"], result["n_too_long"]) == (3, 1)
     assert result["all"]["sr"] == 1.0
     assert (result["seen"]["n"], result["unseen"]["n"]) == (2, 1)
+    assert result["constrained"]["all"]["sr_act"] == pytest.approx(1 / 3), "it never answers"
+    assert "Under constraints" in evaluation.to_markdown()
     assert "3 test dialogues, 1 more left out: longer than train.max_dialogue_tokens." in evaluation.to_markdown()
 
 
@@ -89,3 +102,4 @@ def test_files_go_through_the_scorer(evaluation: job.DialogueEvaluation, tmp_pat
     for name, paper_name in (("thought", "sr_t"), ("action", "sr_act"), ("args", "sr_args"), ("acc", "sr")):
         assert scores[name] == found[paper_name]
     assert "All dialogues" in (tmp_path / "dialogues.md").read_text()
+    assert "All dialogues" in (tmp_path / "dialogues_constrained.md").read_text()

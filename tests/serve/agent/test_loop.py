@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.records.catalog import Tool
 from data_pipeline.records.dialogue import ToolCall, parse_turn, render_answer, render_call
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
 from model.decode.turn_types import PromptTooLongError, TurnArgument, TurnRequest, TurnTool, WrittenTurn
@@ -288,12 +289,18 @@ def test_tools_as_a_dialogue_sees_them() -> None:
     theirs = ToolSpec(trained.tool_id, ToolOutput, "other words", (IMAGE,), "text", name=trained.name)
     assert build_dialogue_tool(theirs) == trained
     assert build_dialogue_tool(CROP).usage == "Crops a picture. Input: image, object, margin_px"
-    assert build_turn_tool(CROP) == TurnTool(
+    known = Tool("lab/crop", "Cuts a picture.")
+    assert build_dialogue_tool(CROP, known).usage == "Cuts a picture. Input: image, object, margin_px", "as in training"
+    assert build_dialogue_tool(CROP, replace(known, usage="to cut")).usage == "to cut"
+    misnamed = replace(known, usage="to cut", name="Cut It")
+    assert build_dialogue_tool(CROP, misnamed).call_name == "lab/crop", "what it calls is what runs"
+    assert build_turn_tool(CROP, "Cuts.") == TurnTool(
         "lab/crop",
         (TurnArgument("image"), TurnArgument("text"), TurnArgument("integer", (), 4, -1e9, 9)),
+        "Cuts.",
     )
     named = ToolSpec("lab/c", ToolOutput, "x", CROP.arguments, "image", name="Crop It")
-    assert build_turn_tool(named).arguments == (TurnArgument("image"), TurnArgument("text"))
+    assert build_turn_tool(named, "x").arguments == (TurnArgument("image"), TurnArgument("text"))
     call = parse_turn(render_call("Crop It", f"{GIVEN.dialogue_name}, a dog, and a cat"))
     assert isinstance(call, ToolCall)
     assert read_arguments(named, call.arguments, REQUEST.files) == {
