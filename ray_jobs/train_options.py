@@ -75,6 +75,11 @@ class TrainOptions(Section):
     )  # stop early: for trials and smoke runs; the schedule keeps its length
 
     @property
+    def min_workers(self) -> int:
+        """Workers that a run starts with at the least."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
     def max_workers(self) -> int:
         """Workers of a run that has all the machines it may use."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]

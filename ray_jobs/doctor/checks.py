@@ -78,7 +78,7 @@ def check_gpus(spec: RunSpec, nodes: Sequence[NodeFacts]) -> Finding:
 
 def check_resources(spec: RunSpec, nodes: Sequence[NodeFacts]) -> Finding:
     """Whether the workers, and beside each the actor that streams its packs, find room."""
-    fewest = spec.train.workers if isinstance(spec.train.workers, int) else spec.train.workers[0]
+    fewest = spec.train.min_workers
     need = TrialNeed.of(spec.train, fewest)
     gpus = f" and {need.gpus_per_worker} GPU" if need.gpus_per_worker else ""
     where = f" on nodes with the resource {need.node_resource}" if need.node_resource else ""
@@ -131,7 +131,7 @@ def check_object_store(nodes: Sequence[NodeFacts], corpus_bytes: int) -> list[Fi
 
 def check_memory(spec: RunSpec, nodes: Sequence[NodeFacts], worker_bytes: float) -> Finding:
     """Whether a worker fits, as `train --dry-run` counts."""
-    fewest = spec.train.workers if isinstance(spec.train.workers, int) else spec.train.workers[0]
+    fewest = spec.train.min_workers
     if spec.train.use_gpu:
         room = min((node.gpu_bytes for node in nodes if node.gpus), default=0) * GPU_SPARE
         where = "a GPU"

@@ -39,7 +39,7 @@ class NodeFacts:
         free_disk_bytes: where the run's folder lies, or the temporary files if that is in a bucket.
         shm_bytes: size of /dev/shm.
         sees_run: whether it sees the file that the driver has put into the run's folder.
-        fault: why it cannot write into the run's folder; "" where it can.
+        fault: why it cannot write into the run's folder; "" where it can, or does not see it.
         encoder: the encoder that the config names, or why it cannot be loaded.
         has_encoder: whether it can.
     """
@@ -89,6 +89,7 @@ def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> Node
 
     n_gpus = torch.cuda.device_count()
     encoder, has_encoder = _try_encoder(spec.embed.encoder)
+    sees_run = storage.exists(proof)
     disk = proof.parent if isinstance(proof, Path) else Path(os.environ.get("TMPDIR", "/tmp"))
     return NodeFacts(
         name=platform.node(),
@@ -100,8 +101,8 @@ def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> Node
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         free_disk_bytes=shutil.disk_usage(_existing(disk)).free,
         shm_bytes=shutil.disk_usage(_SHM).total if _SHM.is_dir() else 0,
-        sees_run=storage.exists(proof),
-        fault=_try_writing(proof),
+        sees_run=sees_run,
+        fault=_try_writing(proof) if sees_run else "",
         encoder=encoder,
         has_encoder=has_encoder,
     )
@@ -134,8 +135,6 @@ def _try_encoder(name: str) -> tuple[str, bool]:
 
 def _try_writing(proof: Location) -> str:
     """A file beside the proof, gone again."""
-    if not storage.exists(proof):
-        return "it does not see the folder"
     own = proof.parent / f"{proof.name}-{uuid.uuid4().hex[:8]}"
     try:
         storage.write_file(own, "x")

@@ -210,7 +210,7 @@ def choose_concurrency(train: TrainOptions, max_concurrent: int | None, nodes: S
     """
     if max_concurrent is not None:
         return max_concurrent
-    fewest = train.workers if isinstance(train.workers, int) else train.workers[0]
+    fewest = train.min_workers
     least = TrialNeed.of(train, fewest)
     if count_fitting(least, nodes) < 1:
         gpus = f" and {least.gpus_per_worker * fewest} GPU(s)" if train.use_gpu else ""
