@@ -55,6 +55,7 @@ class Selector:
         data: bytes | None = None,
         modality: str | None = None,
         tools: tuple[Tool, ...] | None = None,
+        any_modality: bool = False,
     ) -> Selection:
         """Rank tools for one question.
 
@@ -64,7 +65,9 @@ class Selector:
             k: how many tools are wanted.
             data: the medium's bytes, or None.
             modality: what the request calls the medium, or None.
-            tools: a caller's own tools, to choose among; None = the model's catalogue.
+            tools: a caller's own tools, to choose among; None = the model's catalogue, without those that cannot take
+                the medium.
+            any_modality: rank those too.
 
         Raises:
             RequestError, MediaError: the words or the medium are at fault.
@@ -77,8 +80,9 @@ class Selector:
                 medium = await ask(self._encoder.encode, data, modality)
         encoded = time.perf_counter()
         vector: np.ndarray | None = None if medium is None else medium.vector
+        takes = "" if medium is None or any_modality else medium.modality
         with self.telemetry.waiting("Predictor"):
-            ranking = await self._questions.ask(SelectQuery(model, instruction, vector, k, tools))
+            ranking = await self._questions.ask(SelectQuery(model, instruction, vector, k, tools, takes))
         end = time.perf_counter()
         await self.models.learn(model, ranking.revision)
         return Selection(ranking, medium, encoded - start if medium else 0.0, end - encoded)

@@ -66,7 +66,14 @@ class SelectionService:
         k = check_k(question.k, self.args.top_k, len(model.catalog))
         if question.data is None and question.modality is not None:
             raise RequestError("A modality is given, but no medium; attach one.", code="bad_field", param="modality")
-        selection = await self._selector.select(model.name, question.instruction, k, question.data, question.modality)
+        selection = await self._selector.select(
+            model.name,
+            question.instruction,
+            k,
+            question.data,
+            question.modality,
+            any_modality=question.any_modality,
+        )
         ranking, medium = selection.ranking, selection.medium
         return SelectAnswer(
             tools=[RankedToolEntry(probability=probability, **vars(tool)) for tool, probability in ranking.tools[:k]],
@@ -180,6 +187,7 @@ def _request_content(args: ServeArgs) -> dict[str, Any]:
             "k": {"type": "integer", "minimum": 1},
             "model": {"type": "string"},
             "modality": {"type": "string", "enum": ["image", "audio", "video"]},
+            "any_modality": {"type": "boolean"},
             "file": {"type": "string", "format": "binary"},
         },
     }

@@ -105,7 +105,7 @@ class Predictor:
         if len(prompt.prompt_ids) + model.reserve_tokens > model.max_target_tokens:  # it may be too long
             whole, prompt = prompt, self._prompt(model, query, model.max_target_tokens)
             is_cut = len(prompt.prompt_ids) < len(whole.prompt_ids)
-        ranking = await self._rankings.ask(Question(query.model, prompt, query.k, query.tools))
+        ranking = await self._rankings.ask(Question(query.model, prompt, query.k, query.tools, query.takes))
         return replace(ranking, is_instruction_cut=is_cut)
 
     async def _follow(self) -> None:

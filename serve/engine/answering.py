@@ -27,18 +27,22 @@ from model.llm.shared_backbone import SharedBackbone
 from serve.engine.cards import MAX_CARDS, CardVectors
 from serve.engine.messages import Ranking
 
-MAX_TRIES = 64  # of callers' own tools
-_Tools = tuple[str, tuple[Tool, ...] | None]  # a model, and a caller's own tools
+MAX_TRIES = 64  # of callers' own tools, and of catalogues for one kind of medium
+_Tools = tuple[str, tuple[Tool, ...] | None, str]  # a model, a caller's own tools, the medium that they must take
 _Key = TypeVar("_Key", bound=Hashable)
 
 
 class Question(NamedTuple):
-    """A question to a model: how many tools, and among which; None = those of the model's catalogue."""
+    """A question to a model: how many tools, and among which; None = those of the model's catalogue.
+
+    `takes` leaves out those of the catalogue that take another medium; "" leaves none out.
+    """
 
     model: str
     prompt: Prompt
     k: int
     tools: tuple[Tool, ...] | None
+    takes: str = ""
 
 
 @dataclass
@@ -79,7 +83,7 @@ class Engine:
         """Run the prompts of a batch's first questions; `rank` brings the others, and answers all of them."""
         first = self._n_read
         self._n_read += len(questions)
-        for key, members in _group([(question.model, question.tools) for question in questions]).items():
+        for key, members in _group([(question.model, question.tools, question.takes) for question in questions]).items():
             places = [first + i for i in members]
             asked = [questions[i] for i in members]
             try:
@@ -108,7 +112,7 @@ class Engine:
         self.read(questions)
         try:
             found: dict[int, Ranking | InputError] = dict(self._faults)
-            for (name, _), group in self._groups.items():
+            for (name, _, _), group in self._groups.items():
                 self._shared.activate(name)
                 rankings = group.search.run()
                 bundle = self._shared.bundles[name]
@@ -150,12 +154,12 @@ class Engine:
         """What was read for a batch."""
         self._n_read, self._groups, self._faults = 0, {}, {}
 
-    def _open_group(self, name: str, tools: tuple[Tool, ...] | None) -> _Group:
+    def _open_group(self, name: str, tools: tuple[Tool, ...] | None, takes: str) -> _Group:
         """A caller's own tools are chosen by their descriptions where the model learnt to, else by their names."""
         bundle, mllm = self._shared.bundles[name], self._shared.mllm
         also = (UNKNOWN_TOOL_ID,) if UNKNOWN_TOOL_ID in bundle.catalog else ()
         if tools is None:
-            trie = self._catalog_tries[name]
+            trie = self._catalog_trie(name, takes)
         else:
             trie = self._own_trie((*(tool.tool_id for tool in tools), *also))
         search: ToolSearch | CardSearch
@@ -166,7 +170,7 @@ class Engine:
             offered = [known[tool_id] for tool_id in trie.choices]
             cards = self._encode_cards(name, [(tool.call_name, tool.description) for tool in offered])
             search = CardSearch(mllm, trie.choices, cards, also)
-        group = self._groups[name, tools] = _Group(search, trie, also)
+        group = self._groups[name, tools, takes] = _Group(search, trie, also)
         return group
 
     def _encode_cards(self, name: str, tools: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -175,6 +179,12 @@ class Engine:
         cards = [self._card_ids(*tool) for tool in tools]
         model_id = f"{self._shared.bundles[name].revision}-{str(mllm.llm.dtype).removeprefix('torch.')}"
         return self._cards.find(model_id, cards, lambda new: encode_vectors(mllm, [Prompt(card) for card in new]))
+
+    def _catalog_trie(self, name: str, takes: str) -> ChoiceTrie:
+        """Over a model's catalogue, or those of its tools that take a medium or do not say what they take."""
+        whole, catalog = self._catalog_tries[name], self._shared.bundles[name].catalog
+        fitting = tuple(tool_id for tool_id in whole.choices if catalog[tool_id].input_modality in ("", takes))
+        return self._own_trie(fitting) if takes and 0 < len(fitting) < len(whole) else whole
 
     def _own_trie(self, tool_ids: tuple[str, ...]) -> ChoiceTrie:
         tool_ids = tuple(dict.fromkeys(tool_ids))

@@ -36,6 +36,7 @@ class SelectQuery:
         vector: [E] float32, or None without a medium.
         k: how many tools are wanted.
         tools: a caller's own tools, to choose among; None = the model's catalogue.
+        takes: the medium that a tool of the catalogue must take, unless it does not say; "" = whatever it takes.
     """
 
     model: str
@@ -43,6 +44,7 @@ class SelectQuery:
     vector: np.ndarray | None
     k: int
     tools: tuple[Tool, ...] | None = None
+    takes: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.config import ServeArgs
 from serve.http.schemas import RequestError, SelectRequest, check_upload_size, parse_media_data
 
-_FORM_FIELDS = ("instruction", "k", "model", "modality", "file")
+_FORM_FIELDS = ("instruction", "k", "model", "modality", "any_modality", "file")
+_TRUTH = {"": False, "false": False, "true": True}
 _MODALITIES = ("image", "audio", "video")
 
 
@@ -27,6 +28,7 @@ class SelectInput:
     model: str | None
     data: bytes | None
     modality: str | None
+    any_modality: bool = False
 
 
 class BodyLimit:
@@ -115,10 +117,10 @@ def _parse_json(body: bytes, args: ServeArgs) -> SelectInput:
             raise RequestError(f"The body is not valid JSON: {fault['msg']}.", code="bad_json") from None
         param = ".".join(str(part) for part in fault["loc"])
         raise RequestError(
-            f"The field {param!r} is wrong: {fault['msg']}; the fields are instruction, k, model and media (data, "
-            "modality)."
+            f"The field {param!r} is wrong: {fault['msg']}; the fields are instruction, k, model, any_modality "
+            "and media (data, modality)."
             if param
-            else "The body is not a JSON object; send one with the fields instruction, k, model and media.",
+            else "The body is not a JSON object; send one with the fields instruction, k, model, any_modality and media.",
             code="bad_field",
             param=param or None,
         ) from None
@@ -129,6 +131,7 @@ def _parse_json(body: bytes, args: ServeArgs) -> SelectInput:
         model=parsed.model,
         data=None if media is None else parse_media_data(media.data, args.max_upload_bytes),
         modality=None if media is None else media.modality,
+        any_modality=parsed.any_modality,
     )
 
 
@@ -168,6 +171,7 @@ async def _read_form(request: Request, args: ServeArgs) -> SelectInput:
             model=_text_field(form.get("model"), "model") or None,
             data=data,
             modality=modality,
+            any_modality=_parse_truth(_text_field(form.get("any_modality"), "any_modality")),
         )
 
 
@@ -175,6 +179,14 @@ def _text_field(value: UploadFile | str | None, name: str) -> str:
     if isinstance(value, UploadFile):
         raise RequestError(f"The form field {name!r} is a file; send it as text.", code="bad_field", param=name)
     return value or ""
+
+
+def _parse_truth(text: str) -> bool:
+    if text not in _TRUTH:
+        raise RequestError(
+            f"any_modality is {text[:40]!r}; give true or false.", code="bad_field", param="any_modality"
+        )
+    return _TRUTH[text]
 
 
 def _parse_k(text: str) -> int | None:

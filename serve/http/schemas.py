@@ -34,11 +34,12 @@ class SelectRequest(BaseModel):
     k: int | None = Field(None, strict=True, description="how many tools to name; default: the service's")
     model: str | None = Field(None, description="one that GET /v1/models lists; default: the first of them")
     media: MediaPart | None = None
+    any_modality: bool = Field(False, description="whether to rank tools that cannot take the medium as well")
 
 
 class RankedToolEntry(BaseModel):
     tool_id: str
-    probability: float = Field(description="under the catalogue: sums to 1 over all of its tools")
+    probability: float = Field(description="sums to 1 over the catalogue's tools that can take the medium")
     description: str
     input_modality: str
     output_modality: str

@@ -23,7 +23,9 @@ def build_backbone(folder: Path, words: str) -> Path:
     return build_tiny_backbone(folder, [words] * 3, **sizes, max_positions=256)
 
 
-def build_bundle(folder: Path, backbone: Path, seed: int, encoder_id: str = "tiny-1", **fields: Any) -> Bundle:
+def build_bundle(
+    folder: Path, backbone: Path, seed: int, encoder_id: str = "tiny-1", catalog: ToolCatalog = CATALOG, **fields: Any
+) -> Bundle:
     """`fields` are those of `ModelConfig`."""
     config = ModelConfig(backbone=str(backbone), encoder_dim=ENCODER_DIM, lora_alpha=8, **fields)
     mllm = ToolLLM.build(config)
@@ -31,4 +33,4 @@ def build_bundle(folder: Path, backbone: Path, seed: int, encoder_id: str = "tin
     mllm.load_trainable_state_dict(
         {name: torch.randn(value.shape, generator=generator) for name, value in mllm.trainable_state_dict().items()}
     )
-    return save_tiny_bundle(folder, mllm, CATALOG, encoder_id, "tiny")
+    return save_tiny_bundle(folder, mllm, catalog, encoder_id, "tiny")

@@ -83,18 +83,23 @@ def test_json_medium(world: World) -> None:
     vector = world.predictor.asked[0].vector
     assert vector is not None
     assert vector.tolist() == [1, 1, 1, 1]
+    assert world.predictor.asked[0].takes == "audio", "tools for pictures are no answer to a sound"
+    world.select(instruction="a", media={"data": data, "modality": "audio"}, any_modality=True)
+    world.select(instruction="a")
+    assert [asked.takes for asked in world.predictor.asked[1:]] == ["", ""]
 
 
 def test_multipart_medium_is_byte_identical(world: World) -> None:
     data = bytes(range(256)) + b"\r\n--boundary\r\n"
     response = world.client.post(
         SELECT,
-        data={"instruction": "grüße", "k": "2", "modality": "video"},
+        data={"instruction": "grüße", "k": "2", "modality": "video", "any_modality": "true"},
         files={"file": ("../../etc/passwd", io.BytesIO(data), "text/html")},
     )
     assert response.status_code == 200, response.text
     assert world.encoder.asked == [(data, "video")]
     assert (world.predictor.asked[0].instruction, world.predictor.asked[0].k) == ("grüße", 2)
+    assert world.predictor.asked[0].takes == ""
 
 
 def test_multipart_without_a_medium(world: World) -> None:
@@ -116,6 +121,7 @@ def test_multipart_without_a_medium(world: World) -> None:
         ({"instruction": "a", "k": 1.5}, 400, "bad_field", "k"),
         ({"instruction": "a", "k": True}, 400, "bad_field", "k"),
         ({"instruction": "a", "extra": 1}, 400, "bad_field", "extra"),
+        ({"instruction": "a", "any_modality": "perhaps"}, 400, "bad_field", "any_modality"),
         ({"instruction": "a", "media": "x"}, 400, "bad_field", "media"),
         ({"instruction": "a", "media": {}}, 400, "bad_field", "media.data"),
         ({"instruction": "a", "media": {"data": "AA==", "modality": "smell"}}, 400, "bad_field", "media.modality"),
@@ -151,6 +157,7 @@ def test_json_of_another_kind(world: World, body: bytes) -> None:
         ({"instruction": "a", "url": "http://x"}, b"x", 400, "bad_field", "url"),
         ({"instruction": ["a", "b"]}, b"x", 400, "bad_field", "instruction"),
         ({"instruction": "a", "modality": "text"}, b"x", 400, "bad_field", "modality"),
+        ({"instruction": "a", "any_modality": "perhaps"}, b"x", 400, "bad_field", "any_modality"),
         ({"instruction": "a", "file": "x"}, None, 400, "bad_field", "file"),
         ({"instruction": "a", "modality": "image"}, None, 400, "bad_field", "modality"),
         ({"instruction": "a"}, b"x" * 1001, 413, "media_too_large", "file"),

@@ -11,7 +11,7 @@ from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
 from data_pipeline.batches.cards import encode_card
 from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import Tool
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import Prompt
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
@@ -129,3 +129,21 @@ def test_a_model_that_finds_cards_chooses_among_a_callers_tools_by_their_descrip
     )
     assert probabilities(together[2]) == first != probabilities(together[0])
     assert _tools(together[1]) == _tools(engine.rank([_ask(engine, "a", words, 2)])[0])
+
+
+def test_tools_that_cannot_take_the_medium_are_no_candidates(tmp_path: Path) -> None:
+    """One that does not say what it takes, and `unknown`, stay; what is left shares the whole probability."""
+    catalog = ToolCatalog([Tool("blur", "", "image"), Tool("hum", "", "audio"), Tool("any"), Tool("unknown")])
+    backbone = build_backbone(tmp_path / "tiny", "### Human: <Img></Img> Improve this\n")
+    engine = Engine({"a": build_bundle(tmp_path / "a", backbone, 3, catalog=catalog)}, "cpu", None)
+    question = _ask(engine, "a", "Improve this", 4, sees=True)
+    asked = [question._replace(takes=takes) for takes in ("", "image", "audio", "video")]
+    answers = [dict(_tools(answer)) for answer in engine.rank(asked)]
+    assert [set(answer) for answer in answers] == [
+        {"blur", "hum", "any", "unknown"},
+        {"blur", "any", "unknown"},
+        {"hum", "any", "unknown"},
+        {"any", "unknown"},
+    ]
+    assert [sum(answer.values()) for answer in answers] == pytest.approx([1] * 4, abs=1e-3)
+    assert [engine.rank([each])[0] for each in asked] == engine.rank(asked)
