@@ -60,7 +60,12 @@ class Service:
     args: dict[str, Any]
 
     def expected(
-        self, instruction: str, modality: str | None = None, data: bytes = b"", model: str = MODEL
+        self,
+        instruction: str,
+        modality: str | None = None,
+        data: bytes = b"",
+        model: str = MODEL,
+        any_modality: bool = False,
     ) -> dict[str, float]:
         """Tool id -> probability, by the same functions without HTTP, batches, replicas and other models."""
         mllm = self.mllms[model]
@@ -70,7 +75,11 @@ class Service:
             array = load_media(modality, data, recipe=encoder.recipe)
             vector = encoder.encode(modality, torch.from_numpy(array)[None])[0].numpy()
         question = encode_question(mllm.tokenizer, instruction, vector is not None, ())
-        trie = ChoiceTrie(CATALOG.selection_tool_ids, mllm.tokenizer)
+        takes = ("", modality)  # tools for other media are no candidates
+        fitting = [tool.tool_id for tool in CATALOG if modality is None or any_modality or tool.input_modality in takes]
+        trie = ChoiceTrie(fitting, mllm.tokenizer)
+        if len(trie) == 1:
+            return {fitting[0]: 1.0}
         [ranking] = top_k_tools(mllm, [Prompt(question.prompt_ids, vector)], len(trie), trie)
         return {tool.tool_id: tool.probability for tool in ranking}
 

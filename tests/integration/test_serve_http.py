@@ -73,19 +73,25 @@ def test_models_over_one_backbone_answer_side_by_side(service: Service) -> None:
 def test_media_over_json_and_multipart(service: Service, modality: str) -> None:
     # a picture that no other test sends: the service, which they share, remembers media
     data = {"image": lambda: picture(seed=77), "audio": sound, "video": video}[modality]()
-    expected = service.expected("improve this", modality, data)
+    expected = service.expected("improve this", modality, data, any_modality=True)
     assert expected != pytest.approx(service.expected("improve this"), abs=1e-2), "the medium must matter"
 
     encoded = base64.b64encode(data).decode()
-    over_json = service.post(json={"instruction": "improve this", "k": 7, "media": {"data": encoded}})
+    question = {"instruction": "improve this", "k": 7, "media": {"data": encoded}}
+    over_json = service.post(json=question | {"any_modality": True})
     assert _probabilities(over_json) == pytest.approx(expected, abs=1e-4)
     assert (over_json.json()["modality"], over_json.json()["media_cached"]) == (modality, False)
 
     over_form = service.post(
-        data={"instruction": "improve this", "k": "7"}, files={"file": ("x.bin", data, "application/octet-stream")}
+        data={"instruction": "improve this", "k": "7", "any_modality": "true"},
+        files={"file": ("x.bin", data, "application/octet-stream")},
     )
     assert _probabilities(over_form) == pytest.approx(expected, abs=1e-4)
     assert (over_form.json()["modality"], over_form.json()["media_cached"]) == (modality, True)
+
+    fitting = service.expected("improve this", modality, data)
+    assert len(fitting) == {"image": 6, "audio": 2, "video": 1}[modality]
+    assert _probabilities(service.post(json=question)) == pytest.approx(fitting, abs=1e-4)
 
 
 def test_remembered_media_are_bounded(service: Service) -> None:
