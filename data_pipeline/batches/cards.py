@@ -2,7 +2,7 @@
 
 A card is a tool's name and description as tokens. The last token of a question's prompt and the last one of a card give
 the two vectors that are compared; a question learns to be nearer to its right tools' cards than to the others at hand.
-So does a dialogue in front of each of its calls: what it reads there is nearest to the card of the tool that comes next.
+So does a dialogue in front of each of its calls: what it has read there comes nearest to the card of the next tool.
 """
 
 from __future__ import annotations

@@ -256,7 +256,9 @@ def _tokenize_batch(
             "answer_tools": pa.array(answer_tools, pa.list_(pa.int32())),
             "call_tools": pa.array([[tool for tool, _ in each] for each in calls], pa.list_(pa.int32())),
             "call_starts": pa.array([[start for _, start in each] for each in calls], pa.list_(pa.int32())),
-            "n_asked": pa.array([len(each) or int(bool(tools)) for each, tools in zip(calls, answer_tools, strict=True)], pa.int64()),
+            "n_asked": pa.array(
+                [len(each) or int(bool(tools)) for each, tools in zip(calls, answer_tools, strict=True)], pa.int64()
+            ),
             "is_dialogue": pa.array([tools is None for tools in answer_tools], pa.bool_()),
             "n_rows": pa.array([len(question.answers) for question in questions], pa.int64()),
             "prompt_tokens": pa.array([len(question.prompt_ids) for question in questions], pa.int64()),

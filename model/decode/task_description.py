@@ -1,8 +1,8 @@
 """What a tool for a question would do, in the words of the language model: the queries of retrieval by description.
 
 RaTA-Tool (arXiv 2604.14951) lets a multimodal LLM write a description of the task and looks for the tool whose own
-description is nearest. Here the backbone writes it as it was released, without the adapter and from the words alone: the
-form of that retrieval as a baseline, without the paper's training.
+description is nearest. Here the backbone writes it as it was released, without the adapter and from the words alone:
+the form of that retrieval as a baseline, without the paper's training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _MAX_QUESTION_TOKENS = 256
 _MARK = "\x00"  # stands for the question while a prompt is put together
 _ASK = (
     "A user asks an assistant that has many tools: "
-    f'"{_MARK}" Which kind of tool is needed? Describe in one short sentence what the tool does. Do not answer the user.'
+    f'"{_MARK}" Which kind of tool is needed? Describe in one short sentence what the tool does. '
+    "Do not answer the user."
 )
 
 

@@ -5,8 +5,8 @@ file one between the known names. Each alternative is tokenised within its whole
 weighed over a trie as tools are (`model/decode/tools.py`). What is open, a text or the answer, is written greedily
 within bounds. The plain way, without constraints, stays available for comparison.
 
-A model that learnt to find tools by their cards is asked twice which tool comes next: what it would write, and which card
-is nearest to what it has read. Both must agree: the product of the two probabilities decides.
+A model that learnt to find tools by their cards is asked twice which tool comes next: what it would write, and which
+card is nearest to what it has read. The product of the two probabilities decides.
 """
 
 from __future__ import annotations

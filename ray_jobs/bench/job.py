@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_pipeline.errors import InputError
+from model.llm.gguf import convert_backbone
 from ray_jobs.bench import decode as bench_decode
 from ray_jobs.bench import embed as bench_embed
 from ray_jobs.bench import memory as bench_memory
@@ -12,10 +14,18 @@ from ray_jobs.bench import train as bench_train
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 
+REAL_BACKBONE = "smollm2_135m"
+
 
 def run(spec: RunSpec) -> dict[str, Any]:
     """Training against Trainer and our row-by-row mode, and its memory; decoding; embedding; ASHA against the grid."""
     results = {"train": bench_train.run(), "decode": bench_decode.run()}
+    try:
+        backbone = convert_backbone(REAL_BACKBONE, spec.backbones_dir)
+    except InputError as error:
+        print(f"training a real backbone is not measured: {error}")
+    else:
+        results["train_real"] = bench_train.run(bench_train.REAL_TURNS, bench_train.REAL_STEPS_PER_TURN, str(backbone))
     connect(spec.ray)
     results["memory"] = bench_memory.run()
     results["embed"] = bench_embed.run()

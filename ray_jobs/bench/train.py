@@ -1,10 +1,11 @@
 """Question-answer rows per second of training: our packed loop, our row-by-row mode, transformers.Trainer with PEFT.
 
-All three train the same LoRA on the same tiny backbone with the same rows, AdamW, gradient clipping and rows per
-optimizer step, in one process with one thread, in fp32. Ours run as a worker of `train` does (DeepSpeed, stage 0) and
-build their batches inside the measured time; nothing is logged, evaluated or saved. They take turns of a few optimizer
-steps, so that a machine that gets slower or faster meanwhile favours none. The ratios are those of the thread's CPU
-seconds, from which other work on the machine takes nothing away; on an idle one they are those of the clock.
+All three train the same LoRA on the same backbone with the same rows, AdamW, gradient clipping and rows per optimizer
+step, in one process with one thread: a tiny backbone in fp32, or a real one in bf16. Ours run as a worker of `train`
+does (DeepSpeed, stage 0, and 2 in bf16) and build their batches inside the measured time; nothing is logged, evaluated
+or saved. They take turns of a few optimizer steps, so that a machine that gets slower or faster meanwhile favours none.
+The ratios are those of the thread's CPU seconds, from which other work on the machine takes nothing away; on an idle
+one they are those of the clock.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from data_pipeline.batches.encoding import EncodedQuestion, encode_question
 from data_pipeline.batches.packing import Layout, build_micro_batch
 from data_pipeline.batches.steps import PlanIndex, deal_step, deal_step_rows, packing_statistics, plan_epoch
 from data_pipeline.records.prompts import render_prompt, render_target
-from model.llm.backbone import attach_adapter, load_backbone
+from model.llm.backbone import attach_adapter, load_backbone, load_tokenizer
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
 from model.tiny.backbone import build_tiny_backbone
+from ray_jobs.train.inputs import CPU_SEQUENCE_TOKENS
 from ray_jobs.train_options import TrainOptions
 
 # right answers per distinct (medium, question) pair of ToolMMBench's test file (3/5 of it, all modalities in the
@@ -48,22 +50,26 @@ PACK_TOKENS = 384  # best on a CPU among 256, 384, 512, 1024: attention grows wi
 TRAINER = "transformers.Trainer"
 TURNS = 3
 STEPS_PER_TURN = 3
+REAL_TURNS = REAL_STEPS_PER_TURN = 1  # a row of 135 M parameters takes a third of a second
+REAL_PACK_TOKENS = 1024
 
 
-def run(turns: int = TURNS, steps_per_turn: int = STEPS_PER_TURN) -> dict[str, Any]:
+def run(turns: int = TURNS, steps_per_turn: int = STEPS_PER_TURN, backbone: str = "") -> dict[str, Any]:
     """Measure in a process of its own, print a table, and return the numbers.
 
     Args:
         turns: each loop's.
         steps_per_turn: optimizer steps of a turn that are measured; one before each turn is not.
+        backbone: folder of a real one; "" makes a tiny one.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "ray_jobs.bench.train", str(turns), str(steps_per_turn)]
+    command = [sys.executable, "-m", "ray_jobs.bench.train", str(turns), str(steps_per_turn), backbone]
     output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
     results = json.loads(output.splitlines()[-1])
     sizes = f"{results['rows_per_question']:.1f} rows a question, {results['rows_per_step']:.0f} rows a step"
     print(f"{sizes}, one thread, packs have {100 * results['packed_to_row_tokens']:.0f} % of the padded rows' tokens")
-    print(f"{'training loop':<44}{'rows/s':>8}{'rows/CPU s':>12}{'packed is':>12}")
+    title = f"training loop ({results['backbone']})"
+    print(f"{title:<44}{'rows/s':>8}{'rows/CPU s':>12}{'packed is':>12}")
     packed = results["rows_per_cpu_s"]["packed"]
     for name, rate in results["rows_per_cpu_s"].items():
         print(f"{name:<44}{results['rows_per_s'][name]:>8.1f}{rate:>12.1f}{packed / rate:>10.2f} x")
@@ -77,6 +83,8 @@ class BenchData:
     questions: list[EncodedQuestion]
     index: PlanIndex
     steps: list[np.ndarray]
+    pack_tokens: int = PACK_TOKENS
+    sequence_tokens: int | None = None
 
 
 class _OurLoop:
@@ -86,7 +94,7 @@ class _OurLoop:
         from ray_jobs.train.zero import start_engine
 
         self._data, self._layout, self._micro_batch_size = data, layout, micro_batch_size
-        options = TrainOptions(zero_stage=0, layout=layout)
+        options = TrainOptions(zero_stage=0 if config.dtype == "float32" else 2, layout=layout)
         self._engine = start_engine(ToolLLM.build(config), options)
         self._engine.train()
         self._next_step = 0
@@ -103,14 +111,14 @@ class _OurLoop:
         step = data.steps[self._next_step % len(data.steps)]
         self._next_step += 1
         if self._layout == "packed":
-            parts = deal_step(step, data.index, 1, PACK_TOKENS)[0]
+            parts = deal_step(step, data.index, 1, data.pack_tokens)[0]
         else:
             parts = deal_step_rows(step, data.index, 1, self._micro_batch_size)[0]
         weight = float(sum(sum(map(len, data.questions[question].answers)) for question in step))
         no_media = np.full(len(data.questions), -1)
         rows = 0
         for part in parts:
-            batch = build_micro_batch(data.questions, part, no_media)
+            batch = build_micro_batch(data.questions, part, no_media, sequence_tokens=data.sequence_tokens)
             output = engine(to_tensors(batch, None, engine.device))
             engine.backward(output.loss_sum / weight)
             rows += batch.n_rows
@@ -192,15 +200,22 @@ def pad_right(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {"input_ids": stack("input_ids", 0), "attention_mask": mask.long(), "labels": stack("labels", -100)}
 
 
-def build_questions(seed: int = 0, n_copies: int = 1) -> tuple[list[tuple[str, list[str]]], list[str]]:
+def build_questions(
+    seed: int = 0, n_copies: int = 1, words: Sequence[str] = ()
+) -> tuple[list[tuple[str, list[str]]], list[str]]:
     """Questions with as many right tools as those of ToolMMBench have; no two alike.
+
+    Args:
+        seed: of what is drawn.
+        n_copies: how many times as many.
+        words: to draw from, `N_WORDS` of them; () makes some up.
 
     Returns:
         (question, tool ids) pairs; all texts, for the tokenizer.
     """
     rng = np.random.default_rng(seed)
     letters = np.array(list("aeiobcdfgklmnprst"))
-    words = ["".join(rng.choice(letters, rng.integers(2, 11))) for _ in range(N_WORDS)]
+    words = words or ["".join(rng.choice(letters, rng.integers(2, 11))) for _ in range(N_WORDS)]
     commonness = 1 / np.arange(1, N_WORDS + 1) ** 0.8  # prompts of 65 tokens; the real ones have 71
     commonness /= commonness.sum()
     tools = [f"{owner}/{family}-{task}" for owner in OWNERS for family in FAMILIES for task in TASKS]
@@ -215,13 +230,21 @@ def build_questions(seed: int = 0, n_copies: int = 1) -> tuple[list[tuple[str, l
     return questions, texts
 
 
-def build_data(tokenizer: Any, questions: list[tuple[str, list[str]]]) -> BenchData:
+def build_data(tokenizer: Any, questions: list[tuple[str, list[str]]], **sizes: Any) -> BenchData:
+    """`sizes` are `BenchData.pack_tokens` and `sequence_tokens`."""
     encoded = [encode_question(tokenizer, text, False, tools) for text, tools in questions]
     index = PlanIndex.from_questions(encoded)
-    return BenchData(encoded, index, plan_epoch(index, 0, 0, GLOBAL_BATCH_SIZE))
+    return BenchData(encoded, index, plan_epoch(index, 0, 0, GLOBAL_BATCH_SIZE), **sizes)
 
 
-def _measure(turns: int, steps_per_turn: int) -> dict[str, Any]:
+def list_words(tokenizer: Any) -> list[str]:
+    """`N_WORDS` words of two tokens each, so that questions have about as many tokens as real ones."""
+    texts = (tokenizer.decode([token]) for token in range(len(tokenizer)))
+    known = [text[1:] for text in texts if text[:1] == " " and text[1:].isalpha() and text.isascii()]
+    return [f"{first} {second}" for first, second in zip(known[::2], known[1::2], strict=False)][:N_WORDS]
+
+
+def _measure(turns: int, steps_per_turn: int, backbone: str) -> dict[str, Any]:
     """All loops in this process."""
     import deepspeed
 
@@ -231,11 +254,19 @@ def _measure(turns: int, steps_per_turn: int) -> dict[str, Any]:
     disable_compiled_collectives()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_RANK": "0"}
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False, rank=0, world_size=1)
-    questions, texts = build_questions()
     with tempfile.TemporaryDirectory(prefix="bench_train_") as name:
         folder = Path(name)
-        config = ModelConfig(backbone=str(build_tiny_backbone(folder / "backbone", texts)), encoder_dim=64)
-        data = build_data(ToolLLM.build(config).tokenizer, questions)
+        if backbone:
+            config = ModelConfig(
+                backbone=backbone, encoder_dim=64, dtype="bfloat16", lora_r=8, lora_alpha=16, lora_target="all-linear"
+            )
+            tokenizer = load_tokenizer(backbone)
+            questions, _ = build_questions(words=list_words(tokenizer))
+            data = build_data(tokenizer, questions, pack_tokens=REAL_PACK_TOKENS, sequence_tokens=CPU_SEQUENCE_TOKENS)
+        else:
+            questions, texts = build_questions()
+            config = ModelConfig(backbone=str(build_tiny_backbone(folder / "backbone", texts)), encoder_dim=64)
+            data = build_data(load_tokenizer(config.backbone), questions)
         small, large = PAPER_MICRO_BATCH_SIZE, 4 * PAPER_MICRO_BATCH_SIZE
         loops: dict[str, Any] = {
             "packed": _OurLoop(data, config, "packed", small),
@@ -252,8 +283,9 @@ def _measure(turns: int, steps_per_turn: int) -> dict[str, Any]:
                 totals[name] += loop.run_steps(steps_per_turn)
     rates = {name: float(rows / cpu_s) for name, (rows, _, cpu_s) in totals.items()}
     peers = {kind: [rate for name, rate in rates.items() if name.startswith(kind)] for kind in ("rows", TRAINER)}
-    packing = packing_statistics(data.steps, data.index, 1, PACK_TOKENS, small)
+    packing = packing_statistics(data.steps, data.index, 1, data.pack_tokens, small)
     return {
+        "backbone": Path(backbone).name or "tiny",
         "rows_per_s": {name: float(rows / seconds) for name, (rows, seconds, _) in totals.items()},
         "rows_per_cpu_s": rates,
         "packed_over_rows": rates["packed"] / peers["rows"][0],
@@ -267,4 +299,4 @@ def _measure(turns: int, steps_per_turn: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(*map(int, sys.argv[1:]))))
+    print(json.dumps(_measure(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])))

@@ -62,7 +62,8 @@ class DialogueEvaluation:
     def to_markdown(self) -> str:
         """The section of the report."""
         left_out = f", {self.n_too_long} more left out: longer than train.max_dialogue_tokens" * bool(self.n_too_long)
-        text = f"## Dialogues\n\n{len(self.records)} test dialogues{left_out}.\n\n{render_dialogue_markdown(self.scores)}\n"
+        table = render_dialogue_markdown(self.scores)
+        text = f"## Dialogues\n\n{len(self.records)} test dialogues{left_out}.\n\n{table}\n"
         if self.constrained is not None:
             table = render_dialogue_markdown(self.constrained)
             text += f"\n### Under constraints, as an agent is served\n\n{table}\n"

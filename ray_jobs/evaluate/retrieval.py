@@ -38,7 +38,8 @@ class RetrievalEvaluation:
     """Scores of the retriever and of two baselines.
 
     Attributes:
-        result: {"retriever", "tf-idf" or "task description": {"all", "seen", "unseen": {"n", "acc", "acc_low", "acc_high", "recall@K"}}}.
+        result: {"retriever", "tf-idf" or "task description":
+            {"all", "seen", "unseen": {"n", "acc", "acc_low", "acc_high", "recall@K"}}}.
     """
 
     result: dict[str, Any]
@@ -65,8 +66,8 @@ class RetrievalEvaluation:
                 render_table(header, rows),
                 "",
                 "Unseen: training was asked for none of the right tools. Recall@K = share of the right tools among the "
-                "K nearest cards; a question with more than K right tools cannot reach 1. Task description: the backbone as "
-                "released says from the words alone what a tool would do, and tf-idf finds the nearest card.",
+                "K nearest cards; a question with more than K right tools cannot reach 1. Task description: the "
+                "backbone as released says from the words alone what a tool would do, and tf-idf finds the nearest card.",
                 "",
             ]
         )

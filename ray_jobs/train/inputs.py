@@ -90,7 +90,9 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
     form = _build_form(spec, split, tokenizer.pad_token_id or 0, tool_choices, cards)
     seen_tool_ids = called_tool_ids(train_records)
     validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus, seen_tool_ids)
-    validation = replace(validation, cards=cards.named[: len(tool_ids)] if cards else (), names_tools=spec.train.loss.names_tools)
+    validation = replace(
+        validation, cards=cards.named[: len(tool_ids)] if cards else (), names_tools=spec.train.loss.names_tools
+    )
     return TrainInputs(model_config, vectors, split, build_plan(spec, split), form, validation)
 
 

@@ -83,7 +83,9 @@ class Engine:
         """Run the prompts of a batch's first questions; `rank` brings the others, and answers all of them."""
         first = self._n_read
         self._n_read += len(questions)
-        for key, members in _group([(question.model, question.tools, question.takes) for question in questions]).items():
+        for key, members in _group(
+            [(question.model, question.tools, question.takes) for question in questions]
+        ).items():
             places = [first + i for i in members]
             asked = [questions[i] for i in members]
             try:
@@ -174,7 +176,7 @@ class Engine:
         return group
 
     def _encode_cards(self, name: str, tools: Sequence[tuple[str, str]]) -> np.ndarray:
-        """float32 [K, D]: the vectors of tools, (name, description) each, by the model of that name, which is active."""
+        """float32 [K, D]: vectors of tools, (name, description) each, by the model of that name, which is active."""
         mllm = self._shared.mllm
         cards = [self._card_ids(*tool) for tool in tools]
         model_id = f"{self._shared.bundles[name].revision}-{str(mllm.llm.dtype).removeprefix('torch.')}"

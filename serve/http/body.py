@@ -120,7 +120,7 @@ def _parse_json(body: bytes, args: ServeArgs) -> SelectInput:
             f"The field {param!r} is wrong: {fault['msg']}; the fields are instruction, k, model, any_modality "
             "and media (data, modality)."
             if param
-            else "The body is not a JSON object; send one with the fields instruction, k, model, any_modality and media.",
+            else "The body is not a JSON object; its fields are instruction, k, model, any_modality and media.",
             code="bad_field",
             param=param or None,
         ) from None

@@ -342,4 +342,6 @@ def test_cards_weigh_the_tools_beside_what_the_model_would_write(mllm: ToolLLM) 
     nearest = encode_vectors(mllm, [Prompt(prompt)])[0]  # one card is where the dialogue is: nothing else is called
     certain = np.where(np.arange(len(TOOLS))[:, None] == 3, nearest, -nearest).astype(np.float32)
     (chosen,) = writer.write([writer.encode(replace(request, may_answer=False), certain)])
-    assert isinstance(step := parse_turn(chosen.text), ToolCall) and step.name == "Draw"
+    assert dict(chosen.choices)["Draw"] > dict(alone)["Draw"]
+    assert check(chosen, request) == parse_turn(chosen.text)
+    assert chosen.text.startswith("Thought: Do I need to use a tool? Yes\nAction: Draw\n")

@@ -73,7 +73,9 @@ def test_loss_and_gradients_equal_single_runs(exact: ToolLLM, sequence_tokens: i
 def test_cards_are_cut_at_their_description_and_may_do_without_a_name(exact: ToolLLM) -> None:
     tokenizer = exact.tokenizer
     name, description = CARDS[0].tool_id, CARDS[0].description
-    assert tokenizer.decode(encode_card(tokenizer, name, description)[1:]).startswith("### Tool: lab/blur-remover: improve")
+    assert tokenizer.decode(encode_card(tokenizer, name, description)[1:]).startswith(
+        "### Tool: lab/blur-remover: improve"
+    )
     nameless = tokenizer.decode(encode_card(tokenizer, name, description, has_name=False)[1:])
     assert nameless == "### Tool: improve the lab/blur-remover of my video\n### Assistant: "
     bare = encode_card(tokenizer, "sound/pitch", "", has_name=False)
