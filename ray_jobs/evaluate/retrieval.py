@@ -67,7 +67,7 @@ class RetrievalEvaluation:
                 "",
                 "Unseen: training was asked for none of the right tools. Recall@K = share of the right tools among the "
                 "K nearest cards; a question with more than K right tools cannot reach 1. Task description: the "
-                "backbone as released says from the words alone what a tool would do, and tf-idf finds the nearest card.",
+                "backbone as released says from the words what a tool would do, and tf-idf finds the nearest card.",
                 "",
             ]
         )
