@@ -14,6 +14,7 @@ from ray_jobs.faults import describe_mendable
 
 # verb -> what it does; the job is `run` of the verb's module, imported only when asked for
 VERBS = {
+    "generate": "let a teacher LLM write dialogues with tools from captions, as GPT4Tools does, for `prepare` to read",
     "prepare": "build the corpus: validate, dedupe, split, audit for leaks, write Parquet shards",
     "embed": "pass every distinct medium through the frozen encoder into the feature lake",
     "train": "train projector and LoRA with Ray Train and DeepSpeed",
@@ -36,6 +37,9 @@ MODULES = {
 }  # all others: the file `job` of the room that bears the verb's name
 
 
+DRY_RUNS = {"train": "parameters, memory, steps, time", "generate": "requests, tokens, money"}
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ray_jobs", description="Train and serve multimodal tool agents on Ray."
@@ -50,10 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
         subparser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example train.epochs=3")
         if verb == "demo":
             subparser.add_argument("--keep", action="store_true", help="keep serving after the questions")
-        if verb == "train":
-            subparser.add_argument(
-                "--dry-run", action="store_true", help="print what it will take: parameters, memory, steps, time"
-            )
+        if verb in DRY_RUNS:
+            subparser.add_argument("--dry-run", action="store_true", help=f"print what it will take: {DRY_RUNS[verb]}")
     return parser
 
 
@@ -80,8 +82,9 @@ def run_verb(args: argparse.Namespace) -> dict[str, Any]:
     from ray_jobs.config import load_run_spec
 
     spec = load_run_spec(args.config, args.overrides)
-    if args.verb == "train" and args.dry_run:
-        return importlib.import_module("ray_jobs.estimate.dry_run").run_dry(spec)
+    if args.verb in DRY_RUNS and args.dry_run:
+        dry = job if args.verb == "generate" else importlib.import_module("ray_jobs.estimate.dry_run")
+        return dry.run_dry(spec)
     return job.run(spec, keep=args.keep) if args.verb == "demo" else job.run(spec)
 
 

@@ -22,6 +22,7 @@ from data_pipeline.locations import AnyLocation, LocalPath, Location, locate_loc
 from data_pipeline.storage import cache_folder
 from model.llm.config import ModelConfig
 from ray_jobs.config_text import Written, apply_override, read_config
+from ray_jobs.generate_options import GenerateOptions
 from ray_jobs.places import expand_path, hide_secrets, make_absolute_uri
 from ray_jobs.train_options import Section, TrainOptions, check_training
 
@@ -108,6 +109,7 @@ class RunSpec(Section):
     runs_dir: AnyLocation = Path("runs")  # on a cluster a shared folder or one in a bucket, s3://bucket/runs
     lake_dir: AnyLocation | None = None  # the feature lake may be shared by runs; None = inside the run's folder
     seed: int = 0
+    generate: GenerateOptions = GenerateOptions()
     prepare: PrepareOptions = PrepareOptions()
     embed: EmbedOptions = EmbedOptions()
     model: ModelConfig = ModelConfig()

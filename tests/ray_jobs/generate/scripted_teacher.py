@@ -1,0 +1,104 @@
+"""A teacher over HTTP that follows its prompts: it reads tools and captions out of them and answers in form.
+
+A share of its lines is spoilt in one of the ways of GPT4Tools' Table 5; it remembers which.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+_TOOL = re.compile(r"^\d+\. (?P<name>[^:\n]+): (?P<usage>.+)\. Arguments: (?P<arguments>.*)$", re.MULTILINE)
+_CAPTION = re.compile(r"What it shows: (?P<caption>[^\n]*)")
+KINDS = ("clean", "format", "arguments", "tool")
+
+
+class ScriptedTeacher:
+    """Counts what it is asked and what it spoils.
+
+    Attributes:
+        url: as an OpenAI client takes it.
+        prompts: every prompt that it answered.
+        lines: line -> kind, of all that it wrote for tools.
+    """
+
+    def __init__(self, noise_frac: float) -> None:
+        self.url = ""
+        self.prompts: list[str] = []
+        self.lines: dict[str, str] = {}
+        self._noise_frac = noise_frac
+        self._lock = threading.Lock()
+
+    def answer(self, prompt: str) -> str:
+        rng = np.random.default_rng(list(prompt.encode()))
+        with self._lock:
+            self.prompts.append(prompt)
+            if "no tool is needed" in prompt:
+                return "User: Thank you.\nAssistant: You are welcome.\nUser: Open it.png\nAssistant: No."
+            caption = _CAPTION.search(prompt)
+            assert caption is not None
+            return "\n".join(
+                self._write(found, caption["caption"], number, rng)
+                for number, found in enumerate(_TOOL.finditer(prompt), start=1)
+            )
+
+    def _write(self, tool: re.Match[str], caption: str, number: int, rng: np.random.Generator) -> str:
+        kind = str(rng.choice(KINDS[1:])) if rng.random() < self._noise_frac else "clean"
+        names = tool["arguments"].split(", ")
+        values = ["example.png" if name == "image_path" else "the dog" for name in names]
+        words = f"Please {tool['usage'].removeprefix('to ')}: {caption.rstrip('.')}"
+        name, comma = tool["name"], ","
+        if kind == "format":
+            comma = ""
+        elif kind == "arguments":
+            values = values[:-1]
+        elif kind == "tool":
+            name += " Now"
+        line = f'{words}{comma} [{name}, "{", ".join(values)}"]'
+        self.lines[line] = kind
+        return f"{number}. {line}"
+
+
+@contextmanager
+def scripted_teacher(noise_frac: float = 0.0) -> Iterator[ScriptedTeacher]:
+    """One that listens on a free port of this machine."""
+    teacher = ScriptedTeacher(noise_frac)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            prompt = body["messages"][-1]["content"]
+            text = teacher.answer(prompt)
+            usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            reply: dict[str, Any] = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
+            data = json.dumps(reply | {"choices": [choice], "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # connections that wait; with 5 of them the rest is refused, and asked again
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    teacher.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        yield teacher
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

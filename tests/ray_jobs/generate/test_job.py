@@ -1,0 +1,126 @@
+"""`generate` and a teacher over HTTP: what is kept loads as GPT4Tools' data, noise is named, nothing is paid twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_teacher import ScriptedTeacher, scripted_teacher
+
+from data_pipeline.records.catalog import Tool, ToolCatalog
+from data_pipeline.records.schema import ToolRecord
+from data_pipeline.sources.gpt4tools import read_gpt4tools
+from data_pipeline.sources.gpt4tools_catalog import UNSEEN_TOOL_IDS
+from ray_jobs.cli import main
+
+N_IMAGES = 60
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    rows = [{"image": f"{n}.png", "caption": f"A dog number {n} at a lake."} for n in range(N_IMAGES)]
+    path = tmp_path / "captions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def generate(tmp_path: Path, captions: Path, teacher: ScriptedTeacher, *more: str) -> int:
+    settings = f"{{url: {teacher.url}, model: scripted, api_key_env: '', input_price: 1, output_price: 2}}"
+    given = [f"runs_dir={tmp_path / 'runs'}", "name=g", f"generate.captions={captions}", f"generate.teacher={settings}"]
+    return main(["generate", *given, *more])
+
+
+def read(tmp_path: Path) -> dict[str, bytes]:
+    folder = tmp_path / "runs" / "g" / "generated"
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix == ".json"}
+
+
+def test_what_is_kept_loads_as_gpt4tools_data(
+    tmp_path: Path, captions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted_teacher(noise_frac=0.3) as teacher:
+        assert generate(tmp_path, captions, teacher) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        kinds = Counter(teacher.lines.values())
+        assert result["rejected"] == {kind: n for kind, n in kinds.items() if kind != "clean"}
+        assert result["kept"] == kinds["clean"]
+        assert result["requests"]["sent"] == len(teacher.prompts) == len(set(teacher.prompts))
+        assert result["money"] == pytest.approx(len(teacher.prompts) * (100 + 2 * 50) / 1e6, abs=1e-4)
+        rejected = [
+            json.loads(line)
+            for line in (tmp_path / "runs/g/generated/rejected.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        assert {line["line"]: line["reason"] for line in rejected} == {
+            line: kind for line, kind in teacher.lines.items() if kind != "clean"
+        }
+        reading = read_gpt4tools(tmp_path / "runs" / "g" / "generated")
+        records = [item for item in reading.items if isinstance(item, ToolRecord)]
+        assert len(records) == len(reading.items) == sum(sum(split.values()) for split in result["samples"].values())
+        splits = {split: [record for record in records if record.split == split] for split in ("train", "val", "test")}
+        assert all(splits.values())
+        for split, own in splits.items():
+            called = {tool_id for record in own for tool_id in record.valid_tool_ids} - {"unknown"}
+            assert called <= set(UNSEEN_TOOL_IDS) if split == "test" else called.isdisjoint(UNSEEN_TOOL_IDS)
+        assert {record.source for record in records} == {"gpt4tools"}
+        # a second run pays nothing and gives the same bytes
+        before, n_prompts = read(tmp_path), len(teacher.prompts)
+        assert generate(tmp_path, captions, teacher) == 0
+        again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["requests"] == {"sent": 0, "from_cache": n_prompts, "failed": 0}
+    assert again["money"] == 0
+    assert read(tmp_path) == before
+
+
+def test_tools_of_ones_own(tmp_path: Path, captions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = ToolCatalog(
+        [
+            Tool("shop/find-shelf", "Tells on which shelf the goods lie.", "image", "text", arguments=("image_path",)),
+            Tool("shop/order", "Orders goods again.", "text", "text", arguments=("goods",)),
+            Tool("shop/price-tag", "Prints a price tag.", "text", "image", arguments=("goods", "price")),
+        ]
+    )
+    shop.save_jsonl(tmp_path / "tools.jsonl")
+    with scripted_teacher() as teacher:
+        more = (f"generate.tools={tmp_path / 'tools.jsonl'}", "generate.limit=5", "generate.talk_frac=1")
+        assert generate(tmp_path, captions, teacher, *more) == 0
+        assert len(teacher.prompts) == 10
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["rejected"] == {}
+    assert "test" not in result["samples"]
+    rows = json.loads(read(tmp_path)["train.json"])
+    assert any("Action: shop/order\nAction Input: the dog" in row["output"] for row in rows)
+
+
+def test_what_it_would_take_is_said_before_anything_is_sent(
+    tmp_path: Path, captions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted_teacher() as teacher:
+        assert generate(tmp_path, captions, teacher, "--dry-run") == 0
+        assert teacher.prompts == []
+        dry = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert generate(tmp_path, captions, teacher) == 0
+        assert dry["requests"] == len(teacher.prompts)
+    assert dry["money"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"captions": "none.jsonl"}, "there is no file or folder"),
+        ({"unseen_tools": "[Fly]"}, "generate.unseen_tools names Fly"),
+        ({"tools": "none.jsonl"}, "none.jsonl"),
+    ],
+)
+def test_bad_settings_are_one_sentence(
+    tmp_path: Path, captions: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], said: str
+) -> None:
+    with scripted_teacher() as teacher:
+        more = [f"generate.{key}={value}" for key, value in settings.items()]
+        assert generate(tmp_path, captions, teacher, *more) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+    assert main(["generate", f"generate.captions={captions}", f"runs_dir={tmp_path}"]) == 2
+    assert "generate.teacher is not set" in capsys.readouterr().err
