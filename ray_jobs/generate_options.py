@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from data_pipeline.teacher.options import TeacherOptions
 from pydantic import Field
 
 from data_pipeline.locations import LocalPath
+from data_pipeline.teacher.options import TeacherOptions
 from ray_jobs.train_options import Section
 
 

@@ -10,9 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from data_pipeline.teacher.cache import ReplyCache
-from data_pipeline.teacher.client import Teacher
-from data_pipeline.teacher.requests import TeacherRequest
 
 from data_pipeline import storage
 from data_pipeline.errors import InputError
@@ -31,6 +28,9 @@ from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.schema import SPLITS
 from data_pipeline.records.text import words_key
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, UNSEEN_TOOL_IDS
+from data_pipeline.teacher.cache import ReplyCache
+from data_pipeline.teacher.client import Teacher
+from data_pipeline.teacher.requests import TeacherRequest
 from ray_jobs.config import RunSpec
 from ray_jobs.generate.report import render_report
 from ray_jobs.generate_options import GenerateOptions
