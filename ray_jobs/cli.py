@@ -14,7 +14,7 @@ from ray_jobs.faults import describe_mendable
 
 # verb -> what it does; the job is `run` of the verb's module, imported only when asked for
 VERBS = {
-    "generate": "let a teacher LLM write dialogues with tools from captions, as GPT4Tools does, for `prepare` to read",
+    "generate": "let a teacher LLM write dialogues or questions for tools, as both papers do, for `prepare` to read",
     "prepare": "build the corpus: validate, dedupe, split, audit for leaks, write Parquet shards",
     "embed": "pass every distinct medium through the frozen encoder into the feature lake",
     "train": "train projector and LoRA with Ray Train and DeepSpeed",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from data_pipeline.locations import LocalPath
@@ -10,14 +12,19 @@ from ray_jobs.train_options import Section
 
 
 class GenerateOptions(Section):
-    """GPT4Tools' self-instruction: captions and tools, a teacher, dialogues."""
+    """What a teacher is asked for."""
 
+    recipe: Literal["dialogues", "questions"] = "dialogues"  # GPT4Tools' self-instruction, or MLLM-Tool's queries
+    teacher: TeacherOptions | None = None  # an OpenAI-compatible server: url, model, prices, limits
+    limit: int | None = Field(default=None, ge=1)  # pictures, or tools: a few to look at before the money is spent
     captions: LocalPath | None = None  # rows with image and caption, or COCO's annotations (file or folder)
-    tools: LocalPath | None = None  # a catalogue of one's own (tools.jsonl); None = GPT4Tools' 31
+    tools: LocalPath | None = None  # a catalogue of one's own (tools.jsonl); None = GPT4Tools' 31, for dialogues
     unseen_tools: list[str] | None = (
         None  # call names for the test split alone; None = GPT4Tools' 8, or none of one's own
     )
     tools_per_prompt: int = Field(default=8, ge=1)  # instructions that one request asks for
     talk_frac: float = Field(default=0.5, ge=0, le=1)  # of the pictures are asked for talk that needs no tool as well
-    limit: int | None = Field(default=None, ge=1)  # pictures; a few of them to look at before the money is spent
-    teacher: TeacherOptions | None = None  # an OpenAI-compatible server: url, model, prices, limits
+    groups: LocalPath | None = (
+        None  # recipe=questions: tools of one function, and those that only the medium tells apart
+    )
+    media: LocalPath | None = None  # recipe=questions: files with the tools that are right for each

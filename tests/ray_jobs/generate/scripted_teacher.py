@@ -17,6 +17,13 @@ import numpy as np
 
 _TOOL = re.compile(r"^\d+\. (?P<name>[^:\n]+): (?P<usage>.+)\. Arguments: (?P<arguments>.*)$", re.MULTILINE)
 _CAPTION = re.compile(r"What it shows: (?P<caption>[^\n]*)")
+_OPENINGS = (
+    "Could you kindly look at",
+    "My boss asks about",
+    "For tomorrow I need help with",
+    "Nobody here solved",
+    "Hm,",
+)
 KINDS = ("clean", "format", "arguments", "tool")
 
 
@@ -42,12 +49,32 @@ class ScriptedTeacher:
             self.prompts.append(prompt)
             if "no tool is needed" in prompt:
                 return "User: Thank you.\nAssistant: You are welcome.\nUser: Open it.png\nAssistant: No."
+            if "different queries" in prompt:
+                return self._write_queries(prompt)
+            if "solves exactly that" in prompt:
+                n_tools = len(re.findall(r"^\d+\. ", prompt, re.MULTILINE))
+                return "\n".join(f"{n}: {'yes' if n == 1 else 'no'}" for n in range(1, n_tools + 1))
             caption = _CAPTION.search(prompt)
             assert caption is not None
             return "\n".join(
                 self._write(found, caption["caption"], number, rng)
                 for number, found in enumerate(_TOOL.finditer(prompt), start=1)
             )
+
+    def _write_queries(self, prompt: str) -> str:
+        """Twenty queries, of which one in each ten is spoilt; they repeat the description unless that is prohibited."""
+        description, prohibited = prompt.rpartition("Description: ")[2].split("\nProhibited words: ")
+        banned = {word.casefold() for word in prohibited.strip().split(", ")}
+        words = " ".join(word for word in description.split() if word.strip(".,").casefold() not in banned)
+        lines = []
+        for number in range(1, 21):
+            own = " ".join(f"item{len(self.prompts)}{letter}{number}" for letter in "abcdefgh")
+            said = f"{_OPENINGS[number % len(_OPENINGS)]} {own}: {words}"
+            if number % 10 == 0:
+                said += " with that model of yours"
+            lines.append(f"Query{number}: {said}")
+            self.lines[lines[-1]] = "prohibited" if number % 10 == 0 else "clean"
+        return "\n".join(lines)
 
     def _write(self, tool: re.Match[str], caption: str, number: int, rng: np.random.Generator) -> str:
         kind = str(rng.choice(KINDS[1:])) if rng.random() < self._noise_frac else "clean"

@@ -1,0 +1,86 @@
+"""Asking a teacher with progress, and what it took: what both recipes share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from data_pipeline.teacher.client import Teacher
+from data_pipeline.teacher.requests import TeacherReply, TeacherRequest
+from ray_jobs.config import RunSpec
+from ray_jobs.progress import Progress
+
+FOLDER = "generated"  # in the run's folder; the source that `prepare` reads
+CACHE = "teacher"  # beside it: every answer that was paid for
+EXAMPLES = 20  # that a report shows
+_CHARS_PER_TOKEN = 4
+
+
+def ask(
+    teacher: Teacher,
+    requests: Sequence[TeacherRequest],
+    unit: str,
+    take: Callable[[int, str], int],
+    errors: list[str],
+) -> None:
+    """Ask all requests, in the order in which answers come.
+
+    Args:
+        teacher: who answers.
+        requests: what is asked.
+        unit: what a request is, in the plural.
+        take: gets (number of the request, answer) and says how many of its lines it left out.
+        errors: gets a sentence for each request that had no answer.
+    """
+
+    async def run() -> None:
+        n_left_out = done = 0
+        with Progress("generate") as progress:
+            progress.show(0, len(requests), unit)
+            async for number, reply in teacher.ask_all(requests):
+                done += 1
+                n_left_out += _take(number, reply)
+                note = f"{n_left_out} lines left out, {teacher.usage.money:.2f} spent"
+                progress.show(done, len(requests), unit, note)
+
+    def _take(number: int, reply: TeacherReply) -> int:
+        if reply.error:
+            errors.append(reply.error)
+            return 0
+        return take(number, reply.text)
+
+    if requests:
+        asyncio.run(run())
+
+
+def describe_usage(teacher: Teacher) -> dict[str, Any]:
+    """What a run took, as its report and its last line have it."""
+    usage = teacher.usage
+    return {
+        "requests": {"sent": usage.sent, "from_cache": usage.from_cache, "failed": usage.failed},
+        "tokens": {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
+        "money": round(usage.money, 4),
+        "is_budget_spent": usage.is_budget_spent,
+    }
+
+
+def estimate(spec: RunSpec, requests: Sequence[TeacherRequest], n_more: int, tokens_each: float) -> dict[str, Any]:
+    """Print and return what it would take.
+
+    Args:
+        spec: names the teacher's prices.
+        requests: those that are known.
+        n_more: those that depend on answers, about as long.
+        tokens_each: of an answer.
+    """
+    n = len(requests) + n_more
+    chars = sum(len(text) for request in requests for _, text in request.messages)
+    prompt = round(chars / _CHARS_PER_TOKEN * n / max(1, len(requests)))
+    completion = round(n * tokens_each)
+    teacher = spec.generate.teacher
+    money = None if teacher is None else (prompt * teacher.input_price + completion * teacher.output_price) / 1e6
+    print(f"requests         {n:,}")
+    print(f"tokens           about {prompt:,} to read and {completion:,} to write (estimated)")
+    print(f"money            {'unknown: generate.teacher is not set' if money is None else f'about {money:,.2f}'}")
+    return {"requests": n, "prompt_tokens": prompt, "completion_tokens": completion, "money": money}

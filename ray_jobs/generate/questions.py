@@ -1,0 +1,221 @@
+"""The recipe `questions`: queries for a user's own tools, each with all right tools, as MLLM-Tool makes its data."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipeline import storage
+from data_pipeline.errors import InputError
+from data_pipeline.instruct.groups import ToolGroups, read_groups, read_media
+from data_pipeline.instruct.matching import find_similar, parse_matches, render_match_prompt, share_answers
+from data_pipeline.instruct.queries import (
+    KEPT,
+    N_EXAMPLES,
+    Query,
+    Refused,
+    keep_best,
+    list_prohibited,
+    parse_queries,
+    render_query_prompt,
+)
+from data_pipeline.markdown import render_table
+from data_pipeline.records.catalog import CATALOG_FILE, UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from data_pipeline.teacher.client import Teacher
+from data_pipeline.teacher.requests import TeacherRequest
+from ray_jobs.config import RunSpec
+from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate
+
+_TOKENS_PER_ANSWER = 450  # twenty queries
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked first.
+
+    Attributes:
+        catalog: the user's, whole.
+        tools: those that are asked for.
+        groups: how they belong together.
+        tools_of, media_of: file -> tools that are right for it, and tool -> files.
+        asked: (tool, prohibited words, whether the words shall fit its whole group) of each request.
+        requests: as many.
+    """
+
+    catalog: ToolCatalog
+    tools: list[Tool]
+    groups: ToolGroups
+    tools_of: dict[str, tuple[str, ...]]
+    media_of: dict[str, list[str]]
+    asked: list[tuple[Tool, tuple[str, ...], bool]]
+    requests: list[TeacherRequest]
+
+
+def make_plan(spec: RunSpec) -> Plan:
+    """Which tool is asked for which queries; a function of the config alone.
+
+    Raises:
+        InputError: no tools, or files that do not fit them.
+    """
+    options = spec.generate
+    if options.tools is None:
+        raise InputError("generate.tools is not set; give the catalogue (tools.jsonl) that questions are wanted for.")
+    catalog = ToolCatalog.load_jsonl(options.tools)
+    tools = [tool for tool in catalog if tool.tool_id != UNKNOWN_TOOL_ID and tool.description]
+    if not tools:
+        raise InputError(f"no tool of {options.tools} has a description; say in a sentence what each does.")
+    tools = tools[: options.limit]
+    groups = read_groups(options.groups, catalog.tool_ids) if options.groups else ToolGroups()
+    tools_of, media_of = read_media(options.media, catalog.tool_ids) if options.media else ({}, {})
+    asked: list[tuple[Tool, tuple[str, ...], bool]] = []
+    requests = []
+    for number, tool in enumerate(tools):
+        group = groups.ambiguous.get(tool.tool_id)
+        others = [catalog[other] for other in group.tools if other != tool.tool_id] if group else []
+        rng = np.random.default_rng([spec.seed, number])
+        kinds = [False, True] if others and tool.tool_id in media_of else [False]  # without media nothing would decide
+        for is_ambiguous in kinds:
+            prohibited = list_prohibited(tool, others if is_ambiguous else ())
+            examples = rng.permutation(N_EXAMPLES)[:2].tolist()
+            prompt = render_query_prompt(tool, prohibited, examples, is_ambiguous)
+            asked.append((tool, prohibited, is_ambiguous))
+            requests.append(TeacherRequest((("user", prompt),)))
+    return Plan(catalog, tools, groups, tools_of, media_of, asked, requests)
+
+
+def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
+    """The recipe: see `ray_jobs.generate.job.run`."""
+    plan = make_plan(spec)
+    found: dict[int, list[Query | Refused]] = {}
+    errors: list[str] = []
+
+    def take(number: int, text: str) -> int:
+        found[number] = parse_queries(text, *plan.asked[number])
+        return sum(isinstance(line, Refused) for line in found[number])
+
+    ask(teacher, plan.requests, "tools", take, errors)
+    refused = [line for number in sorted(found) for line in found[number] if isinstance(line, Refused)]
+    by_tool: defaultdict[str, list[Query]] = defaultdict(list)
+    for number in sorted(found):
+        by_tool[plan.asked[number][0].tool_id] += [line for line in found[number] if isinstance(line, Query)]
+    queries = [query for own in by_tool.values() for query in keep_best(own)]
+    if not queries:
+        reasons = dict(Counter(each.reason for each in refused)) or errors[:1]
+        raise InputError(f"nothing of the teacher's answers can be used ({reasons}); look at {spec.work_dir / CACHE}.")
+    matched, n_unclear = _match(teacher, plan, queries, errors)
+    records = _build_records(plan, queries, matched, spec.seed)
+    counts: dict[str, Any] = {
+        "tools": len(plan.tools),
+        **describe_usage(teacher),
+        "kept": len(queries),
+        "ambiguous": sum(query.is_ambiguous for query in queries),
+        "rejected": dict(Counter(each.reason for each in refused)),
+        "matches_unclear": n_unclear,
+        "answers": dict(sorted(Counter(len(record["tools"]) for record in records).items())),
+    }
+    report = render_report(counts, records[:EXAMPLES], refused[:EXAMPLES])
+    folder = spec.run_dir / FOLDER
+    with storage.replacing_folder(folder) as new:
+        storage.write_file(new / "records.jsonl", _lines(records))
+        plan.catalog.save_jsonl(new / CATALOG_FILE)
+        no_answer = [{"reason": "no answer", "why": error} for error in sorted(errors)]
+        storage.write_file(new / "rejected.jsonl", _lines([*map(vars, refused), *no_answer]))
+        storage.write_file(new / "report.md", report + "\n")
+    print(report)
+    print(f"written to {folder}; read it with prepare.source=jsonl prepare.path={folder / 'records.jsonl'}")
+    return {"generated": str(folder), **counts}
+
+
+def run_dry(spec: RunSpec) -> dict[str, Any]:
+    """See `ray_jobs.generate.job.run_dry`."""
+    plan = make_plan(spec)
+    n_judged = sum(bool(alike) for alike in find_similar(plan.tools).values()) * KEPT
+    print(
+        f"tools            {len(plan.tools)}, {sum(kind for *_, kind in plan.asked)} of them with ambiguous queries too"
+    )
+    tokens = (len(plan.requests) * _TOKENS_PER_ANSWER + n_judged * 20) / (len(plan.requests) + n_judged)
+    return estimate(spec, plan.requests, n_judged, tokens)
+
+
+def _match(
+    teacher: Teacher, plan: Plan, queries: Sequence[Query], errors: list[str]
+) -> tuple[dict[Query, list[str]], int]:
+    """Further right tools by the teacher's judgement, and how many queries it did not judge in form.
+
+    Of an ambiguous query the medium decides, and the user has said which tools are right for it.
+    """
+    similar = find_similar(plan.tools)
+    judged = [(query, similar[query.tool_id]) for query in queries if not query.is_ambiguous and similar[query.tool_id]]
+    matched: dict[Query, list[str]] = {}
+
+    def take(number: int, text: str) -> int:
+        query, tools = judged[number]
+        found = parse_matches(text, tools)
+        if found is None:
+            return 1
+        matched[query] = found
+        return 0
+
+    requests = [
+        TeacherRequest((("user", render_match_prompt(query, tools)),), max_tokens=100, temperature=0.0)
+        for query, tools in judged
+    ]
+    ask(teacher, requests, "matches", take, errors)
+    return matched, len(judged) - len(matched)
+
+
+def _build_records(
+    plan: Plan, queries: Sequence[Query], matched: dict[Query, list[str]], seed: int
+) -> list[dict[str, Any]]:
+    """Rows as `prepare.source=jsonl` reads them."""
+    rng = np.random.default_rng([seed, len(queries)])
+    records = []
+    for query in queries:
+        files = plan.media_of.get(query.tool_id, ())
+        medium = files[int(rng.integers(len(files)))] if files else None
+        record: dict[str, Any] = {"instruction": query.words}
+        tools = share_answers(query, plan.groups.same, matched.get(query, ()))
+        if query.is_ambiguous:
+            group = plan.groups.ambiguous[query.tool_id]
+            record |= {"ambiguity": group.ambiguity.value, "candidates": list(group.tools)}
+            right = [tool for tool in group.tools if tool in plan.tools_of[str(medium)]]
+            tools = tuple(dict.fromkeys([*right, *(same for tool in right for same in plan.groups.same.get(tool, ()))]))
+        record["tools"] = list(tools)
+        if medium is not None:
+            record["media"] = medium
+        records.append(record)
+    return records
+
+
+def render_report(counts: dict[str, Any], records: Sequence[dict[str, Any]], refused: Sequence[Refused]) -> str:
+    """Markdown: counts, examples of what was kept and of what was not."""
+    requests = counts["requests"]
+    reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(counts["rejected"].items())) or "none"
+    parts = [
+        "# Generated questions",
+        "",
+        render_table(["right tools", "questions"], [[str(n), str(many)] for n, many in counts["answers"].items()]),
+        "",
+        f"{counts['tools']} tools; {counts['kept']} questions kept, {counts['ambiguous']} of them ambiguous; rejected "
+        f"by reason: {reasons}; {counts['matches_unclear']} judgements in no form. Requests: {requests['sent']} sent, "
+        f"{requests['from_cache']} answered before, {requests['failed']} failed. Spent: {counts['money']:.4f}"
+        + (" (the budget is spent: run again to go on)." if counts["is_budget_spent"] else "."),
+        "",
+        "## Kept",
+        "",
+        *(f"- {each['instruction']} → {', '.join(each['tools'])}" for each in records),
+        "",
+        "## Left out",
+        "",
+        *(f"- {each.reason}: {each.why}: `{each.line}`" for each in refused),
+    ]
+    return "\n".join(parts)
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
