@@ -14,7 +14,9 @@ from ray_jobs.train_options import Section
 class GenerateOptions(Section):
     """What a teacher is asked for."""
 
-    recipe: Literal["dialogues", "questions"] = "dialogues"  # GPT4Tools' self-instruction, or MLLM-Tool's queries
+    recipe: Literal["dialogues", "questions", "catalog"] = (
+        "dialogues"  # GPT4Tools' self-instruction; MLLM-Tool's queries
+    )
     teacher: TeacherOptions | None = None  # an OpenAI-compatible server: url, model, prices, limits
     limit: int | None = Field(default=None, ge=1)  # pictures, or tools: a few to look at before the money is spent
     captions: LocalPath | None = None  # rows with image and caption, or COCO's annotations (file or folder)
@@ -24,6 +26,9 @@ class GenerateOptions(Section):
     )
     tools_per_prompt: int = Field(default=8, ge=1)  # instructions that one request asks for
     talk_frac: float = Field(default=0.5, ge=0, le=1)  # of the pictures are asked for talk that needs no tool as well
+    cards: LocalPath | None = None  # recipe=catalog: the Hub's models, API cards, an MCP tools/list, OpenAPI, or names
+    licences: list[str] = Field(default_factory=list)  # recipe=catalog: those that are allowed; [] = any
+    max_per_function: int = Field(default=5, ge=1)  # recipe=catalog: tools of one task, the most downloaded
     groups: LocalPath | None = (
         None  # recipe=questions: tools of one function, and those that only the medium tells apart
     )

@@ -1,4 +1,4 @@
-"""`generate`: let a teacher write data, by one of two recipes: dialogues (GPT4Tools) or questions (MLLM-Tool)."""
+"""`generate`: make data by a recipe: a catalogue from cards, and what a teacher writes: dialogues or questions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.teacher.cache import ReplyCache
 from data_pipeline.teacher.client import Teacher
 from ray_jobs.config import RunSpec
-from ray_jobs.generate import dialogues, questions
+from ray_jobs.generate import catalogs, dialogues, questions
 from ray_jobs.generate.asking import CACHE
 
 _RECIPES = {"dialogues": dialogues, "questions": questions}
@@ -20,6 +20,8 @@ def run(spec: RunSpec) -> dict[str, Any]:
     Raises:
         InputError: nothing to start from, no teacher, a teacher that refuses, or nothing of its answers can be used.
     """
+    if spec.generate.recipe == "catalog":
+        return catalogs.run(spec)
     options = spec.generate.teacher
     if options is None:
         raise InputError(
@@ -30,5 +32,11 @@ def run(spec: RunSpec) -> dict[str, Any]:
 
 
 def run_dry(spec: RunSpec) -> dict[str, Any]:
-    """Say what it would take: requests, tokens, money. Nothing is sent."""
+    """Say what it would take: requests, tokens, money. Nothing is sent.
+
+    Raises:
+        InputError: a catalogue asks nobody, so there is nothing to say; or as of `run`.
+    """
+    if spec.generate.recipe == "catalog":
+        raise InputError("generate.recipe=catalog asks no teacher and costs nothing; run it without --dry-run.")
     return _RECIPES[spec.generate.recipe].run_dry(spec)

@@ -1,0 +1,238 @@
+"""Catalogues from what others say of their tools (MLLM-Tool, sections 3.1, 8.2 and 8.3).
+
+Read are the Hugging Face Hub's list of models (``/api/models``, with `description` where it is known), Gorilla's API
+database, the tools of an MCP server (`tools/list`), an OpenAPI file, a plain object of names and descriptions, and
+entries of a catalogue. What is left out is counted by its reason: cards that say too little, unsafe ones, licences that
+were not asked for, repetitions, and more than a few tools of one function.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
+from data_pipeline.records.text import parse_json, read_text, words_key
+from data_pipeline.sources.apibench import build_tool, read_card
+from data_pipeline.sources.rows import read_rows
+
+MIN_WORDS = 4  # of a description
+MAX_DESCRIPTION_CHARS = 400
+MAX_PER_FUNCTION = 5  # tools, those with the most downloads (section 8.2)
+
+_METHODS = ("get", "post", "put", "patch", "delete")
+_FOREIGN = re.compile(r"[\s{}\[\],'\"]+")
+_UNSAFE = re.compile(r"\b(?:nsfw|porn\w*|hentai|erotic\w*|nudes?|nudity|undress\w*|gore|deepfakes?)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a tool: its entry, what kind of tool it is ("" = unknown), downloads, and its licence."""
+
+    tool: Tool
+    function: str = ""
+    downloads: int = 0
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A card that does not come into the catalogue."""
+
+    name: str
+    reason: str
+
+
+def read_cards(path: Path) -> list[Card | LeftOut]:
+    """Read cards, whatever their form, told by its keys.
+
+    Raises:
+        InputError: no such file, or none of the forms.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; give the cards that a catalogue shall be made of.")
+    text = read_text(path) if path.suffix in (".json", ".yaml", ".yml") else ""
+    if text.lstrip()[:1] == "{" or path.suffix in (".yaml", ".yml"):
+        try:
+            content = parse_json(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (InputError, yaml.YAMLError) as error:
+            if path.suffix == ".json" and "\n{" in text:  # JSON Lines under that name
+                return [card for row in read_rows(path) for card in _read_row(row.content, row.place)]
+            raise InputError(f"{path}: {error}; copy the file again.") from error
+        return list(_read_object(content, path))
+    return [card for row in read_rows(path) for card in _read_row(row.content, row.place)]
+
+
+def choose_cards(
+    cards: list[Card | LeftOut], licences: Collection[str] = (), max_per_function: int = MAX_PER_FUNCTION
+) -> tuple[list[Tool], list[LeftOut]]:
+    """Leave out what a catalogue should not hold.
+
+    Args:
+        cards: of `read_cards`.
+        licences: the ones that are allowed, lower case; () = any.
+        max_per_function: tools of one function, those with the most downloads; unknown functions have no limit.
+
+    Returns:
+        the tools in their order, and what was left out.
+    """
+    left_out = [card for card in cards if isinstance(card, LeftOut)]
+    kept: list[Card] = []
+    ids: set[str] = set()
+    described: dict[str, str] = {}
+    for card in (card for card in cards if isinstance(card, Card)):
+        tool, key = card.tool, words_key(card.tool.description)
+        reason = ""
+        if tool.tool_id in ids:
+            reason = "an earlier card is of the same tool"
+        elif len(tool.description.split()) < MIN_WORDS:
+            reason = f"it says too little: its description has fewer than {MIN_WORDS} words"
+        elif _UNSAFE.search(f"{tool.tool_id.replace('/', ' ').replace('-', ' ').replace('_', ' ')} {tool.description}"):
+            reason = "unsafe content"
+        elif licences and card.licence.casefold() not in licences:
+            reason = f"its licence is {card.licence or 'not stated'}"
+        elif key in described:
+            reason = f"it says the same as {described[key]}"
+        if reason:
+            left_out.append(LeftOut(tool.tool_id, reason))
+            continue
+        ids.add(tool.tool_id)
+        described[key] = tool.tool_id
+        kept.append(card)
+    by_function: defaultdict[str, list[Card]] = defaultdict(list)
+    for card in kept:
+        by_function[card.function or card.tool.tool_id].append(card)
+    chosen = {
+        card.tool.tool_id
+        for own in by_function.values()
+        for card in sorted(own, key=lambda card: -card.downloads)[:max_per_function]
+    }
+    left_out += [
+        LeftOut(card.tool.tool_id, f"{max_per_function} tools for {card.function} have more downloads")
+        for card in kept
+        if card.tool.tool_id not in chosen
+    ]
+    return [card.tool for card in kept if card.tool.tool_id in chosen], left_out
+
+
+def _read_object(content: Any, path: Path) -> Iterator[Card | LeftOut]:
+    if isinstance(content, Mapping):
+        listed = content.get("result", content)
+        if isinstance(listed, Mapping) and isinstance(listed.get("tools"), list):
+            for number, each in enumerate(listed["tools"]):
+                yield _read_mcp(each, f"tool {number}")
+            return
+        if "openapi" in content and isinstance(content.get("paths"), Mapping):
+            yield from _read_openapi(content["paths"])
+            return
+        if content and all(isinstance(value, str) for value in content.values()):
+            for name, description in content.items():
+                yield _build(str(name), description)
+            return
+        if set(content) & {"tool_id", "api_data", "api_name", "modelId"}:
+            yield from _read_row(content, "line 1")
+            return
+    raise InputError(
+        f"{path} is in no known form; give the Hub's list of models, API cards, an MCP server's tools/list, an OpenAPI "
+        "file, an object of names and descriptions, or catalogue entries."
+    )
+
+
+def _read_row(content: Any, place: str) -> list[Card | LeftOut]:
+    if not isinstance(content, Mapping):
+        return [LeftOut(place, "no object")]
+    if "tool_id" in content:
+        known = {field.name for field in fields(Tool)}
+        try:
+            return [Card(Tool(**{key: value for key, value in content.items() if key in known and value is not None}))]
+        except InputError as error:
+            return [LeftOut(str(content["tool_id"]), str(error))]
+    if "api_data" in content or "api_name" in content:
+        try:
+            card = read_card(dict(content))
+            return [Card(build_tool(card), card.domain)]
+        except InputError as error:
+            return [LeftOut(place, str(error))]
+    name = content.get("modelId") or content.get("id")
+    if isinstance(name, str) and ("pipeline_tag" in content or "modelId" in content):
+        return [_read_hub(content, name)]
+    return [LeftOut(place, "in no known form")]
+
+
+def _read_hub(content: Mapping[str, Any], name: str) -> Card | LeftOut:
+    """A model of the Hub: its tags say the licence, its task what goes in and comes out."""
+    task = content.get("pipeline_tag")
+    if task not in load_tasks():
+        return LeftOut(name, f"its task is {task or 'not stated'}")
+    details = content.get("cardData")
+    tags = [tag for tag in content.get("tags") or [] if isinstance(tag, str)]
+    licence = next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), "")
+    if isinstance(details, Mapping) and isinstance(details.get("license"), str):
+        licence = details["license"]
+    description = content.get("description") or (details.get("summary") if isinstance(details, Mapping) else "") or ""
+    given, made = load_tasks()[task]
+    downloads = content.get("downloads")
+    card = _build(name, str(description), given, made, "huggingface")
+    if isinstance(card, LeftOut):
+        return card
+    return Card(card.tool, task, downloads if isinstance(downloads, int) else 0, licence)
+
+
+def _read_mcp(content: Any, place: str) -> Card | LeftOut:
+    """A tool of `tools/list`; its arguments are the properties of its schema, the required ones first."""
+    if not isinstance(content, Mapping) or not isinstance(content.get("name"), str):
+        return LeftOut(place, "it has no name")
+    schema = content.get("inputSchema")
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    required = schema.get("required") if isinstance(schema, Mapping) else None
+    names = [str(name) for name in properties] if isinstance(properties, Mapping) else []
+    first = [name for name in names if isinstance(required, list) and name in required]
+    arguments = tuple(dict.fromkeys([*first, *names]))
+    return _build(content["name"], str(content.get("description") or content.get("title") or ""), arguments=arguments)
+
+
+def _read_openapi(paths: Mapping[str, Any]) -> Iterator[Card | LeftOut]:
+    for path, operations in paths.items():
+        if not isinstance(operations, Mapping):
+            continue
+        for method, operation in operations.items():
+            if method not in _METHODS or not isinstance(operation, Mapping):
+                continue
+            name = operation.get("operationId") or f"{method}-{str(path).strip('/').replace('/', '-')}"
+            words = [str(operation.get(key) or "").strip() for key in ("summary", "description")]
+            parameters = [each for each in operation.get("parameters") or [] if isinstance(each, Mapping)]
+            arguments = tuple(dict.fromkeys(str(each["name"]) for each in parameters if each.get("name")))
+            yield _build(str(name), ". ".join(word.rstrip(".") for word in words if word), arguments=arguments)
+
+
+def _build(
+    name: str,
+    description: str,
+    given: str = "",
+    made: str = "",
+    backend: str = "",
+    arguments: tuple[str, ...] = (),
+) -> Card | LeftOut:
+    tool_id = _FOREIGN.sub("-", name.strip()).strip("-")
+    words = " ".join(description.split())
+    if len(words) > MAX_DESCRIPTION_CHARS:
+        words = words[:MAX_DESCRIPTION_CHARS].rpartition(" ")[0].rstrip(",;:") + "…"
+    try:
+        return Card(Tool(tool_id, words, given, made, backend, arguments=arguments))
+    except InputError as error:
+        return LeftOut(name[:100], str(error))
+
+
+@cache
+def load_tasks() -> dict[str, tuple[str, str]]:
+    """The Hub's tasks -> (what goes in, what comes out)."""
+    content = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
+    return {task: (given, made) for task, (given, made) in content.items()}

@@ -1,0 +1,134 @@
+"""Cards of tools in the forms that they come in, and what a catalogue leaves out of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import InputError
+from data_pipeline.instruct.cards import Card, LeftOut, choose_cards, load_tasks, read_cards
+from data_pipeline.records.catalog import Tool
+
+SHARED = Path(__file__).parents[4] / "shared"
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def model(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "modelId": f"lab/model-{number}",
+        "pipeline_tag": "image-to-image",
+        "downloads": number,
+        "tags": ["license:mit"],
+        "description": f"Removes kind {number} of fault from pictures.",
+    } | changes
+
+
+def test_the_hubs_models(tmp_path: Path) -> None:
+    rows = [
+        *(model(number) for number in range(8)),
+        model(20, pipeline_tag="reinforcement-learning"),
+        model(21, description="Nice."),
+        model(22, description="Makes nude pictures of people."),
+        model(23, modelId="lab/nsfw-maker"),
+        model(24, tags=["license:cc-by-nc-4.0"]),
+        model(25, tags=[], cardData={"license": "apache-2.0"}, pipeline_tag="audio-to-audio"),
+        model(7),
+        model(26, description="removes KIND 7 of fault from  pictures."),
+        7,
+    ]
+    cards = read_cards(write(tmp_path / "models.json", rows))
+    tools, left_out = choose_cards(cards, {"mit", "apache-2.0"})
+    assert [tool.tool_id for tool in tools] == [f"lab/model-{number}" for number in (3, 4, 5, 6, 7, 25)]
+    assert (tools[0].input_modality, tools[0].output_modality, tools[0].backend) == ("image", "image", "huggingface")
+    assert tools[-1].input_modality == "audio"
+    reasons = {each.name: each.reason for each in left_out}
+    assert reasons["lab/model-0"] == "5 tools for image-to-image have more downloads"
+    assert reasons["lab/model-20"] == "its task is reinforcement-learning"
+    assert "too little" in reasons["lab/model-21"]
+    assert reasons["lab/model-22"] == reasons["lab/nsfw-maker"] == "unsafe content"
+    assert reasons["lab/model-24"] == "its licence is cc-by-nc-4.0"
+    assert reasons["lab/model-7"] == "an earlier card is of the same tool"
+    assert reasons["lab/model-26"] == "it says the same as lab/model-7"
+    assert len(left_out) + len(tools) == len(rows)
+    assert len(load_tasks()) > 35
+
+
+def test_an_mcp_servers_tools(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"unit": {}, "city": {}}, "required": ["city"]}
+    tools = [{"name": "get weather", "description": "Tells the weather of a city.", "inputSchema": schema}, {"name": 4}]
+    for content in ({"tools": tools}, {"jsonrpc": "2.0", "id": 1, "result": {"tools": tools}}):
+        (card, fault) = read_cards(write(tmp_path / "list.json", content))
+        assert card == Card(Tool("get-weather", "Tells the weather of a city.", arguments=("city", "unit")))
+        assert fault == LeftOut("tool 1", "it has no name")
+
+
+def test_an_openapi_file(tmp_path: Path) -> None:
+    content = {
+        "openapi": "3.1.0",
+        "paths": {
+            "/pets/{id}": {
+                "get": {
+                    "operationId": "showPet",
+                    "summary": "Shows a pet.",
+                    "parameters": [{"name": "id", "in": "path"}],
+                },
+                "delete": {"description": "Removes a pet for ever."},
+                "parameters": [],
+            }
+        },
+    }
+    expected = [
+        Card(Tool("showPet", "Shows a pet", arguments=("id",))),
+        Card(Tool("delete-pets--id", "Removes a pet for ever")),
+    ]
+    found = read_cards(write(tmp_path / "api.json", content))
+    assert [card.tool.description for card in found if isinstance(card, Card)] == [c.tool.description for c in expected]
+    assert found[0] == expected[0]
+    (tmp_path / "api.yaml").write_text(json.dumps(content), encoding="utf-8")
+    assert read_cards(tmp_path / "api.yaml") == found
+
+
+def test_entries_and_files_in_no_form(tmp_path: Path) -> None:
+    file = tmp_path / "tools.jsonl"
+    rows = [{"tool_id": "a", "description": "Does a thing or two."}, {"tool_id": "b c"}, {"what": 1}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = read_cards(file)
+    assert found[0] == Card(Tool("a", "Does a thing or two."))
+    assert [isinstance(card, LeftOut) for card in found] == [False, True, True]
+    with pytest.raises(InputError, match="in no known form"):
+        read_cards(write(tmp_path / "x.json", {"a": 1}))
+    with pytest.raises(InputError, match="there is no file"):
+        read_cards(tmp_path / "none.json")
+
+
+@pytest.mark.skipif(not (SHARED / "apibench").is_dir(), reason="no apibench beside the project")
+def test_apibenchs_cards_give_each_api_once() -> None:
+    names: set[str] = set()
+    n_rows = 0
+    for file in ("huggingface_eval.json", "torchhub_eval.json", "torchhub_train.json"):
+        cards = read_cards(SHARED / "apibench" / file)
+        n_rows += len(cards)
+        tools, left_out = choose_cards(cards, max_per_function=10**6)
+        assert len(tools) + len(left_out) == len(cards)
+        assert len({tool.tool_id for tool in tools}) == len(tools)
+        counts = Counter(each.reason for each in left_out)
+        assert set(counts) == {"an earlier card is of the same tool"} or all(each.reason for each in left_out)
+        names |= {tool.tool_id for tool in tools}
+    assert n_rows > 1000
+    assert len(names) > 100
+
+
+@pytest.mark.skipif(not (SHARED / "metatool").is_dir(), reason="no metatool beside the project")
+def test_metatools_descriptions() -> None:
+    cards = read_cards(SHARED / "metatool" / "plugin_des.json")
+    tools, left_out = choose_cards(cards)
+    assert len(tools) + len(left_out) == len(cards) == 199
+    assert len(tools) > 180

@@ -1,0 +1,34 @@
+"""A catalogue from the tools of an MCP server, and from it what a teacher is asked next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.records.catalog import ToolCatalog
+from ray_jobs.cli import main
+
+
+def test_an_mcp_servers_tools_become_a_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tools = [
+        {"name": "find_shelf", "description": "Tells on which shelf an article lies."},
+        {"name": "order", "description": "Orders an article again from its maker."},
+        {"name": "bare", "description": "Hm."},
+    ]
+    (tmp_path / "tools.json").write_text(json.dumps({"tools": tools}), encoding="utf-8")
+    given = ["generate", f"runs_dir={tmp_path / 'runs'}", "name=c", "generate.recipe=catalog"]
+    assert main([*given, f"generate.cards={tmp_path / 'tools.json'}"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["tools"] == 3
+    folder = tmp_path / "runs" / "c" / "generated"
+    assert ToolCatalog.load_jsonl(folder / "catalog.jsonl").tool_ids == ("find_shelf", "order", "unknown")
+    (left_out,) = [json.loads(line) for line in (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert left_out["name"] == "bare"
+    more = ["generate.recipe=questions", f"generate.tools={folder / 'catalog.jsonl'}", "--dry-run"]
+    assert main([*given, *more]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["requests"] >= 2
+    assert main(given) == 2
+    assert "generate.cards is not set" in capsys.readouterr().err
+    assert main([*given, "--dry-run"]) == 2
