@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
-from data_pipeline.teacher.answers import estimate_tokens, parse_reply
+from data_pipeline.teacher.answers import NoAnswerError, estimate_tokens, parse_reply
 from data_pipeline.teacher.cache import ReplyCache
 from data_pipeline.teacher.endpoint import Attempt, Endpoint, open_endpoint
 from data_pipeline.teacher.limiter import Clock, Limiter
@@ -131,12 +131,23 @@ class Teacher:
             question.numbers.append(number)
         elif (failed := asking.failed.get(key)) is not None:
             asking.ready.append((number, failed))
-        elif (raw := self._cache.get(key)) is not None:
+        elif (reply := self._recall(key)) is not None:
             self._usage.from_cache += 1
-            asking.ready.append((number, parse_reply(raw, from_cache=True)))
+            asking.ready.append((number, reply))
         else:
             return _Question(request, key, [number])
         return None
+
+    def _recall(self, key: str) -> TeacherReply | None:
+        """The reply in the cache; None where it has none that can be read."""
+        raw = self._cache.get(key)
+        if raw is None:
+            return None
+        try:
+            return parse_reply(raw, from_cache=True)
+        except NoAnswerError as error:  # somebody changed the file
+            logger.warning("asking again key=%s problem=%s", key, error)
+            return None
 
     async def _collect(self, asking: _Asking) -> None:
         """Wait until a question is done, and take its reply."""
