@@ -64,6 +64,7 @@ class Teacher:
             options.requests_per_minute, options.tokens_per_minute, options.max_concurrency, clock=clock
         )
         self._n_answers = 0  # of the server
+        self._n_input = self._n_output = 0  # tokens to be paid
 
     @property
     def usage(self) -> TeacherUsage:
@@ -169,7 +170,7 @@ class Teacher:
 
     async def _ask(self, asking: _Asking, question: _Question) -> TeacherReply | None:
         """The reply to one request, which is in the cache then; None where it is not to be sent any more."""
-        n_tries = n_failures = 0
+        n_tries = n_failures = n_throttled = 0
         while not self._is_over(asking):
             n_answers = self._n_answers
             attempt = await self._send(asking, question, is_retry=n_tries > 0)
@@ -177,12 +178,15 @@ class Teacher:
                 break
             if attempt.kind == "answer":
                 return parse_reply(attempt.raw)
-            # A busy server answers others in between; one that answers nobody (a spent quota) is not asked for ever.
-            is_busy = attempt.kind == "throttled" and self._n_answers > n_answers
             n_tries += 1
-            n_failures += not is_busy
+            if attempt.kind != "throttled":
+                n_failures += 1
+            elif self._n_answers > n_answers:  # a busy server answers others in between,
+                n_throttled = 0
+            else:  # one that answers nobody, as with a spent quota, is not asked for ever
+                n_throttled += 1
             most = self._options.max_attempts
-            if attempt.kind == "refused" or n_failures >= most or n_tries >= most * THROTTLED_TIMES:
+            if attempt.kind == "refused" or n_failures + n_throttled >= most or n_tries >= most * THROTTLED_TIMES:
                 self._usage.failed += 1
                 tries = "at the first attempt" if n_tries == 1 else f"in {n_tries} attempts"
                 return TeacherReply("", "error", error=f"No answer {tries}: {attempt.problem}.")
@@ -231,7 +235,9 @@ class Teacher:
         usage.completion_tokens += n_completion
         is_counted = n_prompt + n_completion > 0
         n_input, n_output = (n_prompt, n_completion) if is_counted else estimated
-        usage.money += (n_input * options.input_price + n_output * options.output_price) / MILLION
+        self._n_input += n_input
+        self._n_output += n_output
+        usage.money = (self._n_input * options.input_price + self._n_output * options.output_price) / MILLION
         usage.is_budget_spent = options.budget is not None and usage.money >= options.budget
         return n_prompt + n_completion if is_counted else None
 

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import email.utils
 import json
+import logging
 import math
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -142,6 +143,7 @@ async def open_endpoint(options: TeacherOptions) -> AsyncIterator[Endpoint]:
         raise InputError("A teacher is asked through the package openai; install it: pip install 'toolmm[train]'.")
     from openai import AsyncOpenAI
 
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for every request
     async with AsyncOpenAI(
         base_url=options.url,
         api_key=key or "none",

@@ -106,7 +106,7 @@ def test_faults_cost_one_more_request_each_and_nothing_is_lost(tmp_path: Path) -
         return Fault(is_hung=True) if number == 100 else PLANTED[number % 10] if number % 3 else None
 
     with ChatServer(plan) as server:
-        replies, usage = ask(server, tmp_path, make_requests(200), timeout_s=2)
+        replies, usage = ask(server, tmp_path, make_requests(200), timeout_s=5)
     assert {number: reply.text for number, reply in sorted(replies.items())} == {n: f"re: q{n}" for n in range(200)}
     assert server.asked == {f"q{number}": 2 if number % 3 or number == 100 else 1 for number in range(200)}
     assert (usage.sent, usage.retries, usage.failed) == (server.n_asked, server.n_asked - 200, 0)
@@ -115,8 +115,9 @@ def test_faults_cost_one_more_request_each_and_nothing_is_lost(tmp_path: Path) -
 @pytest.mark.parametrize("fault", [*PLANTED, Fault(is_hung=True)], ids=lambda fault: f"{fault.status}-{fault.body}")
 def test_what_never_goes_well_becomes_an_error_and_the_others_go_on(fault: Fault, tmp_path: Path) -> None:
     with ChatServer(lambda question, n_before: fault if question == "q3" else None) as server:
-        replies, usage = ask(server, tmp_path, make_requests(8), max_attempts=3, timeout_s=0.4)
-        assert server.asked["q3"] >= 3
+        timeout_s = 2 if fault.is_hung else 60
+        replies, usage = ask(server, tmp_path, make_requests(8), max_attempts=2, timeout_s=timeout_s)
+        assert server.asked["q3"] >= 2
         assert server.n_asked - server.asked["q3"] == 7
     assert replies[3].error.startswith(f"No answer in {server.asked['q3']} attempts: ")
     assert replies[3].error.endswith(".")
@@ -126,7 +127,7 @@ def test_what_never_goes_well_becomes_an_error_and_the_others_go_on(fault: Fault
 
 
 def test_a_busy_server_costs_nobody_the_answer(tmp_path: Path) -> None:
-    """It answers one of eight requests; each is asked far more often than max_attempts."""
+    """It answers one request of eight: most are asked more often than max_attempts."""
     n_requests = 0
 
     def plan(question: str, n_before: int) -> Fault | None:
@@ -135,9 +136,9 @@ def test_a_busy_server_costs_nobody_the_answer(tmp_path: Path) -> None:
         return Fault(429, b"{}") if n_requests % 8 else None
 
     with ChatServer(plan) as server:
-        replies, usage = ask(server, tmp_path, make_requests(20), max_attempts=7)
+        replies, usage = ask(server, tmp_path, make_requests(20), max_attempts=8)
     assert sorted(reply.text for reply in replies.values()) == sorted(f"re: q{number}" for number in range(20))
-    assert usage.retries > 20 * 2
+    assert usage.retries >= 19 * 7
 
 
 def test_one_refused_request_is_its_own_error_and_asked_once(tmp_path: Path) -> None:
@@ -193,6 +194,8 @@ def test_requests_are_drawn_as_they_are_needed(tmp_path: Path) -> None:
             yield TeacherRequest((("user", f"q{number % 200}"),))
 
     async def ask_some(n_wanted: int) -> None:
+        nonlocal n_drawn
+        n_drawn = 0
         with ReplyCache(tmp_path) as cache:
             teacher = Teacher(TeacherOptions(url=server.url, model="m", max_concurrency=8), cache)
             async with aclosing(teacher.ask_all(draw())) as replies:

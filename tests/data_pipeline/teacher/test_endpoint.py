@@ -76,7 +76,7 @@ def test_a_server_that_wants_no_key_gets_none() -> None:
     ids=lambda value: str(value)[:30],
 )
 def test_faults(fault: Fault, kind: str, said: str) -> None:
-    attempt = send_to(fault, timeout_s=0.5)
+    attempt = send_to(fault, timeout_s=0.5 if fault.is_hung else 60)
     assert attempt.kind == kind
     assert attempt.problem.startswith(said)
 
