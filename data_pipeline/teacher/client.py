@@ -19,6 +19,7 @@ from data_pipeline.teacher.requests import TeacherReply, TeacherRequest
 logger = logging.getLogger(__name__)
 
 MILLION = 1_000_000
+LONG_PAUSE_S = 60  # one that somebody who watches wants to know of
 THROTTLED_TIMES = 10  # the attempts that a request has where the server is busy with others
 
 
@@ -222,6 +223,8 @@ class Teacher:
             if attempt.kind in ("late", "throttled"):
                 self._limiter.note_overload(lease)
             if attempt.retry_after_s is not None:
+                if attempt.retry_after_s >= LONG_PAUSE_S:
+                    logger.warning("paused_s=%.0f problem=%s", attempt.retry_after_s, attempt.problem)
                 self._limiter.pause(attempt.retry_after_s)
             return attempt
         finally:

@@ -21,6 +21,7 @@ from chat_server import ChatServer, FastClock, Fault, render_answer
 from data_pipeline.errors import InputError
 from data_pipeline.teacher.cache import ReplyCache
 from data_pipeline.teacher.client import Teacher, TeacherUsage
+from data_pipeline.teacher.limiter import FIRST_WINDOW
 from data_pipeline.teacher.options import TeacherOptions
 from data_pipeline.teacher.requests import TeacherReply, TeacherRequest
 
@@ -280,6 +281,46 @@ def test_an_answer_that_somebody_spoiled_is_asked_for_again(tmp_path: Path) -> N
         for _ in range(2):
             assert ask(server, tmp_path, [request])[0][0].text == "re: q0"
     assert server.n_asked == 1
+
+
+@pytest.mark.parametrize("fault", [Fault(429, b"{}"), Fault(is_hung=True), Fault(500)], ids=["429", "hung", "500"])
+def test_a_server_that_does_not_keep_up_is_asked_less_at_once(fault: Fault, tmp_path: Path) -> None:
+    async def ask_one(url: str) -> int:
+        with ReplyCache(tmp_path) as cache:
+            teacher = Teacher(TeacherOptions(url=url, model="m", max_attempts=1, timeout_s=1), cache, FastClock())
+            assert [reply.text async for _, reply in teacher.ask_all(make_requests(1))] == [""]
+            return teacher._limiter.window
+
+    with ChatServer(lambda question, n_before: fault) as server:
+        assert asyncio.run(ask_one(server.url)) == (FIRST_WINDOW if fault.status == 500 else FIRST_WINDOW // 2)
+
+
+def test_a_long_pause_is_told_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock = FastClock()
+    busy = Fault(429, b"{}", {"retry-after": "90"})
+    with ChatServer(lambda question, n_before: None if n_before else busy) as server:
+        ask(server, tmp_path, make_requests(1), clock)
+    assert clock.time_s == 90
+    assert "paused_s=90 problem=status 429" in caplog.text
+
+
+def test_who_is_interrupted_waits_for_nothing(tmp_path: Path) -> None:
+    async def ask_them() -> None:
+        with ReplyCache(tmp_path) as cache:
+            teacher = Teacher(TeacherOptions(url=server.url, model="m"), cache)
+            async for _ in teacher.ask_all(make_requests(10)):
+                pass
+
+    async def interrupt() -> None:
+        asking = asyncio.create_task(ask_them())
+        assert await asyncio.to_thread(server.wait_until, lambda: server.n_asked >= 4)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    with ChatServer(lambda question, n_before: Fault(is_hung=True)) as server:
+        asyncio.run(interrupt())
+        assert server.n_asked == 4  # as the window opens with, and they are still waiting
 
 
 def test_the_key_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
