@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from data_pipeline.teacher.requests import TeacherReply
@@ -24,18 +24,12 @@ class NoAnswerError(Exception):
         self.tokens = tokens
 
 
-def read_body(body: bytes) -> str:
-    """The text of a body that holds an answer, exactly as it was sent.
-
-    Raises:
-        NoAnswerError: it is cut short, no JSON, an error, or has no choices.
-    """
+def decode_body(body: bytes) -> str:
+    """The text of a response's body, exactly as it was sent; NoAnswerError where it is none."""
     try:
-        text = body.decode()
+        return body.decode()
     except UnicodeDecodeError:
         raise NoAnswerError("the answer is no UTF-8 text") from None
-    parse_reply(text)
-    return text
 
 
 def parse_reply(raw: str, from_cache: bool = False) -> TeacherReply:
@@ -73,11 +67,15 @@ def parse_reply(raw: str, from_cache: bool = False) -> TeacherReply:
     )
 
 
-def describe_problem(body: object) -> str:
-    """A server's own words about what went wrong, on one line and cut; what it sent may have any form."""
+def describe_problem(body: object, hide: Callable[[str], str] = str) -> str:
+    """A server's own words about what went wrong, on one line and cut; what it sent may have any form.
+
+    Args:
+        hide: takes out what must not be shown, before the rest is cut.
+    """
     error = body.get("error", body) if isinstance(body, Mapping) else body
     message = error.get("message", error) if isinstance(error, Mapping) else error
-    words = " ".join(_mend(str(message)).split()).rstrip(".")
+    words = " ".join(_mend(hide(str(message))).split()).rstrip(".")
     return words if len(words) <= MAX_PROBLEM_CHARS else words[:MAX_PROBLEM_CHARS] + "…"
 
 

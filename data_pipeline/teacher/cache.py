@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from data_pipeline import storage
 from data_pipeline.errors import InputError
 
 SUFFIX = ".jsonl"
@@ -44,7 +43,7 @@ class ReplyCache:
         self._readers: dict[Path, BinaryIO] = {}
         self._shard: BinaryIO | None = None
         self._n_unflushed = 0
-        for shard in storage.list_files(folder, SUFFIX):
+        for shard in sorted(folder.glob(f"*{SUFFIX}")):
             for key, start, size in _iterate_lines(shard):
                 self._places[key] = (shard, start, size)
 
@@ -117,7 +116,7 @@ class ReplyCache:
 
     def _start_shard(self) -> BinaryIO:
         self._folder.mkdir(parents=True, exist_ok=True)
-        number = len(storage.list_files(self._folder, SUFFIX))
+        number = sum(1 for _ in self._folder.glob(f"*{SUFFIX}"))
         while True:
             with contextlib.suppress(FileExistsError):  # another writer's
                 return (self._folder / f"replies-{number:05d}{SUFFIX}").open("xb", buffering=0)

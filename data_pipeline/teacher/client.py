@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
-from data_pipeline.teacher.answers import estimate_tokens, parse_reply
+from data_pipeline.teacher.answers import NoAnswerError, estimate_tokens, parse_reply
 from data_pipeline.teacher.cache import ReplyCache
 from data_pipeline.teacher.endpoint import Attempt, Endpoint, open_endpoint
 from data_pipeline.teacher.limiter import Clock, Limiter
@@ -19,6 +19,7 @@ from data_pipeline.teacher.requests import TeacherReply, TeacherRequest
 logger = logging.getLogger(__name__)
 
 MILLION = 1_000_000
+LONG_PAUSE_S = 60  # one that somebody who watches wants to know of
 THROTTLED_TIMES = 10  # the attempts that a request has where the server is busy with others
 
 
@@ -64,6 +65,7 @@ class Teacher:
             options.requests_per_minute, options.tokens_per_minute, options.max_concurrency, clock=clock
         )
         self._n_answers = 0  # of the server
+        self._n_input = self._n_output = 0  # tokens to be paid
 
     @property
     def usage(self) -> TeacherUsage:
@@ -131,12 +133,23 @@ class Teacher:
             question.numbers.append(number)
         elif (failed := asking.failed.get(key)) is not None:
             asking.ready.append((number, failed))
-        elif (raw := self._cache.get(key)) is not None:
+        elif (reply := self._recall(key)) is not None:
             self._usage.from_cache += 1
-            asking.ready.append((number, parse_reply(raw, from_cache=True)))
+            asking.ready.append((number, reply))
         else:
             return _Question(request, key, [number])
         return None
+
+    def _recall(self, key: str) -> TeacherReply | None:
+        """The reply in the cache; None where it has none that can be read."""
+        raw = self._cache.get(key)
+        if raw is None:
+            return None
+        try:
+            return parse_reply(raw, from_cache=True)
+        except NoAnswerError as error:  # somebody changed the file
+            logger.warning("asking again key=%s problem=%s", key, error)
+            return None
 
     async def _collect(self, asking: _Asking) -> None:
         """Wait until a question is done, and take its reply."""
@@ -158,7 +171,7 @@ class Teacher:
 
     async def _ask(self, asking: _Asking, question: _Question) -> TeacherReply | None:
         """The reply to one request, which is in the cache then; None where it is not to be sent any more."""
-        n_tries = n_failures = 0
+        n_tries = n_failures = n_throttled = 0
         while not self._is_over(asking):
             n_answers = self._n_answers
             attempt = await self._send(asking, question, is_retry=n_tries > 0)
@@ -166,12 +179,15 @@ class Teacher:
                 break
             if attempt.kind == "answer":
                 return parse_reply(attempt.raw)
-            # A busy server answers others in between; one that answers nobody (a spent quota) is not asked for ever.
-            is_busy = attempt.kind == "throttled" and self._n_answers > n_answers
             n_tries += 1
-            n_failures += not is_busy
+            if attempt.kind != "throttled":
+                n_failures += 1
+            elif self._n_answers > n_answers:  # a busy server answers others in between,
+                n_throttled = 0
+            else:  # one that answers nobody, as with a spent quota, is not asked for ever
+                n_throttled += 1
             most = self._options.max_attempts
-            if attempt.kind == "refused" or n_failures >= most or n_tries >= most * THROTTLED_TIMES:
+            if attempt.kind == "refused" or n_failures + n_throttled >= most or n_tries >= most * THROTTLED_TIMES:
                 self._usage.failed += 1
                 tries = "at the first attempt" if n_tries == 1 else f"in {n_tries} attempts"
                 return TeacherReply("", "error", error=f"No answer {tries}: {attempt.problem}.")
@@ -207,6 +223,8 @@ class Teacher:
             if attempt.kind in ("late", "throttled"):
                 self._limiter.note_overload(lease)
             if attempt.retry_after_s is not None:
+                if attempt.retry_after_s >= LONG_PAUSE_S:
+                    logger.warning("paused_s=%.0f problem=%s", attempt.retry_after_s, attempt.problem)
                 self._limiter.pause(attempt.retry_after_s)
             return attempt
         finally:
@@ -220,7 +238,9 @@ class Teacher:
         usage.completion_tokens += n_completion
         is_counted = n_prompt + n_completion > 0
         n_input, n_output = (n_prompt, n_completion) if is_counted else estimated
-        usage.money += (n_input * options.input_price + n_output * options.output_price) / MILLION
+        self._n_input += n_input
+        self._n_output += n_output
+        usage.money = (self._n_input * options.input_price + self._n_output * options.output_price) / MILLION
         usage.is_budget_spent = options.budget is not None and usage.money >= options.budget
         return n_prompt + n_completion if is_counted else None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime
 import email.utils
+import json
+import logging
 import math
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -14,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from data_pipeline.errors import InputError
-from data_pipeline.teacher.answers import NoAnswerError, describe_problem, read_body
+from data_pipeline.teacher.answers import NoAnswerError, decode_body, describe_problem, parse_reply
 from data_pipeline.teacher.options import TeacherOptions
 from data_pipeline.teacher.requests import TeacherRequest
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 OVERLOADED = (429, 503, 529)  # with these, Retry-After speaks of the server, not of one request
+SECRET_CHARS = 8  # a shorter key, like "EMPTY", is no secret, and may be a word of an answer
 PASSING = (408, 409, 425, 429)  # and everything from 500 on
 _MENDS = {
     401: "{key} is not accepted; set the environment variable {env} to a key of this server.",
@@ -70,21 +73,25 @@ class Endpoint:
         try:
             async with asyncio.timeout(self._options.timeout_s):  # of the whole; the client's own is between two bytes
                 response = await self._client.chat.completions.with_raw_response.create(**self._render(request))
-            return Attempt("answer", raw=self.hide_key(read_body(response.content)))
+            raw = decode_body(response.content)
+            if len(self._key) >= SECRET_CHARS:
+                raw = self._hide_key(raw)
+            parse_reply(raw)
+            return Attempt("answer", raw=raw)
         except NoAnswerError as error:
-            return Attempt("failed", problem=self.hide_key(str(error)), tokens=error.tokens)
+            return Attempt("failed", problem=self._hide_key(str(error)), tokens=error.tokens)
         except (TimeoutError, openai.APITimeoutError):
             return Attempt("late", problem=f"no answer within {self._options.timeout_s:g} s")
         except openai.APIConnectionError as error:
-            return Attempt("failed", problem=self.hide_key(f"the connection broke ({error.__cause__ or error})"))
+            return Attempt("failed", problem=self._hide_key(f"the connection broke ({error.__cause__ or error})"))
         except openai.APIStatusError as error:
             return self._judge_status(error.status_code, error.body, error.response.headers)
         except UnicodeEncodeError:
             return Attempt("refused", problem="the request holds half of a surrogate pair, which is no text")
 
-    def hide_key(self, text: str) -> str:
-        """A server may repeat the key that it was sent. One as short as "EMPTY" is no secret, and is a word too."""
-        return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
+    def _hide_key(self, text: str) -> str:
+        """A server may repeat the key that it was sent."""
+        return text.replace(self._key, "[key]") if self._key else text
 
     def _render(self, request: TeacherRequest) -> dict[str, Any]:
         import openai
@@ -97,7 +104,7 @@ class Endpoint:
             "temperature": request.temperature,
         }
         if request.schema is not None and options.structured_output:
-            schema = {"name": "answer", "schema": request.schema, "strict": True}
+            schema = {"name": "answer", "schema": json.loads(json.dumps(request.schema, default=dict)), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if not self._key:
             body["extra_headers"] = {"Authorization": openai.omit}
@@ -109,7 +116,7 @@ class Endpoint:
             key = f"the key in {options.api_key_env}" if options.api_key_env else "a request without a key"
             why = mend.format(key=key, env=options.api_key_env or "that api_key_env names", model=options.model)
             raise InputError(f"{options.url} answered with status {status}: {why}")
-        said = self.hide_key(describe_problem(body)) if body else ""
+        said = describe_problem(body, self._hide_key) if body else ""
         problem = f"status {status}" + (f" ({said})" if said else "")
         if status not in PASSING and status < 500:
             return Attempt("refused", problem=problem)
@@ -130,12 +137,13 @@ async def open_endpoint(options: TeacherOptions) -> AsyncIterator[Endpoint]:
             f"The environment variable {options.api_key_env} is not set; put the key of {options.url} there, or set "
             'api_key_env to "" for a server that wants none.'
         )
-    if not key.isascii() or any(letter.isspace() for letter in key):  # no HTTP header could hold it
+    if not key.isascii() or not key.isprintable() or " " in key:  # no HTTP header could hold it
         raise InputError(f"The environment variable {options.api_key_env} holds more than a key; put only that there.")
     if find_spec("openai") is None:
         raise InputError("A teacher is asked through the package openai; install it: pip install 'toolmm[train]'.")
     from openai import AsyncOpenAI
 
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for every request
     async with AsyncOpenAI(
         base_url=options.url,
         api_key=key or "none",
