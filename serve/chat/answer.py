@@ -38,7 +38,7 @@ from serve.config import ServeArgs
 from serve.engine.calls import ask
 from serve.engine.messages import Ranking
 from serve.http.fetch import FetchLimits, fetch_url
-from serve.http.schemas import RequestError
+from serve.http.schemas import RequestError, check_instruction
 from serve.tools.all_tools import load_tools
 from serve.tools.models import has_weights
 from serve.tools.spec import ToolError, ToolSpec
@@ -129,6 +129,18 @@ class ChatService:
                 "it again.",
             ) from None
 
+    async def search_tools(self, words: str, n: int) -> list[ToolSpec]:
+        """The `n` tools that suit words best, the best first, of those that can run here now.
+
+        Raises:
+            RequestError: the words are empty or too many.
+        """
+        words = check_instruction(words, self.args.max_instruction_chars)
+        known = {tool.tool_id: tool for tool in self.models.find(self.args.model_name).catalog}
+        specs = [self.specs[tool_id] for tool_id in sorted(self._runnable)]
+        tools = [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in specs]
+        return [self.specs[tool_id] for tool_id in await self._rank_tools(self.args.model_name, words, tools, n)]
+
     async def describe_predictor(self) -> dict[str, Any]:
         """What a replica of the predictor says of itself."""
         return await ask(self._predictor.describe)
@@ -194,7 +206,8 @@ class ChatService:
     # --- the next turn of a dialogue with the caller's functions
 
     async def _take_turn(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> ChatCompletion:
-        kept = await self._shortlist(request.base_model, conversation, [describe(tool) for tool in choice.tools])
+        tools = [describe(tool) for tool in choice.tools]
+        kept = await self._shortlist(request.base_model, conversation.words, tools)
         dialogue = CallerDialogue.read(conversation, [choice[name] for name in kept])
         must_call = choice.mode == "required"
         while True:
@@ -227,7 +240,7 @@ class ChatService:
         if len(agent_request.tools) > self.args.agent_max_tools:
             by_id = {spec.tool_id: spec for spec in agent_request.tools}
             tools = [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in agent_request.tools]
-            kept = await self._shortlist(request.base_model, conversation, tools)
+            kept = await self._shortlist(request.base_model, conversation.words, tools)
             agent_request = replace(agent_request, tools=[by_id[tool_id] for tool_id in kept])
         limits = AgentLimits(
             max_steps=self.args.agent_max_steps,
@@ -241,12 +254,15 @@ class ChatService:
         result: AgentResult = await run_agent(write_turn, self.invoke, agent_request, limits)
         return answer_of_agent(request, result)
 
-    async def _shortlist(self, model_name: str, conversation: Conversation, tools: Sequence[Tool]) -> list[str]:
-        """Ids of the tools that suit the user's words best, by the model's own vectors too where it was trained so."""
-        n = self.args.agent_max_tools
-        if len(tools) <= n:
+    async def _shortlist(self, model_name: str, words: str, tools: Sequence[Tool]) -> list[str]:
+        """Ids of the tools that the user's words are offered: all, or the `agent_max_tools` that suit best."""
+        if len(tools) <= self.args.agent_max_tools:
             return [tool.tool_id for tool in tools]
-        words = conversation.words[: self.args.max_instruction_chars]  # what a selection takes
+        return await self._rank_tools(model_name, words, tools, self.args.agent_max_tools)
+
+    async def _rank_tools(self, model_name: str, words: str, tools: Sequence[Tool], n: int) -> list[str]:
+        """Ids of the `n` tools that suit words best, by the model's own vectors too where it was trained so."""
+        words = words[: self.args.max_instruction_chars]  # what a selection takes
         by_cards: list[str] = []
         if self.models.find(model_name).finds_cards:
             selection = await self._selector.select(model_name, words, len(tools), tools=tuple(tools))

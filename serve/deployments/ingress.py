@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -37,6 +38,7 @@ from serve.http.schemas import (
     describe_errors,
 )
 from serve.http.telemetry import RequestTelemetry, Telemetry
+from serve.mcp.routes import McpEndpoint
 from serve.page.routes import add_page_routes
 from serve.tools.spec import ToolSpec
 
@@ -140,7 +142,14 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
     """The HTTP routes over the services."""
     # no /docs and /redoc: those pages load scripts from elsewhere; /openapi.json describes the routes
     gate = [Depends(build_gate(service.args))]
-    api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate)
+    mcp = McpEndpoint(chat)
+
+    @asynccontextmanager
+    async def run(api: FastAPI) -> AsyncIterator[None]:
+        async with mcp.run():
+            yield
+
+    api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate, lifespan=run)
     api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes, timeout_s=service.args.request_timeout_s)
     api.add_middleware(RequestTelemetry, telemetry=chat.telemetry)
     add_error_handlers(api)
@@ -165,6 +174,7 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
         return JSONResponse(health.model_dump(), status_code=200 if health.status == "ok" else 503)
 
     add_chat_routes(api, chat)
+    mcp.add_route(api)
     add_page_routes(api)
     return api
 
