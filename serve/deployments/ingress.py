@@ -38,6 +38,7 @@ from serve.http.schemas import (
     describe_errors,
 )
 from serve.http.telemetry import RequestTelemetry, Telemetry
+from serve.mcp.routes import PATH as MCP_PATH
 from serve.mcp.routes import McpEndpoint
 from serve.page.routes import add_page_routes
 from serve.tools.spec import ToolSpec
@@ -152,7 +153,7 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
     api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate, lifespan=run)
     api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes, timeout_s=service.args.request_timeout_s)
     api.add_middleware(RequestTelemetry, telemetry=chat.telemetry)
-    add_error_handlers(api)
+    add_error_handlers(api, rpc_paths=(MCP_PATH,))
 
     @api.post(
         "/v1/tools/select",

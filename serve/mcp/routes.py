@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.chat.answer import ChatService
 from serve.http.access import check_origin
+from serve.http.body import check_body
 from serve.mcp.server import ToolServer
 
 PATH = "/mcp"
@@ -51,6 +52,7 @@ class McpEndpoint:
         @api.post(PATH, include_in_schema=False)
         async def speak(request: Request) -> Response:
             check_origin(request.headers)
+            check_body(request, self._chat.args, ("application/json",))
             if self._app is None:
                 raise RuntimeError("the application was not started: /mcp answers within its lifespan")
             return _AsgiResponse(self._app)
