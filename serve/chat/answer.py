@@ -39,6 +39,8 @@ from serve.engine.calls import ask
 from serve.engine.messages import Ranking
 from serve.http.fetch import FetchLimits, fetch_url
 from serve.http.schemas import RequestError, check_instruction
+from serve.mcp_servers.servers import McpServers
+from serve.mcp_servers.tools import ID_PREFIX, RemoteTool
 from serve.tools.all_tools import load_tools
 from serve.tools.models import has_weights
 from serve.tools.spec import ToolError, ToolSpec
@@ -52,7 +54,7 @@ class ChatService:
         self.models = selector.models
         self.telemetry = selector.telemetry
         self.store = open_artifacts(args)
-        self.specs: Mapping[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
+        self.specs: dict[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
         self._selector = selector
         self._predictor = predictor
         self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
@@ -64,7 +66,18 @@ class ChatService:
             for tool_id, spec in self.specs.items()
             if all(model_id in args.tool_models.values() or has_weights(model_id) for model_id in spec.model_ids)
         }
+        self._servers: McpServers | None = None
+        self._unwritable: set[str] = set()  # tools whose calls no dialogue can write
         self._tools: dict[str, _ModelTools] = {}
+
+    def add_servers(self, servers: McpServers) -> None:
+        """Take over the tools of others' servers, which are connected: to be listed, found, called by the agent too."""
+        self._servers = servers
+        self.specs |= servers.tools
+        self._runnable |= servers.tools.keys()
+        self._unwritable = {tool_id for tool_id, tool in servers.tools.items() if not tool.fits_dialogues}
+        self._own |= servers.tools.keys() - self._unwritable
+        self._tools.clear()
 
     async def complete(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
         """Answer a chat: whole, or as server-sent events where the request wants a stream.
@@ -102,6 +115,8 @@ class ChatService:
                 "tool_not_found",
             )
         deployment = MODEL_TOOLS if spec.method == "model" else LOCAL_TOOLS
+        if isinstance(spec, RemoteTool):
+            deployment = f"{ID_PREFIX}{spec.server}"
         start, code = time.perf_counter(), "unavailable"
         try:
             with self.telemetry.waiting(deployment):
@@ -117,6 +132,9 @@ class ChatService:
 
     async def _run_tool(self, spec: ToolSpec, deployment: str, arguments: Mapping[str, Any]) -> ToolReply:
         """A call of a tool without side effects may be made anew where its replica dies; one with them may not."""
+        if isinstance(spec, RemoteTool):
+            assert self._servers is not None
+            return await self._servers.call(spec, arguments)
         method = self._hosts[deployment].invoke
         if not spec.has_side_effects:
             return await ask(method, spec.tool_id, dict(arguments))
@@ -160,7 +178,7 @@ class ChatService:
             # with a name in them; another may try what it selects from
             known = [tool.tool_id for tool in runnable if tool.name] or [tool.tool_id for tool in runnable]
             if model.finds_cards:
-                known = sorted(self._runnable)
+                known = sorted(self._runnable - self._unwritable)
             own = sorted(self._own - set(known))
             callable_tools = {tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*known, *own]}
             tools = self._tools[model.name] = _ModelTools(model.revision, selectable, callable_tools)

@@ -40,6 +40,7 @@ from serve.http.schemas import (
 from serve.http.telemetry import RequestTelemetry, Telemetry
 from serve.mcp.routes import PATH as MCP_PATH
 from serve.mcp.routes import McpEndpoint
+from serve.mcp_servers.servers import McpServers
 from serve.page.routes import add_page_routes
 from serve.tools.spec import ToolSpec
 
@@ -123,8 +124,9 @@ def _describe_tool(tool: Tool, spec: ToolSpec | None) -> ToolEntry:
 def _describe_spec(spec: ToolSpec) -> ToolEntry:
     """A tool that no catalogue entry tells of."""
     media = next((argument.kind for argument in spec.arguments if argument.is_media), "text")
-    backend = "huggingface" if spec.method == "model" else "local"
-    return _describe_tool(Tool(spec.tool_id, spec.description, media, spec.result, backend), spec)
+    backend = {"model": "huggingface", "remote": ""}.get(spec.method, "local")
+    entry = _describe_tool(Tool(spec.tool_id, spec.description, media, spec.result, backend), spec)
+    return entry.model_copy(update={"backend": "mcp"}) if spec.method == "remote" else entry
 
 
 async def _describe(handle: Any) -> tuple[str, dict[str, Any]]:
@@ -147,8 +149,12 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
 
     @asynccontextmanager
     async def run(api: FastAPI) -> AsyncIterator[None]:
-        async with mcp.run():
-            yield
+        args = service.args
+        # what others answer may be as large as what others ask
+        async with McpServers(args.mcp_servers, chat.store, args.tool_timeout_s, args.max_body_bytes) as servers:
+            chat.add_servers(servers)
+            async with mcp.run():
+                yield
 
     api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate, lifespan=run)
     api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes, timeout_s=service.args.request_timeout_s)

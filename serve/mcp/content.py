@@ -22,6 +22,7 @@ def build_input_schema(spec: ToolSpec) -> dict[str, Any]:
         argument.name: {
             "type": "string",
             "minLength": 1,
+            "contentMediaType": f"{argument.kind}/*",
             "description": f"{argument.description} ({argument.kind}: {ARTIFACT_SCHEME}<id> of an earlier result, a "
             "data URL, or the file's bytes in base64)",
         }
