@@ -194,7 +194,9 @@ def check_origin(headers: Mapping[str, str]) -> None:
     """
     origin = headers.get("origin")
     if origin is not None and origin.lower().partition("://")[2] != headers.get("host", "").lower():
-        raise AccessError("This comes from a web page of another origin, which may not ask here.", 403, "bad_origin", {})
+        raise AccessError(
+            "This comes from a web page of another origin, which may not ask here.", 403, "bad_origin", {}
+        )
 
 
 def _parse_entry(text: str, where: str) -> tuple[str, bytes]:

@@ -1,4 +1,5 @@
-"""Every error as one sentence in OpenAI's form, or JSON-RPC's, with its HTTP status: no stack trace, nothing about this machine."""
+"""Every error as one sentence with its HTTP status, in OpenAI's form or JSON-RPC's: no stack trace, nothing about this
+machine."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 def add_error_handlers(api: FastAPI, rpc_paths: Collection[str] = ()) -> None:
-    """Let the application answer every error as `ErrorAnswer`; under `rpc_paths`, whose clients speak JSON-RPC, as such."""
+    """Let the application answer every error as `ErrorAnswer`; at `rpc_paths`, whose clients speak it, as JSON-RPC."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         status, told = describe_error(request, error)

@@ -1,4 +1,4 @@
-"""The protocol's side: `tools/list` in pages, `tools/call` by the way of every other call, and a tool that finds tools."""
+"""MCP's requests: `tools/list` in pages, `tools/call` by the way of every other call, and a tool that finds tools."""
 
 from __future__ import annotations
 

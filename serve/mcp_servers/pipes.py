@@ -1,7 +1,7 @@
 """MCP over a command's standard input and output, one JSON message a line, none of them longer than is allowed.
 
-The SDK's own transport has no limit, and joins a line from its pieces in time that grows with the square of its length: a
-command that writes one long line would keep the ingress from all other work.
+The SDK's own transport has no limit, and joins a line from its pieces in time that grows with the square of its length:
+a command that writes one long line would keep the ingress from all other work.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class McpServers:
             client = await self._connect(tool)
             request = CallToolRequest(params=CallToolRequestParams(name=tool.remote_name, arguments=arguments))
             try:
-                # not client.call_tool, which checks the result by the server's own schema: its patterns may take forever
+                # not client.call_tool: it checks the result by the server's own schema, whose patterns may take forever
                 return await client.session.send_request(request, CallToolResult)
             except MCPError as error:
                 if error.code not in _BROKEN:
@@ -118,7 +118,7 @@ class McpServers:
     async def _connect(self, tool: RemoteTool) -> Client:
         try:
             return await self._connections[tool.server].client()
-        except Exception as error:  # noqa: BLE001  (whatever is wrong with a server, the call is told so)
+        except Exception as error:  # whatever is wrong with a server, the call is told so
             logger.warning("MCP server %s: %s", tool.server, _describe(error))
             raise _BrokenError(f"The server of {tool.tool_id} is not there now; nothing was done.") from error
 

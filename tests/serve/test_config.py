@@ -70,7 +70,11 @@ def test_an_mcp_server_is_an_address_or_a_command() -> None:
         ("a", {"url": "https://example.org", "command": ["x"]}, "either a url or a command"),
         ("a", {"url": "https://example.org", "environment": ["X"]}, "environment with a command"),
         ("a", {"command": ["x"], "headers": {"X": "Y"}}, "headers go with a url"),
-        ("a", {"url": "https://example.org", "headers": {"Authorization": "Bearer key"}}, "no environment variable's name"),
+        (
+            "a",
+            {"url": "https://example.org", "headers": {"Authorization": "Bearer key"}},
+            "no environment variable's name",
+        ),
         ("a", {"url": "https://example.org", "key": "x"}, "unknown"),
     ],
 )

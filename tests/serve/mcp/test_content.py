@@ -92,7 +92,7 @@ def test_artifacts_are_named(store: ArtifactStore) -> None:
     ],
 )
 def test_what_is_no_medium_is_refused(value: str, code: str, store: ArtifactStore) -> None:
-    with pytest.raises(RequestError, match="^The argument 'image': ") as raised:
+    with pytest.raises(RequestError, match=r"^The argument 'image': ") as raised:
         store_arguments(SPEC, {"image": value}, store, MAX_BYTES)
     assert (raised.value.code, raised.value.param) == (code, "image")
 

@@ -33,7 +33,7 @@ def test_the_official_client_speaks_over_it(monkeypatch: pytest.MonkeyPatch) -> 
     ("script", "n_received"),
     [
         ("exit 0", 0),
-        ("echo no json; echo '{\"jsonrpc\": \"2.0\", \"method\": \"x\"}'", 2),
+        ('echo no json; echo \'{"jsonrpc": "2.0", "method": "x"}\'', 2),
         ("echo '{}'; head -c 200000 /dev/zero; sleep 60", 1),  # the second line is too long
     ],
 )

@@ -12,7 +12,9 @@ from serve.agent.tools import build_dialogue_tool, build_turn_tool
 from serve.mcp_servers.tools import MAX_DESCRIPTION_CHARS, MAX_SCHEMA_CHARS, RemoteTool, one_line, read_tool
 
 
-def read(name: str = "do", hints: ToolAnnotations | None = None, description: str = "Does.", **schema: Any) -> RemoteTool:
+def read(
+    name: str = "do", hints: ToolAnnotations | None = None, description: str = "Does.", **schema: Any
+) -> RemoteTool:
     tool = Tool(name=name, description=description, input_schema={"type": "object", **schema}, annotations=hints)
     return read_tool("other", tool, 5.0)
 
