@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
+from fastapi import Request
 from mcp.server import Server, ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
@@ -96,7 +97,7 @@ class ToolServer:
                 return await self._search(params.arguments or {})
             return await self._invoke(self._ids[params.name], params.arguments or {})
         except Exception as error:  # noqa: BLE001  (it is described, and logged where nobody foresaw it)
-            _, answer = describe_error(context.request, error)
+            _, answer = describe_error(cast(Request, context.request), error)  # there is one: this is HTTP
             return CallToolResult(content=[TextContent(text=answer.error.message)], is_error=True)
 
     async def _invoke(self, tool_id: str, arguments: dict[str, Any]) -> CallToolResult:

@@ -31,21 +31,26 @@ class Connection:
         self._lock = asyncio.Lock()
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # with those that still close an earlier connection
         self._client: Client | None = None
 
     async def client(self) -> Client:
         """The client, connected; whatever went wrong in connecting is raised."""
         async with self._lock:
-            if self._client is None or self._task is None or self._task.done():
+            client = self._client
+            if client is None or self._task is None or self._task.done():
                 opened: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
                 self._closing = asyncio.Event()
                 self._task = asyncio.create_task(self._hold(opened, self._closing))
+                self._tasks.add(self._task)
+                self._task.add_done_callback(self._tasks.discard)
                 try:
-                    self._client = await asyncio.shield(opened)
+                    client = await asyncio.shield(opened)
                 except BaseException:
                     self._task.cancel()
                     raise
-            return self._client
+                self._client = client
+            return client
 
     def drop(self, client: Client) -> None:
         """Give a client up whose connection broke; another call may have done so already."""
@@ -57,8 +62,8 @@ class Connection:
         """End the connection, and the command that it talks to."""
         self._client = None
         self._closing.set()
-        if self._task is not None:
-            _, late = await asyncio.wait({self._task}, timeout=CLOSE_S)
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=CLOSE_S)
             for task in late:
                 task.cancel()
 
