@@ -16,6 +16,44 @@ from data_pipeline.errors import InputError
 _MODEL_NAME = re.compile(r"[\w.-]+(?<!-agent)", re.ASCII)  # the suffix asks for the agent's loop
 
 
+_SERVER_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_URL = re.compile(r"https?://[^\s@]+", re.ASCII | re.IGNORECASE)  # no name or key before an @
+
+
+class McpServer(BaseModel):
+    """An MCP server whose tools the service takes over; an address or a command alone may stand for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = Field(default=None, description="where it speaks MCP over streamable HTTP")
+    command: list[str] = Field(default=[], description="program and arguments that start it, to speak over its pipes")
+    headers: dict[str, str] = Field(
+        default={}, description="HTTP header -> name of the environment variable that holds its whole value"
+    )
+    environment: list[str] = Field(default=[], description="names of environment variables that the command needs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"url": value}
+        return {"command": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check_forms(self) -> McpServer:
+        if (self.url is None) == (not self.command):
+            raise ValueError("give either a url or a command")
+        if self.url is not None and not _URL.fullmatch(self.url):
+            raise ValueError("the url begins with http:// or https:// and holds neither blanks nor an @")
+        if (self.headers and self.url is None) or (self.environment and not self.command):
+            raise ValueError("headers go with a url, environment with a command")
+        for name in (*self.headers.values(), *self.environment):
+            if not _VARIABLE.fullmatch(name):  # a key itself, perhaps: it is not repeated
+                raise ValueError("what stands for a value is no environment variable's name: keys stay out of configs")
+        return self
+
+
 class ServeArgs(BaseModel):
     """Arguments of `serve.app:build_app`; flat, so that `serve run serve.app:build_app bundle=... top_k=3` can."""
 
@@ -82,6 +120,11 @@ class ServeArgs(BaseModel):
     requests_per_minute: float = Field(default=0.0, ge=0, description="per API key and ingress replica; 0: no limit")
     tool_files: list[str] = Field(default=[], description="Python files with tools of your own (docs/tools.md)")
     tool_models: dict[str, str] = Field(default={}, description="tool id -> hub id or folder, for its default model")
+    mcp_servers: dict[str, McpServer] = Field(
+        default={},
+        description="MCP servers whose tools the service takes over as mcp/<name>/<tool>: name -> an address, a "
+        "command, or one of these with what it needs (serve/README.md)",
+    )
     tool_max_replicas: int = Field(default=1, ge=1, description="of each tool deployment; they start at none")
     tool_num_gpus: float = Field(default=0.0, ge=0, description="per replica of the tools that run models")
     tool_timeout_s: float = Field(default=60.0, gt=0, description="of one call; a tool's own limit holds where lower")
@@ -107,6 +150,13 @@ class ServeArgs(BaseModel):
                 raise ValueError(f"{name!r} is no model name: letters, digits and ._- only, and not ending in -agent")
         if self.model_name in self.adapters:
             raise ValueError(f"adapters holds {self.model_name!r}, which is the name of the main model (model_name)")
+        return self
+
+    @model_validator(mode="after")
+    def _check_servers(self) -> ServeArgs:
+        for name in self.mcp_servers:
+            if not _SERVER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of an MCP server: 1 to 32 letters, digits and _- only")
         return self
 
     @classmethod
@@ -151,4 +201,6 @@ def _describe_fault(fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{name!r} is missing"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["loc"][:1] == ("mcp_servers",):
+        return f"{name!r}: {message}"  # what stands there may be a key, so it is not repeated
     return f"{name!r} is {fault['input']!r}: {message}" if name else message

@@ -38,7 +38,9 @@ from serve.config import ServeArgs
 from serve.engine.calls import ask
 from serve.engine.messages import Ranking
 from serve.http.fetch import FetchLimits, fetch_url
-from serve.http.schemas import RequestError
+from serve.http.schemas import RequestError, check_instruction
+from serve.mcp_servers.servers import McpServers
+from serve.mcp_servers.tools import ID_PREFIX, RemoteTool
 from serve.tools.all_tools import load_tools
 from serve.tools.models import has_weights
 from serve.tools.spec import ToolError, ToolSpec
@@ -52,7 +54,7 @@ class ChatService:
         self.models = selector.models
         self.telemetry = selector.telemetry
         self.store = open_artifacts(args)
-        self.specs: Mapping[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
+        self.specs: dict[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
         self._selector = selector
         self._predictor = predictor
         self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
@@ -64,7 +66,18 @@ class ChatService:
             for tool_id, spec in self.specs.items()
             if all(model_id in args.tool_models.values() or has_weights(model_id) for model_id in spec.model_ids)
         }
+        self._servers: McpServers | None = None
+        self._unwritable: set[str] = set()  # tools whose calls no dialogue can write
         self._tools: dict[str, _ModelTools] = {}
+
+    def add_servers(self, servers: McpServers) -> None:
+        """Take over the tools of others' servers, which are connected: to be listed, found, called by the agent too."""
+        self._servers = servers
+        self.specs |= servers.tools
+        self._runnable |= servers.tools.keys()
+        self._unwritable = {tool_id for tool_id, tool in servers.tools.items() if not tool.fits_dialogues}
+        self._own |= servers.tools.keys() - self._unwritable
+        self._tools.clear()
 
     async def complete(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
         """Answer a chat: whole, or as server-sent events where the request wants a stream.
@@ -102,6 +115,8 @@ class ChatService:
                 "tool_not_found",
             )
         deployment = MODEL_TOOLS if spec.method == "model" else LOCAL_TOOLS
+        if isinstance(spec, RemoteTool):
+            deployment = f"{ID_PREFIX}{spec.server}"
         start, code = time.perf_counter(), "unavailable"
         try:
             with self.telemetry.waiting(deployment):
@@ -117,6 +132,9 @@ class ChatService:
 
     async def _run_tool(self, spec: ToolSpec, deployment: str, arguments: Mapping[str, Any]) -> ToolReply:
         """A call of a tool without side effects may be made anew where its replica dies; one with them may not."""
+        if isinstance(spec, RemoteTool):
+            assert self._servers is not None
+            return await self._servers.call(spec, arguments)
         method = self._hosts[deployment].invoke
         if not spec.has_side_effects:
             return await ask(method, spec.tool_id, dict(arguments))
@@ -128,6 +146,18 @@ class ChatService:
                 "The process that ran the tool died; whether the tool did its work is not known: look before you call "
                 "it again.",
             ) from None
+
+    async def search_tools(self, words: str, n: int) -> list[ToolSpec]:
+        """The `n` tools that suit words best, the best first, of those that can run here now.
+
+        Raises:
+            RequestError: the words are empty or too many.
+        """
+        words = check_instruction(words, self.args.max_instruction_chars)
+        known = {tool.tool_id: tool for tool in self.models.find(self.args.model_name).catalog}
+        specs = [self.specs[tool_id] for tool_id in sorted(self._runnable)]
+        tools = [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in specs]
+        return [self.specs[tool_id] for tool_id in await self._rank_tools(self.args.model_name, words, tools, n)]
 
     async def describe_predictor(self) -> dict[str, Any]:
         """What a replica of the predictor says of itself."""
@@ -148,7 +178,7 @@ class ChatService:
             # with a name in them; another may try what it selects from
             known = [tool.tool_id for tool in runnable if tool.name] or [tool.tool_id for tool in runnable]
             if model.finds_cards:
-                known = sorted(self._runnable)
+                known = sorted(self._runnable - self._unwritable)
             own = sorted(self._own - set(known))
             callable_tools = {tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*known, *own]}
             tools = self._tools[model.name] = _ModelTools(model.revision, selectable, callable_tools)
@@ -194,7 +224,8 @@ class ChatService:
     # --- the next turn of a dialogue with the caller's functions
 
     async def _take_turn(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> ChatCompletion:
-        kept = await self._shortlist(request.base_model, conversation, [describe(tool) for tool in choice.tools])
+        tools = [describe(tool) for tool in choice.tools]
+        kept = await self._shortlist(request.base_model, conversation.words, tools)
         dialogue = CallerDialogue.read(conversation, [choice[name] for name in kept])
         must_call = choice.mode == "required"
         while True:
@@ -227,7 +258,7 @@ class ChatService:
         if len(agent_request.tools) > self.args.agent_max_tools:
             by_id = {spec.tool_id: spec for spec in agent_request.tools}
             tools = [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in agent_request.tools]
-            kept = await self._shortlist(request.base_model, conversation, tools)
+            kept = await self._shortlist(request.base_model, conversation.words, tools)
             agent_request = replace(agent_request, tools=[by_id[tool_id] for tool_id in kept])
         limits = AgentLimits(
             max_steps=self.args.agent_max_steps,
@@ -241,12 +272,15 @@ class ChatService:
         result: AgentResult = await run_agent(write_turn, self.invoke, agent_request, limits)
         return answer_of_agent(request, result)
 
-    async def _shortlist(self, model_name: str, conversation: Conversation, tools: Sequence[Tool]) -> list[str]:
-        """Ids of the tools that suit the user's words best, by the model's own vectors too where it was trained so."""
-        n = self.args.agent_max_tools
-        if len(tools) <= n:
+    async def _shortlist(self, model_name: str, words: str, tools: Sequence[Tool]) -> list[str]:
+        """Ids of the tools that the user's words are offered: all, or the `agent_max_tools` that suit best."""
+        if len(tools) <= self.args.agent_max_tools:
             return [tool.tool_id for tool in tools]
-        words = conversation.words[: self.args.max_instruction_chars]  # what a selection takes
+        return await self._rank_tools(model_name, words, tools, self.args.agent_max_tools)
+
+    async def _rank_tools(self, model_name: str, words: str, tools: Sequence[Tool], n: int) -> list[str]:
+        """Ids of the `n` tools that suit words best, by the model's own vectors too where it was trained so."""
+        words = words[: self.args.max_instruction_chars]  # what a selection takes
         by_cards: list[str] = []
         if self.models.find(model_name).finds_cards:
             selection = await self._selector.select(model_name, words, len(tools), tools=tuple(tools))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -37,6 +38,9 @@ from serve.http.schemas import (
     describe_errors,
 )
 from serve.http.telemetry import RequestTelemetry, Telemetry
+from serve.mcp.routes import PATH as MCP_PATH
+from serve.mcp.routes import McpEndpoint
+from serve.mcp_servers.servers import McpServers
 from serve.page.routes import add_page_routes
 from serve.tools.spec import ToolSpec
 
@@ -127,8 +131,9 @@ def _describe_tool(tool: Tool, spec: ToolSpec | None) -> ToolEntry:
 def _describe_spec(spec: ToolSpec) -> ToolEntry:
     """A tool that no catalogue entry tells of."""
     media = next((argument.kind for argument in spec.arguments if argument.is_media), "text")
-    backend = "huggingface" if spec.method == "model" else "local"
-    return _describe_tool(Tool(spec.tool_id, spec.description, media, spec.result, backend), spec)
+    backend = {"model": "huggingface", "remote": ""}.get(spec.method, "local")
+    entry = _describe_tool(Tool(spec.tool_id, spec.description, media, spec.result, backend), spec)
+    return entry.model_copy(update={"backend": "mcp"}) if spec.method == "remote" else entry
 
 
 async def _describe(handle: Any) -> tuple[str, dict[str, Any]]:
@@ -147,10 +152,21 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
     """The HTTP routes over the services."""
     # no /docs and /redoc: those pages load scripts from elsewhere; /openapi.json describes the routes
     gate = [Depends(build_gate(service.args))]
-    api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate)
+    mcp = McpEndpoint(chat)
+
+    @asynccontextmanager
+    async def run(api: FastAPI) -> AsyncIterator[None]:
+        args = service.args
+        # what others answer may be as large as what others ask
+        async with McpServers(args.mcp_servers, chat.store, args.tool_timeout_s, args.max_body_bytes) as servers:
+            chat.add_servers(servers)
+            async with mcp.run():
+                yield
+
+    api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate, lifespan=run)
     api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes, timeout_s=service.args.request_timeout_s)
     api.add_middleware(RequestTelemetry, telemetry=chat.telemetry)
-    add_error_handlers(api)
+    add_error_handlers(api, rpc_paths=(MCP_PATH,))
 
     @api.post(
         "/v1/tools/select",
@@ -172,6 +188,7 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
         return JSONResponse(health.model_dump(), status_code=200 if health.status == "ok" else 503)
 
     add_chat_routes(api, chat)
+    mcp.add_route(api)
     add_page_routes(api)
     return api
 

@@ -39,7 +39,7 @@ _MAX_BUCKETS = 10_000
 
 
 class AccessError(RequestError):
-    """A request that may not be answered (401), or not yet (429); `headers` go with the answer."""
+    """A request that may not be answered (401, 403), or not yet (429); `headers` go with the answer."""
 
     def __init__(self, message: str, status: int, code: str, headers: Mapping[str, str]) -> None:
         super().__init__(message, status, code)
@@ -180,6 +180,23 @@ def build_gate(args: ServeArgs) -> Callable[[Request], Any]:
             request.state.caller = gate.admit(request.headers, request.client.host if request.client else None)
 
     return admit
+
+
+def check_origin(headers: Mapping[str, str]) -> None:
+    """Refuse what a web page of another origin sends: the Model Context Protocol demands it of its servers, since their
+    requests are such as a page might send to a service on its visitor's machine. Programs send no Origin.
+
+    Args:
+        headers: by lower-case names.
+
+    Raises:
+        AccessError: an Origin (RFC 6454) that is not the host that was asked (403).
+    """
+    origin = headers.get("origin")
+    if origin is not None and origin.lower().partition("://")[2] != headers.get("host", "").lower():
+        raise AccessError(
+            "This comes from a web page of another origin, which may not ask here.", 403, "bad_origin", {}
+        )
 
 
 def _parse_entry(text: str, where: str) -> tuple[str, bytes]:

@@ -1,8 +1,11 @@
-"""Every error as one sentence in OpenAI's form, with its HTTP status: no stack trace, nothing about this machine."""
+"""Every error as one sentence with its HTTP status, in OpenAI's form or JSON-RPC's: no stack trace, nothing about this
+machine."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -25,11 +28,21 @@ TOOL_ERROR_STATUS: dict[ErrorCode, int] = {
     "interrupted": 502,
     "failed": 422,
 }
+_RPC_INVALID_REQUEST, _RPC_INTERNAL_ERROR = -32600, -32603
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def add_error_handlers(api: FastAPI) -> None:
-    """Let the application answer every error as `ErrorAnswer`."""
+def add_error_handlers(api: FastAPI, rpc_paths: Collection[str] = ()) -> None:
+    """Let the application answer every error as `ErrorAnswer`; at `rpc_paths`, whose clients speak it, as JSON-RPC."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        status, told = describe_error(request, error)
+        headers = dict(getattr(error, "headers", None) or {})
+        if status == 503:
+            headers["Retry-After"] = "1"
+        body = _build_rpc_error(status, told) if request.url.path in rpc_paths else told.model_dump()
+        return JSONResponse(body, status_code=status, headers=headers)
+
     for error_type in (
         HTTPException,
         InputError,
@@ -40,7 +53,7 @@ def add_error_handlers(api: FastAPI) -> None:
         TimeoutError,
         Exception,
     ):
-        api.add_exception_handler(error_type, _answer_error)
+        api.add_exception_handler(error_type, answer)
 
 
 def build_error(status: int, message: str, code: str, param: str | None = None) -> ErrorAnswer:
@@ -57,12 +70,11 @@ def describe_error(request: Request, error: Exception) -> tuple[int, ErrorAnswer
     return status, build_error(status, message, code, param)
 
 
-async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    status, answer = describe_error(request, error)
-    headers = dict(getattr(error, "headers", None) or {})
-    if status == 503:
-        headers["Retry-After"] = "1"
-    return JSONResponse(answer.model_dump(), status_code=status, headers=headers)
+def _build_rpc_error(status: int, answer: ErrorAnswer) -> dict[str, Any]:
+    """JSON-RPC 2.0 (section 5.1) has numbers for its own faults alone; what went wrong stands beside, in our words."""
+    code = _RPC_INVALID_REQUEST if status < 500 else _RPC_INTERNAL_ERROR
+    told = answer.error.model_dump()
+    return {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": told.pop("message"), "data": told}}
 
 
 def _find_words(request: Request, error: Exception) -> tuple[int, str, str | None, str]:

@@ -18,7 +18,7 @@ from data_pipeline.errors import InputError
 
 ArgumentKind = Literal["image", "audio", "video", "text", "number", "integer"]
 ResultKind = Literal["text", "image", "audio", "video"]
-Method = Literal["exact", "classical", "model"]
+Method = Literal["exact", "classical", "model", "remote"]
 ErrorCode = Literal[
     "bad_arguments", "bad_media", "timeout", "out_of_memory", "weights_not_available", "interrupted", "failed"
 ]
@@ -180,7 +180,7 @@ class ToolSpec:
         name: what a dialogue calls it; "" = the tool_id.
         usage: when to use it and what to give it; "" = the description.
         method: "exact" computes what it says; "classical" stands where a learned model would do better, and says so;
-            "model" runs a Hugging Face model.
+            "model" runs a Hugging Face model; "remote" runs on another's server.
         model_id: hub id or local folder of that model; None for the other methods.
         partner: a tool with a model, which this one runs behind its own; None = no second model.
         num_cpus, num_gpus: what a replica that runs it reserves.
@@ -226,6 +226,9 @@ class ToolSpec:
 
     def json_schema(self) -> dict[str, Any]:
         """JSON schema of the arguments, as OpenAI's `function.parameters` wants it."""
+        return self._schema_of_arguments()
+
+    def _schema_of_arguments(self) -> dict[str, Any]:
         return {
             "type": "object",
             "properties": {argument.name: argument.json_schema() for argument in self.arguments},
@@ -247,7 +250,7 @@ class ToolSpec:
             names = {argument.name for argument in self.arguments}
             defaults = {argument.name: argument.default for argument in self.arguments if argument.default is not None}
             given = defaults | {name: value for name, value in values.items() if value is not None or name not in names}
-        fault = best_match(_Validator(self.json_schema()).iter_errors(given))
+        fault = best_match(_Validator(self._schema_of_arguments()).iter_errors(given))
         if fault is not None:
             raise InputError(self._describe_fault(given, fault))
         return {argument.name: argument.convert(given[argument.name]) for argument in self.arguments}

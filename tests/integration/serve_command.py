@@ -28,11 +28,11 @@ class ServeCommand:
 
 
 @contextmanager
-def serving(bundle: Path, artifacts: Path) -> Iterator[ServeCommand]:
-    """Start the command and wait until it says that it is ready."""
+def serving(bundle: Path, artifacts: Path, *values: str) -> Iterator[ServeCommand]:
+    """Start the command, with further `key=value`, and wait until it says that it is ready."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "serve", f"bundle={bundle}", f"artifacts={artifacts}", "--port", str(port)],
+        [sys.executable, "-m", "serve", f"bundle={bundle}", f"artifacts={artifacts}", *values, "--port", str(port)],
         cwd=PROJECT,
         env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import uvicorn
 from fastapi.testclient import TestClient
 
 from data_pipeline.errors import InputError
@@ -66,12 +70,13 @@ class _Predictor:
 class World:
     """The client and what is behind it."""
 
-    def __init__(self, **args: Any) -> None:
+    def __init__(self, tools: Any = None, **args: Any) -> None:
+        """`tools` stands for the deployments that run tools; `args` are of the service."""
         self.args = ServeArgs.parse({"bundle": "b", "max_upload_bytes": 1000, "max_instruction_chars": 50, **args})
         self.encoder, self.predictor = _Encoder(), _Predictor()
         models = ServedModels([ServedModel("toolmm", CATALOG, "rev")], self.predictor)
         selector = Selector(self.args, models, self.predictor, self.encoder, Telemetry())
-        self.chat = ChatService(self.args, selector, self.predictor, None, None)
+        self.chat = ChatService(self.args, selector, self.predictor, tools, tools)
         self.api = build_api(SelectionService(self.args, selector, self.predictor, self.encoder), self.chat)
         self.client = TestClient(
             self.api, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False
@@ -79,3 +84,19 @@ class World:
 
     def select(self, **body: Any) -> Any:
         return self.client.post(SELECT, json=body)
+
+
+@contextmanager
+def serve(world: World) -> Iterator[str]:
+    """The routes on a free port; gives the address."""
+    server = uvicorn.Server(uvicorn.Config(world.api, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)

@@ -42,3 +42,44 @@ def test_model_names_are_distinct_and_leave_the_agent_its_suffix() -> None:
     for name in ("a b", "x-agent", ""):
         with pytest.raises(InputError, match="is no model name"):
             ServeArgs.parse({"bundle": "b", "adapters": {name: "c"}})
+
+
+def test_an_mcp_server_is_an_address_or_a_command() -> None:
+    servers = {
+        "a": "https://example.org/mcp",
+        "b": ["npx", "-y", "server"],
+        "c": {"url": "http://127.0.0.1:9/mcp", "headers": {"Authorization": "KEY_OF_C"}},
+        "d": {"command": ["server"], "environment": ["KEY_OF_D"]},
+    }
+    args = ServeArgs.parse({"bundle": "b", "mcp_servers": servers})
+    assert args.mcp_servers["a"].url == "https://example.org/mcp"
+    assert args.mcp_servers["b"].command == ["npx", "-y", "server"]
+    assert args.mcp_servers["c"].headers == {"Authorization": "KEY_OF_C"}
+    assert ServeArgs.parse(args.model_dump()) == args
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "words"),
+    [
+        ("a/b", "https://example.org", "no name of an MCP server"),
+        ("", "https://example.org", "no name of an MCP server"),
+        ("a", "ftp://example.org", "http:// or https://"),
+        ("a", "https://user:key@example.org", "nor an @"),
+        ("a", [], "either a url or a command"),
+        ("a", {}, "either a url or a command"),
+        ("a", {"url": "https://example.org", "command": ["x"]}, "either a url or a command"),
+        ("a", {"url": "https://example.org", "environment": ["X"]}, "environment with a command"),
+        ("a", {"command": ["x"], "headers": {"X": "Y"}}, "headers go with a url"),
+        (
+            "a",
+            {"url": "https://example.org", "headers": {"Authorization": "Bearer key"}},
+            "no environment variable's name",
+        ),
+        ("a", {"url": "https://example.org", "key": "x"}, "unknown"),
+    ],
+)
+def test_faulty_mcp_servers_are_told(name: str, entry: object, words: str) -> None:
+    with pytest.raises(InputError, match=words) as raised:
+        ServeArgs.parse({"bundle": "b", "mcp_servers": {name: entry}})
+    assert "key@" not in str(raised.value)
+    assert "Bearer" not in str(raised.value), "a key that stands where none should is not repeated"

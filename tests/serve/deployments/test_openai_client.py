@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 
 import openai
 import pytest
-import uvicorn
-from stand_in_service import World
+from stand_in_service import World, serve
 
 from serve.chat import routes
 from serve.chat.schemas import ChatCompletion, ChatRequest
@@ -20,30 +16,14 @@ from serve.http.access import KEYS_VARIABLE
 KEY = "a-key-of-the-tests"
 
 
-@contextmanager
-def serve(world: World) -> Iterator[str]:
-    """The routes on a free port; gives the address."""
-    server = uvicorn.Server(uvicorn.Config(world.api, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
 def test_keys_and_rates_are_told_as_openai_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEYS_VARIABLE, f"tester:{KEY}")
     with serve(World(requests_per_minute=2)) as url:
-        with openai.OpenAI(base_url=url, api_key="another-key-of-the-tests", max_retries=0) as stranger:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="another-key-of-the-tests", max_retries=0) as stranger:
             with pytest.raises(openai.AuthenticationError) as refused:
                 stranger.models.list()
             assert refused.value.code == "invalid_api_key"
-        with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
             for _ in range(2):
                 assert next(model.id for model in client.models.list()) == "toolmm"
             with pytest.raises(openai.RateLimitError) as limited:
@@ -68,7 +48,7 @@ def test_a_stream_with_comments_between_its_events_is_read(monkeypatch: pytest.M
 
     monkeypatch.setattr(world.chat, "complete", complete_slowly)
     monkeypatch.setattr(routes.EventSourceResponse, "DEFAULT_PING_INTERVAL", 0.02)
-    with serve(world) as url, openai.OpenAI(base_url=url, api_key="none on loopback", max_retries=0) as client:
+    with serve(world) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none on loopback", max_retries=0) as client:
         stream = client.chat.completions.create(
             model="toolmm", messages=[{"role": "user", "content": "hello"}], stream=True
         )

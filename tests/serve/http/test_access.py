@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import InputError
-from serve.http.access import AccessError, ApiKeys, Gate, RateLimit, is_loopback
+from serve.http.access import AccessError, ApiKeys, Gate, RateLimit, check_origin, is_loopback
 
 ADA, BOB = "ada-has-a-long-key", "bob-has-another-key"
 FREE = RateLimit(0, 1)
@@ -127,3 +127,24 @@ def test_rates_are_per_key(keys: ApiKeys) -> None:
 def test_loopback_addresses() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "::1", "::ffff:127.0.0.1")))
     assert not any(map(is_loopback, ("10.0.0.1", "::ffff:10.0.0.1", "localhost", "")))
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_fine"),
+    [
+        ({"host": "127.0.0.1:8000"}, True),
+        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"}, True),
+        ({"host": "Tools.example", "origin": "https://tools.example"}, True),
+        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:9000"}, False),
+        ({"host": "127.0.0.1:8000", "origin": "https://evil.example"}, False),
+        ({"host": "127.0.0.1:8000", "origin": "null"}, False),
+        ({"host": "127.0.0.1:8000", "origin": ""}, False),
+    ],
+)
+def test_pages_of_another_origin_are_refused(headers: dict[str, str], is_fine: bool) -> None:
+    if is_fine:
+        check_origin(headers)
+        return
+    with pytest.raises(AccessError) as raised:
+        check_origin(headers)
+    assert (raised.value.status, raised.value.code) == (403, "bad_origin")

@@ -1,0 +1,1 @@
+"""The service's tools for clients of the Model Context Protocol: listed, found by words, and called at /mcp."""
