@@ -188,7 +188,13 @@ class ChatService:
         offered = [choice[choice.named]] if choice.mode == "named" else choice.tools
         k = max(2, request.top_logprobs or 0)  # the likeliest may be `unknown` where a call is required
         tools = None if choice.is_open else tuple(Tool(tool.name, tool.description) for tool in offered)
-        selection = await self._selector.select(request.base_model, conversation.words, k, data, modality, tools)
+        try:
+            selection = await self._selector.select(request.base_model, conversation.words, k, data, modality, tools)
+        except RequestError as error:
+            if error.param not in ("instruction", "media", "modality"):  # what a selection calls words and medium
+                raise
+            param = f"messages.{conversation.last_user}.content"
+            raise RequestError(error.message, error.status, error.code, param) from None
         return selection.ranking
 
     # --- the next turn of a dialogue with the caller's functions

@@ -19,7 +19,8 @@ from starlette.datastructures import UploadFile
 from serve.agent.loop import describe_artifact
 from serve.artifacts import ARTIFACT_ID
 from serve.chat.answer import ChatService
-from serve.chat.schemas import ChatCompletion, ChatRequest, ModelList, list_models, parse_chat_request
+from serve.chat.schemas import ChatCompletion, ChatRequest, ModelEntry, ModelList, list_models, parse_chat_request
+from serve.chat.served_models import no_such_model
 from serve.http.body import check_body, read_body
 from serve.http.errors import describe_error
 from serve.http.schemas import BODY_ERRORS, RequestError, check_upload_size, describe_errors
@@ -88,9 +89,20 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
         chat.telemetry.set_batch_sizes({"Predictor": state["largest_batch"]} if state else {})
         return Response(chat.telemetry.render(), media_type=CONTENT_TYPE)
 
+    def known_models() -> ModelList:
+        return list_models(map(chat.models.find, chat.models.names), created_s)
+
+    @api.get("/v1/models/", include_in_schema=False)  # else the next route's, with no name
     @api.get("/v1/models", responses=describe_errors())
     async def models() -> ModelList:
-        return list_models(map(chat.models.find, chat.models.names), created_s)
+        return known_models()
+
+    @api.get("/v1/models/{model_id:path}", responses=describe_errors(404, 422))
+    async def model(model_id: str) -> ModelEntry:
+        found = next((entry for entry in known_models().data if entry.id == model_id), None)
+        if found is None:
+            raise no_such_model(model_id)
+        return found
 
     @api.post(
         "/v1/tools/{tool_id:path}/invoke",

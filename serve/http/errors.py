@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data_pipeline.errors import InputError, MediaError
 from serve.http.schemas import ErrorAnswer, ErrorBody, RequestError
@@ -29,7 +30,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 def add_error_handlers(api: FastAPI) -> None:
-    """Let the application answer every error as `ErrorAnswer`."""
+    """Let the application answer every error as `ErrorAnswer`; other middleware comes after this one."""
     for error_type in (
         HTTPException,
         InputError,
@@ -38,9 +39,33 @@ def add_error_handlers(api: FastAPI) -> None:
         DeploymentUnavailableError,
         RayActorError,
         TimeoutError,
-        Exception,
     ):
         api.add_exception_handler(error_type, _answer_error)
+    api.add_middleware(UnforeseenErrors)
+
+
+class UnforeseenErrors:
+    """ASGI middleware inside all others: answers what no handler knows, so that this answer too is counted, bears its
+    id, and can be read by the web pages that may ask."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        except Exception as error:
+            if has_begun or scope["type"] != "http":
+                raise
+            response = await _answer_error(Request(scope), error)
+            await response(scope, receive, send)
 
 
 def build_error(status: int, message: str, code: str, param: str | None = None) -> ErrorAnswer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,7 +60,12 @@ class Service:
     args: dict[str, Any]
 
     def expected(
-        self, instruction: str, modality: str | None = None, data: bytes = b"", model: str = MODEL
+        self,
+        instruction: str,
+        modality: str | None = None,
+        data: bytes = b"",
+        model: str = MODEL,
+        tool_ids: Sequence[str] = CATALOG.selection_tool_ids,
     ) -> dict[str, float]:
         """Tool id -> probability, by the same functions without HTTP, batches, replicas and other models."""
         mllm = self.mllms[model]
@@ -70,7 +75,7 @@ class Service:
             array = load_media(modality, data, recipe=encoder.recipe)
             vector = encoder.encode(modality, torch.from_numpy(array)[None])[0].numpy()
         question = encode_question(mllm.tokenizer, instruction, vector is not None, ())
-        trie = ChoiceTrie(CATALOG.selection_tool_ids, mllm.tokenizer)
+        trie = ChoiceTrie(tool_ids, mllm.tokenizer)
         [ranking] = top_k_tools(mllm, [Prompt(question.prompt_ids, vector)], len(trie), trie)
         return {tool.tool_id: tool.probability for tool in ranking}
 

@@ -178,3 +178,96 @@ def test_an_upload_comes_back_as_it_was(service: Service) -> None:
     assert found.headers["content-type"] == "image/png"
     text = httpx.post(f"{service.url}/v1/artifacts", files={"file": ("a.html", b"<script>", "image/png")})
     assert_error(text, 415, "unsupported_media")
+
+
+def test_every_answer_bears_one_id_whoever_made_it(client: openai.OpenAI, service: Service) -> None:
+    """Ray Serve's servers put one in too."""
+    for method, path, status in (
+        ("GET", "/v1/models", 200),
+        ("HEAD", "/v1/models", 200),
+        ("OPTIONS", "/v1/chat/completions", 204),
+        ("POST", "/v1/chat/completions", 415),
+        ("GET", "/v1/nowhere", 404),
+    ):
+        for sent in ({}, {"X-Request-ID": "mine-1"}):
+            answer = httpx.request(method, service.url + path, headers=sent)
+            assert answer.status_code == status
+            (found,) = answer.headers.get_list("x-request-id")
+            assert found == sent.get("X-Request-ID", found)
+            assert len(found) > 5
+    assert client.models.retrieve("second-1.0-agent").id == "second-1.0-agent"
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.models.retrieve("lab/other")
+    assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+    assert raised.value.request_id == raised.value.response.headers["x-request-id"]
+
+
+def test_head_and_get_agree(service: Service) -> None:
+    artifact = httpx.post(f"{service.url}/v1/artifacts", files={"file": ("a.png", picture(5))}).json()
+    for path in ("/", "/healthz", "/v1/tools", artifact["path"]):
+        whole, head = httpx.get(service.url + path), httpx.head(service.url + path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("get", "get_weather", "get_weather_now"),
+        ("get-weather", "-get", "_get", "__"),
+        ("getWeather", "GETWEATHER", "getweather"),
+        ("7", "77", "a" * 64),
+        ("functions.get", "mcp__server__get", "lab/get:v2", "grüße"),
+    ],
+)
+def test_functions_have_any_name_that_clients_give(client: openai.OpenAI, names: tuple[str, ...]) -> None:
+    tools = [{"type": "function", "function": {"name": name, "description": f"Does {name}."}} for name in names]
+    for choice in ("required", {"type": "function", "function": {"name": names[-1]}}):
+        answer = client.chat.completions.create(
+            model="toolmm",
+            messages=[user_message("Get the weather")],
+            tools=tools,
+            tool_choice=choice,
+            logprobs=True,
+            top_logprobs=5,
+        )
+        [call] = answer.choices[0].message.tool_calls
+        assert call.function.name in names
+        if choice != "required":
+            assert call.function.name == names[-1]
+
+
+def test_some_of_the_tools_may_be_allowed(client: openai.OpenAI, service: Service) -> None:
+    names = ["deblur", "dehaze"]
+    functions = [{"type": "function", "function": {"name": name}} for name in names]
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": functions}}
+    answer = client.chat.completions.create(
+        model="toolmm",
+        messages=[user_message(USER, picture())],
+        tool_choice=allowed,
+        logprobs=True,
+        top_logprobs=7,
+    )
+    [token] = answer.choices[0].logprobs.content
+    found = {top.token: np.exp(top.logprob) for top in token.top_logprobs}
+    assert found == pytest.approx(service.expected(USER, "image", picture(), tool_ids=[*names, "unknown"]), rel=1e-3)
+    assert answer.choices[0].message.tool_calls[0].function.name == max(names, key=lambda name: found[name])
+
+
+def test_a_picture_may_come_alone_and_in_lines(client: openai.OpenAI, service: Service) -> None:
+    data = picture(6)
+    lines = base64.encodebytes(data).decode().replace("\n", "\r\n")
+    alone = {"role": "user", "content": [{"type": "image_url", "image_url": f"data:image/png;base64,{lines}"}]}
+    ask = {"role": "assistant", "content": [{"type": "refusal", "refusal": "Which picture?"}]}
+    answer = client.chat.completions.create(
+        model="toolmm",
+        messages=[user_message(USER), ask, alone],
+        tool_choice="required",
+        logprobs=True,
+    )
+    expected = service.expected(USER, "image", data)
+    [token] = answer.choices[0].logprobs.content
+    assert np.exp(token.logprob) == pytest.approx(expected[token.token], rel=1e-3)
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(model="toolmm", messages=[alone])
+    assert (raised.value.code, raised.value.param) == ("empty_instruction", "messages.0.content")

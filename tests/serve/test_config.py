@@ -42,3 +42,12 @@ def test_model_names_are_distinct_and_leave_the_agent_its_suffix() -> None:
     for name in ("a b", "x-agent", ""):
         with pytest.raises(InputError, match="is no model name"):
             ServeArgs.parse({"bundle": "b", "adapters": {name: "c"}})
+
+
+def test_origins_are_as_browsers_send_them() -> None:
+    origins = ["https://chat.example.org", "http://localhost:3000", "http://[::1]:3000", "*"]
+    assert ServeArgs.parse({"bundle": "b", "cors_origins": origins}).cors_origins == origins
+    assert ServeArgs.parse({"bundle": "b"}).cors_origins == []
+    for origin in ("chat.example.org", "https://chat.example.org/", "https://Chat.example.org", "null", ""):
+        with pytest.raises(InputError, match="cors_origins holds"):
+            ServeArgs.parse({"bundle": "b", "cors_origins": [origin]})
