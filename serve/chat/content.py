@@ -137,8 +137,13 @@ class Conversation:
         return next((call.name for turn in self.turns for call in turn.calls if call.call_id == call_id), "")
 
 
-def parse_conversation(request: ChatRequest, limits: ChatLimits) -> Conversation:
+def parse_conversation(request: ChatRequest, limits: ChatLimits, *, needs_words: bool = True) -> Conversation:
     """Check the messages and decode what they carry; nothing is fetched or stored.
+
+    Args:
+        request: the chat.
+        limits: its bounds.
+        needs_words: whether a chat in which no user says anything is refused.
 
     Raises:
         RequestError: too much of something (413), no words of a user, a tool's result without its call, a medium that
@@ -165,7 +170,8 @@ def parse_conversation(request: ChatRequest, limits: ChatLimits) -> Conversation
             "messages_too_long",
             "messages",
         )
-    _check_words(turns)
+    if needs_words:
+        _check_words(turns)
     _check_calls(turns)
     return Conversation(turns)
 

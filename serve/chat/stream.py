@@ -204,10 +204,10 @@ class ChunkWriter:
             function = call["function"]
             first = {**call, "function": {"name": function["name"], "arguments": ""}}
             yield self._event({"tool_calls": [{"index": i, **first}]}, logprobs=logprobs)
-            for piece in _pieces(function["arguments"]):
+            for piece in split_text(function["arguments"]):
                 yield self._event({"tool_calls": [{"index": i, "function": {"arguments": piece}}]})
             logprobs = None
-        for piece in _pieces(choice["message"]["content"] or ""):
+        for piece in split_text(choice["message"]["content"] or ""):
             yield self._event({"content": piece}, logprobs=logprobs)
             logprobs = None
         extra = {"agent": whole["agent"]} if "agent" in whole else {}
@@ -233,6 +233,6 @@ class ChunkWriter:
         return json.dumps(value, allow_nan=False)
 
 
-def _pieces(text: str) -> list[str]:
+def split_text(text: str) -> list[str]:
     """A text in pieces of a few words."""
     return re.findall(r"(?s)(?:\s*\S+){1,4}\s*|\s+", text)

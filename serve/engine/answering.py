@@ -170,7 +170,7 @@ class Engine:
         return group
 
     def _encode_cards(self, name: str, tools: Sequence[tuple[str, str]]) -> np.ndarray:
-        """float32 [K, D]: the vectors of tools, (name, description) each, by the model of that name; it is active."""
+        """float32 [K, D]: the vectors of tools, (name, description) each, by the model of that name, which is active."""
         mllm = self._shared.mllm
         cards = [self._card_ids(*tool) for tool in tools]
         model_id = f"{self._shared.bundles[name].revision}-{str(mllm.llm.dtype).removeprefix('torch.')}"

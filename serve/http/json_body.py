@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -43,8 +44,8 @@ def form(name: str) -> str:
 
 
 def told_by(key: str | Callable[[dict[str, Any]], str] | None, allowed: str) -> Discriminator:
-    """Tells the forms of a field apart: text by being one (form "text"), a list likewise ("list"), an object by the
-    text under a key, or else likewise ("object").
+    """Tells the forms of a field apart: text by being one (form "text"), lists and truth values likewise ("list",
+    "bool"), an object by the text under a key, or else likewise ("object").
 
     Args:
         key: of the object, such as "type", or what tells its form; None where there is one form of object.
@@ -54,8 +55,12 @@ def told_by(key: str | Callable[[dict[str, Any]], str] | None, allowed: str) -> 
     def read(value: Any) -> str | None:
         if isinstance(value, str):
             return form("text")
+        if isinstance(value, bool):
+            return form("bool")
         if isinstance(value, list):
             return form("list")
+        if isinstance(value, BaseModel):  # one that was made here
+            value = vars(value)
         if not isinstance(value, dict) or key is None:
             return form("object") if isinstance(value, dict) else None
         return form(key(value) if callable(key) else str(value.get(key)))
@@ -83,5 +88,17 @@ def parse_body(model: type[_Body], body: bytes) -> _Body:
 
 def _say(fault: Any) -> str:
     if fault["type"] in _WORDS:
-        return _WORDS[fault["type"]].format(**fault.get("ctx", {}))
+        words = _WORDS[fault["type"]].format(**fault.get("ctx", {}))
+        return words.replace("False", "false").replace("True", "true")  # a literal's, in Python's spelling
     return fault["msg"].removeprefix("Value error, ").replace("Input should be", "it must be").rstrip(".")
+
+
+def describe_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The body's schema with its parts inlined, as FastAPI's own schemas do not know them."""
+    schema = model.model_json_schema(ref_template="#/x/{model}")
+    parts = schema.pop("$defs", {})
+    text = json.dumps(schema)
+    for _ in range(8):  # parts refer to parts
+        for name, part in parts.items():
+            text = text.replace(json.dumps({"$ref": f"#/x/{name}"}), json.dumps(part))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": json.loads(text)}}}}

@@ -13,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from small_service import CATALOG, Service, assert_error, picture
+from small_service import CATALOG, Service, assert_error, picture, sound, video
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -271,3 +271,53 @@ def test_a_picture_may_come_alone_and_in_lines(client: openai.OpenAI, service: S
     with pytest.raises(openai.BadRequestError) as raised:
         client.chat.completions.create(model="toolmm", messages=[alone])
     assert (raised.value.code, raised.value.param) == ("empty_instruction", "messages.0.content")
+
+
+def test_questions_are_answered_as_the_model_ranks(client: openai.OpenAI, service: Service) -> None:
+    for modality, data, part in (
+        (None, b"", None),
+        ("image", picture(), {"type": "input_image", "image_url": encode("image/png", picture())}),
+        (
+            "audio",
+            sound(),
+            {"type": "input_audio", "input_audio": {"data": encode("audio/wav", sound()), "format": "wav"}},
+        ),
+        ("video", video(), {"type": "input_video", "input_video": {"data": encode("video/mp4", video())}}),
+    ):
+        parts = [{"type": "input_text", "text": USER}, *([part] if part else [])]
+        options = [{"value": "sharpen", "description": "Makes it sharper."}, {"value": "remove haze"}, {"value": True}]
+        decision = client.decisions.create(
+            model="toolmm",
+            input=[{"role": "user", "content": parts}],
+            questions=[
+                {"type": "choice", "instructions": "", "name": "tool"},
+                {"type": "choice", "instructions": "Which?", "choices": options},
+            ],
+        )
+        catalog, own = decision.answers
+        assert (catalog.type, catalog.name, own.name) == ("choice", "tool", None)
+        found = {entry.value: entry.probability for entry in catalog.probabilities}
+        medium = {"media": {"data": base64.b64encode(data).decode()}} if data else {}
+        selected = service.post(json={"instruction": USER, "k": len(CATALOG), **medium}).json()
+        assert found == pytest.approx({tool["tool_id"]: tool["probability"] for tool in selected["tools"]}, abs=1e-6)
+        assert found == pytest.approx(service.expected(USER, modality, data), rel=1e-3)
+        assert catalog.choice == selected["tools"][0]["tool_id"]
+        ids = ["sharpen", "remove-haze", "true", "unknown"]
+        expected = service.expected(f"Which?\n{USER}", modality, data, tool_ids=ids)
+        assert own.model_extra["p_unknown"] == pytest.approx(expected["unknown"], rel=1e-3)
+        assert [entry.value for entry in own.probabilities] == ["sharpen", "remove haze", True]
+        assert [entry.probability for entry in own.probabilities] == pytest.approx(
+            [expected[tool_id] / (1 - expected["unknown"]) for tool_id in ids[:3]], rel=1e-2
+        )
+        for answer in decision.answers:
+            assert sum(entry.probability for entry in answer.probabilities) == pytest.approx(1, abs=1e-6)
+        assert decision.usage.input_tokens > 20
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.decisions.create(
+            model="toolmm", input=USER, questions=[{"type": "predicate", "instructions": "It is blurred."}]
+        )
+    assert (raised.value.code, raised.value.param) == ("question_not_supported", "questions.0.type")
+
+
+def encode(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
