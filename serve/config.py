@@ -79,6 +79,13 @@ class ServeArgs(BaseModel):
         "user's below the system's temporary one, for one machine",
     )
     artifact_ttl_s: float = Field(default=24 * 3600.0, gt=0, description="how long an upload or a result is kept")
+    responses_kept: int = Field(
+        default=500,
+        ge=0,
+        description="answers of /v1/responses that can be gone on from, in the memory of the one ingress replica; with "
+        "several there are none",
+    )
+    response_ttl_s: float = Field(default=3600.0, gt=0, description="how long such an answer is kept")
     cors_origins: list[str] = Field(
         default=[],
         description="web pages elsewhere that may ask from a browser, such as https://chat.example.org; * for all, "

@@ -14,6 +14,7 @@ from ray import serve as ray_serve
 
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from serve.chat.answer import ChatService
+from serve.chat.response_routes import add_response_routes
 from serve.chat.routes import add_chat_routes
 from serve.chat.selection import Selector
 from serve.chat.served_models import ServedModels
@@ -168,6 +169,7 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
         return JSONResponse(health.model_dump(), status_code=200 if health.status == "ok" else 503)
 
     add_chat_routes(api, chat)
+    add_response_routes(api, chat)
     add_page_routes(api)
     return api
 
