@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from serve.artifacts import Artifact, ArtifactError, ArtifactStore, find_dialogue_names
@@ -251,7 +251,9 @@ def _all_media(conversation: Conversation) -> list[Medium]:
 def _parse_message(message: Message, index: int, limits: ChatLimits) -> ChatTurn:
     where = f"messages.{index}.content"
     if isinstance(message, UserMessage):
-        parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        parts: Sequence[UserPart] = (
+            [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        )
         media = tuple(
             _parse_medium(part, f"{where}.{i}.{part.type}", limits)
             for i, part in enumerate(parts)
@@ -273,7 +275,7 @@ def _parse_message(message: Message, index: int, limits: ChatLimits) -> ChatTurn
     return ChatTurn("system", text)
 
 
-def _join_text(parts: list[UserPart] | list[WordsPart]) -> str:
+def _join_text(parts: Sequence[UserPart | WordsPart]) -> str:
     return "\n".join(part.text for part in parts if isinstance(part, TextPart | RefusalPart))
 
 

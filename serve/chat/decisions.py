@@ -43,8 +43,8 @@ _NOT_IN_AN_ID = str.maketrans(dict.fromkeys("{}[],'\"", "-"))
 class _Question(RequestPart):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    instructions: WordsContent = Field("", description='read before the input; "" = the input alone')
-    name: str | None = Field(None, max_length=200)
+    instructions: WordsContent = Field(default="", description='read before the input; "" = the input alone')
+    name: str | None = Field(default=None, max_length=200)
 
 
 class PredicateQuestion(_Question):
@@ -68,7 +68,7 @@ class ChoiceQuestion(_Question):
 
     type: Literal["choice"]
     choices: list[Option] | None = Field(
-        None, min_length=2, max_length=MAX_OPTIONS, description="default: the model's whole catalogue"
+        default=None, min_length=2, max_length=MAX_OPTIONS, description="default: the model's whole catalogue"
     )
 
 
@@ -102,9 +102,9 @@ class DecisionRequest(RequestPart):
     model: str = Field(min_length=1, max_length=200)
     input: UserInput
     questions: list[Question] = Field(min_length=1, max_length=MAX_QUESTIONS)
-    prompt_cache_key: str | None = Field(None, description="of no effect")
-    prompt_cache_options: dict[str, str | None] | None = Field(None, description="of no effect")
-    safety_identifier: str | None = Field(None, description="of no effect")
+    prompt_cache_key: str | None = Field(default=None, description="of no effect")
+    prompt_cache_options: dict[str, str | None] | None = Field(default=None, description="of no effect")
+    safety_identifier: str | None = Field(default=None, description="of no effect")
 
 
 def parse_decision_request(body: bytes) -> DecisionRequest:

@@ -46,7 +46,7 @@ class InputText(RequestPart):
 class InputImage(RequestPart):
     type: Literal["input_image"]
     image_url: str = Field(description="data URL, artifact:<id>, or http(s) where allowed")
-    file_id: None = Field(None, description="refused: there are no files here; upload an artifact")
+    file_id: None = Field(default=None, description="refused: there are no files here; upload an artifact")
 
     def to_part(self) -> ImagePart:
         return ImagePart(type="image_url", image_url=self.image_url)

@@ -116,10 +116,10 @@ class UserMessage(RequestPart):
 class AssistantMessage(RequestPart):
     role: Literal["assistant"]
     content: TextContent | None = None
-    refusal: str | None = Field(None, description="stands for the content where there is none")
-    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_CALLS)
-    function_call: None = Field(None, description="deprecated by OpenAI and refused here: use tool_calls")
-    audio: None = Field(None, description="refused: nothing was spoken here; send the words as content")
+    refusal: str | None = Field(default=None, description="stands for the content where there is none")
+    tool_calls: list[ToolCall] | None = Field(default=None, max_length=MAX_CALLS)
+    function_call: None = Field(default=None, description="deprecated by OpenAI and refused here: use tool_calls")
+    audio: None = Field(default=None, description="refused: nothing was spoken here; send the words as content")
 
 
 class ToolMessage(RequestPart):

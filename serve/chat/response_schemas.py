@@ -36,8 +36,8 @@ class FunctionTool(_Strict):
     type: Literal["function"]
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments, an object")
-    strict: bool | None = Field(None, description="of no effect: arguments always fit their schema")
+    parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of the arguments, an object")
+    strict: bool | None = Field(default=None, description="of no effect: arguments always fit their schema")
 
     def to_chat(self) -> ChatFunctionTool:
         function = FunctionDefinition(name=self.name, description=self.description, parameters=self.parameters)
@@ -91,36 +91,44 @@ class ResponseRequest(_Strict):
 
     model: str = Field(min_length=1, max_length=200)
     input: Input
-    instructions: str | None = Field(None, description="a system message before all others; not remembered")
+    instructions: str | None = Field(default=None, description="a system message before all others; not remembered")
     tools: list[FunctionTool] | None = Field(
-        None, min_length=1, max_length=MAX_TOOLS, description="default: the catalogue"
+        default=None, min_length=1, max_length=MAX_TOOLS, description="default: the catalogue"
     )
     tool_choice: WantedFunctions | None = None
-    parallel_tool_calls: bool | None = Field(None, description="an answer calls one tool at most, so both are met")
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="an answer calls one tool at most, so both are met"
+    )
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    max_output_tokens: int | None = Field(None, ge=1, description="of words; the name of a tool is never cut")
-    previous_response_id: str | None = Field(None, max_length=200, description="an answer that is to be gone on from")
-    store: bool | None = Field(None, description="whether the answer is remembered; default: where it can be")
+    max_output_tokens: int | None = Field(default=None, ge=1, description="of words; the name of a tool is never cut")
+    previous_response_id: str | None = Field(
+        default=None, max_length=200, description="an answer that is to be gone on from"
+    )
+    store: bool | None = Field(default=None, description="whether the answer is remembered; default: where it can be")
     include: list[Literal["message.output_text.logprobs"]] | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    truncation: Literal["auto"] | None = Field(None, description="the oldest exchanges go where there are too many")
-    temperature: float | None = Field(None, ge=0, le=2, description="nothing is drawn at random, so of no effect")
-    top_p: float | None = Field(None, ge=0, le=1, description="as temperature")
-    metadata: dict[str, str] | None = Field(None, max_length=16, description="comes back with the answer")
+    truncation: Literal["auto"] | None = Field(
+        default=None, description="the oldest exchanges go where there are too many"
+    )
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="nothing is drawn at random, so of no effect"
+    )
+    top_p: float | None = Field(default=None, ge=0, le=1, description="as temperature")
+    metadata: dict[str, str] | None = Field(default=None, max_length=16, description="comes back with the answer")
     background: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    user: str | None = Field(None, description="of no effect")
-    safety_identifier: str | None = Field(None, description="of no effect")
-    prompt_cache_key: str | None = Field(None, description="of no effect")
-    agent: bool | None = Field(None, description="as in a chat; ours")
-    conversation: None = Field(None, description="refused: go on from a response, or send the whole input")
-    prompt: None = Field(None, description="refused: there are no stored prompts")
-    max_tool_calls: None = Field(None, description="refused: agent_max_steps bounds the agent's calls")
-    context_management: None = Field(None, description="refused: nothing is summed up")
-    moderation: None = Field(None, description="refused: nothing is moderated")
+    user: str | None = Field(default=None, description="of no effect")
+    safety_identifier: str | None = Field(default=None, description="of no effect")
+    prompt_cache_key: str | None = Field(default=None, description="of no effect")
+    agent: bool | None = Field(default=None, description="as in a chat; ours")
+    conversation: None = Field(default=None, description="refused: go on from a response, or send the whole input")
+    prompt: None = Field(default=None, description="refused: there are no stored prompts")
+    max_tool_calls: None = Field(default=None, description="refused: agent_max_steps bounds the agent's calls")
+    context_management: None = Field(default=None, description="refused: nothing is summed up")
+    moderation: None = Field(default=None, description="refused: nothing is moderated")
 
     @property
     def wants_logprobs(self) -> bool:
@@ -130,7 +138,7 @@ class ResponseRequest(_Strict):
 class OutputTextPart(BaseModel):
     type: Literal["output_text"] = "output_text"
     text: str
-    annotations: list[Any] = Field([], max_length=0)
+    annotations: list[Any] = Field(default=[], max_length=0)
     logprobs: list[TokenLogprob] = []
 
 
@@ -149,7 +157,7 @@ class FunctionCallItem(BaseModel):
     name: str
     arguments: str
     status: Literal["in_progress", "completed", "incomplete"]
-    logprobs: list[TokenLogprob] = Field([], description="the ranking, where it is wanted; ours")
+    logprobs: list[TokenLogprob] = Field(default=[], description="the ranking, where it is wanted; ours")
 
 
 class IncompleteDetails(BaseModel):

@@ -29,7 +29,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 class FunctionDefinition(RequestPart):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments, an object")
+    parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of the arguments, an object")
 
 
 class FunctionTool(RequestPart):
@@ -87,31 +87,36 @@ class ChatRequest(RequestPart):
     model: str = Field(min_length=1, max_length=200)
     messages: list[Message] = Field(min_length=1)
     tools: list[FunctionTool] | None = Field(
-        None, min_length=1, max_length=MAX_TOOLS, description="default: the catalogue"
+        default=None, min_length=1, max_length=MAX_TOOLS, description="default: the catalogue"
     )
     tool_choice: WantedTools | None = None
-    parallel_tool_calls: bool | None = Field(None, description="an answer calls one tool at most, so both are met")
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="an answer calls one tool at most, so both are met"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logprobs: bool | None = Field(None, description="log-probabilities of the ranked tools, one entry per tool")
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    max_tokens: int | None = Field(None, ge=1, description="of words; the name of a tool is never cut")
-    max_completion_tokens: int | None = Field(None, ge=1, description="OpenAI's newer name of max_tokens")
-    stop: Stop | None = Field(None, description="an answer in words ends before the first of these")
-    n: int | None = Field(None, ge=1, le=1)
-    seed: int | None = Field(None, description="the same request has the same answer whatever it is")
-    temperature: float | None = Field(None, ge=0, le=2, description="nothing is drawn at random, so of no effect")
-    top_p: float | None = Field(None, ge=0, le=1, description="as temperature")
-    response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = Field(None, description="words are all that is answered")
-    agent: bool | None = Field(
-        None, description=f"run the tools too, until there is an answer; as a model name that ends in {AGENT_SUFFIX}"
+    logprobs: bool | None = Field(default=None, description="log-probabilities of the ranked tools, one entry per tool")
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    max_tokens: int | None = Field(default=None, ge=1, description="of words; the name of a tool is never cut")
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="OpenAI's newer name of max_tokens")
+    stop: Stop | None = Field(default=None, description="an answer in words ends before the first of these")
+    n: int | None = Field(default=None, ge=1, le=1)
+    seed: int | None = Field(default=None, description="the same request has the same answer whatever it is")
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="nothing is drawn at random, so of no effect"
     )
-    functions: None = Field(None, description="deprecated by OpenAI and refused here: use tools")
-    function_call: None = Field(None, description="deprecated by OpenAI and refused here: use tool_choice")
-    audio: None = Field(None, description="refused: nothing is spoken")
-    logit_bias: None = Field(None, description="refused: answers are chosen by names, not by tokens")
-    web_search_options: None = Field(None, description="refused: nothing is searched")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="as temperature")
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = Field(default=None, description="words are all that is answered")
+    agent: bool | None = Field(
+        default=None,
+        description=f"run the tools too, until there is an answer; as a model name that ends in {AGENT_SUFFIX}",
+    )
+    functions: None = Field(default=None, description="deprecated by OpenAI and refused here: use tools")
+    function_call: None = Field(default=None, description="deprecated by OpenAI and refused here: use tool_choice")
+    audio: None = Field(default=None, description="refused: nothing is spoken")
+    logit_bias: None = Field(default=None, description="refused: answers are chosen by names, not by tokens")
+    web_search_options: None = Field(default=None, description="refused: nothing is searched")
 
     @property
     def is_agent(self) -> bool:

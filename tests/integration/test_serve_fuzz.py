@@ -102,6 +102,10 @@ class Material:
             case.body = self._mended(case.body)
             if label == "POST /v1/chat/completions":
                 self._ask(case.body)
+            elif label == "POST /v1/decisions" and chance.random() < 0.7:  # the other kinds are refused
+                options = [{"value": value} for value in ("a", "b c", True, *HOSTILE_TEXTS)]
+                choices = [{"choices": options[: chance.randint(2, len(options))]}, {}]
+                case.body["questions"] = [{"type": "choice", "instructions": "Which?", **more} for more in choices]
 
     def _ask(self, body: Any) -> None:
         """End a chat with words, and resolve what no schema can tell: which fields go together."""

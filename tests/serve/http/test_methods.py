@@ -8,6 +8,13 @@ from pathlib import Path
 import pytest
 from small_media import picture
 from stand_in_service import SELECT, World
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from serve.http.methods import OtherMethods
 
 
 @pytest.fixture
@@ -41,3 +48,15 @@ def test_options_name_the_methods_of_every_path(world: World) -> None:
         assert ("HEAD" in methods) == ("GET" in methods)
     missing = world.client.options("/v1/nowhere")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_the_methods_of_all_routes_of_a_path_are_told() -> None:
+    async def answer(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(request.method)
+
+    app = Starlette(routes=[Route("/{name}", answer, methods=["DELETE"]), Route("/a", answer, methods=["GET"])])
+    app.add_middleware(OtherMethods)
+    client = TestClient(app)
+    assert client.options("/a").headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+    assert client.options("/b").headers["allow"] == "DELETE, OPTIONS"
+    assert client.get("/a").text == "GET"
