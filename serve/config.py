@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_pipeline.errors import InputError
 
+_ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+", re.ASCII)  # as browsers send it: lower case, no path, no slash
 _MODEL_NAME = re.compile(r"[\w.-]+(?<!-agent)", re.ASCII)  # the suffix asks for the agent's loop
 
 
@@ -116,6 +117,18 @@ class ServeArgs(BaseModel):
         "user's below the system's temporary one, for one machine",
     )
     artifact_ttl_s: float = Field(default=24 * 3600.0, gt=0, description="how long an upload or a result is kept")
+    responses_kept: int = Field(
+        default=500,
+        ge=0,
+        description="answers of /v1/responses that can be gone on from, in the memory of the one ingress replica; with "
+        "several there are none",
+    )
+    response_ttl_s: float = Field(default=3600.0, gt=0, description="how long such an answer is kept")
+    cors_origins: list[str] = Field(
+        default=[],
+        description="web pages elsewhere that may ask from a browser, such as https://chat.example.org; * for all, "
+        "which needs API keys; default: none",
+    )
     allow_urls: bool = Field(default=False, description="fetch media of chats from public http(s) addresses")
     requests_per_minute: float = Field(default=0.0, ge=0, description="per API key and ingress replica; 0: no limit")
     tool_files: list[str] = Field(default=[], description="Python files with tools of your own (docs/tools.md)")
@@ -141,6 +154,13 @@ class ServeArgs(BaseModel):
     def _check_replicas(self) -> ServeArgs:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, below min_replicas {self.min_replicas}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_origins(self) -> ServeArgs:
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"cors_origins holds {origin!r}; an origin is https://host or http://host:port, or *")
         return self
 
     @model_validator(mode="after")
@@ -182,8 +202,9 @@ class ServeArgs(BaseModel):
 
     @property
     def max_body_bytes(self) -> int:
-        """Largest request body: base64 makes 4 bytes of 3, and words and field names need some room."""
-        return self.max_upload_bytes * 4 // 3 + self.max_instruction_chars * 12 + 64 * 1024
+        """Largest request body: base64 makes 4 bytes of 3, JSON's escapes of line breaks up to 4 of each 76, and words
+        and field names need some room."""
+        return self.max_upload_bytes * 3 // 2 + self.max_instruction_chars * 12 + 64 * 1024
 
     def resolve_device(self) -> str:
         """The device of a replica; call it inside the replica, where Ray has set the visible GPUs."""

@@ -11,10 +11,11 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from data_pipeline.errors import MediaError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
-from serve.agent.loop import AgentLimits, AgentResult, iterate_agent, run_agent
+from serve.agent.loop import AgentLimits, AgentResult, AgentStep, iterate_agent, run_agent
 from serve.agent.shortlist import shortlist_tools
 from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, ToolResult
 from serve.agent.tools import build_dialogue_tool
@@ -55,7 +56,7 @@ class ChatService:
         self.telemetry = selector.telemetry
         self.store = open_artifacts(args)
         self.specs: dict[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
-        self._selector = selector
+        self.selector = selector
         self._predictor = predictor
         self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
         self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
@@ -85,19 +86,53 @@ class ChatService:
         Raises:
             RequestError, MediaError: the request is at fault.
         """
-        if request.is_agent:
-            if not self.models.find(request.base_model).writes_dialogues:
-                raise RequestError(
-                    f"Model {request.base_model[:80]!r} was trained on no dialogues, so it cannot be the agent; leave "
-                    "`agent` out, or serve a bundle that was trained on dialogues.",
-                    code="no_agent",
-                    param="agent" if request.agent else "model",
-                )
-            return await self._ask_agent(request)
-        answer = await self._select(request)
+        answer = await self.answer(request)
+        if not isinstance(answer, ChatCompletion):
+            return stream_agent(request, answer)
         if not request.stream:
             return answer
         return _as_async(stream_completion(answer, request.has_usage_chunk))
+
+    async def answer(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[AgentStep | AgentResult]:
+        """Answer a chat: whole, or step by step where the agent is to stream. Errors as of `complete`."""
+        if not request.is_agent:
+            return await self._select(request)
+        if not self.models.find(request.base_model).writes_dialogues:
+            raise RequestError(
+                f"Model {request.base_model[:80]!r} was trained on no dialogues, so it cannot be the agent; leave "
+                "`agent` out, or serve a bundle that was trained on dialogues.",
+                code="no_agent",
+                param="agent" if request.agent else "model",
+            )
+        return await self._ask_agent(request)
+
+    async def read(
+        self, request: ChatRequest, *, is_current_only: bool = False, needs_words: bool = True
+    ) -> Conversation:
+        """A chat, checked, with its media stored: all of them, or those that the last words are about.
+
+        Raises:
+            RequestError: the chat or one of its media is at fault (`parse_conversation`, `store_media`).
+        """
+        conversation = parse_conversation(request, self._limits, needs_words=needs_words)
+        fetch = None
+        if self.args.allow_urls:
+            fetch = partial(fetch_url, limits=FetchLimits(max_bytes=self.args.max_upload_bytes))
+        return await asyncio.to_thread(
+            store_media, conversation, self.store, is_current_only=is_current_only, fetch=fetch
+        )
+
+    async def open_medium(self, conversation: Conversation) -> tuple[bytes | None, str | None]:
+        """Bytes and modality of the one medium that the model sees when it chooses; (None, None) without one.
+
+        Raises:
+            RequestError: there are several.
+        """
+        artifact = selection_artifact(conversation)
+        if artifact is None:
+            return None, None
+        _, data = await asyncio.to_thread(self.store.open, artifact.id)
+        return data, artifact.modality
 
     async def invoke(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Run a tool.
@@ -194,8 +229,8 @@ class ChatService:
         choice = read_tool_choice(request, self._tools_of(request).selectable)
         model = self.models.find(request.base_model)
         if choice.is_own_choice and model.writes_dialogues and not model.finds_cards:
-            return await self._take_turn(request, await self._read(request), choice)
-        conversation = await self._read(request, is_current_only=True)
+            return await self._take_turn(request, await self.read(request), choice)
+        conversation = await self.read(request, is_current_only=True)
         if conversation.tool_results:
             return answer_with_words(request, describe_tool_results(conversation), Usage.of(0, 0))
         if choice.mode == "none":
@@ -210,16 +245,22 @@ class ChatService:
         return answer_with_tool(request, choice, ranked, words, artifacts, usage)
 
     async def _rank(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> Ranking:
-        artifact = selection_artifact(conversation)
-        data = modality = None
-        if artifact is not None:
-            modality = artifact.modality
-            _, data = await asyncio.to_thread(self.store.open, artifact.id)
+        data, modality = await self.open_medium(conversation)
         offered = [choice[choice.named]] if choice.mode == "named" else choice.tools
         k = max(2, request.top_logprobs or 0)  # the likeliest may be `unknown` where a call is required
         tools = None if choice.is_open else tuple(Tool(tool.name, tool.description) for tool in offered)
-        selection = await self._selector.select(request.base_model, conversation.words, k, data, modality, tools)
-        return selection.ranking
+        words = conversation.words
+        try:
+            return (await self.selector.select(request.base_model, words, k, data, modality, tools)).ranking
+        except MediaError as error:
+            raise RequestError(str(error), 422, "bad_media", conversation.current_media[0].param) from None
+        except RequestError as error:
+            # what a selection calls words and medium
+            params = {"instruction": f"messages.{conversation.last_user}.content"}
+            if data is not None:
+                params |= dict.fromkeys(("media", "modality"), conversation.current_media[0].param)
+            param = params.get(error.param or "", error.param)
+            raise RequestError(error.message, error.status, error.code, param) from None
 
     # --- the next turn of a dialogue with the caller's functions
 
@@ -250,9 +291,9 @@ class ChatService:
 
     # --- the agent's loop
 
-    async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
+    async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[AgentStep | AgentResult]:
         choice = read_tool_choice(request, self._tools_of(request).callable)
-        conversation = await self._read(request)
+        conversation = await self.read(request)
         known = {tool.tool_id: tool for tool in self.models.find(request.base_model).catalog}
         agent_request = replace(build_agent_request(conversation, choice, self.specs), known=known)
         if len(agent_request.tools) > self.args.agent_max_tools:
@@ -268,7 +309,7 @@ class ChatService:
         )
         write_turn = partial(self._write_turn, request.base_model)
         if request.stream:
-            return stream_agent(request, iterate_agent(write_turn, self.invoke, agent_request, limits))
+            return iterate_agent(write_turn, self.invoke, agent_request, limits)
         result: AgentResult = await run_agent(write_turn, self.invoke, agent_request, limits)
         return answer_of_agent(request, result)
 
@@ -283,7 +324,7 @@ class ChatService:
         words = words[: self.args.max_instruction_chars]  # what a selection takes
         by_cards: list[str] = []
         if self.models.find(model_name).finds_cards:
-            selection = await self._selector.select(model_name, words, len(tools), tools=tuple(tools))
+            selection = await self.selector.select(model_name, words, len(tools), tools=tuple(tools))
             ids = {tool.tool_id for tool in tools}
             by_cards = [tool.tool_id for tool, _ in selection.ranking.tools if tool.tool_id in ids]
         return await asyncio.to_thread(shortlist_tools, words, tools, n, by_cards)
@@ -293,15 +334,6 @@ class ChatService:
             written: WrittenTurn = await ask(self._predictor.write_turn, model, request)
         self.telemetry.count_tokens(written.prompt_tokens, written.completion_tokens)
         return written
-
-    async def _read(self, request: ChatRequest, *, is_current_only: bool = False) -> Conversation:
-        conversation = parse_conversation(request, self._limits)
-        fetch = None
-        if self.args.allow_urls:
-            fetch = partial(fetch_url, limits=FetchLimits(max_bytes=self.args.max_upload_bytes))
-        return await asyncio.to_thread(
-            store_media, conversation, self.store, is_current_only=is_current_only, fetch=fetch
-        )
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from serve.artifacts import Artifact, ArtifactError, ArtifactStore, find_dialogue_names
-from serve.chat.schemas import (
+from serve.chat.messages import (
     AssistantMessage,
     AudioPart,
-    ChatRequest,
     ImagePart,
+    MediumPart,
+    MediumUrl,
     Message,
+    RefusalPart,
     TextPart,
     ToolMessage,
     UserMessage,
     UserPart,
+    VideoPart,
     VideoUrlPart,
+    WordsPart,
 )
+from serve.chat.schemas import ChatRequest
 from serve.http.schemas import MediaModality, RequestError, parse_media_data
 
 ARTIFACT_SCHEME = "artifact:"
@@ -104,8 +109,9 @@ class Conversation:
 
     @property
     def words(self) -> str:
-        """What the user said last."""
-        return self.turns[self.last_user].text
+        """What the user said last: before a message that is a medium alone, the words that it goes with."""
+        users = [turn.text for turn in self.turns if turn.role == "user"]
+        return next((text for text in reversed(users) if text.strip()), "")
 
     @property
     def tool_results(self) -> tuple[ChatTurn, ...]:
@@ -131,8 +137,13 @@ class Conversation:
         return next((call.name for turn in self.turns for call in turn.calls if call.call_id == call_id), "")
 
 
-def parse_conversation(request: ChatRequest, limits: ChatLimits) -> Conversation:
+def parse_conversation(request: ChatRequest, limits: ChatLimits, *, needs_words: bool = True) -> Conversation:
     """Check the messages and decode what they carry; nothing is fetched or stored.
+
+    Args:
+        request: the chat.
+        limits: its bounds.
+        needs_words: whether a chat in which no user says anything is refused.
 
     Raises:
         RequestError: too much of something (413), no words of a user, a tool's result without its call, a medium that
@@ -159,13 +170,8 @@ def parse_conversation(request: ChatRequest, limits: ChatLimits) -> Conversation
             "messages_too_long",
             "messages",
         )
-    users = [turn for turn in turns if turn.role == "user"]
-    if not users or not users[-1].text.strip():
-        raise RequestError(
-            "The last user message has no words; say in words what is wanted.",
-            code="empty_instruction",
-            param="messages",
-        )
+    if needs_words:
+        _check_words(turns)
     _check_calls(turns)
     return Conversation(turns)
 
@@ -245,7 +251,9 @@ def _all_media(conversation: Conversation) -> list[Medium]:
 def _parse_message(message: Message, index: int, limits: ChatLimits) -> ChatTurn:
     where = f"messages.{index}.content"
     if isinstance(message, UserMessage):
-        parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        parts: Sequence[UserPart] = (
+            [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        )
         media = tuple(
             _parse_medium(part, f"{where}.{i}.{part.type}", limits)
             for i, part in enumerate(parts)
@@ -255,6 +263,7 @@ def _parse_message(message: Message, index: int, limits: ChatLimits) -> ChatTurn
     content = message.content or ""
     text = content if isinstance(content, str) else _join_text(content)
     if isinstance(message, AssistantMessage):
+        text = text or message.refusal or ""
         calls = message.tool_calls or []
         return ChatTurn(
             "assistant",
@@ -266,19 +275,20 @@ def _parse_message(message: Message, index: int, limits: ChatLimits) -> ChatTurn
     return ChatTurn("system", text)
 
 
-def _join_text(parts: list[UserPart] | list[TextPart]) -> str:
-    return "\n".join(part.text for part in parts if isinstance(part, TextPart))
+def _join_text(parts: Sequence[UserPart | WordsPart]) -> str:
+    return "\n".join(part.text for part in parts if isinstance(part, TextPart | RefusalPart))
 
 
-def _parse_medium(part: UserPart, param: str, limits: ChatLimits) -> Medium:
-    assert not isinstance(part, TextPart)
-    if isinstance(part, ImagePart):
-        return _parse_url(part.image_url.url, "image", f"{param}.url", limits)
-    if isinstance(part, VideoUrlPart):
-        return _parse_url(part.video_url.url, "video", f"{param}.url", limits)
-    modality, text = (
-        ("audio", part.input_audio.data) if isinstance(part, AudioPart) else ("video", part.input_video.data)
-    )
+def _parse_medium(part: MediumPart, param: str, limits: ChatLimits) -> Medium:
+    modality: MediaModality = "image" if isinstance(part, ImagePart) else "video"
+    if isinstance(part, ImagePart | VideoUrlPart):
+        address = part.image_url if isinstance(part, ImagePart) else part.video_url
+        if isinstance(address, MediumUrl):
+            return _parse_url(address.url, modality, f"{param}.url", limits)
+        return _parse_url(address, modality, param, limits)
+    if isinstance(part, AudioPart):
+        modality = "audio"
+    text = part.input_video.data if isinstance(part, VideoPart) else part.input_audio.data
     param = f"{param}.data"
     if text.startswith(ARTIFACT_SCHEME):
         return Medium(modality, param, artifact_id=text.removeprefix(ARTIFACT_SCHEME))
@@ -319,6 +329,24 @@ def _decode(text: str, param: str, limits: ChatLimits) -> bytes:
     if not data:
         raise RequestError("The medium is empty; send the file's bytes.", code="empty_media", param=param)
     return data
+
+
+def _check_words(turns: tuple[ChatTurn, ...]) -> None:
+    """The user has said something; a last message without words may be a medium that earlier words go with."""
+    users = [i for i, turn in enumerate(turns) if turn.role == "user"]
+    if not users:
+        raise RequestError(
+            "The chat has no message of a user; say in words what is wanted.",
+            code="empty_instruction",
+            param="messages",
+        )
+    last = turns[users[-1]]
+    if not last.text.strip() and not (last.media and any(turns[i].text.strip() for i in users)):
+        raise RequestError(
+            "The last user message has no words; say in words what is wanted.",
+            code="empty_instruction",
+            param=f"messages.{users[-1]}.content",
+        )
 
 
 def _check_calls(turns: tuple[ChatTurn, ...]) -> None:

@@ -29,7 +29,7 @@ def build_agent_request(
     """
     offered = [choice[choice.named]] if choice.mode == "named" else choice.tools
     missing = [tool.name for tool in offered if tool.name not in specs]
-    if missing and (choice.named or not choice.is_catalog):
+    if missing and (choice.named or choice.is_part or not choice.is_catalog):
         raise RequestError(
             f"The agent cannot run the tool {missing[0][:80]!r}: it runs this service's own; leave tools out, or let "
             "the model choose without the agent and run it yourself.",
@@ -67,7 +67,8 @@ def render_history(conversation: Conversation) -> tuple[str, ...]:
         text = _name_files(" ".join(turn.text.split()), conversation.artifacts)
         if turn.role == "system":
             close()
-            exchanges.append(render_exchange(text, "Understood."))
+            if text:
+                exchanges.append(render_exchange(text, "Understood."))
         elif turn.role == "user":
             if replies or turn.media:
                 close()
@@ -76,7 +77,7 @@ def render_history(conversation: Conversation) -> tuple[str, ...]:
                     noted.add(artifact.id)
                     name = artifact.name or "none given"
                     exchanges.append(render_file_note(artifact.modality, artifact.dialogue_name, name))
-            if i != conversation.last_user or conversation.tool_results:
+            if text and (i != conversation.last_user or conversation.tool_results):
                 human.append(text)
         elif turn.role == "tool":
             replies.append(f"{conversation.call_name(turn.call_id)}: {text}")

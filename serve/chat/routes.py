@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -19,9 +18,13 @@ from starlette.datastructures import UploadFile
 from serve.agent.loop import describe_artifact
 from serve.artifacts import ARTIFACT_ID
 from serve.chat.answer import ChatService
-from serve.chat.schemas import ChatCompletion, ChatRequest, ModelList, list_models, parse_chat_request
+from serve.chat.decision_answers import Decision
+from serve.chat.decisions import DecisionRequest, decide, parse_decision_request
+from serve.chat.schemas import ChatCompletion, ChatRequest, ModelEntry, ModelList, list_models, parse_chat_request
+from serve.chat.served_models import no_such_model
 from serve.http.body import check_body, read_body
 from serve.http.errors import describe_error
+from serve.http.json_body import describe_body
 from serve.http.schemas import BODY_ERRORS, RequestError, check_upload_size, describe_errors
 from serve.http.telemetry import CONTENT_TYPE
 
@@ -65,7 +68,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
             200: {"content": {"text/event-stream": {"schema": {"description": "OpenAI's chunks, then [DONE]"}}}},
             **describe_errors(404, 507, *BODY_ERRORS),
         },
-        openapi_extra=_json_body(ChatRequest),
+        openapi_extra=describe_body(ChatRequest),
     )
     async def complete(request: Request) -> Response:
         wanted = parse_chat_request(await read_body(request, chat.args, ("application/json",)))
@@ -74,6 +77,14 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
         if isinstance(answer, ChatCompletion):
             return JSONResponse(answer.to_json())
         return EventSourceResponse(_guarded(request, answer), sep="\n")
+
+    @api.post(
+        "/v1/decisions", responses=describe_errors(404, 507, *BODY_ERRORS), openapi_extra=describe_body(DecisionRequest)
+    )
+    async def answer_questions(request: Request) -> Decision:
+        wanted = parse_decision_request(await read_body(request, chat.args, ("application/json",)))
+        async with asyncio.timeout(chat.args.request_timeout_s):
+            return await decide(chat, wanted)
 
     @api.get(
         "/metrics",
@@ -88,14 +99,25 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
         chat.telemetry.set_batch_sizes({"Predictor": state["largest_batch"]} if state else {})
         return Response(chat.telemetry.render(), media_type=CONTENT_TYPE)
 
+    def known_models() -> ModelList:
+        return list_models(map(chat.models.find, chat.models.names), created_s)
+
+    @api.get("/v1/models/", include_in_schema=False)  # else the next route's, with no name
     @api.get("/v1/models", responses=describe_errors())
     async def models() -> ModelList:
-        return list_models(map(chat.models.find, chat.models.names), created_s)
+        return known_models()
+
+    @api.get("/v1/models/{model_id:path}", responses=describe_errors(404, 422))
+    async def model(model_id: str) -> ModelEntry:
+        found = next((entry for entry in known_models().data if entry.id == model_id), None)
+        if found is None:
+            raise no_such_model(model_id)
+        return found
 
     @api.post(
         "/v1/tools/{tool_id:path}/invoke",
         responses=describe_errors(404, *BODY_ERRORS),
-        openapi_extra=_json_body(InvokeRequest),
+        openapi_extra=describe_body(InvokeRequest),
     )
     async def invoke(tool_id: str, request: Request) -> InvokeAnswer:
         body = await read_body(request, chat.args, ("application/json",))
@@ -150,17 +172,6 @@ async def _guarded(request: Request, events: AsyncIterator[str]) -> AsyncIterato
             yield event
     except Exception as error:  # noqa: BLE001  (whatever it is, it is described, and logged where nobody foresaw it)
         yield describe_error(request, error)[1].model_dump_json()
-
-
-def _json_body(model: type[BaseModel]) -> dict[str, Any]:
-    """The body's schema with its parts inlined, as FastAPI's own schemas do not know them."""
-    schema = model.model_json_schema(ref_template="#/x/{model}")
-    parts = schema.pop("$defs", {})
-    text = json.dumps(schema)
-    for _ in range(8):  # parts refer to parts
-        for name, part in parts.items():
-            text = text.replace(json.dumps({"$ref": f"#/x/{name}"}), json.dumps(part))
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": json.loads(text)}}}}
 
 
 def _media_content() -> dict[str, Any]:

@@ -1,159 +1,122 @@
 """OpenAI's chat completions as types: what a request may hold and what is answered.
 
 Reference: the API reference of OpenAI's chat completions and the official Python client's own types, which the tests
-hold our answers against. Request fields that this service has no use for (temperature, seed, user, ...) are ignored.
+hold our answers against. A field that would change the answer and cannot be honoured is refused by its name. Those
+that cannot change it are taken and have no effect: answers are not drawn at random, so `seed`, `temperature` and
+`top_p` are met whatever they are, and `user`, `metadata` and the like are nobody's business here.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, Field, Tag
 
+from serve.chat.messages import FunctionCall, Message, RequestPart
 from serve.engine.messages import ServedModel
+from serve.http.json_body import form, parse_body, told_by
 from serve.http.schemas import RequestError
 
 AGENT_SUFFIX = "-agent"  # of a model name: the same model, in the agent's loop
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
+MAX_STOPS = 4  # as at OpenAI
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class _RequestModel(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-
-class TextPart(_RequestModel):
-    type: Literal["text"]
-    text: str
-
-
-class MediumUrl(_RequestModel):
-    url: str = Field(description="data URL (data:image/png;base64,...), artifact:<id>, or http(s) where allowed")
-
-
-class MediumData(_RequestModel):
-    data: str = Field(description="the file's bytes in base64, or artifact:<id>")
-
-
-class ImagePart(_RequestModel):
-    type: Literal["image_url"]
-    image_url: MediumUrl
-
-
-class AudioPart(_RequestModel):
-    type: Literal["input_audio"]
-    input_audio: MediumData
-
-
-class VideoUrlPart(_RequestModel):
-    type: Literal["video_url"]
-    video_url: MediumUrl
-
-
-class VideoPart(_RequestModel):
-    type: Literal["input_video"]
-    input_video: MediumData
-
-
-UserPart = Annotated[TextPart | ImagePart | AudioPart | VideoUrlPart | VideoPart, Field(discriminator="type")]
-
-
-def _form_of_content(content: Any) -> str:
-    return "text" if isinstance(content, str) else "parts"
-
-
-_Text = Annotated[str, Tag("text")]
-_UserContent = Annotated[
-    _Text | Annotated[list[UserPart], Field(min_length=1), Tag("parts")], Discriminator(_form_of_content)
-]
-_TextContent = Annotated[_Text | Annotated[list[TextPart], Tag("parts")], Discriminator(_form_of_content)]
-
-
-class FunctionCall(_RequestModel):
-    name: str
-    arguments: str = Field(description="JSON, by the tool's schema")
-
-
-class ToolCall(_RequestModel):
-    id: str
-    type: Literal["function"]
-    function: FunctionCall
-
-
-class SystemMessage(_RequestModel):
-    role: Literal["system", "developer"]
-    content: _TextContent
-
-
-class UserMessage(_RequestModel):
-    role: Literal["user"]
-    content: _UserContent
-
-
-class AssistantMessage(_RequestModel):
-    role: Literal["assistant"]
-    content: _TextContent | None = None
-    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
-
-
-class ToolMessage(_RequestModel):
-    role: Literal["tool"]
-    content: _TextContent
-    tool_call_id: str
-
-
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
-
-
-class FunctionDefinition(_RequestModel):
+class FunctionDefinition(RequestPart):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments, an object")
+    parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of the arguments, an object")
 
 
-class FunctionTool(_RequestModel):
+class FunctionTool(RequestPart):
     type: Literal["function"]
     function: FunctionDefinition
 
 
-class FunctionName(_RequestModel):
+class FunctionName(RequestPart):
     name: str
 
 
-class NamedTool(_RequestModel):
+class NamedTool(RequestPart):
     type: Literal["function"]
     function: FunctionName
 
 
-class StreamOptions(_RequestModel):
+class AllowedTools(RequestPart):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class AllowedToolsChoice(RequestPart):
+    """Choose among some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+WantedTools = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(form("text"))]
+    | Annotated[NamedTool, Tag(form("function"))]
+    | Annotated[AllowedToolsChoice, Tag(form("allowed_tools"))],
+    told_by("type", "'none', 'auto', 'required', or an object whose type is 'function' or 'allowed_tools'"),
+]
+Stop = Annotated[
+    Annotated[str, Field(min_length=1), Tag(form("text"))]
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS), Tag(form("list"))],
+    told_by("type", "a string or a list of strings"),
+]
+
+
+class StreamOptions(RequestPart):
     include_usage: bool | None = None
 
 
-class ChatRequest(_RequestModel):
+class ResponseFormat(RequestPart):
+    """Words as they come; JSON by a schema is what a tool's arguments are for."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(RequestPart):
     """Body of `POST /v1/chat/completions`."""
 
     model: str = Field(min_length=1, max_length=200)
     messages: list[Message] = Field(min_length=1)
     tools: list[FunctionTool] | None = Field(
-        None, min_length=1, max_length=MAX_TOOLS, description="default: the catalogue"
+        default=None, min_length=1, max_length=MAX_TOOLS, description="default: the catalogue"
     )
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: WantedTools | None = None
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="an answer calls one tool at most, so both are met"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logprobs: bool | None = Field(None, description="log-probabilities of the ranked tools, one entry per tool")
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    n: Literal[1] | None = None
-    agent: bool | None = Field(
-        None, description=f"run the tools too, until there is an answer; as a model name that ends in {AGENT_SUFFIX}"
+    logprobs: bool | None = Field(default=None, description="log-probabilities of the ranked tools, one entry per tool")
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    max_tokens: int | None = Field(default=None, ge=1, description="of words; the name of a tool is never cut")
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="OpenAI's newer name of max_tokens")
+    stop: Stop | None = Field(default=None, description="an answer in words ends before the first of these")
+    n: int | None = Field(default=None, ge=1, le=1)
+    seed: int | None = Field(default=None, description="the same request has the same answer whatever it is")
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="nothing is drawn at random, so of no effect"
     )
-    functions: None = Field(None, description="deprecated by OpenAI and refused here: use tools")
-    function_call: None = Field(None, description="deprecated by OpenAI and refused here: use tool_choice")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="as temperature")
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = Field(default=None, description="words are all that is answered")
+    agent: bool | None = Field(
+        default=None,
+        description=f"run the tools too, until there is an answer; as a model name that ends in {AGENT_SUFFIX}",
+    )
+    functions: None = Field(default=None, description="deprecated by OpenAI and refused here: use tools")
+    function_call: None = Field(default=None, description="deprecated by OpenAI and refused here: use tool_choice")
+    audio: None = Field(default=None, description="refused: nothing is spoken")
+    logit_bias: None = Field(default=None, description="refused: answers are chosen by names, not by tokens")
+    web_search_options: None = Field(default=None, description="refused: nothing is searched")
 
     @property
     def is_agent(self) -> bool:
@@ -169,49 +132,35 @@ class ChatRequest(_RequestModel):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def stops(self) -> tuple[str, ...]:
+        """What an answer in words ends before."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
     def has_usage_chunk(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage is True
 
 
 def parse_chat_request(body: bytes) -> ChatRequest:
     """Read a request's body; every fault is a `RequestError` (400) that names the field."""
-    try:
-        request = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        reason = " ".join(fault["msg"].split())[:300]  # it may quote what was sent
-        if fault["type"] == "json_invalid":
-            raise RequestError(f"The body is not valid JSON: {reason}.", code="bad_json") from None
-        param = _param_of(fault["loc"], body)
-        where = f"The field {param!r}" if param else "The body"
-        raise RequestError(f"{where} is wrong: {reason}.", code="bad_field", param=param or None) from None
-    if request.stream_options is not None and not request.stream:
+    request = parse_body(ChatRequest, body)
+    for field, needed, is_wrong in (
+        ("stream_options", "stream", request.stream_options is not None and not request.stream),
+        ("top_logprobs", "logprobs", request.top_logprobs is not None and not request.logprobs),
+    ):
+        if is_wrong:
+            raise RequestError(
+                f"{field} is given without {needed}; set {needed} to true or leave it out.",
+                code="bad_field",
+                param=field,
+            )
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise RequestError(
-            "stream_options is given without stream; set stream to true or leave it out.",
+            "max_tokens and max_completion_tokens are two names of one limit; send one of them.",
             code="bad_field",
-            param="stream_options",
-        )
-    if request.top_logprobs is not None and not request.logprobs:
-        raise RequestError(
-            "top_logprobs is given without logprobs; set logprobs to true or leave it out.",
-            code="bad_field",
-            param="top_logprobs",
+            param="max_tokens",
         )
     return request
-
-
-def _param_of(loc: Iterable[str | int], body: bytes) -> str:
-    """The path of a field as its sender wrote it: pydantic's own path also names the branches of its unions."""
-    value: Any = json.loads(body)
-    path: list[str] = []
-    *inner, last = list(loc) or [""]
-    for part in inner:
-        if part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int):
-            value = value[part]  # pyright: ignore[reportCallIssue, reportArgumentType]
-            path.append(str(part))
-    if last != "" and (last not in ("text", "parts") or (isinstance(value, dict) and last in value)):
-        path.append(str(last))
-    return ".".join(path)[:200]
 
 
 class TopLogprob(BaseModel):

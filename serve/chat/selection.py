@@ -74,15 +74,41 @@ class Selector:
         """
         instruction = check_instruction(instruction, self._max_chars)
         start = time.perf_counter()
-        medium: EncodedMedium | None = None
-        if data is not None:
-            with self.telemetry.waiting("MediaEncoder"):
-                medium = await ask(self._encoder.encode, data, modality)
+        medium = None if data is None else await self.encode(data, modality)
         encoded = time.perf_counter()
+        ranking = await self.rank(model, instruction, k, medium, tools, any_modality=any_modality)
+        return Selection(ranking, medium, encoded - start if medium else 0.0, time.perf_counter() - encoded)
+
+    async def encode(self, data: bytes, modality: str | None = None) -> EncodedMedium:
+        """A medium's vector, for one or more questions.
+
+        Raises:
+            RequestError, MediaError: the medium is at fault.
+        """
+        with self.telemetry.waiting("MediaEncoder"):
+            medium: EncodedMedium = await ask(self._encoder.encode, data, modality)
+        return medium
+
+    async def rank(
+        self,
+        model: str,
+        instruction: str,
+        k: int,
+        medium: EncodedMedium | None,
+        tools: tuple[Tool, ...] | None,
+        *,
+        any_modality: bool = False,
+    ) -> Ranking:
+        """Rank tools for words and a medium; the arguments are those of `select`.
+
+        Raises:
+            RequestError: the words are at fault.
+            InputError: one of the caller's tools cannot be told from another's beginning.
+        """
+        instruction = check_instruction(instruction, self._max_chars)
         vector: np.ndarray | None = None if medium is None else medium.vector
         takes = "" if medium is None or any_modality else medium.modality
         with self.telemetry.waiting("Predictor"):
             ranking = await self._questions.ask(SelectQuery(model, instruction, vector, k, tools, takes))
-        end = time.perf_counter()
         await self.models.learn(model, ranking.revision)
-        return Selection(ranking, medium, encoded - start if medium else 0.0, end - encoded)
+        return ranking

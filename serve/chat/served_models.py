@@ -32,9 +32,7 @@ class ServedModels:
         """The model that a request names; `RequestError` (404) where there is none."""
         model = self._models.get(name)
         if model is None:
-            raise RequestError(
-                f"There is no model {name[:80]!r}; GET /v1/models lists them.", 404, "model_not_found", "model"
-            )
+            raise no_such_model(name)
         return model
 
     async def learn(self, name: str, revision: str) -> None:
@@ -46,3 +44,8 @@ class ServedModels:
         """Ask a replica of the predictor what it serves."""
         models: list[ServedModel] = await ask(self._predictor.list_models)
         self._models = {model.name: model for model in models}
+
+
+def no_such_model(name: str) -> RequestError:
+    """What a request is told that names another."""
+    return RequestError(f"There is no model {name[:80]!r}; GET /v1/models lists them.", 404, "model_not_found", "model")

@@ -73,7 +73,7 @@ def answer_with_tool(
     chosen = choice.named or (ranked[0] if ranked else choice.tools[0].name)
     logprobs = _build_logprobs(chosen, ranking, request.top_logprobs or 0) if request.logprobs else None
     if chosen == UNKNOWN_TOOL_ID:
-        return _complete(request, AnswerMessage(content=NO_TOOL_FITS), "stop", usage, logprobs)
+        return answer_with_words(request, NO_TOOL_FITS, usage, ranking=ranking)
     tool = choice[chosen]
     try:
         arguments = build_arguments(tool.parameters, tool.media, words, artifacts)
@@ -87,7 +87,7 @@ def answer_with_tool(
         )
     if arguments.fault:
         text = f"To call {chosen}, something is missing: {arguments.fault}."
-        return _complete(request, AnswerMessage(content=text), "stop", usage, logprobs)
+        return answer_with_words(request, text, usage, ranking=ranking, chosen=chosen)
     function = FunctionCall(name=chosen, arguments=arguments.text)
     call = AnsweredCall(id=f"call_{secrets.token_hex(12)}", function=function)
     return _complete(request, AnswerMessage(content=None, tool_calls=[call]), "tool_calls", usage, logprobs)
@@ -100,11 +100,16 @@ def answer_with_words(
     finish_reason: FinishReason = "stop",
     agent_trace: dict[str, Any] | None = None,
     ranking: Sequence[tuple[str, float]] = (),
+    chosen: str = UNKNOWN_TOOL_ID,
 ) -> ChatCompletion:
-    """An answer in words, with the agent's trace as JSON; `ranking` as in `answer_with_tool`, if there is one."""
+    """An answer in words, with the agent's trace as JSON; `ranking` as in `answer_with_tool`, if there is one, and
+    what was chosen of it. The words end before the first of the texts that the request wants to stop at."""
+    ends = [place for place in map(text.find, request.stops) if place >= 0]
+    if ends:
+        text, finish_reason = text[: min(ends)], "stop"
     logprobs = None
     if request.logprobs and ranking:
-        logprobs = _build_logprobs(UNKNOWN_TOOL_ID, ranking, request.top_logprobs or 0)
+        logprobs = _build_logprobs(chosen, ranking, request.top_logprobs or 0)
     return _complete(request, AnswerMessage(content=text), finish_reason, usage, logprobs, agent_trace)
 
 
@@ -199,10 +204,10 @@ class ChunkWriter:
             function = call["function"]
             first = {**call, "function": {"name": function["name"], "arguments": ""}}
             yield self._event({"tool_calls": [{"index": i, **first}]}, logprobs=logprobs)
-            for piece in _pieces(function["arguments"]):
+            for piece in split_text(function["arguments"]):
                 yield self._event({"tool_calls": [{"index": i, "function": {"arguments": piece}}]})
             logprobs = None
-        for piece in _pieces(choice["message"]["content"] or ""):
+        for piece in split_text(choice["message"]["content"] or ""):
             yield self._event({"content": piece}, logprobs=logprobs)
             logprobs = None
         extra = {"agent": whole["agent"]} if "agent" in whole else {}
@@ -228,6 +233,6 @@ class ChunkWriter:
         return json.dumps(value, allow_nan=False)
 
 
-def _pieces(text: str) -> list[str]:
+def split_text(text: str) -> list[str]:
     """A text in pieces of a few words."""
     return re.findall(r"(?s)(?:\s*\S+){1,4}\s*|\s+", text)

@@ -13,7 +13,7 @@ from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from serve.artifacts import Artifact
 from serve.chat.arguments import ANY_MEDIUM, check_schema
 from serve.chat.content import Conversation
-from serve.chat.schemas import ChatRequest, FunctionDefinition, NamedTool
+from serve.chat.schemas import AllowedToolsChoice, ChatRequest, FunctionDefinition, NamedTool
 from serve.http.schemas import RequestError
 from serve.tools.spec import ToolSpec
 
@@ -63,17 +63,19 @@ class ToolChoice:
         tools: all that are offered, in order.
         named: the tool to call where the mode is "named", else "".
         is_catalog: whether the catalogue is offered because the request brought no tools.
+        is_part: whether the request allows only some of what it could choose from; `tools` are those.
     """
 
     mode: Literal["none", "auto", "required", "named"]
     tools: tuple[OfferedTool, ...]
     named: str = ""
     is_catalog: bool = True
+    is_part: bool = False
 
     @property
     def is_open(self) -> bool:
         """Whether the model chooses from its whole catalogue."""
-        return self.is_catalog and self.mode != "named"
+        return self.is_catalog and not self.is_part and self.mode != "named"
 
     @property
     def is_own_choice(self) -> bool:
@@ -161,15 +163,25 @@ def read_tool_choice(request: ChatRequest, catalog: Mapping[str, OfferedTool]) -
     is_catalog = request.tools is None
     choice = request.tool_choice
     if isinstance(choice, NamedTool):
-        name = choice.function.name
-        if name not in [tool.name for tool in tools]:
-            raise RequestError(
-                f"tool_choice names {name[:80]!r}, which is not among the tools; offer it or choose another.",
-                code="tool_not_offered",
-                param="tool_choice",
-            )
-        return ToolChoice("named", tools, name, is_catalog)
+        _check_offered(choice, tools, "tool_choice.function.name")
+        return ToolChoice("named", tools, choice.function.name, is_catalog)
+    if isinstance(choice, AllowedToolsChoice):
+        for i, allowed in enumerate(choice.allowed_tools.tools):
+            _check_offered(allowed, tools, f"tool_choice.allowed_tools.tools.{i}.function.name")
+        names = {allowed.function.name for allowed in choice.allowed_tools.tools}
+        kept = tuple(tool for tool in tools if tool.name in names)
+        return ToolChoice(choice.allowed_tools.mode, kept, "", is_catalog, is_part=True)
     return ToolChoice(choice or "auto", tools, "", is_catalog)
+
+
+def _check_offered(wanted: NamedTool, tools: Sequence[OfferedTool], param: str) -> None:
+    name = wanted.function.name
+    if name not in [tool.name for tool in tools]:
+        raise RequestError(
+            f"tool_choice names {name[:80]!r}, which is not among the tools; offer it or choose another.",
+            code="tool_not_offered",
+            param=param,
+        )
 
 
 def selection_artifact(conversation: Conversation) -> Artifact | None:

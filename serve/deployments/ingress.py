@@ -15,15 +15,17 @@ from ray import serve as ray_serve
 
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from serve.chat.answer import ChatService
+from serve.chat.response_routes import add_response_routes
 from serve.chat.routes import add_chat_routes
 from serve.chat.selection import Selector
 from serve.chat.served_models import ServedModels
 from serve.config import ServeArgs
 from serve.engine.calls import ask
 from serve.engine.messages import ServedModel
-from serve.http.access import build_gate
+from serve.http.access import add_cors, build_gate
 from serve.http.body import BodyLimit, SelectInput, read_select_input
 from serve.http.errors import add_error_handlers
+from serve.http.methods import OtherMethods
 from serve.http.schemas import (
     BODY_ERRORS,
     Health,
@@ -148,8 +150,8 @@ async def _describe(handle: Any) -> tuple[str, dict[str, Any]]:
     return "ok", said
 
 
-def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
-    """The HTTP routes over the services."""
+def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bool = False) -> FastAPI:
+    """The HTTP routes over the services; `is_behind_ray`: whether Ray Serve's servers stand before them."""
     # no /docs and /redoc: those pages load scripts from elsewhere; /openapi.json describes the routes
     gate = [Depends(build_gate(service.args))]
     mcp = McpEndpoint(chat)
@@ -164,9 +166,11 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
                 yield
 
     api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate, lifespan=run)
-    api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes, timeout_s=service.args.request_timeout_s)
-    api.add_middleware(RequestTelemetry, telemetry=chat.telemetry)
     add_error_handlers(api, rpc_paths=(MCP_PATH,))
+    api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes, timeout_s=service.args.request_timeout_s)
+    api.add_middleware(OtherMethods)
+    add_cors(api, service.args.cors_origins)
+    api.add_middleware(RequestTelemetry, telemetry=chat.telemetry, is_named_outside=is_behind_ray)
 
     @api.post(
         "/v1/tools/select",
@@ -189,6 +193,7 @@ def build_api(service: SelectionService, chat: ChatService) -> FastAPI:
 
     add_chat_routes(api, chat)
     mcp.add_route(api)
+    add_response_routes(api, chat)
     add_page_routes(api)
     return api
 
@@ -235,4 +240,4 @@ class Ingress:
         self._chat = ChatService(args, selector, predictor, local_tools, model_tools)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self._service, self._chat)
+        return build_api(self._service, self._chat, is_behind_ray=True)

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import Request
+from fastapi import FastAPI, Request
+from starlette.middleware.cors import CORSMiddleware
 
 from data_pipeline.errors import InputError
 from serve.config import ServeArgs
@@ -172,8 +173,18 @@ class Gate:
 
 
 def build_gate(args: ServeArgs) -> Callable[[Request], Any]:
-    """A dependency that lets a request in, or raises `AccessError`; the keys come from the environment."""
-    gate = Gate(ApiKeys.load(os.environ), RateLimit(args.requests_per_minute, max(1, int(args.requests_per_minute))))
+    """A dependency that lets a request in, or raises `AccessError`; the keys come from the environment.
+
+    Raises:
+        InputError: the keys are malformed (`ApiKeys.load`), or every web page may ask and there are none.
+    """
+    keys = ApiKeys.load(os.environ)
+    if "*" in args.cors_origins and not keys.digests:
+        raise InputError(
+            "cors_origins holds '*' and the service has no API keys, so every web page that is open on this machine "
+            f"could ask it; name the pages' origins, or set {KEYS_VARIABLE}."
+        )
+    gate = Gate(keys, RateLimit(args.requests_per_minute, max(1, int(args.requests_per_minute))))
 
     async def admit(request: Request) -> None:
         if request.url.path not in OPEN_PATHS:
@@ -196,6 +207,19 @@ def check_origin(headers: Mapping[str, str]) -> None:
     if origin is not None and origin.lower().partition("://")[2] != headers.get("host", "").lower():
         raise AccessError(
             "This comes from a web page of another origin, which may not ask here.", 403, "bad_origin", {}
+        )
+
+
+def add_cors(api: FastAPI, origins: list[str]) -> None:
+    """Let web pages of these origins ask, and read what is answered (CORS, by the Fetch standard). A page sends its key
+    in a header, so no cookies are let through."""
+    if origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Retry-After"],
         )
 
 

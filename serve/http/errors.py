@@ -4,7 +4,7 @@ machine."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data_pipeline.errors import InputError, MediaError
 from serve.http.schemas import ErrorAnswer, ErrorBody, RequestError
@@ -30,10 +31,14 @@ TOOL_ERROR_STATUS: dict[ErrorCode, int] = {
 }
 _RPC_INVALID_REQUEST, _RPC_INTERNAL_ERROR = -32600, -32603
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_Answer = Callable[[Request, Exception], Awaitable[JSONResponse]]
 
 
 def add_error_handlers(api: FastAPI, rpc_paths: Collection[str] = ()) -> None:
-    """Let the application answer every error as `ErrorAnswer`; at `rpc_paths`, whose clients speak it, as JSON-RPC."""
+    """Let the application answer every error as `ErrorAnswer`; at `rpc_paths`, whose clients speak it, as JSON-RPC.
+
+    Other middleware comes after this one.
+    """
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         status, told = describe_error(request, error)
@@ -51,9 +56,34 @@ def add_error_handlers(api: FastAPI, rpc_paths: Collection[str] = ()) -> None:
         DeploymentUnavailableError,
         RayActorError,
         TimeoutError,
-        Exception,
     ):
         api.add_exception_handler(error_type, answer)
+    api.add_middleware(UnforeseenErrors, answer=answer)
+
+
+class UnforeseenErrors:
+    """ASGI middleware inside all others: answers what no handler knows, so that this answer too is counted, bears its
+    id, and can be read by the web pages that may ask."""
+
+    def __init__(self, app: ASGIApp, answer: _Answer) -> None:
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        except Exception as error:
+            if has_begun or scope["type"] != "http":
+                raise
+            response = await self._answer(Request(scope), error)
+            await response(scope, receive, send)
 
 
 def build_error(status: int, message: str, code: str, param: str | None = None) -> ErrorAnswer:

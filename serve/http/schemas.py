@@ -15,6 +15,8 @@ MediaModality = Literal["image", "audio", "video"]
 
 _DATA_URL = re.compile(r"data:(?P<type>[-\w.+/]*)(?:;[-\w.+]+=[-\w.+\"]*)*;base64,", re.ASCII | re.IGNORECASE)
 
+_LINE_BREAKS = str.maketrans("", "", " \t\r\n")
+
 
 class MediaPart(BaseModel):
     """A medium inside a JSON request."""
@@ -184,12 +186,13 @@ def parse_media_data(text: str, max_bytes: int) -> bytes:
                 param="media.data",
             )
         text = text[match.end() :]
+    text = text.translate(_LINE_BREAKS)  # mail's encoders break lines (RFC 2045)
     check_upload_size(len(text) * 3 // 4 - 2, max_bytes, "media.data")
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(
-            "The medium is not valid base64 (standard alphabet, padded, no line breaks).",
+            "The medium is not valid base64 (standard alphabet, padded).",
             code="bad_base64",
             param="media.data",
         ) from None

@@ -22,6 +22,7 @@ logger = logging.getLogger("ray.serve")
 REQUEST_ID = "x-request-id"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SENT_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_NOT_IN_AN_ID = re.compile(r"[^\w.-]", re.ASCII)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -105,9 +106,17 @@ class Telemetry:
 class RequestTelemetry:
     """ASGI middleware around everything else: times, counts, names and logs each request."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, *, is_named_outside: bool) -> None:
+        """
+        Args:
+            app: what answers.
+            telemetry: where it is counted.
+            is_named_outside: whether a server around this one already puts the request's id into each answer, as Ray
+                Serve's do: the client's, or one that they made up and handed on; two would be none.
+        """
         self._app = app
         self._telemetry = telemetry
+        self._is_named_outside = is_named_outside
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -115,16 +124,17 @@ class RequestTelemetry:
             return
         sent = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
         request_id = sent if _SENT_ID.fullmatch(sent) else uuid.uuid4().hex
+        if self._is_named_outside and sent:  # what the client gets to see, with nothing odd in it
+            request_id = _NOT_IN_AN_ID.sub("?", sent[:64])
         start, status = time.perf_counter(), 499  # as long as nothing was answered: the client has gone
 
         async def send_named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {
-                    **message,
-                    "headers": [*message.get("headers", ()), (REQUEST_ID.encode(), request_id.encode())],
-                }
+                if not self._is_named_outside:
+                    named = (REQUEST_ID.encode(), request_id.encode())
+                    message = {**message, "headers": [*message.get("headers", ()), named]}
             await send(message)
 
         self._telemetry.begin()

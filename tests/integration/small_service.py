@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,6 +66,7 @@ class Service:
         data: bytes = b"",
         model: str = MODEL,
         any_modality: bool = False,
+        tool_ids: Sequence[str] | None = None,
     ) -> dict[str, float]:
         """Tool id -> probability, by the same functions without HTTP, batches, replicas and other models."""
         mllm = self.mllms[model]
@@ -75,11 +76,12 @@ class Service:
             array = load_media(modality, data, recipe=encoder.recipe)
             vector = encoder.encode(modality, torch.from_numpy(array)[None])[0].numpy()
         question = encode_question(mllm.tokenizer, instruction, vector is not None, ())
-        takes = ("", modality)  # tools for other media are no candidates
-        fitting = [tool.tool_id for tool in CATALOG if modality is None or any_modality or tool.input_modality in takes]
-        trie = ChoiceTrie(fitting, mllm.tokenizer)
+        if tool_ids is None:  # tools for other media are no candidates
+            takes = ("", modality)
+            tool_ids = [t.tool_id for t in CATALOG if modality is None or any_modality or t.input_modality in takes]
+        trie = ChoiceTrie(tool_ids, mllm.tokenizer)
         if len(trie) == 1:
-            return {fitting[0]: 1.0}
+            return {tool_ids[0]: 1.0}
         [ranking] = top_k_tools(mllm, [Prompt(question.prompt_ids, vector)], len(trie), trie)
         return {tool.tool_id: tool.probability for tool in ranking}
 

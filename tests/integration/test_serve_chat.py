@@ -13,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from small_service import CATALOG, Service, assert_error, picture
+from small_service import CATALOG, Service, assert_error, picture, sound, video
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -178,3 +178,146 @@ def test_an_upload_comes_back_as_it_was(service: Service) -> None:
     assert found.headers["content-type"] == "image/png"
     text = httpx.post(f"{service.url}/v1/artifacts", files={"file": ("a.html", b"<script>", "image/png")})
     assert_error(text, 415, "unsupported_media")
+
+
+def test_every_answer_bears_one_id_whoever_made_it(client: openai.OpenAI, service: Service) -> None:
+    """Ray Serve's servers put one in too."""
+    for method, path, status in (
+        ("GET", "/v1/models", 200),
+        ("HEAD", "/v1/models", 200),
+        ("OPTIONS", "/v1/chat/completions", 204),
+        ("POST", "/v1/chat/completions", 415),
+        ("GET", "/v1/nowhere", 404),
+    ):
+        for sent in ({}, {"X-Request-ID": "mine-1"}):
+            answer = httpx.request(method, service.url + path, headers=sent)
+            assert answer.status_code == status
+            (found,) = answer.headers.get_list("x-request-id")
+            assert found == sent.get("X-Request-ID", found)
+            assert len(found) > 5
+    assert client.models.retrieve("second-1.0-agent").id == "second-1.0-agent"
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.models.retrieve("lab/other")
+    assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+    assert raised.value.request_id == raised.value.response.headers["x-request-id"]
+
+
+def test_head_and_get_agree(service: Service) -> None:
+    artifact = httpx.post(f"{service.url}/v1/artifacts", files={"file": ("a.png", picture(5))}).json()
+    for path in ("/", "/healthz", "/v1/tools", artifact["path"]):
+        whole, head = httpx.get(service.url + path), httpx.head(service.url + path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("get", "get_weather", "get_weather_now"),
+        ("get-weather", "-get", "_get", "__"),
+        ("getWeather", "GETWEATHER", "getweather"),
+        ("7", "77", "a" * 64),
+        ("functions.get", "mcp__server__get", "lab/get:v2", "grüße"),
+    ],
+)
+def test_functions_have_any_name_that_clients_give(client: openai.OpenAI, names: tuple[str, ...]) -> None:
+    tools = [{"type": "function", "function": {"name": name, "description": f"Does {name}."}} for name in names]
+    for choice in ("required", {"type": "function", "function": {"name": names[-1]}}):
+        answer = client.chat.completions.create(
+            model="toolmm",
+            messages=[user_message("Get the weather")],
+            tools=tools,
+            tool_choice=choice,
+            logprobs=True,
+            top_logprobs=5,
+        )
+        [call] = answer.choices[0].message.tool_calls
+        assert call.function.name in names
+        if choice != "required":
+            assert call.function.name == names[-1]
+
+
+def test_some_of_the_tools_may_be_allowed(client: openai.OpenAI, service: Service) -> None:
+    names = ["deblur", "dehaze"]
+    functions = [{"type": "function", "function": {"name": name}} for name in names]
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": functions}}
+    answer = client.chat.completions.create(
+        model="toolmm",
+        messages=[user_message(USER, picture())],
+        tool_choice=allowed,
+        logprobs=True,
+        top_logprobs=7,
+    )
+    [token] = answer.choices[0].logprobs.content
+    found = {top.token: np.exp(top.logprob) for top in token.top_logprobs}
+    assert found == pytest.approx(service.expected(USER, "image", picture(), tool_ids=[*names, "unknown"]), rel=1e-3)
+    assert answer.choices[0].message.tool_calls[0].function.name == max(names, key=lambda name: found[name])
+
+
+def test_a_picture_may_come_alone_and_in_lines(client: openai.OpenAI, service: Service) -> None:
+    data = picture(6)
+    lines = base64.encodebytes(data).decode().replace("\n", "\r\n")
+    alone = {"role": "user", "content": [{"type": "image_url", "image_url": f"data:image/png;base64,{lines}"}]}
+    ask = {"role": "assistant", "content": [{"type": "refusal", "refusal": "Which picture?"}]}
+    answer = client.chat.completions.create(
+        model="toolmm",
+        messages=[user_message(USER), ask, alone],
+        tool_choice="required",
+        logprobs=True,
+    )
+    expected = service.expected(USER, "image", data)
+    [token] = answer.choices[0].logprobs.content
+    assert np.exp(token.logprob) == pytest.approx(expected[token.token], rel=1e-3)
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(model="toolmm", messages=[alone])
+    assert (raised.value.code, raised.value.param) == ("empty_instruction", "messages.0.content")
+
+
+def test_questions_are_answered_as_the_model_ranks(client: openai.OpenAI, service: Service) -> None:
+    for modality, data, part in (
+        (None, b"", None),
+        ("image", picture(), {"type": "input_image", "image_url": encode("image/png", picture())}),
+        (
+            "audio",
+            sound(),
+            {"type": "input_audio", "input_audio": {"data": encode("audio/wav", sound()), "format": "wav"}},
+        ),
+        ("video", video(), {"type": "input_video", "input_video": {"data": encode("video/mp4", video())}}),
+    ):
+        parts = [{"type": "input_text", "text": USER}, *([part] if part else [])]
+        options = [{"value": "sharpen", "description": "Makes it sharper."}, {"value": "remove haze"}, {"value": True}]
+        decision = client.decisions.create(
+            model="toolmm",
+            input=[{"role": "user", "content": parts}],
+            questions=[
+                {"type": "choice", "instructions": "", "name": "tool"},
+                {"type": "choice", "instructions": "Which?", "choices": options},
+            ],
+        )
+        catalog, own = decision.answers
+        assert (catalog.type, catalog.name, own.name) == ("choice", "tool", None)
+        found = {entry.value: entry.probability for entry in catalog.probabilities}
+        medium = {"media": {"data": base64.b64encode(data).decode()}} if data else {}
+        selected = service.post(json={"instruction": USER, "k": len(CATALOG), **medium}).json()
+        assert found == pytest.approx({tool["tool_id"]: tool["probability"] for tool in selected["tools"]}, abs=1e-6)
+        assert found == pytest.approx(service.expected(USER, modality, data), rel=1e-3)
+        assert catalog.choice == selected["tools"][0]["tool_id"]
+        ids = ["sharpen", "remove-haze", "true", "unknown"]
+        expected = service.expected(f"Which?\n{USER}", modality, data, tool_ids=ids)
+        assert own.model_extra["p_unknown"] == pytest.approx(expected["unknown"], rel=1e-3)
+        assert [entry.value for entry in own.probabilities] == ["sharpen", "remove haze", True]
+        assert [entry.probability for entry in own.probabilities] == pytest.approx(
+            [expected[tool_id] / (1 - expected["unknown"]) for tool_id in ids[:3]], rel=1e-2
+        )
+        for answer in decision.answers:
+            assert sum(entry.probability for entry in answer.probabilities) == pytest.approx(1, abs=1e-6)
+        assert decision.usage.input_tokens > 20
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.decisions.create(
+            model="toolmm", input=USER, questions=[{"type": "predicate", "instructions": "It is blurred."}]
+        )
+    assert (raised.value.code, raised.value.param) == ("question_not_supported", "questions.0.type")
+
+
+def encode(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

@@ -50,12 +50,15 @@ N_REQUESTS = 2000
 N_CASES = {  # of valid and of invalid requests each; an operation without parameters has one valid request
     "POST /v1/tools/select": 330,
     "POST /v1/chat/completions": 120,  # the slowest to make up
+    "POST /v1/responses": 60,
+    "POST /v1/decisions": 60,
     "POST /v1/tools/{tool_id}/invoke": 400,
     "POST /v1/artifacts": 150,
     "GET /v1/artifacts/{artifact_id}": 50,
     "GET /v1/tools": 40,
 }
 CLIENTS = 6
+MEDIA_KEYS = ("url", "data", "image_url")
 UNBOUNDED = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 LONGEST_S = 20.0
 MAX_GROWTH_MIB = 150
@@ -99,6 +102,10 @@ class Material:
             case.body = self._mended(case.body)
             if label == "POST /v1/chat/completions":
                 self._ask(case.body)
+            elif label == "POST /v1/decisions" and chance.random() < 0.7:  # the other kinds are refused
+                options = [{"value": value} for value in ("a", "b c", True, *HOSTILE_TEXTS)]
+                choices = [{"choices": options[: chance.randint(2, len(options))]}, {}]
+                case.body["questions"] = [{"type": "choice", "instructions": "Which?", **more} for more in choices]
 
     def _ask(self, body: Any) -> None:
         """End a chat with words, and resolve what no schema can tell: which fields go together."""
@@ -129,7 +136,7 @@ class Material:
             return [self._mended(inner, key) for inner in value]
         if isinstance(value, str) and key == "model":
             return self.chance.choice([MODEL, MODEL, SECOND_MODEL, f"{MODEL}-agent"])
-        return self.chance.choice(self.media) if isinstance(value, str) and key in ("url", "data") else value
+        return self.chance.choice(self.media) if isinstance(value, str) and key in MEDIA_KEYS else value
 
 
 def upload(service: Service, data: bytes) -> str:
@@ -226,6 +233,7 @@ def test_made_up_requests(service: Service) -> None:
     print(f"{answers.total()} requests made in {made - start:.0f} s, sent in {time.perf_counter() - made:.0f} s")
     print(sorted(answers.items()))
     assert answers.total() >= N_REQUESTS
-    for label in (f"POST {SELECT}", "POST /v1/chat/completions", "POST /v1/tools/{tool_id}/invoke"):
+    chats = [f"POST /v1/{route}" for route in ("chat/completions", "responses", "decisions")]
+    for label in (f"POST {SELECT}", "POST /v1/tools/{tool_id}/invoke", *chats):
         assert answers[label, 200] > 10, "the requests do not get far enough to find anything"
     assert_healthy(service)

@@ -77,7 +77,8 @@ class World:
         models = ServedModels([ServedModel("toolmm", CATALOG, "rev")], self.predictor)
         selector = Selector(self.args, models, self.predictor, self.encoder, Telemetry())
         self.chat = ChatService(self.args, selector, self.predictor, tools, tools)
-        self.api = build_api(SelectionService(self.args, selector, self.predictor, self.encoder), self.chat)
+        self.service = SelectionService(self.args, selector, self.predictor, self.encoder)
+        self.api = build_api(self.service, self.chat)
         self.client = TestClient(
             self.api, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False
         )

@@ -83,3 +83,12 @@ def test_faulty_mcp_servers_are_told(name: str, entry: object, words: str) -> No
         ServeArgs.parse({"bundle": "b", "mcp_servers": {name: entry}})
     assert "key@" not in str(raised.value)
     assert "Bearer" not in str(raised.value), "a key that stands where none should is not repeated"
+
+
+def test_origins_are_as_browsers_send_them() -> None:
+    origins = ["https://chat.example.org", "http://localhost:3000", "http://[::1]:3000", "*"]
+    assert ServeArgs.parse({"bundle": "b", "cors_origins": origins}).cors_origins == origins
+    assert ServeArgs.parse({"bundle": "b"}).cors_origins == []
+    for origin in ("chat.example.org", "https://chat.example.org/", "https://Chat.example.org", "null", ""):
+        with pytest.raises(InputError, match="cors_origins holds"):
+            ServeArgs.parse({"bundle": "b", "cors_origins": [origin]})

@@ -35,7 +35,7 @@ class Agent(World):
     def __init__(self, finds_cards: bool, nearest: Sequence[str] = (), **args: Any) -> None:
         super().__init__(**args)
         model = ServedModel("toolmm", CATALOG, "rev", finds_cards=finds_cards)
-        self.chat.models = self.chat._selector.models = ServedModels([model], self.predictor)
+        self.chat.models = self.chat.selector.models = ServedModels([model], self.predictor)
         self.offered: list[list[str]] = []
         self.ranked: list[tuple[Tool, ...]] = []
         self.nearest = nearest

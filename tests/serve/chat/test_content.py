@@ -132,6 +132,47 @@ def test_addresses_are_fetched_only_where_that_is_allowed(store: ArtifactStore) 
         parse(user("look", image_part("file:///etc/passwd")), limits=limits)
 
 
+def test_base64_may_be_broken_into_lines_and_an_address_stand_alone(store: ArtifactStore) -> None:
+    lines = base64.encodebytes(picture(1)).decode()
+    for text in (lines, lines.replace("\n", "\r\n"), " " + as_text(picture(1))):
+        for address in (f"data:image/png;base64,{text}", {"url": f"data:image/png;base64,{text}"}):
+            chat = parse(user("look", {"type": "image_url", "image_url": address}))
+            assert store.open(store_media(chat, store).artifacts[0].id)[1] == picture(1)
+    with pytest.raises(RequestError) as caught:
+        parse(user("look", {"type": "image_url", "image_url": "data:image/png;base64,?"}))
+    assert caught.value.param == "messages.0.content.1.image_url"
+
+
+def test_a_medium_alone_goes_with_the_words_before_it(store: ArtifactStore) -> None:
+    alone = user(image_part("data:image/png;base64," + as_text(picture(1))))
+    ask = {"role": "assistant", "content": "Which picture?"}
+    for messages in (
+        [user("improve it"), ask, alone],
+        [user("improve it"), alone],
+        [user("a"), user("improve it"), alone],
+    ):
+        chat = store_media(parse(*messages), store, is_current_only=True)
+        assert chat.words == "improve it"
+        assert [artifact.modality for artifact in chat.artifacts] == ["image"]
+    for messages in ([alone], [ask, alone], [user("a"), {"role": "user", "content": " "}]):
+        with pytest.raises(RequestError, match="no words") as caught:
+            parse(*messages)
+        assert caught.value.param == f"messages.{len(messages) - 1}.content"
+
+
+def test_refusals_are_words_and_null_is_none() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "edges", "arguments": "{}"}}
+    chat = parse(
+        {"role": "system", "content": None},
+        user("a"),
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot"}]},
+        {"role": "assistant", "content": None, "refusal": "I may not", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": None},
+        user("b"),
+    )
+    assert [turn.text for turn in chat.turns] == ["", "a", "I cannot", "I may not", "", "b"]
+
+
 @pytest.mark.parametrize(
     ("messages", "code"),
     [

@@ -36,6 +36,11 @@ def test_everything_that_clients_send_is_read() -> None:
             {"role": "user", "content": parts, "name": "ada"},
             {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None, "annotations": []},
             {"role": "tool", "content": "done", "tool_call_id": "c1"},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot"}], "function_call": None},
+            {"role": "assistant", "refusal": "I cannot"},
+            {"role": "tool", "content": None, "tool_call_id": "c1"},
+            {"role": "system", "content": None},
+            {"role": "user", "content": [{"type": "image_url", "image_url": "artifact:0"}]},
         ],
         tools=[{"type": "function", "function": {"name": "blur", "parameters": {"type": "object"}, "strict": True}}],
         tool_choice={"type": "function", "function": {"name": "blur"}},
@@ -46,9 +51,13 @@ def test_everything_that_clients_send_is_read() -> None:
         temperature=0.2,
         seed=1,
         n=1,
+        stop="\n",
+        response_format={"type": "text"},
+        parallel_tool_calls=True,
+        modalities=["text"],
         max_completion_tokens=7,
     )
-    assert len(request.messages) == 4
+    assert len(request.messages) == 9
     assert request.has_usage_chunk
     assert request.max_answer_tokens == 7
     assert not request.is_agent
@@ -81,6 +90,32 @@ def test_the_agent_is_asked_for_by_flag_or_name() -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"functions": [{"name": "old"}]}, "functions"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
+        ({"n": True}, "n"),
+        ({"seed": "x"}, "seed"),
+        ({"stop": 3}, "stop"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a", ""]}, "stop.1"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+        ({"modalities": ["text", "audio"]}, "modalities.1"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"logit_bias": {"1": 1}}, "logit_bias"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"tool_choice": {"type": "custom"}}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "x"}}, "tool_choice.function"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "none"}}}, "allowed_tools.mode"),
+        ({"tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice.allowed_tools"),
+        ({"messages": [HELLO, 3]}, "messages.1"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "messages.0.content.0"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
+        ({"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "x"}]}]}, "messages.0.content.0"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 3}]}]}, "content.0.image_url"),
+        ({"messages": [{"role": "tool", "content": [{"type": "image_url"}], "tool_call_id": "c"}]}, "content.0"),
+        ({"messages": [HELLO, {"role": "assistant", "function_call": {"name": "x"}}]}, "messages.1.function_call"),
+        ({"messages": [HELLO, {"role": "assistant", "audio": {"id": "x"}}]}, "messages.1.audio"),
     ],
 )
 def test_faults_name_the_field(fields: dict[str, Any], param: str) -> None:
@@ -91,6 +126,8 @@ def test_faults_name_the_field(fields: dict[str, Any], param: str) -> None:
     assert (caught.value.param or "").endswith(param), caught.value.param
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 500
+    for word in ("literal[", "Input", "tag", "discriminator", "validation", "<"):
+        assert word not in caught.value.message + (caught.value.param or "")
 
 
 @pytest.mark.parametrize(

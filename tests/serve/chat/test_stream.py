@@ -59,6 +59,22 @@ def test_a_call_follows_the_ranking_and_the_choice() -> None:
         assert (call.function.name, json.loads(call.function.arguments)) == (name, {"image": PICTURE.id})
 
 
+def test_words_end_before_the_first_text_to_stop_at() -> None:
+    for stop, text in (
+        (None, "one, two. three"),
+        (".", "one, two"),
+        (["!", " th", ","], "one"),
+        ("o", ""),
+        ("x", None),
+    ):
+        body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "stop": stop}
+        request = parse_chat_request(json.dumps(body).encode())
+        (choice,) = answer_with_words(request, "one, two. three", USAGE, "length").choices
+        assert choice.message.content == ("one, two. three" if text is None else text)
+        assert choice.finish_reason == ("length" if stop in (None, "x") else "stop")
+    assert answer(stop="tools").choices[0].message.content == "None of the "
+
+
 def test_logprobs_show_the_ranking() -> None:
     assert answer().choices[0].logprobs is None
     logprobs = answer(logprobs=True, top_logprobs=4, tool_choice="required").choices[0].logprobs

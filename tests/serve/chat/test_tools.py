@@ -273,6 +273,24 @@ def test_what_is_offered_and_wanted() -> None:
     assert read_tool_choice(request_with(tool_choice="none"), CATALOG).mode == "none"
 
 
+def allowed(*names: str, mode: str = "auto") -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [function(name) for name in names]}}
+
+
+def test_some_of_the_tools_may_be_allowed() -> None:
+    choice = read_tool_choice(request_with(tool_choice=allowed("lab/edges", mode="required")), CATALOG)
+    assert (choice.mode, [tool.name for tool in choice.tools]) == ("required", ["lab/edges"])
+    assert choice.is_catalog
+    assert not choice.is_open, "the rest of the catalogue has no share"
+    brought = [function(name) for name in ("a", "b", "c")]
+    choice = read_tool_choice(request_with(tools=brought, tool_choice=allowed("c", "a")), CATALOG)
+    assert (choice.mode, [tool.name for tool in choice.tools]) == ("auto", ["a", "c"])
+    assert choice.is_own_choice
+    with pytest.raises(RequestError, match="'d'") as caught:
+        read_tool_choice(request_with(tools=brought, tool_choice=allowed("a", "d")), CATALOG)
+    assert caught.value.param == "tool_choice.allowed_tools.tools.1.function.name"
+
+
 @pytest.mark.parametrize(
     "fields",
     [

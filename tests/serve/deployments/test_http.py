@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -20,6 +21,7 @@ from starlette.types import Message
 
 from data_pipeline.errors import InputError, MediaError
 from data_pipeline.records.catalog import Tool, ToolCatalog
+from serve.deployments.ingress import build_api
 from serve.engine.messages import ServedModel
 from serve.http.schemas import RequestError
 
@@ -318,6 +320,48 @@ def test_every_answer_bears_an_id(world: World) -> None:
     assert world.client.get("/v1/tools", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
     made_up = world.client.get("/v1/tools", headers={"X-Request-ID": "no id, rather a text"}).headers["x-request-id"]
     assert len(made_up) == 32
+    world.predictor.select = Method(lambda _: [1 / 0])
+    failed = world.select(instruction="a")
+    assert failed.status_code == 500
+    assert len(failed.headers.get_list("x-request-id")) == 1
+
+
+def test_behind_ray_serve_its_own_id_is_the_only_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Ray Serve's servers hand a request's id on and put it into the answer themselves."""
+    world = World()
+    api = build_api(world.service, world.chat, is_behind_ray=True)
+    client = TestClient(api, base_url="http://127.0.0.1", client=("127.0.0.1", 50000))
+    with caplog.at_level("INFO", logger="ray.serve"):
+        answer = client.get("/v1/tools", headers={"X-Request-ID": "an odd\tid" + "x" * 99})
+    assert "x-request-id" not in answer.headers
+    assert json.loads(caplog.records[-1].message)["request_id"] == "an?odd?id" + "x" * 55
+
+
+def test_pages_elsewhere_may_ask_only_where_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "https://chat.example.org"
+    asked = {"Origin": page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    closed, opened = World(), World(cors_origins=[page])
+    assert "access-control-allow-origin" not in closed.client.options(SELECT, headers=asked).headers
+    assert "access-control-allow-origin" not in closed.client.get("/v1/models", headers=asked).headers
+    preflight = opened.client.options(SELECT, headers=asked)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == page
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    opened.predictor.select = Method(lambda _: [1 / 0])
+    for answer in (
+        opened.client.get("/v1/models", headers=asked),
+        opened.client.post(SELECT, json={"instruction": "a"}, headers=asked),
+        opened.client.post(SELECT, json={}, headers=asked),
+    ):
+        assert answer.headers["access-control-allow-origin"] == page, answer.status_code
+        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+    other = opened.client.get("/v1/models", headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+    with pytest.raises(InputError, match="cors_origins"):
+        World(cors_origins=["*"])
+    monkeypatch.setenv("TOOLMM_API_KEYS", "a-key-of-the-tests")
+    refused = World(cors_origins=["*"]).client.get("/v1/models", headers=asked)
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "*")
 
 
 def test_the_page_asks_no_one_else(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
@@ -57,3 +58,47 @@ def test_a_stream_with_comments_between_its_events_is_read(monkeypatch: pytest.M
     calls = [call for choice in choices for call in choice.delta.tool_calls or ()]
     assert calls[0].function is not None
     assert calls[0].function.name == "deblur"
+
+
+def test_a_model_is_found_by_its_id() -> None:
+    with serve(World()) as url, openai.OpenAI(base_url=url, api_key="none on loopback", max_retries=0) as client:
+        for model_id in ("toolmm", "toolmm-agent"):
+            found = client.models.retrieve(model_id)
+            assert (found.id, found.object) == (model_id, "model")
+        for model_id in ("lab/other", "toolmm/agent", "toolmm-agent-agent"):
+            with pytest.raises(openai.NotFoundError) as missing:
+                client.models.retrieve(model_id)
+            assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+            assert repr(model_id) in missing.value.message
+
+
+def test_what_a_client_may_send_is_met_or_refused_by_its_name() -> None:
+    world = World()
+    hello: list[Any] = [{"role": "user", "content": "hello"}]
+    with serve(world) as url, openai.OpenAI(base_url=url, api_key="none on loopback", max_retries=0) as client:
+
+        def ask(**fields: Any) -> Any:
+            return client.chat.completions.create(**{"model": "toolmm", "messages": hello, **fields})
+
+        (choice,) = ask(n=1, seed=3, stop=["x"], temperature=0.3, parallel_tool_calls=False, max_tokens=9).choices
+        assert choice.message.tool_calls[0].function.name == "deblur"
+        function = {"type": "function", "function": {"name": "dehaze"}}
+        allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [function]}}
+        world.predictor.ranking = [("dehaze", 1.0)]
+        (choice,) = ask(tool_choice=allowed).choices
+        assert choice.message.tool_calls[0].function.name == "dehaze"
+        assert [tool.tool_id for tool in world.predictor.asked[-1].tools or ()] == ["dehaze"]
+        for fields, param in (
+            ({"n": 2}, "n"),
+            ({"response_format": {"type": "json_object"}}, "response_format.type"),
+            ({"stop": [1]}, "stop.0"),
+            (
+                {"messages": [*hello, {"role": "user", "content": [{"type": "file", "file": {}}]}]},
+                "messages.1.content.0",
+            ),
+            ({"messages": [{"role": "user", "content": "a" * 51}]}, "messages.0.content"),
+        ):
+            with pytest.raises(openai.APIStatusError) as refused:
+                ask(**fields)
+            assert (refused.value.status_code, refused.value.param) in ((400, param), (413, param))
+            assert refused.value.request_id

@@ -26,7 +26,6 @@ def test_base64_and_data_urls_are_decoded(text: str) -> None:
         (BASE64[:-1], "bad_base64", 400),
         ("????", "bad_base64", 400),
         ("grüße", "bad_base64", 400),
-        (BASE64[:8] + "\n" + BASE64[8:], "bad_base64", 400),
         ("data:image/png," + BASE64, "bad_base64", 400),
         ("http://example.org/a.png", "url_not_allowed", 400),
         ("HTTPS://example.org/a.png", "url_not_allowed", 400),

@@ -1,0 +1,181 @@
+"""Typed questions: options ranked as tools, probabilities that add up, and what a ranking cannot tell refused."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from openai.types import Decision
+from small_media import picture, sound
+from stand_in_service import CATALOG, RANKING, Method, World
+
+from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
+from serve.chat.served_models import ServedModels
+from serve.engine.messages import Ranking, SelectQuery, ServedModel
+
+CATALOG_CHOICE = {"type": "choice", "instructions": ""}
+
+
+class Questioned(World):
+    """A service whose model likes options the better the earlier they come, and `unknown` a little."""
+
+    p_unknown = 0.2
+
+    def __init__(self, finds_cards: bool = True, **args: Any) -> None:
+        super().__init__(max_upload_bytes=200_000, **args)
+        models = ServedModels([ServedModel("toolmm", CATALOG, "rev", finds_cards=finds_cards)], self.predictor)
+        self.chat.models = self.chat.selector.models = models
+        self.queries: list[SelectQuery] = []
+        predictor: Any = self.predictor
+        predictor.select = Method(self._rank)
+
+    def _rank(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
+        self.queries += queries
+        return [self._rank_one(query) for query in queries]
+
+    def _rank_one(self, query: SelectQuery) -> Ranking | InputError:
+        if query.tools is None:
+            tools = [(CATALOG[tool_id], p) for tool_id, p in RANKING]
+        else:
+            if query.tools[0].tool_id == "same":
+                return InputError("one is the beginning of the other.")
+            weights = [2.0**-i for i in range(len(query.tools))]
+            left = 1 - self.p_unknown
+            tools = [(tool, left * w / sum(weights)) for tool, w in zip(query.tools, weights, strict=True)]
+            tools.append((Tool("unknown"), self.p_unknown))
+        return Ranking(tools[: query.k], "rev", n_prompt_tokens=10, n_answer_tokens=2)
+
+    def ask(self, *questions: dict[str, Any], given: Any = "Sharpen it", **more: Any) -> Any:
+        body = {"model": "toolmm", "input": given, "questions": list(questions), **more}
+        return self.client.post("/v1/decisions", json=body)
+
+
+def choice(*values: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "choice", "instructions": "Which?", "choices": [{"value": value} for value in values], **more}
+
+
+def test_all_kinds_are_answered_in_order() -> None:
+    world = Questioned()
+    levels = [{"label": "not at all"}, {"label": "somewhat", "description": "a little"}, {"label": "very"}]
+    answer = world.ask(
+        {"type": "predicate", "instructions": "The user wants\na sharper picture.", "name": "sharper"},
+        choice("a b", True, "c"),
+        {"type": "score", "instructions": [{"type": "input_text", "text": "How urgent?"}], "levels": levels},
+        CATALOG_CHOICE,
+        prompt_cache_key="x",
+        safety_identifier="y",
+    )
+    assert answer.status_code == 200, answer.text
+    decision = Decision.model_validate(answer.json(), strict=True)
+    predicate, chosen, score, catalog = decision.answers
+    assert (predicate.type, predicate.name, predicate.probability) == ("predicate", "sharper", pytest.approx(0.8))
+    assert (chosen.type, chosen.choice, [p.value for p in chosen.probabilities]) == (
+        "choice",
+        "a b",
+        ["a b", True, "c"],
+    )
+    assert [p.probability for p in chosen.probabilities] == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    assert answer.json()["answers"][1]["p_unknown"] == pytest.approx(0.2)
+    assert (score.type, score.score) == ("score", pytest.approx(2 / 7 + 2 / 7))
+    assert [(p.label, p.value) for p in score.probabilities] == [("not at all", 0), ("somewhat", 1), ("very", 2)]
+    assert catalog.type == "choice"
+    assert [p.value for p in catalog.probabilities] == [tool_id for tool_id, _ in RANKING]
+    assert [p.probability for p in catalog.probabilities] == pytest.approx([p for _, p in RANKING], abs=1e-9)
+    assert (decision.usage.input_tokens, decision.usage.output_tokens, decision.usage.total_tokens) == (40, 8, 48)
+    texts = {(query.instruction, query.tools) for query in world.queries}
+    assert texts == {
+        ("Sharpen it", (Tool("yes", "The user wants a sharper picture."),)),
+        ("Which?\nSharpen it", (Tool("a-b"), Tool("true"), Tool("c"))),
+        ("How urgent?\nSharpen it", (Tool("not-at-all"), Tool("somewhat", "a little"), Tool("very"))),
+        ("Sharpen it", None),
+    }
+
+
+def test_the_medium_is_encoded_once() -> None:
+    world = Questioned()
+    part = {"type": "input_image", "image_url": "data:image/png;base64," + base64.b64encode(picture()).decode()}
+    given = [{"role": "user", "content": [part]}, {"type": "message", "role": "user", "content": "Sharpen it"}]
+    assert world.ask(CATALOG_CHOICE, choice("a", "b"), given=given).status_code == 200
+    assert len(world.encoder.asked) == 1
+    assert all(query.vector is not None for query in world.queries)
+    heard = {"type": "input_audio", "input_audio": {"data": base64.b64encode(sound()).decode(), "format": "wav"}}
+    assert world.ask(choice("a", "b"), given=[{"role": "user", "content": [heard]}]).status_code == 200
+    assert world.encoder.asked[1][1] == "audio"
+    assert world.queries[-1].instruction == "Which?"
+    refused = world.ask(CATALOG_CHOICE, given=[{"role": "user", "content": [part, heard]}]).json()["error"]
+    assert (refused["code"], refused["param"]) == ("too_many_media", "input")
+
+
+def test_no_probability_at_all_is_a_refusal() -> None:
+    world = Questioned()
+    world.p_unknown = 1.0
+    answer = Decision.model_validate(world.ask(choice("a", "b", name="x")).json(), strict=True).answers[0]
+    assert (answer.type, answer.name) == ("refusal", "x")
+
+
+@pytest.mark.parametrize(
+    ("question", "given", "param"),
+    [
+        ({"type": "guess", "instructions": "a"}, "a", "questions.0"),
+        ({"type": "predicate", "instructions": " "}, "a", "questions.0.instructions"),
+        ({"type": "predicate", "instructions": "a", "choices": []}, "a", "questions.0.choices"),
+        (choice("a"), "a", "questions.0.choices"),
+        (choice("a", "a"), "a", "questions.0.choices.1"),
+        (choice("true", True), "a", "questions.0.choices.1"),
+        (choice("a", "unknown"), "a", "questions.0.choices.1"),
+        (choice("a", " "), "a", "questions.0.choices.1"),
+        (choice("a", 3), "a", "questions.0.choices.1.value"),
+        (choice("same", "same2"), "a", "questions.0"),
+        (choice("a", "b"), "a" * 51, "questions.0.instructions"),
+        ({"type": "score", "instructions": "a", "levels": [{"label": "x"}]}, "a", "questions.0.levels"),
+        (CATALOG_CHOICE, "", "input"),
+        (CATALOG_CHOICE, "a" * 51, "input"),
+        (CATALOG_CHOICE, [], "input"),
+        (CATALOG_CHOICE, [{"role": "system", "content": "a"}], "input.0"),
+        (CATALOG_CHOICE, [{"type": "function_call", "call_id": "c", "name": "a", "arguments": ""}], "input.0"),
+        (CATALOG_CHOICE, [{"role": "user", "content": [{"type": "input_file"}]}], "input.0.content.0"),
+        (
+            CATALOG_CHOICE,
+            [{"role": "user", "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}]}],
+            "input.0.content.0.image_url",
+        ),
+        (
+            CATALOG_CHOICE,
+            [{"role": "user", "content": [{"type": "input_image", "image_url": "", "file_id": "f"}]}],
+            "input.0.content.0.file_id",
+        ),
+    ],
+)
+def test_faults_name_the_field(question: dict[str, Any], given: Any, param: str) -> None:
+    answer = Questioned().ask(question, given=given)
+    assert answer.status_code in (400, 413), answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param, error
+    assert "messages" not in error["message"]
+
+
+def test_other_fields_and_too_many_questions_are_refused() -> None:
+    world = Questioned()
+    for answer, param in (
+        (world.ask(CATALOG_CHOICE, stream=True), "stream"),
+        (world.ask(), "questions"),
+        (world.ask(*[CATALOG_CHOICE] * 401), "questions"),
+        (world.ask(*[choice("a" * 1000, "b")] * 101), "questions"),
+        (world.ask(CATALOG_CHOICE, model="toolmm-agent"), "model"),
+    ):
+        assert answer.status_code in (400, 404, 413)
+        assert answer.json()["error"]["param"] == param
+
+
+def test_a_model_that_reads_no_descriptions_answers_choices_alone() -> None:
+    world = Questioned(finds_cards=False)
+    assert world.ask(choice("a", "b")).status_code == 200
+    for question in (
+        {"type": "predicate", "instructions": "It is blurred."},
+        {"type": "score", "instructions": "", "levels": [{"label": "low"}, {"label": "high"}]},
+    ):
+        error = world.ask(CATALOG_CHOICE, question).json()["error"]
+        assert (error["code"], error["param"]) == ("question_not_supported", "questions.1.type")
