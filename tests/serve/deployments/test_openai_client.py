@@ -61,7 +61,10 @@ def test_a_stream_with_comments_between_its_events_is_read(monkeypatch: pytest.M
 
 
 def test_a_model_is_found_by_its_id() -> None:
-    with serve(World()) as url, openai.OpenAI(base_url=url, api_key="none on loopback", max_retries=0) as client:
+    with (
+        serve(World()) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none on loopback", max_retries=0) as client,
+    ):
         for model_id in ("toolmm", "toolmm-agent"):
             found = client.models.retrieve(model_id)
             assert (found.id, found.object) == (model_id, "model")
@@ -75,7 +78,7 @@ def test_a_model_is_found_by_its_id() -> None:
 def test_what_a_client_may_send_is_met_or_refused_by_its_name() -> None:
     world = World()
     hello: list[Any] = [{"role": "user", "content": "hello"}]
-    with serve(world) as url, openai.OpenAI(base_url=url, api_key="none on loopback", max_retries=0) as client:
+    with serve(world) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none on loopback", max_retries=0) as client:
 
         def ask(**fields: Any) -> Any:
             return client.chat.completions.create(**{"model": "toolmm", "messages": hello, **fields})
