@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai.types import Decision
+from random_bundle import build_backbone, build_bundle
 from small_media import picture, sound
 from stand_in_service import CATALOG, RANKING, Method, World
 
+from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
+from model.decode.tools import Prompt
 from serve.chat.served_models import ServedModels
+from serve.engine.answering import Engine, Question
 from serve.engine.messages import Ranking, SelectQuery, ServedModel
 
 CATALOG_CHOICE = {"type": "choice", "instructions": ""}
@@ -179,3 +185,51 @@ def test_a_model_that_reads_no_descriptions_answers_choices_alone() -> None:
     ):
         error = world.ask(CATALOG_CHOICE, question).json()["error"]
         assert (error["code"], error["param"]) == ("question_not_supported", "questions.1.type")
+
+
+def test_a_model_that_reads_descriptions_answers_all_kinds_by_them(tmp_path: Path) -> None:
+    backbone = build_backbone(tmp_path / "tiny", "### Human: <Img></Img> Improve this\n")
+    bundle = build_bundle(tmp_path / "a", backbone, 1)
+    trained = {"train": {"loss": {"retrieval": 1.0}}}
+    bundle = replace(bundle, info=bundle.info.model_copy(update={"resolved_config": trained}))
+    engine = Engine({"toolmm": bundle}, "cpu", None)
+
+    def rank(queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
+        prompts = [
+            Prompt(encode_question(engine.tokenizer, query.instruction, False, ()).prompt_ids) for query in queries
+        ]
+        return engine.rank(
+            [
+                Question(query.model, prompt, query.k, query.tools)
+                for query, prompt in zip(queries, prompts, strict=True)
+            ]
+        )
+
+    world = Questioned()
+    predictor: Any = world.predictor
+    predictor.select = Method(rank)
+    models = ServedModels([ServedModel.of("toolmm", bundle)], predictor)
+    world.chat.models = world.chat.selector.models = models
+    levels = [{"label": str(i), "description": f"It is {word}."} for i, word in enumerate(("bad", "fair", "good"))]
+    options = [{"value": value, "description": f"Makes it {value}."} for value in ("sharp", "light", "quiet")]
+    answer = world.ask(
+        {"type": "predicate", "instructions": "The picture is blurred."},
+        {"type": "predicate", "instructions": "Nobody speaks."},
+        {"type": "score", "instructions": "How good?", "levels": levels},
+        {"type": "choice", "instructions": "", "choices": options},
+        {"type": "choice", "instructions": "", "choices": [{**option, "description": ""} for option in options]},
+        CATALOG_CHOICE,
+    )
+    assert answer.status_code == 200, answer.text
+    one, other, score, chosen, nameless, catalog = Decision.model_validate(answer.json(), strict=True).answers
+    assert one.type == other.type == "predicate"
+    assert 0 < one.probability < 1
+    assert one.probability != other.probability, "the statement is read"
+    assert score.type == "score"
+    assert score.score == pytest.approx(sum(entry.value * entry.probability for entry in score.probabilities))
+    assert chosen.type == nameless.type == catalog.type == "choice"
+    assert chosen.probabilities != nameless.probabilities, "descriptions are read"
+    assert [entry.value for entry in chosen.probabilities] == ["sharp", "light", "quiet"]
+    assert {entry.value for entry in catalog.probabilities} == set(bundle.catalog.selection_tool_ids)
+    for entries in (score.probabilities, chosen.probabilities, nameless.probabilities, catalog.probabilities):
+        assert sum(entry.probability for entry in entries) == pytest.approx(1, abs=1e-6)
