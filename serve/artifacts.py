@@ -36,7 +36,7 @@ from serve.tools.run import DEFAULT_LIMITS
 ARTIFACT_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 _DIALOGUE_EXTENSIONS = {Modality.IMAGE: "png", Modality.AUDIO: "wav", Modality.VIDEO: "mp4"}
-_DIALOGUE_NAME = re.compile(r"\b(?:image|audio|video)/(?P<id>[0-9a-f]{32})\.(?:png|wav|mp4)\b", re.ASCII)
+DIALOGUE_NAME = re.compile(r"\b(?:image|audio|video)/(?P<id>[0-9a-f]{32})\.(?:png|wav|mp4)\b", re.ASCII)
 _DATA, _META, _PARTIAL = ".data", ".json", ".partial"
 _SECRET = "secret.key"
 _USAGE_AGE_S = 30.0  # how long this process believes its own count of what all replicas have written
@@ -275,7 +275,7 @@ def _open_filesystem(uri: str) -> tuple[Any, str]:
 
 def find_dialogue_names(text: str) -> dict[str, str]:
     """Name -> artifact id of every `Artifact.dialogue_name` in a text; whether the artifacts exist is not asked."""
-    return {found[0]: found["id"] for found in _DIALOGUE_NAME.finditer(text)}
+    return {found[0]: found["id"] for found in DIALOGUE_NAME.finditer(text)}
 
 
 _FILE_EXTENSIONS = {

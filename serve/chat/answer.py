@@ -16,6 +16,7 @@ from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from serve.agent.loop import AgentLimits, AgentResult, AgentStep, iterate_agent, run_agent
+from serve.agent.names import with_short_names
 from serve.agent.shortlist import shortlist_tools
 from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, ToolResult
 from serve.agent.tools import build_dialogue_tool
@@ -307,7 +308,7 @@ class ChatService:
             max_tokens=self.args.agent_max_tokens,
             max_answer_tokens=request.max_answer_tokens,
         )
-        write_turn = partial(self._write_turn, request.base_model)
+        write_turn = with_short_names(partial(self._write_turn, request.base_model))
         if request.stream:
             return iterate_agent(write_turn, self.invoke, agent_request, limits)
         result: AgentResult = await run_agent(write_turn, self.invoke, agent_request, limits)
