@@ -132,6 +132,7 @@ def test_a_tracking_uri_that_is_none(run: Path, tmp_path: Path, fails: Fails, ur
     assert matches(message, fails(tmp_path, *train_command(run), f"tracking.uri={uri.format(folder=run)}"))
 
 
+@pytest.mark.slow
 def test_a_command_of_its_own_fails_alike(tmp_path: Path) -> None:
     """With a Ray of its own, whose chatter must not bury the message."""
     command = [sys.executable, "-m", "ray_jobs", "prepare", *write_records(tmp_path, [TEXT, "{"])]

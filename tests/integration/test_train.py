@@ -59,6 +59,7 @@ def whole(base: list[str], ray_session: None) -> tuple[RunSpec, train.TrainSumma
     return spec, summary
 
 
+@pytest.mark.slow
 def test_a_divergence_ends_at_once_and_says_what_to_change(
     base: list[str], whole: tuple[RunSpec, train.TrainSummary], capfd: pytest.CaptureFixture[str]
 ) -> None:

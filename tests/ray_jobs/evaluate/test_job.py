@@ -91,7 +91,9 @@ def test_questions_and_dialogues_go_their_own_ways(run: Any, tmp_path: Path) -> 
     assert [record.record_id for record in val_records] == ["r102"]
     assert len({record.record_id for record in questions} & {"r0", "r2", "r4"}) == 2, "a sample of what can be used"
     assert n_unusable == 1
-    dialogues, max_tokens, seen_tool_ids = asked["dialogues"]
+    dialogues, max_tokens, seen_tool_ids, catalog, finds_cards = asked["dialogues"]
+    assert "lab/tool" in catalog
+    assert not finds_cards
     assert len({record.record_id for record in dialogues} & {"r1", "r3", "r5"}) == 2
     assert (max_tokens, seen_tool_ids) == (2048, {"lab/dialogue-tool"})
 

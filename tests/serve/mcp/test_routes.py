@@ -212,7 +212,7 @@ def test_failures_are_one_sentence(mode: str, tools: Tools, tmp_path: Path) -> N
 
             image = {"image": encode(picture())}
             assert await fail({"image": "x!"}) == (
-                "The argument 'image': The medium is not valid base64 (standard alphabet, padded, no line breaks)."
+                "The argument 'image': The medium is not valid base64 (standard alphabet, padded)."
             )
             assert "no artifact" in await fail(image, ToolReply(error="bad_media", message="There is no artifact."))
             assert "too long" in await fail(image, TimeoutError())

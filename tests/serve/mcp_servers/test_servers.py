@@ -114,6 +114,7 @@ def test_calls_end_in_time(store: ArtifactStore) -> None:
     talk_to(McpServer(command=COMMAND), store, talk, timeout_s=0.5)
 
 
+@pytest.mark.slow
 def test_servers_that_are_not_there_are_warned_of_once(
     store: ArtifactStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
