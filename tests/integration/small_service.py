@@ -186,11 +186,11 @@ def sound(duration_s: float = 0.5) -> bytes:
     return file.getvalue()
 
 
-def video() -> bytes:
+def video(n_frames: int = 25) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=10, width=64, height=48, pix_fmt="yuv420p")
-        for i in range(25):
+        for i in range(n_frames):
             pixels = np.full((48, 64, 3), 10 * i, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))

@@ -71,8 +71,9 @@ def test_models_over_one_backbone_answer_side_by_side(service: Service) -> None:
 
 @pytest.mark.parametrize("modality", ["image", "audio", "video"])
 def test_media_over_json_and_multipart(service: Service, modality: str) -> None:
-    # a picture that no other test sends: the service, which they share, remembers media
-    data = {"image": lambda: picture(seed=77), "audio": sound, "video": video}[modality]()
+    # media that no other test sends: the service, which they share, remembers them
+    makers = {"image": lambda: picture(seed=77), "audio": lambda: sound(0.7), "video": lambda: video(n_frames=21)}
+    data = makers[modality]()
     expected = service.expected("improve this", modality, data, any_modality=True)
     assert expected != pytest.approx(service.expected("improve this"), abs=1e-2), "the medium must matter"
 
