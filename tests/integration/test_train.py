@@ -87,6 +87,7 @@ def test_a_divergence_ends_at_once_and_says_what_to_change(
     assert train.TrainSummary.load(whole_spec.run_dir) == whole_summary
 
 
+@pytest.mark.slow
 def test_a_worker_has_as_many_threads_as_cpus(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever OMP_NUM_THREADS says where the command is given: here, as in the Makefile, it is 1."""
 
