@@ -242,7 +242,7 @@ def _tokenize_batch(
             kept = [answer[: ends[tool]] for answer, tool in zip(question.answers, tools, strict=True)]
             question = EncodedQuestion(question.prompt_ids, kept)
         questions.append(question)
-        is_asked = record.is_dialogue and question.answers
+        is_asked = call_numbers and record.is_dialogue and question.answers
         calls.append(_list_calls(tokenizer, record.turns, call_numbers) if is_asked else [])
     masks = [question.bears_loss for question in questions]
     return pa.table(

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipeline.batches.encoding import encode_text
 from data_pipeline.errors import InputError
-from data_pipeline.records.dialogue import TURN_STOP, ToolCall, find_files, parse_turn
+from data_pipeline.records.dialogue import TURN_STOP, ToolCall, find_files, parse_turn, read_observations
 from data_pipeline.records.schema import ASSISTANT, OBSERVATION, Turn
 from model.decode.free import decode_text, is_finished
 from model.decode.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding, token_logits
@@ -74,7 +74,7 @@ def generate_dialogue(
     if not prompts:
         return []
     stats = DecodeStats() if stats is None else stats
-    observations = [[turn.text for turn in turns if turn.role == OBSERVATION] for turns in gold_turns]
+    observations = [read_observations(turns) for turns in gold_turns]
     with decoding(mllm):
         cache = TreeCache(mllm, [Prompt(ids) for ids in prompts], np.empty(0, dtype=np.int32), stats)
         hidden = cache.hidden
@@ -137,7 +137,7 @@ def write_dialogues(
         per dialogue the texts of its turns, at least one each; "" for one that there is no room for.
     """
     texts: list[list[str]] = [[] for _ in requests]
-    observations = [[turn.text for turn in turns if turn.role == OBSERVATION] for turns in gold_turns]
+    observations = [read_observations(turns) for turns in gold_turns]
     waiting = dict(enumerate(requests))
     while waiting:
         encoded = {}

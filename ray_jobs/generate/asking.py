@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipeline.teacher.client import Teacher
@@ -15,6 +16,11 @@ FOLDER = "generated"  # in the run's folder; the source that `prepare` reads
 CACHE = "teacher"  # beside it: every answer that was paid for
 EXAMPLES = 20  # that a report shows
 _CHARS_PER_TOKEN = 4
+
+
+def render_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as JSON Lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def ask(

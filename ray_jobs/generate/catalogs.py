@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any
 
@@ -12,7 +11,7 @@ from data_pipeline.instruct.cards import LeftOut, choose_cards, read_cards
 from data_pipeline.markdown import render_table
 from data_pipeline.records.catalog import CATALOG_FILE, UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from ray_jobs.config import RunSpec
-from ray_jobs.generate.asking import EXAMPLES, FOLDER
+from ray_jobs.generate.asking import EXAMPLES, FOLDER, render_lines
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
@@ -31,8 +30,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     folder = spec.run_dir / FOLDER
     with storage.replacing_folder(folder) as new:
         ToolCatalog(tools).save_jsonl(new / CATALOG_FILE)
-        lines = "".join(json.dumps(vars(each), ensure_ascii=False) + "\n" for each in left_out)
-        storage.write_file(new / "rejected.jsonl", lines)
+        storage.write_file(new / "rejected.jsonl", render_lines(map(vars, left_out)))
         storage.write_file(new / "report.md", report + "\n")
     print(report)
     print(

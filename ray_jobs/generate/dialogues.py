@@ -30,7 +30,7 @@ from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, UNSEEN_TOOL
 from data_pipeline.teacher.client import Teacher
 from data_pipeline.teacher.requests import TeacherRequest
 from ray_jobs.config import RunSpec
-from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate
+from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate, render_lines
 from ray_jobs.generate.report import render_report
 from ray_jobs.generate_options import GenerateOptions
 
@@ -208,8 +208,6 @@ def _write(
             if text := ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows):
                 storage.write_file(new / f"{split}.json", f"[\n{text}\n]\n")
         lines = [*(vars(each) for each in noise), *({"reason": "no answer", "why": error} for error in errors)]
-        storage.write_file(
-            new / "rejected.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        )
+        storage.write_file(new / "rejected.jsonl", render_lines(lines))
         storage.write_file(new / "report.md", render_report(counts, samples[:EXAMPLES], noise[:EXAMPLES]) + "\n")
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from data_pipeline.records.catalog import CATALOG_FILE, UNKNOWN_TOOL_ID, Tool, T
 from data_pipeline.teacher.client import Teacher
 from data_pipeline.teacher.requests import TeacherRequest
 from ray_jobs.config import RunSpec
-from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate
+from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate, render_lines
 
 _TOKENS_PER_ANSWER = 450  # twenty queries
 
@@ -121,10 +120,10 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     report = render_report(counts, records[:EXAMPLES], refused[:EXAMPLES])
     folder = spec.run_dir / FOLDER
     with storage.replacing_folder(folder) as new:
-        storage.write_file(new / "records.jsonl", _lines(records))
+        storage.write_file(new / "records.jsonl", render_lines(records))
         plan.catalog.save_jsonl(new / CATALOG_FILE)
         no_answer = [{"reason": "no answer", "why": error} for error in sorted(errors)]
-        storage.write_file(new / "rejected.jsonl", _lines([*map(vars, refused), *no_answer]))
+        storage.write_file(new / "rejected.jsonl", render_lines([*map(vars, refused), *no_answer]))
         storage.write_file(new / "report.md", report + "\n")
     print(report)
     print(f"written to {folder}; read it with prepare.source=jsonl prepare.path={folder / 'records.jsonl'}")
@@ -215,7 +214,3 @@ def render_report(counts: dict[str, Any], records: Sequence[dict[str, Any]], ref
         *(f"- {each.reason}: {each.why}: `{each.line}`" for each in refused),
     ]
     return "\n".join(parts)
-
-
-def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -9,14 +9,12 @@ import asyncio
 import base64
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
+from background_server import in_background
 from mcp.server import Server, ServerRequestContext
 from mcp.server.stdio import stdio_server
 from mcp.types import (
@@ -133,17 +131,8 @@ class _NeedsKey:
 def serve_other(key: str) -> Iterator[str]:
     """On a free port, for those who send the key; gives the address."""
     app = _NeedsKey(build().streamable_http_app(json_response=True, stateless_http=True), key)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/mcp"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    with in_background(app) as url:
+        yield f"{url}/mcp"
 
 
 if __name__ == "__main__":

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import uvicorn
+from background_server import in_background
 from fastapi.testclient import TestClient
 
 from data_pipeline.errors import InputError
@@ -90,14 +88,5 @@ class World:
 @contextmanager
 def serve(world: World) -> Iterator[str]:
     """The routes on a free port; gives the address."""
-    server = uvicorn.Server(uvicorn.Config(world.api, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    with in_background(world.api) as url:
+        yield url
