@@ -58,14 +58,18 @@ def copy_corpus(source: RunSpec, target: RunSpec) -> None:
     shutil.copytree(source.corpus_dir, target.corpus_dir)
 
 
+def find_step(spec: RunSpec) -> int:
+    """The step of the run's last checkpoint; 0 where there is none."""
+    stores = [CheckpointStore(folder, SCORE_KEY) for folder in (spec.run_dir / "checkpoints").glob("*")]
+    return max((load_cursor(last).step for store in stores if (last := store.find_last()) is not None), default=0)
+
+
 def wait_for_step(spec: RunSpec, step: int, timeout_s: float = 400) -> None:
     """Until the run, its steps logged on the way, has taken that many."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        for folder in (spec.run_dir / "checkpoints").glob("*"):
-            last = CheckpointStore(folder, SCORE_KEY).find_last()
-            if last is not None and load_cursor(last).step >= step:
-                return
+        if find_step(spec) >= step:
+            return
         time.sleep(0.02)
     raise AssertionError(f"no checkpoint of step {step} within {timeout_s} s")
 
@@ -104,10 +108,11 @@ def end_job(
     code: int,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> str:
-    """Start the job as a process of its own and end it after that step by a signal; returns what it printed."""
+    """Start the job as a process of its own and end it by a signal after that step; returns what it printed."""
     command = [sys.executable, "-m", "ray_jobs", "train", *base, f"name={spec.name}"]
     env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     log = spec.run_dir / "job.log"
+    step = max(step, find_step(spec) + 1)  # an earlier job, slow to end, may have come further
     with log.open("w") as output:
         job = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
     try:
