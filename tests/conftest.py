@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests file by file, as a file's fixtures are made once; what needs Ray keeps to one of them."""
+    """Two processes share the tests by files, whose fixtures are made once; what needs Ray keeps to one of them."""
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else item.nodeid.split("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
