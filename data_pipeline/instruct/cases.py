@@ -136,6 +136,8 @@ class DialogueForm:
         check_encodable(prompt + row["output"])
         if not parse_dialogue_prompt(prompt).new_input:
             raise InputError("the user says nothing")
+        if not turns:
+            raise InputError("the assistant says nothing")
         steps = read_turns(turns[:-1] if turns[-1].role == OBSERVATION and len(turns) > 1 else turns)
         offered = parse_offered_tools(prompt)
         known = set(find_files(prompt[prompt.index("Previous conversation:") :]))
