@@ -1,4 +1,4 @@
-"""Questions that need a medium get one, by its caption or rendered; its licence goes along, and calls are tried on it."""
+"""Media for questions, by their captions or rendered, with their licences; and calls that are tried on them."""
 
 from __future__ import annotations
 
