@@ -82,7 +82,7 @@ class DialogueForm:
         names = _short_names(row)
         prompt = parse_dialogue_prompt(_rename(row["instruction"], names))
         output = _rename(row["output"], names)
-        lines = [f"There is a file {name}. It shows: {text}\n" for name, text in prompt.images.items()]
+        lines = [f"There is a file {name}. It shows: {text}\n" for name, text in prompt.files.items()]
         lines += [f'Earlier the user said: "{human}" The answer was: "{reply}"\n' for human, reply in prompt.exchanges]
         situation = "".join(lines)
         return Case(
