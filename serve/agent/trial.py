@@ -72,11 +72,12 @@ class Trials:
         return known
 
     def _attempt(self, chain: Mapping[str, Any]) -> Trial:
-        specs = []
+        specs: list[ToolSpec] = []
         for call in chain["calls"]:
             spec = self._tools.get(call["tool"])
             if reason := _find_obstacle(spec, "input" in call):
                 return Trial("not tried", reason)
+            assert spec is not None  # that would have been an obstacle
             specs.append(spec)
         try:
             media = {name: Path(path).read_bytes() for name, path in chain["files"].items()}
