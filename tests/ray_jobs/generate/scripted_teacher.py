@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -34,12 +34,14 @@ class ScriptedTeacher:
         url: as an OpenAI client takes it.
         prompts: every prompt that it answered.
         lines: line -> kind, of all that it wrote for tools.
+        judge: prompt of a judge -> what it says.
     """
 
     def __init__(self, noise_frac: float) -> None:
         self.url = ""
         self.prompts: list[str] = []
         self.lines: dict[str, str] = {}
+        self.judge: Callable[[str], str] = lambda prompt: "Yes."
         self._noise_frac = noise_frac
         self._lock = threading.Lock()
 
@@ -47,6 +49,8 @@ class ScriptedTeacher:
         rng = np.random.default_rng(list(prompt.encode()))
         with self._lock:
             self.prompts.append(prompt)
+            if "Answer with one word, yes or no" in prompt:
+                return self.judge(prompt)
             if "no tool is needed" in prompt:
                 return "User: Thank you.\nAssistant: You are welcome.\nUser: Open it.png\nAssistant: No."
             if "different queries" in prompt:
