@@ -16,6 +16,7 @@ from serve.tools.spec import Sound, ToolOutput, ToolSpec, sound_argument
 FRAME, HOP = 512, 160  # 32 ms every 10 ms
 MIN_SPEECH_S, MIN_PAUSE_S = 0.1, 0.15
 MIN_HEARD_S = 0.25
+MIN_FIT = 0.8  # cosine to the template: 0.97 of made triads, 0.6 of single voices, barks and whistles
 
 
 def find_speech(sound: Sound) -> list[tuple[float, float]]:
@@ -153,7 +154,7 @@ def find_chords(sound: Sound) -> list[tuple[float, float, str]]:
     best = _follow(fit, change_cost=0.6)
     spans: list[tuple[float, float, str]] = []
     for index, chord in enumerate(best):
-        if fit[index, chord] < 0.5:
+        if fit[index, chord] < MIN_FIT:
             continue
         time = index * 0.05
         if spans and spans[-1][2] == names[chord] and time - spans[-1][1] < 0.11:
