@@ -57,8 +57,9 @@ bench: install
 # the same file installs the CPU build or the CUDA build, whichever the machine's index offers.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet torch==2.13.0 && .venv-lock/bin/pip install --quiet '.[train,serve,dev]'
-	{ grep '^#' requirements.lock; .venv-lock/bin/pip freeze --exclude toolmm | sed 's/+cpu$$//'; } > requirements.lock.partial
+	.venv-lock/bin/pip install --quiet torch==2.13.0 uv==0.13.9
+	.venv-lock/bin/uv pip install --quiet --python .venv-lock/bin/python '.[train,serve,tools,dev]'
+	{ grep '^#' requirements.lock; .venv-lock/bin/pip freeze --exclude toolmm --exclude uv | sed 's/+cpu$$//'; } > requirements.lock.partial
 	mv requirements.lock.partial requirements.lock && rm -rf .venv-lock
 
 clean:
