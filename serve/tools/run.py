@@ -27,7 +27,7 @@ from serve.tools.wire import WireError, receive_message, send_message
 DEFAULT_LIMITS = ToolLimits()
 MODEL_CACHE_BYTES = 8 * 2**30
 START_S = 120.0  # for a worker's imports on a slow machine
-STOP_S = 5.0  # for a worker to end what it has forked
+STOP_S = 1.0  # for a worker to end what it has forked
 MAX_FAULT_CHARS = 1000  # of what a tool's process says went wrong
 # The environment of tools: what programs need to run, and none of the service's secrets.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "TESSDATA_PREFIX", "SSL_CERT_FILE")

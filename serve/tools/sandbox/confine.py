@@ -277,6 +277,6 @@ def _succeeds(work: Callable[[], None]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-if __name__ == "__main__":  # what `doctor` asks
+if __name__ == "__main__":  # tells what holds on this machine (docs/security.md)
     found = find_mechanisms()
     print(json.dumps({"uses": found.describe(), "gaps": found.gaps()}))
