@@ -211,6 +211,9 @@ class ToolSpec:
         timeout_s: wall time after which a call is killed.
         has_side_effects: whether a call changes anything outside of the service, such as sending a mail: it is then not
             made again where the process dies that was making it.
+        needs_network: whether its process may open connections, to wherever this machine may; others have no network.
+        reads: files and folders that its process may read; beside these it finds Python, this code and the system's
+            programs, its own file, its model's folder, and an empty folder of its own to write in.
     """
 
     tool_id: str
@@ -228,6 +231,8 @@ class ToolSpec:
     memory_mb: int = 2048
     timeout_s: float = 60.0
     has_side_effects: bool = False
+    needs_network: bool = False
+    reads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.method == "model") != (self.model_id is not None):
