@@ -348,19 +348,20 @@ class ChatService:
 
     async def _write_turn(self, request: ChatRequest, turn: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         """The beginnings of the turn's answer, where a stream is wanted, and the turn."""
-        asked = (request.base_model, turn)
         with self.telemetry.waiting("Predictor"):
-            if not request.stream:
-                written: WrittenTurn = await ask(self._predictor.write_turn, *asked)
-            else:
-                async with aclosing(ask_stream(self._predictor.stream_turn, *asked)) as news:
-                    async for event in news:
-                        if isinstance(event, WrittenTurn):
-                            written = event
-                        else:
-                            yield event
-        self.telemetry.count_tokens(written.prompt_tokens, written.completion_tokens)
-        yield written
+            async with aclosing(self._ask_for_turn(request, turn)) as news:
+                async for event in news:
+                    if isinstance(event, WrittenTurn):
+                        self.telemetry.count_tokens(event.prompt_tokens, event.completion_tokens)
+                    yield event
+
+    async def _ask_for_turn(self, request: ChatRequest, turn: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
+        if not request.stream:
+            yield await ask(self._predictor.write_turn, request.base_model, turn)
+            return
+        async with aclosing(ask_stream(self._predictor.stream_turn, request.base_model, turn)) as news:
+            async for event in news:
+                yield event
 
 
 @dataclass(frozen=True)
