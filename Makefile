@@ -10,6 +10,9 @@ UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$(call pip_says,FIND_LINKS,find-links)}" \
 	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_says,INDEX_URL,index-url)}" \
 	$(VENV)/bin/uv pip install --quiet --python $(RUN)
 
+# Two processes, as tests wait much; tests/conftest.py says which tests stay together.
+PYTEST = $(RUN) -m pytest --numprocesses 2 --dist loadgroup
+
 .PHONY: install smollm2 agent demo test test-slow lint bench clean lock
 
 install: $(VENV)/.installed
@@ -35,10 +38,10 @@ demo: install
 	$(RUN) -m ray_jobs demo --config demo $(if $(KEEP),--keep)
 
 test: install
-	$(RUN) -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-slow: install
-	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -22,7 +22,7 @@ FILE_NAME = re.compile(r"\b(?P<modality>image|audio|video)/[\w-]+\.\w{2,4}")  # 
 TURN_STOP = "\nObservation:"  # ends a turn that calls a tool; the last turn of a response ends with the eos token
 
 _THOUGHT = "Thought: Do I need to use a tool?"
-_IMAGE_RECEIVED = "Received."
+_FILE_RECEIVED = "Received."
 _SOUNDS_AND_VIDEOS = {"audio": "a sound", "video": "a video"}
 _BEGIN = "\nBegin with a thought."
 
@@ -39,7 +39,9 @@ _HISTORY = re.compile(r"^Previous conversation:(?P<history>.*?)^New input:(?P<re
 _EXCHANGE = re.compile(
     r"^Human:[ \t]*(?P<human>.*?)\nAI:[ \t]*(?P<reply>.*?)\s*(?=^Human:|\Z)", re.MULTILINE | re.DOTALL
 )
-_IMAGE_NOTE = re.compile(r"Provide an image named (?P<name>\S+)\. Description:[ \t]*(?P<description>.*)", re.DOTALL)
+_FILE_NOTE = re.compile(
+    r"Provide (?:an image|a sound|a video) named (?P<name>\S+)\. Description:[ \t]*(?P<description>.*)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def render_exchange(human: str, reply: str) -> str:
 
 def render_image_note(image_name: str, description: str) -> str:
     """The exchange that makes an image known (supplement Table 4)."""
-    return render_exchange(f"Provide an image named {image_name}. Description: {description}", _IMAGE_RECEIVED)
+    return render_exchange(f"Provide an image named {image_name}. Description: {description}", _FILE_RECEIVED)
 
 
 def render_file_note(modality: str, file_name: str, description: str) -> str:
@@ -94,7 +96,7 @@ def render_file_note(modality: str, file_name: str, description: str) -> str:
     if modality == "image":
         return render_image_note(file_name, description)
     what = _SOUNDS_AND_VIDEOS[modality]
-    return render_exchange(f"Provide {what} named {file_name}. Description: {description}", _IMAGE_RECEIVED)
+    return render_exchange(f"Provide {what} named {file_name}. Description: {description}", _FILE_RECEIVED)
 
 
 def render_usage(description: str, inputs: Sequence[str]) -> str:
@@ -221,12 +223,12 @@ class DialoguePrompt:
     """What stands behind the instructions of a prompt.
 
     Attributes:
-        images: name -> description of the images made known, in order.
+        files: name -> description of the files made known, in order.
         exchanges: (what the user said, what was answered) before that, without those.
         new_input: the user's words.
     """
 
-    images: dict[str, str]
+    files: dict[str, str]
     exchanges: tuple[tuple[str, str], ...]
     new_input: str
 
@@ -240,23 +242,23 @@ def parse_dialogue_prompt(prompt: str) -> DialoguePrompt:
     found = _HISTORY.search(prompt)
     if found is None:
         raise InputError("the prompt has no 'Previous conversation:' and 'New input:'; render it as a dialogue's.")
-    images: dict[str, str] = {}
+    files: dict[str, str] = {}
     exchanges = []
     for exchange in _EXCHANGE.finditer(found["history"]):
-        note = _IMAGE_NOTE.fullmatch(exchange["human"])
+        note = _FILE_NOTE.fullmatch(exchange["human"])
         if note is None:
             exchanges.append((exchange["human"], exchange["reply"]))
         else:
-            images[note["name"]] = note["description"]
+            files[note["name"]] = note["description"]
     new_input = found["rest"].rpartition(_BEGIN)[0] or found["rest"]  # other people's prompts end otherwise
-    return DialoguePrompt(images, tuple(exchanges), new_input.strip())
+    return DialoguePrompt(files, tuple(exchanges), new_input.strip())
 
 
 def has_history(prompt: str) -> bool:
-    """Whether a prompt holds earlier turns: a reply other than to an image being made known, or a call after the
+    """Whether a prompt holds earlier turns: a reply other than to a file being made known, or a call after the
     user's new words, as the released training rows have it."""
     found = _HISTORY.search(prompt)
     if found is None:
         return False
     replies = [exchange["reply"] for exchange in _EXCHANGE.finditer(found["history"])]
-    return any(reply != _IMAGE_RECEIVED for reply in replies) or f"\n{_THOUGHT} " in found["rest"]
+    return any(reply != _FILE_RECEIVED for reply in replies) or f"\n{_THOUGHT} " in found["rest"]

@@ -8,7 +8,6 @@ and so do the files that tools made, in the order of the record's observations. 
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import os
 import re
@@ -23,20 +22,20 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.corpus.sample import sample_records
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import (
+    FILE_NAME,
     DialoguePrompt,
+    find_files,
     parse_dialogue_prompt,
     parse_offered_tools,
     read_observations,
     render_answer,
 )
-from data_pipeline.records.schema import ToolRecord
+from data_pipeline.records.schema import Modality, ToolRecord
+from data_pipeline.sources.toolmm_mini.media_files import MEDIA_KINDS, render_media, seeded_generator
 from model.scoring.dialogues import called_tool_ids, score_dialogues
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate.dialogues import DialogueEvaluation
@@ -45,9 +44,6 @@ from ray_jobs.progress import Progress
 API_KEY = "TOOLMM_API_KEY"  # environment variable with the key of a service that wants one
 FOLDER = "evaluation_agent"
 TIMEOUT_S = 300
-PICTURE_PX = 64
-
-_FILE = re.compile(r"\bimage/\w+\.png\b")
 
 
 @dataclass(frozen=True)
@@ -120,8 +116,8 @@ def ask_agent(
     """
     prompt = parse_dialogue_prompt(record.instruction)
     said = " ".join([*(words for exchange in prompt.exchanges for words in exchange), prompt.new_input])
-    names = dict.fromkeys([*prompt.images, *_FILE.findall(said)])
-    uploads = {name: _upload(call, i, prompt.images.get(name, "picture")) for i, name in enumerate(names)}
+    names = dict.fromkeys([*prompt.files, *find_files(said)])
+    uploads = {name: _upload(call, i, name, prompt.files.get(name, _modality(name))) for i, name in enumerate(names)}
     offered = [tool_ids[name] for name in parse_offered_tools(record.instruction)]
     answer = call(
         "/v1/chat/completions",
@@ -138,13 +134,13 @@ def ask_agent(
 
 def _build_messages(prompt: DialoguePrompt, uploads: dict[str, Any]) -> list[dict[str, Any]]:
     """The dialogue as a chat: known files come with the first message, the words name them as the service does."""
-    media = [{"type": "image_url", "image_url": {"url": f"artifact:{uploads[name]['id']}"}} for name in prompt.images]
+    media = [_build_part(_modality(name), f"artifact:{uploads[name]['id']}") for name in prompt.files]
     messages: list[dict[str, Any]] = []
     for human, reply in prompt.exchanges:
         messages += [{"role": "user", "content": human}, {"role": "assistant", "content": reply}]
     messages.append({"role": "user", "content": prompt.new_input})
     for message in messages:
-        message["content"] = _FILE.sub(lambda found: uploads[found[0]]["name"], message["content"])
+        message["content"] = FILE_NAME.sub(lambda found: uploads[found[0]]["name"], message["content"])
     if media:
         messages[0]["content"] = [*media, {"type": "text", "text": messages[0]["content"]}]
     return messages
@@ -173,28 +169,40 @@ def _read_trace(
             failed.append((step["tool_id"], step["error"]))
         if step["tool_id"] not in offered:
             faults.append(f"{record.record_id}: {step['tool_id']!r} was not offered")
-        strangers = [name for name in _FILE.findall(step["turn"]) if PurePosixPath(name).stem not in known_ids]
+        strangers = [name for name in find_files(step["turn"]) if PurePosixPath(name).stem not in known_ids]
         faults += [f"{record.record_id}: {name!r} is a file that nobody gave" for name in strangers]
         made = step["artifact"]
         if made is not None:
             call(made["path"])  # it must be there
             known_ids.add(made["id"])
-            expected = _FILE.search(observations[i]) if i < len(observations) else None
+            expected = FILE_NAME.search(observations[i]) if i < len(observations) else None
             names[made["name"]] = expected[0] if expected else made["name"]
     texts.append(render_answer(_rename(answer["choices"][0]["message"]["content"], names)))
     return AgentRun(texts[: len(observations) + 1], executed, refused, failed, faults)
 
 
 def _rename(text: str, names: dict[str, str]) -> str:
-    return _FILE.sub(lambda found: names.get(found[0], found[0]), text)
+    return FILE_NAME.sub(lambda found: names.get(found[0], found[0]), text)
 
 
-def _upload(call: Callable[..., dict[str, Any]], i: int, description: str) -> dict[str, Any]:
-    """A picture under that description; what it shows does not matter, the model reads words alone."""
-    pixels = np.random.default_rng(i).integers(0, 255, (PICTURE_PX, PICTURE_PX, 3), dtype=np.uint8)
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    return call("/v1/artifacts", file=(description, data.getvalue()))
+def _modality(name: str) -> Modality:
+    return Modality(name.partition("/")[0])
+
+
+def _build_part(modality: Modality, address: str) -> dict[str, Any]:
+    """A medium as a part of a message."""
+    if modality is Modality.AUDIO:
+        return {"type": "input_audio", "input_audio": {"data": address}}
+    kind = "video_url" if modality is Modality.VIDEO else "image_url"
+    return {"type": kind, kind: {"url": address}}
+
+
+def _upload(call: Callable[..., dict[str, Any]], i: int, name: str, description: str) -> dict[str, Any]:
+    """A file of the name's kind under that description; what it shows does not matter, the model reads words alone."""
+    modality = _modality(name)
+    kind = MEDIA_KINDS[modality][i % len(MEDIA_KINDS[modality])]
+    data = render_media(modality, kind, seeded_generator("evaluate_agent", i))
+    return call("/v1/artifacts", file=(description, data))
 
 
 class _Service:
@@ -231,5 +239,5 @@ def _encode_form(name: str, data: bytes) -> tuple[bytes, str]:
     boundary = "toolmm-boundary-7d1f"
     quoted = re.sub(r'["\r\n\\/]', " ", name)
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{quoted}"\r\n'
-    body = f"{head}Content-Type: image/png\r\n\r\n".encode() + data + f"\r\n--{boundary}--\r\n".encode()
+    body = f"{head}Content-Type: application/octet-stream\r\n\r\n".encode() + data + f"\r\n--{boundary}--\r\n".encode()
     return body, f"multipart/form-data; boundary={boundary}"

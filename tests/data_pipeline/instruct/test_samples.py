@@ -79,7 +79,7 @@ def test_context_comes_before_the_new_words_and_chains_go_on_with_what_came_out(
     for sample in by_kind["context"]:
         prompt = parse_dialogue_prompt(sample.instruction)
         (named,) = find_files(prompt.new_input)
-        about_result += named not in prompt.images
+        about_result += named not in prompt.files
     assert 0 < about_result < len(by_kind["context"])
     for sample in by_kind["chain"]:
         first, observation, second = parse_turns(sample.output)

@@ -150,7 +150,7 @@ def test_a_prompt_is_taken_apart_again() -> None:
     prompt = parse_dialogue_prompt(
         render_dialogue_prompt([Tool("t", usage="to do it")], history, "What is in image/a.png?")
     )
-    assert prompt.images == {"image/a.png": "a cat: on a mat.", "image/b.png": ""}
+    assert prompt.files == {"image/a.png": "a cat: on a mat.", "image/b.png": ""}
     assert prompt.exchanges == (("Hello there", "Good day."),)
     assert prompt.new_input == "What is in image/a.png?"
     assert parse_dialogue_prompt(render_dialogue_prompt([Tool("t", usage="x")], "", "Hi")) == DialoguePrompt(
@@ -171,7 +171,7 @@ def test_exchanges_of_several_lines_are_whole() -> None:
     )
     prompt = parse_dialogue_prompt(render_dialogue_prompt([Tool("t", usage="x")], history, "Do\nboth."))
     assert prompt.exchanges == (("Two\nlines", "One\n\n- and\n- a list"), ("Next", ""))
-    assert prompt.images == {"image/scan.tif": "a page\nof two lines", "image/scan.tiff": ""}
+    assert prompt.files == {"image/scan.tif": "a page\nof two lines", "image/scan.tiff": ""}
     assert prompt.new_input == "Do\nboth."
     noted = render_dialogue_prompt([Tool("t")], render_exchange("Hi", "Received.\nAnd more."), "Go")
     assert has_history(noted), "more than the reply to a picture"

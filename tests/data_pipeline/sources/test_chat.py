@@ -179,7 +179,7 @@ def test_a_dialogue_may_end_with_a_call(tmp_path: Path) -> None:
 
 def test_the_pictures_of_a_dialogue_are_made_known(tmp_path: Path) -> None:
     record = _read_one(tmp_path, SHAREGPT | {"images": ["scans/a.tif", "scans/a.tiff"]})
-    assert parse_dialogue_prompt(record.instruction).images == {
+    assert parse_dialogue_prompt(record.instruction).files == {
         "scans/a.tif": "none given",
         "scans/a.tiff": "none given",
     }

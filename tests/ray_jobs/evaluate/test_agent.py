@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from data_pipeline.records.dialogue import (
     render_call,
     render_dialogue_prompt,
     render_exchange,
+    render_file_note,
     render_image_note,
 )
 from data_pipeline.records.schema import Modality, ToolRecord, Turn
@@ -20,6 +22,7 @@ from ray_jobs.evaluate.agent import AgentRun, ask_agent
 
 TOOLS = [Tool("g/edges", name="Find Edges"), Tool("g/ask", name="Ask The Image")]
 TOOL_IDS = {tool.call_name: tool.tool_id for tool in TOOLS}
+_FILES = {"image": "image/a.png", "audio": "audio/b.wav", "video": "video/c.mp4"}
 HISTORY = "\n".join(
     [
         render_image_note("image/first.png", "a cat on a mat"),
@@ -42,6 +45,14 @@ RECORD = ToolRecord(
 )
 
 
+_KINDS = {  # what a file begins with -> its kind, as a service tells it
+    b"\x89PNG": ("image", "png"),
+    b"\xff\xd8": ("image", "png"),
+    b"RIFF": ("audio", "wav"),
+    b"ftyp": ("video", "mp4"),
+}
+
+
 class _Agent:
     """Answers with a trace; the ids of uploads are u0, u1, ... and m0, m1, ... those of what tools made."""
 
@@ -56,7 +67,8 @@ class _Agent:
         if file is not None:
             self.uploads.append(file[0])
             name = f"u{len(self.uploads) - 1}"
-            return {"id": name, "name": f"image/{name}.png"}
+            medium, suffix = next(kind for magic, kind in _KINDS.items() if magic in file[1][:12])
+            return {"id": name, "name": f"{medium}/{name}.{suffix}"}
         if body is not None:
             self.request = body
             return self._answer
@@ -83,7 +95,7 @@ def test_a_right_dialogue_scores_full_marks() -> None:
     run, agent = _run(
         _step("Find Edges", "image/u0.png", made="m0"), _step("Ask The Image", "image/m0.png, what is it")
     )
-    assert agent.uploads == ["a cat on a mat", "picture"]
+    assert agent.uploads == ["a cat on a mat", "image"]
     assert "/v1/artifacts/m0" in agent.asked
     assert agent.request["tools"] == [
         {"type": "function", "function": {"name": tool_id}} for tool_id in ("g/edges", "g/ask")
@@ -99,6 +111,26 @@ def test_a_right_dialogue_scores_full_marks() -> None:
     assert (run.executed, run.refused, run.failed, run.faults) == (2, 0, [], [])
     scores = score_dialogues([RECORD], [run.texts], {"g/edges", "g/ask"}).headline()
     assert [scores[name] for name in ("sr", "sr_act", "sr_args")] == pytest.approx([1, 1, 1])
+
+
+def test_sounds_and_videos_are_put_to_it_too() -> None:
+    notes = [render_file_note(medium, name, f"my {medium}") for medium, name in _FILES.items()]
+    record = replace(
+        RECORD, instruction=render_dialogue_prompt(TOOLS, "\n".join(notes), f"Hear {_FILES['audio']} first.")
+    )
+    agent = _Agent([_step("Find Edges", "audio/u1.wav"), _step("Find Edges", "video/u7.mp4")], "It is video/u2.mp4.")
+    run = ask_agent(agent, "toolmm-agent", record, TOOL_IDS)
+    assert agent.uploads == ["my image", "my audio", "my video"]
+    (message,) = agent.request["messages"]
+    assert message["content"] == [
+        {"type": "image_url", "image_url": {"url": "artifact:u0"}},
+        {"type": "input_audio", "input_audio": {"data": "artifact:u1"}},
+        {"type": "video_url", "video_url": {"url": "artifact:u2"}},
+        {"type": "text", "text": "Hear audio/u1.wav first."},
+    ]
+    assert run.texts[0] == render_call("Find Edges", _FILES["audio"])
+    assert run.texts[-1] == render_answer(f"It is {_FILES['video']}.")
+    assert run.faults == ["r1: 'video/u7.mp4' is a file that nobody gave"]
 
 
 def test_what_went_wrong_is_counted() -> None:
