@@ -26,6 +26,7 @@ Blocks = list[tuple[CachedPath, np.ndarray]]
 Read = tuple[list[CachedPath], Tensor]  # hidden states [N, D], one per block
 
 _NUMBER_TOKEN = re.compile(r"\s*[-+.\d]*")
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # of vocabularies that spell rare characters so
 
 
 class TokenKinds:
@@ -39,6 +40,7 @@ class TokenKinds:
         blank: nothing visible.
         comma: its first visible character is a comma.
         number: digits, signs and points, or blank.
+        byte: a byte by itself; what its text is, the bytes beside it decide.
     """
 
     def __init__(self, mllm: Any) -> None:
@@ -47,6 +49,8 @@ class TokenKinds:
         n_tokens = causal_lm_of(mllm).get_output_embeddings().weight.shape[0]
         texts: list[str] = tokenizer.batch_decode([[i] for i in range(n_known)], clean_up_tokenization_spaces=False)
         texts += [""] * (n_tokens - n_known)
+        pieces = [*tokenizer.convert_ids_to_tokens(range(n_known)), *[""] * (n_tokens - n_known)]
+        self.byte = np.array([_BYTE_TOKEN.fullmatch(piece or "") is not None for piece in pieces])
         self.special = np.arange(n_tokens) >= n_known
         self.special[tokenizer.all_special_ids] = True
         self.special[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
@@ -88,13 +92,15 @@ class TurnRow:
 
     Attributes:
         start: the cached prompt.
-        answer: of an answer, what is written so far; its last token may be cut, its end may be taken back.
+        answer: of an answer, what is written so far, without bytes that those to come may change; its end may be taken
+            back (`settled_answer`).
     """
 
     def __init__(self, mllm: Any, kinds: TokenKinds, start: CachedPath, stats: DecodeStats) -> None:
         """`start` is the cached prompt."""
         self.start = start
         self.answer = ""
+        self._n_sure = 0  # characters of the text that is being written, up to its last bytes
         self._prompt = _ReadToken(start)
         self._mllm = mllm
         self._tokenizer = mllm.tokenizer
@@ -180,7 +186,7 @@ class TurnRow:
         """
 
         def is_done(more: str) -> bool:
-            self.answer = answer = text + more
+            answer, self.answer = text + more, text + more[: self._n_sure]
             is_foreign = answer.strip() and not isinstance(parse_turn(render_answer(answer)), Answer)
             return bool(is_foreign) or _find_made_up(answer, files, is_whole=False) is not None
 
@@ -220,6 +226,7 @@ class TurnRow:
         ids = encode_text(self._tokenizer, prefix)
         n_before = len(decode_text(self._tokenizer, ids.tolist()))
         end, produced, text = self._prompt, [], ""
+        self._n_sure = 0
         if hidden is None:
             (end,), hidden = yield from self._read([(end, ids)])
         while True:
@@ -233,6 +240,8 @@ class TurnRow:
                 return text
             produced.append(token)
             text = decode_text(self._tokenizer, [*ids.tolist(), *produced])[n_before:]
+            if not self._kinds.byte[token]:
+                self._n_sure = len(text)
             if is_done(text) or len(produced) >= max_tokens:
                 return text
             (end,), hidden = yield from self._read([(end, np.array([token]))])
