@@ -30,7 +30,8 @@ _CALL = re.compile(
     rf"{re.escape(_THOUGHT)} Yes[ \t]*\nAction: (?P<name>[^\n]*)\nAction Input: (?P<arguments>[^\n]*){TURN_STOP}"
 )
 _ANSWER = re.compile(rf"{re.escape(_THOUGHT)} No[ \t]*\nAI: (?P<text>.*)", re.DOTALL)
-_PROTOCOL_LINE = re.compile(r"^(Thought|Action|Action Input|Observation):", re.MULTILINE)
+PROTOCOL_STARTS = ("Thought:", "Action:", "Action Input:", "Observation:")  # of its lines; no answer's line has them
+_PROTOCOL_LINE = re.compile(f"^({'|'.join(PROTOCOL_STARTS)})", re.MULTILINE)
 _NEXT_THOUGHT = re.compile(r"^Thought:", re.MULTILINE)
 _TOOL_LINE = re.compile(r"^> (?P<name>[^:\n]+):[ \t]*(?P<usage>[^\n]*)$", re.MULTILINE)
 _TOOL_LIST = re.compile(r"should be one of \[([^\]\n]*)\]")
