@@ -255,11 +255,12 @@ def _find_unsafe(by_split: Mapping[str, Sequence[ToolRecord]], catalog: ToolCata
 
 
 def _show(record: ToolRecord, earlier: ToolRecord | None = None, other: str = "", **more: float) -> Example:
-    example = {"where": f"{record.split}: {record.record_id}", "text": record.instruction}
+    where = f"{record.split}: {record.record_id}"
     if earlier is None:
-        return Example(**example, tools=record.valid_tool_ids, other=other)
+        return Example(where, record.instruction, tools=record.valid_tool_ids, other=other)
     return Example(
-        **example,
+        where,
+        record.instruction,
         tools=record.valid_tool_ids,
         other=earlier.instruction,
         other_where=f"{earlier.split}: {earlier.record_id}",

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 from zlib import crc32
 
 from datasketch import MinHash, MinHashLSH
@@ -70,7 +71,7 @@ def find_near_duplicates(by_split: Mapping[str, Sequence[ToolRecord]]) -> Iterat
         for one, minhash in zip(read, _hash_all(read), strict=True):
             for index in indexes.values():
                 candidates = islice(index.query(minhash), _MAX_CANDIDATES)
-                yield from _choose(one, (earlier[number] for number in candidates))
+                yield from _choose(one, (earlier[cast(int, number)] for number in candidates))
             indexes[split].insert(len(earlier), minhash)
             earlier.append(one)
 
@@ -92,7 +93,7 @@ def _read_words(record: ToolRecord) -> str:
         prompt = parse_dialogue_prompt(record.instruction)
     except InputError:  # other people's prompts
         return record.instruction
-    said = [text for pair in (*prompt.images.items(), *prompt.exchanges) for text in pair]
+    said = [text for pair in (*prompt.files.items(), *prompt.exchanges) for text in pair]
     return " ".join([*said, prompt.new_input])
 
 

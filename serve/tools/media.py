@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 from av.video.frame import PictureType
 from PIL import Image
@@ -116,7 +117,7 @@ def _decode_video(data: bytes, limits: ToolLimits) -> Clip:
     return Clip(np.stack(frames), _mean_rate(told_fps, times_s, len(frames)), sound)
 
 
-def _start_of_sound(container: av.container.InputContainer) -> float | None:
+def _start_of_sound(container: InputContainer) -> float | None:
     """Where the first sound track begins, in seconds; None where there is none that may be decoded."""
     if not container.streams.audio:
         return None
@@ -185,7 +186,7 @@ def mp4_file(clip: Clip, key_frames: tuple[int, ...] = ()) -> ToolFile:
     return ToolFile(buffer.getvalue(), "video/mp4")
 
 
-def _write_sound(container: av.container.OutputContainer, sound: ClipSound, seconds: float) -> None:
+def _write_sound(container: OutputContainer, sound: ClipSound, seconds: float) -> None:
     """As much of the sound as there are frames, as AAC with at most two channels; silence where it begins later."""
     with open_sound(sound.data, sound.limits) as track:
         stream = None

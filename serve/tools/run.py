@@ -229,7 +229,8 @@ class ToolRunner:
         code, text = reply.get("code"), reply.get("text")
         if isinstance(code, str):
             words = " ".join(str(reply.get("message")).split())[:MAX_FAULT_CHARS]
-            raise ToolError(code if code in get_args(ErrorCode) else "failed", f"{spec.call_name}: {words}")
+            known: ErrorCode = next((known for known in get_args(ErrorCode) if known == code), "failed")
+            raise ToolError(known, f"{spec.call_name}: {words}")
         media_type = reply.get("media_type") if files else ""
         if not isinstance(text, str) or len(text) > limits.max_output_chars or not isinstance(media_type, str):
             raise ToolError("failed", f"the process of {spec.call_name} answered what is no result.")

@@ -151,8 +151,8 @@ TOOLS = (
     ToolSpec(
         "local/detect-faces",
         detect_faces,
-        "Finds human faces in a picture. The network CenterFace where it is installed; otherwise a classical detector, "
-        "for upright frontal faces only.",
+        "Finds faces in a picture. Of people alone, by the network CenterFace where it is installed; otherwise by a "
+        "classical detector, upright frontal ones only.",
         (picture_argument(),),
         "text",
         method="learned",
