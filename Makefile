@@ -10,8 +10,8 @@ UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$(call pip_says,FIND_LINKS,find-links)}" \
 	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_says,INDEX_URL,index-url)}" \
 	$(VENV)/bin/uv pip install --quiet --python $(RUN)
 
-# Two processes, as tests wait much; tests/conftest.py says which tests stay together.
-PYTEST = $(RUN) -m pytest --numprocesses 2 --dist loadgroup
+# Two processes, as tests wait much; a file's tests stay together, whose fixtures are made once.
+PYTEST = $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: install smollm2 agent demo test test-slow lint bench clean lock
 
