@@ -22,7 +22,7 @@ from serve.tools.sandbox import kernel
 from serve.tools.sandbox.syscalls import can_filter, filter_calls
 
 MAX_PRIVATE_BYTES = 256 * 2**20  # of a call's private folder, and of each file that a call writes
-MAX_PROCESSES = 64  # of a call, threads included
+MAX_PROCESSES = 256  # of a call, threads included: decoding a film needed more than 128
 
 _FIRST_OWN_USER, _USERS_PER_WORKER = 1_000_000_000, 1_000_000  # numbers that no system gives to people
 _SYSTEM = (

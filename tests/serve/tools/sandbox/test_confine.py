@@ -75,7 +75,7 @@ def fill_up() -> ToolOutput:
     processes = []
 
     def multiply() -> int:
-        while len(processes) < 200:
+        while len(processes) < 400:
             processes.append(subprocess.Popen(["sleep", "600.25"]))
         return len(processes)
 
