@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -236,12 +236,9 @@ def _find_conflicts(by_split: Mapping[str, Sequence[ToolRecord]]) -> _Found:
 def _find_unseen(by_split: Mapping[str, Sequence[ToolRecord]]) -> _Found:
     seen = {tool_id for record in by_split["train"] for tool_id in record.valid_tool_ids}
     for split in SPLITS[1:]:
-        asked: defaultdict[str, list[ToolRecord]] = defaultdict(list)
-        for record in by_split[split]:
-            for tool_id in record.valid_tool_ids:
-                asked[tool_id].append(record)
+        asked = Counter(tool_id for record in by_split[split] for tool_id in record.valid_tool_ids)
         for tool_id in sorted(asked.keys() - seen):
-            yield split, Example(split, tool_id, other=f"{len(asked[tool_id])} questions")
+            yield split, Example(split, tool_id, other=f"{asked[tool_id]} questions")
 
 
 def _find_unsafe(by_split: Mapping[str, Sequence[ToolRecord]], catalog: ToolCatalog) -> _Found:
@@ -254,7 +251,9 @@ def _find_unsafe(by_split: Mapping[str, Sequence[ToolRecord]], catalog: ToolCata
             yield "catalogue", Example("catalogue", tool.tool_id, other=", ".join(words))
 
 
-def _show(record: ToolRecord, earlier: ToolRecord | None = None, other: str = "", **more: float) -> Example:
+def _show(
+    record: ToolRecord, earlier: ToolRecord | None = None, other: str = "", similarity: float | None = None
+) -> Example:
     where = f"{record.split}: {record.record_id}"
     if earlier is None:
         return Example(where, record.instruction, tools=record.valid_tool_ids, other=other)
@@ -265,7 +264,7 @@ def _show(record: ToolRecord, earlier: ToolRecord | None = None, other: str = ""
         other=earlier.instruction,
         other_where=f"{earlier.split}: {earlier.record_id}",
         other_tools=earlier.valid_tool_ids,
-        similarity=more.get("similarity"),
+        similarity=similarity,
     )
 
 

@@ -14,7 +14,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.instruct.captioned_media import CaptionedMedium, match_media, read_captioned_media
 from data_pipeline.instruct.queries import Query
 from data_pipeline.locations import Location
-from data_pipeline.records.catalog import ToolCatalog
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.schema import Modality
 from data_pipeline.sources.read import GENERATED_LICENCE
 from data_pipeline.sources.reading import relative_media_uri
@@ -47,7 +47,7 @@ class MediaLibrary:
 
     def choose(self, queries: Sequence[Query], catalog: ToolCatalog) -> dict[Query, CaptionedMedium]:
         """A file for each query whose tool takes one; none for a query that no caption has to do with."""
-        asked = [query for query in queries if catalog[query.tool_id].input_modality in _MEDIA]
+        asked = [query for query in queries if takes_medium(catalog[query.tool_id])]
         kinds = [Modality(catalog[query.tool_id].input_modality) for query in asked]
         if self._spec.generate.render_media:
             return self._render(asked, kinds, catalog)
@@ -99,7 +99,9 @@ class MediaLibrary:
         return written
 
 
-_MEDIA = (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
+def takes_medium(tool: Tool) -> bool:
+    """Whether questions for a tool need a picture, a sound or a video."""
+    return tool.input_modality in (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
 
 
 def find_file(root: Path | None, name: str) -> Path | None:

@@ -33,7 +33,7 @@ from data_pipeline.teacher.client import Teacher
 from data_pipeline.teacher.requests import TeacherRequest
 from ray_jobs.config import RunSpec
 from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate, render_lines
-from ray_jobs.generate.media import MediaLibrary
+from ray_jobs.generate.media import MediaLibrary, takes_medium
 from ray_jobs.generate.report import describe_checks
 from ray_jobs.generate.trials import Chain
 from ray_jobs.generate.verification import Medium, Verification, describe_review
@@ -138,7 +138,7 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
         "answers": dict(sorted(Counter(len(record["tools"]) for record in records).items())),
         "media": {"files": len(used), "licences": dict(Counter(each["licence"] or "not stated" for each in used))},
         "without_medium": sum(
-            "media" not in record and plan.catalog[query.tool_id].input_modality in ("image", "audio", "video")
+            "media" not in record and takes_medium(plan.catalog[query.tool_id])
             for query, record in zip(queries, records, strict=True)
         ),
         "checks": verification.counts,

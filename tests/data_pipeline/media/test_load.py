@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rotated_film import render_rotated_film
 from safetensors.torch import load_file
 
 from data_pipeline.errors import InputError, MediaError
@@ -207,21 +208,12 @@ def test_views_of_a_tall_video_are_those_of_the_wide_one_turned() -> None:
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_a_film_is_turned_as_its_display_matrix_says(degrees: int) -> None:
-    frame = np.zeros((32, 48, 3), np.uint8)
-    frame[:16, :24] = 255
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as writer:
-        stream = writer.add_stream("libx264", rate=10, width=48, height=32, pix_fmt="yuv420p")
-        stream.set_display_rotation(degrees)
-        for _ in range(3):
-            writer.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        writer.mux(stream.encode(None))
-    wanted = np.rot90(frame, degrees // 90)
-    frames, _ = media_video.sample_frames(buffer.getvalue())
+    film, wanted = render_rotated_film(degrees)
+    frames, _ = media_video.sample_frames(film)
     for found in frames.values():
         assert found.shape == wanted.shape
         assert np.abs(found.astype(int) - wanted).mean() < 2
-    middle = load_video(buffer.getvalue())[1, :, 0]  # [3,224,224], the middle view of the first clip's first frame
+    middle = load_video(film)[1, :, 0]  # [3,224,224], the middle view of the first clip's first frame
     is_white = {(row, column): middle[0, row, column] > 1 for row in (20, 204) for column in (20, 204)}
     corner = {0: (20, 20), 90: (204, 20), 180: (204, 204), 270: (20, 204)}[degrees]
     assert [place for place, white in is_white.items() if white] == [corner]

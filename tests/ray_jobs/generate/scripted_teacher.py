@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,3 +134,11 @@ def scripted_teacher(noise_frac: float = 0.0) -> Iterator[ScriptedTeacher]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def write_captions(folder: Path, captions: Iterable[str]) -> Path:
+    """A file of captions, of the pictures 0.png, 1.png, ..."""
+    rows = [{"image": f"{n}.png", "caption": caption} for n, caption in enumerate(captions)]
+    path = folder / "captions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

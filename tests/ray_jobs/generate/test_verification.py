@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_teacher import ScriptedTeacher, scripted_teacher
+from scripted_teacher import ScriptedTeacher, scripted_teacher, write_captions
 
 from data_pipeline.records.checks import DROPPED
 from data_pipeline.records.dialogue import parse_dialogue_prompt
@@ -21,10 +21,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 @pytest.fixture
 def captions(tmp_path: Path) -> Path:
-    rows = [{"image": f"{n}.png", "caption": f"A dog number {n} {HOSTILE} at a lake."} for n in range(N_IMAGES)]
-    path = tmp_path / "captions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_captions(tmp_path, (f"A dog number {n} {HOSTILE} at a lake." for n in range(N_IMAGES)))
 
 
 def generate(captions: Path, teacher: ScriptedTeacher, *more: str) -> int:
