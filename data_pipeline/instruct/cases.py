@@ -24,6 +24,7 @@ from data_pipeline.records.dialogue import (
     parse_offered_tools,
     parse_turns,
     read_turns,
+    rename_files,
 )
 from data_pipeline.records.schema import OBSERVATION, Modality, ToolRecord
 from data_pipeline.records.text import check_encodable
@@ -80,8 +81,8 @@ class DialogueForm:
 
     def describe(self, row: Mapping[str, Any]) -> Case:
         names = _short_names(row)
-        prompt = parse_dialogue_prompt(_rename(row["instruction"], names))
-        output = _rename(row["output"], names)
+        prompt = parse_dialogue_prompt(rename_files(row["instruction"], names))
+        output = rename_files(row["output"], names)
         lines = [f"There is a file {name}. It shows: {text}\n" for name, text in prompt.files.items()]
         lines += [f'Earlier the user said: "{human}" The answer was: "{reply}"\n' for human, reply in prompt.exchanges]
         situation = "".join(lines)
@@ -98,8 +99,8 @@ class DialogueForm:
         own_names = {short: name for name, short in _short_names(row).items()}
         before = parse_dialogue_prompt(row["instruction"]).new_input
         head, mark, rest = row["instruction"].rpartition(f"New input: {before}")
-        edited = {**row, "instruction": head + "New input: " + " ".join(_rename(words, own_names).split()) + rest}
-        edited["output"] = _rename(answer.strip(), own_names)
+        edited = {**row, "instruction": head + "New input: " + " ".join(rename_files(words, own_names).split()) + rest}
+        edited["output"] = rename_files(answer.strip(), own_names)
         fault = self._find_fault(edited) if mark and words.strip() else "the user says nothing"
         if fault:
             raise InputError(fault)
@@ -231,10 +232,6 @@ def text_record(record_id: str, words: str) -> ToolRecord:
 def _short_names(row: Mapping[str, Any]) -> dict[str, str]:
     names = find_files(f"{row['instruction']}\n{row['output']}")
     return {name: f"{name.partition('/')[0]}/{number}.png" for number, name in enumerate(names, start=1)}
-
-
-def _rename(text: str, names: Mapping[str, str]) -> str:
-    return FILE_NAME.sub(lambda found: names.get(found[0], found[0]), text)
 
 
 def _hash(*parts: str) -> str:

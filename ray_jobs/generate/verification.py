@@ -89,10 +89,12 @@ class Verification:
         Raises:
             InputError: an edit that gives no row that can be read, or calls that cannot be tried.
         """
-        originals = [form.describe(row).key for row in rows]
-        decisions = [self._known.get(key) for key in originals]
+        written = [form.describe(row) for row in rows]
+        decisions = [self._known.get(case.key) for case in written]
         edited = [_apply(row, form, decision) for row, decision in zip(rows, decisions, strict=True)]
-        cases = [form.describe(row) for row in edited]
+        cases = [
+            case if now is row else form.describe(now) for case, row, now in zip(written, rows, edited, strict=True)
+        ]
         calls = self._try_out(edited, cases, media, chain) if self._options.try_calls else [""] * len(rows)
         judged = self._judge(teacher, cases, errors) if self._options.judge else [("", "")] * len(rows)
         leaks = self._find_leaks(edited, form, media)
@@ -108,7 +110,7 @@ class Verification:
                 checks.CHECK_LEAK: leaks[number],
                 checks.REVIEW: decision.decision if decision else "",
                 checks.REVIEW_NOTE: decision.note if decision else "",
-                checks.REVIEW_KEY: originals[number],
+                checks.REVIEW_KEY: written[number].key,
             }
             checked.append({**row, **columns})
             self._doubt(cases[number], columns, media[number])
