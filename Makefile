@@ -10,9 +10,6 @@ UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$(call pip_says,FIND_LINKS,find-links)}" \
 	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_says,INDEX_URL,index-url)}" \
 	$(VENV)/bin/uv pip install --quiet --python $(RUN)
 
-# Two processes, as tests wait much; tests/conftest.py says which tests stay together.
-PYTEST = $(RUN) -m pytest --numprocesses 2 --dist loadgroup
-
 .PHONY: install smollm2 agent demo test test-slow lint bench clean lock
 
 install: $(VENV)/.installed
@@ -37,11 +34,13 @@ agent: smollm2
 demo: install
 	$(RUN) -m ray_jobs demo --config demo $(if $(KEEP),--keep)
 
+# In two processes; a file's tests stay together, whose fixtures are made once.
 test: install
-	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+	$(RUN) -m pytest -m 'not slow' --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
+# One after the other: two trainings at once take more than twice as long on two cores, and clocks run out.
 test-slow: install
-	$(PYTEST) -m slow $(PYTEST_ARGS)
+	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
 lint: install
 	$(VENV)/bin/ruff check .
@@ -57,8 +56,9 @@ bench: install
 # the same file installs the CPU build or the CUDA build, whichever the machine's index offers.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet torch==2.13.0 && .venv-lock/bin/pip install --quiet '.[train,serve,dev]'
-	{ grep '^#' requirements.lock; .venv-lock/bin/pip freeze --exclude toolmm | sed 's/+cpu$$//'; } > requirements.lock.partial
+	.venv-lock/bin/pip install --quiet torch==2.13.0 uv==0.13.9
+	.venv-lock/bin/uv pip install --quiet --python .venv-lock/bin/python '.[train,serve,tools,dev]'
+	{ grep '^#' requirements.lock; .venv-lock/bin/pip freeze --exclude toolmm --exclude uv | sed 's/+cpu$$//'; } > requirements.lock.partial
 	mv requirements.lock.partial requirements.lock && rm -rf .venv-lock
 
 clean:

@@ -16,6 +16,7 @@ from ray_jobs.faults import describe_mendable
 VERBS = {
     "generate": "let a teacher LLM write dialogues or questions for tools, as both papers do, for `prepare` to read",
     "prepare": "build the corpus: validate, dedupe, split, audit for leaks, write Parquet shards",
+    "audit": "look for leaks, near-duplicates, contradictions and more in a corpus; write a page and its numbers",
     "embed": "pass every distinct medium through the frozen encoder into the feature lake",
     "train": "train projector and LoRA with Ray Train and DeepSpeed",
     "tune": "sweep over training settings with Ray Tune; export the best trial, promote it if it beats the champion",
@@ -30,6 +31,7 @@ VERBS = {
 }
 MODULES = {
     "prepare": "ray_jobs.prepare",
+    "audit": "ray_jobs.audit",
     "evaluate_agent": "ray_jobs.evaluate.agent",
     "export": "ray_jobs.export",
     "follow": "ray_jobs.tracking.follow",

@@ -33,6 +33,12 @@ _SHORT = reprlib.Repr()  # of values in messages
 _SHORT.maxstring = _SHORT.maxother = 200
 
 
+class AuditOptions(Section):
+    """What `audit` looks at."""
+
+    corpus: AnyLocation | None = None  # a folder that `prepare` wrote; None = the run's own
+
+
 class EmbedOptions(Section):
     """The pass of every distinct medium through the frozen encoder (DESIGN idea 1)."""
 
@@ -111,6 +117,7 @@ class RunSpec(Section):
     seed: int = 0
     generate: GenerateOptions = GenerateOptions()
     prepare: PrepareOptions = PrepareOptions()
+    audit: AuditOptions = AuditOptions()
     embed: EmbedOptions = EmbedOptions()
     model: ModelConfig = ModelConfig()
     train: TrainOptions = TrainOptions()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.locations import LocalPath
 from data_pipeline.teacher.options import TeacherOptions
@@ -33,3 +33,22 @@ class GenerateOptions(Section):
         None  # recipe=questions: tools of one function, and those that only the medium tells apart
     )
     media: LocalPath | None = None  # recipe=questions: files with the tools that are right for each
+    media_captions: LocalPath | None = None  # recipe=questions: files with captions and licences; words choose the file
+    media_root: LocalPath | None = (
+        None  # where files of questions, or pictures of captions, lie; None = beside the list
+    )
+    render_media: bool = False  # recipe=questions: ToolMM-mini renders the media that questions need
+    try_calls: bool = (
+        False  # run the calls of tools without a model, each in a process of its own, and check the result
+    )
+    tool_files: list[LocalPath] = Field(default_factory=list)  # Python files with tools of one's own, to be tried too
+    judge: bool = False  # two more requests a row: a strict judge and a generous one; what they differ on is for review
+    leak_check: LocalPath | None = None  # a prepared corpus, or rows with instruction, that nothing may be like
+
+    @model_validator(mode="after")
+    def _check_media(self) -> Self:
+        if self.render_media and (self.media or self.media_captions):
+            raise ValueError(
+                "render_media makes media of its own, and a corpus has one media root; leave out the files"
+            )
+        return self

@@ -33,7 +33,7 @@ def expand_path(text: str, key: str) -> str:
         raise InputError(f"{key} = {text!r}: the environment variable {unset[0][1:].strip('{}')!r} is not set.")
     expanded = os.path.expanduser(expanded)
     if expanded.startswith("~"):
-        raise InputError(f"{key} = {text!r}: there is no such user; write ./~ for a name that begins so.")
+        raise InputError(f"{key} = {text!r}: there is no such user; a name that begins so needs its whole path.")
     return expanded
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import posixpath
 import re
 import secrets
@@ -108,6 +109,8 @@ class ArtifactStore:
         self._usage_bytes = 0
         self._counted_s = float("-inf")
         self._fs.makedirs(self._root, exist_ok=True)
+        if isinstance(self._fs, LocalFileSystem):
+            os.chmod(self._root, 0o700)  # a folder of this user's alone; OSError where it is another's
         self._secret = self._load_secret()
 
     def put(self, data: bytes, media_type: str = "", name: str = "") -> Artifact:
@@ -241,7 +244,12 @@ class ArtifactStore:
 
     def _write(self, name: str, data: bytes) -> None:
         partial = self._path(f"{name}.{secrets.token_hex(4)}{_PARTIAL}")  # others may write the same
-        self._fs.pipe_file(partial, data)
+        if isinstance(self._fs, LocalFileSystem):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            with open(os.open(partial, flags, 0o600), "wb") as stream:
+                stream.write(data)
+        else:
+            self._fs.pipe_file(partial, data)
         self._fs.mv(partial, self._path(name))
 
     def _delete(self, path: str) -> None:

@@ -90,6 +90,13 @@ class ServeArgs(BaseModel):
         default=60.0, gt=0, description="a request that takes longer is answered with HTTP 504"
     )
 
+    prefix_cache_bytes: int = Field(
+        default=512 * 2**20,
+        ge=0,
+        description="of what a predictor replica keeps of dialogues in the model's memory, so that their next turns "
+        "read only what is new; 0: nothing",
+    )
+
     min_replicas: int = Field(default=1, ge=1, description="of predictor and encoder")
     max_replicas: int = Field(default=1, ge=1, description="above min_replicas: Ray Serve scales with the load")
     ingress_replicas: int = Field(default=1, ge=1)

@@ -20,6 +20,7 @@ BANNED_STEMS = {"tokenize", "deepspeed", "ray", "torch", "mlflow", "transformers
 SOURCES = sorted(path for package in PACKAGES for path in (REPO / package).rglob("*.py"))
 # tests of what a room's modules do together
 TESTS_OF_A_WHOLE_ROOM = {
+    "tests/serve/tools/test_real_media.py",
     "tests/serve/deployments/test_http.py",  # the routes of all deployments, over stand-ins
     "tests/serve/deployments/test_openai_client.py",  # the same routes as OpenAI's client sees them
 }

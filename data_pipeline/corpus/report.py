@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from data_pipeline.corpus.figures import draw_figures
 from data_pipeline.markdown import render_table
-from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.schema import SPLITS, ToolRecord
 
 FIGURES = "figures"
 SHOWN_MISSING_MEDIA = 100
@@ -25,11 +22,9 @@ def write_report(
 ) -> None:
     """Write `report.md` and `figures/*.png` into the corpus folder; `missing_media` are the paths of absent files."""
     (folder / FIGURES).mkdir()
-    _plot_stacked(folder / FIGURES / "modality.png", "modality", [m.value for m in Modality], manifest, "by_modality")
-    ambiguous = [kind.value for kind in AmbiguityType if kind is not AmbiguityType.NONE]
-    _plot_stacked(folder / FIGURES / "ambiguity.png", "ambiguity type", ambiguous, manifest, "by_ambiguity_type")
-    _plot_answers(folder / FIGURES / "answers.png", by_split)
-    _plot_tools(folder / FIGURES / "tools.png", by_split)
+    for name, figure in draw_figures(manifest["counts"], by_split).items():
+        # no version in the file: the same input, the same bytes
+        figure.savefig(folder / FIGURES / f"{name}.png", dpi=110, metadata={"Software": None})
     (folder / "report.md").write_text(render_report(manifest, missing_media), encoding="utf-8")
 
 
@@ -129,48 +124,3 @@ def _missing_section(missing_media: Sequence[str]) -> list[str]:
     rest = len(missing_media) - len(shown)
     more = [f"And {rest} more; all are in `rejected.jsonl`."] if rest else []
     return ["## Missing media", "\n".join(shown), *more]
-
-
-def _new_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110, metadata={"Software": None})  # no version in the file: the same input, the same bytes
-
-
-def _plot_stacked(path: Path, what: str, kinds: Sequence[str], manifest: Mapping[str, Any], group: str) -> None:
-    figure, axes = _new_figure(f"Questions by {what}", "", "questions")
-    bottom = [0] * len(kinds)
-    for split in SPLITS:
-        heights = [manifest["counts"][split][group][kind] for kind in kinds]
-        axes.bar(kinds, heights, bottom=bottom, label=split)
-        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    axes.legend()
-    _save(figure, path)
-
-
-def _plot_answers(path: Path, by_split: Mapping[str, Sequence[ToolRecord]]) -> None:
-    figure, axes = _new_figure("Right answers per question", "right answers", "questions")
-    for split in SPLITS:
-        numbers = sorted(Counter(len(record.valid_tool_ids) for record in by_split[split]).items())
-        axes.plot([n for n, _ in numbers], [count for _, count in numbers], marker="o", markersize=3, label=split)
-    axes.set_yscale("symlog", linthresh=1)
-    axes.legend()
-    _save(figure, path)
-
-
-def _plot_tools(path: Path, by_split: Mapping[str, Sequence[ToolRecord]]) -> None:
-    figure, axes = _new_figure("The long tail of tools", "tool, by rank", "questions")
-    for split in SPLITS:
-        counts = Counter(tool_id for record in by_split[split] for tool_id in record.valid_tool_ids)
-        axes.plot(range(1, len(counts) + 1), sorted(counts.values(), reverse=True), label=split)
-    axes.set_yscale("symlog", linthresh=1)
-    axes.legend()
-    _save(figure, path)

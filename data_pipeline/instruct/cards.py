@@ -21,6 +21,7 @@ import yaml
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from data_pipeline.records.text import parse_json, read_text, words_key
+from data_pipeline.records.unsafe import find_unsafe_words
 from data_pipeline.sources.apibench import build_tool, read_card
 from data_pipeline.sources.rows import read_rows
 
@@ -30,7 +31,6 @@ MAX_PER_FUNCTION = 5  # tools, those with the most downloads (section 8.2)
 
 _METHODS = ("get", "post", "put", "patch", "delete")
 _FOREIGN = re.compile(r"[\s{}\[\],'\"]+")
-_UNSAFE = re.compile(r"\b(?:nsfw|porn\w*|hentai|erotic\w*|nudes?|nudity|undress\w*|gore|deepfakes?)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def choose_cards(
             reason = "an earlier card is of the same tool"
         elif len(tool.description.split()) < MIN_WORDS:
             reason = f"it says too little: its description has fewer than {MIN_WORDS} words"
-        elif _UNSAFE.search(f"{tool.tool_id.replace('/', ' ').replace('-', ' ').replace('_', ' ')} {tool.description}"):
+        elif find_unsafe_words(f"{tool.tool_id} {tool.description}"):
             reason = "unsafe content"
         elif licences and card.licence.casefold() not in licences:
             reason = f"its licence is {card.licence or 'not stated'}"

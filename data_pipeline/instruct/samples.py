@@ -50,6 +50,7 @@ class Sample:
         instruction: the whole prompt.
         output: the assistant's turns and what it read between them.
         tools: call names of the tools that it calls, in order.
+        image: the place of its picture among all pictures.
     """
 
     sample_id: str
@@ -58,6 +59,7 @@ class Sample:
     instruction: str
     output: str
     tools: tuple[str, ...]
+    image: int
 
     def to_row(self) -> dict[str, str]:
         """As the released files have it."""
@@ -103,7 +105,7 @@ def build_samples(
         tools: that may be offered in this split.
         seed: of everything that is drawn.
     """
-    draw = _Draw(np.random.default_rng([seed, number]), f"{number:06d}")
+    draw = _Draw(np.random.default_rng([seed, number]), number)
     for each in instructions:
         yield draw.single(image, each, tools, split)
     if split == "test":
@@ -120,9 +122,9 @@ def build_samples(
 class _Draw:
     """The samples of one picture."""
 
-    def __init__(self, rng: np.random.Generator, prefix: str) -> None:
+    def __init__(self, rng: np.random.Generator, number: int) -> None:
         self._rng = rng
-        self._prefix = prefix
+        self._number = number
         self._n = 0
 
     def happens(self, frac: float) -> bool:
@@ -187,7 +189,7 @@ class _Draw:
         prompt = render_dialogue_prompt(offered, history, " ".join(words.split()))
         self._n += 1
         names = tuple(tool.call_name for tool in called)
-        return Sample(f"{self._prefix}-{self._n:03d}", split, kind, prompt, output, names)
+        return Sample(f"{self._number:06d}-{self._n:03d}", split, kind, prompt, output, names, self._number)
 
     def _name(self) -> str:
         """A file that nobody else speaks of."""

@@ -8,7 +8,7 @@ Reference: GPT4Tools, supplement Table 4; AILab-CVC/GPT4Tools, `eval/evaluate_re
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.errors import InputError
@@ -30,7 +30,8 @@ _CALL = re.compile(
     rf"{re.escape(_THOUGHT)} Yes[ \t]*\nAction: (?P<name>[^\n]*)\nAction Input: (?P<arguments>[^\n]*){TURN_STOP}"
 )
 _ANSWER = re.compile(rf"{re.escape(_THOUGHT)} No[ \t]*\nAI: (?P<text>.*)", re.DOTALL)
-_PROTOCOL_LINE = re.compile(r"^(Thought|Action|Action Input|Observation):", re.MULTILINE)
+PROTOCOL_STARTS = ("Thought:", "Action:", "Action Input:", "Observation:")  # of its lines; no answer's line has them
+_PROTOCOL_LINE = re.compile(f"^({'|'.join(PROTOCOL_STARTS)})", re.MULTILINE)
 _NEXT_THOUGHT = re.compile(r"^Thought:", re.MULTILINE)
 _TOOL_LINE = re.compile(r"^> (?P<name>[^:\n]+):[ \t]*(?P<usage>[^\n]*)$", re.MULTILINE)
 _TOOL_LIST = re.compile(r"should be one of \[([^\]\n]*)\]")
@@ -173,6 +174,11 @@ def check_turn_order(turns: Sequence[Turn]) -> None:
 def find_files(text: str) -> list[str]:
     """The names of files that a text holds, each once, in order."""
     return list(dict.fromkeys(found[0] for found in FILE_NAME.finditer(text)))
+
+
+def rename_files(text: str, names: Mapping[str, str]) -> str:
+    """The text with other names for the files that the mapping knows."""
+    return FILE_NAME.sub(lambda found: names.get(found[0], found[0]), text)
 
 
 def read_observations(turns: Sequence[Turn]) -> list[str]:

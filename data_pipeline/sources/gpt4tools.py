@@ -21,6 +21,7 @@ from data_pipeline.sources.reading import (
     SourceReading,
     catalog_with_unknown,
     check_row_texts,
+    find_dropped,
     join_line_breaks,
 )
 from data_pipeline.sources.rows import SourceRow, read_rows
@@ -56,6 +57,9 @@ def read_gpt4tools(path: Path) -> SourceReading:
     for split, file in files.items():
         for row in _load_rows(file):
             where = f"{file.name}, record {row.position}"
+            if (dropped := find_dropped(row.content, where)) is not None:
+                items.append(dropped)
+                continue
             try:
                 record, offered = _parse_row(row, split, reading, tools)
             except InputError as error:

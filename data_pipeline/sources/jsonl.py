@@ -6,7 +6,9 @@ Each row is an object::
      "modality": "image", "ambiguity": "none", "candidates": [], "turns": [], "split": "train"}
 
 Only `instruction` and `tools` are required; `media` is needed unless the record is text only; null is the same as
-absent. A record with `turns` is a dialogue: `instruction` is the whole prompt, turns are ["assistant", ...],
+absent. What `generate` adds (`records/checks.py`) may be there.
+
+A record with `turns` is a dialogue: `instruction` is the whole prompt, turns are ["assistant", ...],
 ["observation", ...], ["assistant", ...].
 
 Rows in the form of another trainer (`FORMS`) are known by their keys and mapped; what cannot be is rejected.
@@ -15,6 +17,7 @@ Rows in the form of another trainer (`FORMS`) are known by their keys and mapped
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from typing import Any
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from data_pipeline.records.catalog import CATALOG_FILE, Tool, ToolCatalog
+from data_pipeline.records.checks import COLUMNS, MEDIA_LICENCE
 from data_pipeline.records.dialogue import read_turns
 from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord, Turn
 from data_pipeline.records.text import check_encodable, read_text
@@ -33,6 +37,7 @@ from data_pipeline.sources.reading import (
     SourceReading,
     catalog_with_unknown,
     check_row_texts,
+    find_dropped,
     join_line_breaks,
     relative_media_uri,
 )
@@ -82,6 +87,7 @@ def read_jsonl(path: Path, media_root: Location | None, catalog: Path | None = N
     )
     known = KnownTools(given or ())
     items: list[ToolRecord | Rejected] = []
+    licences: Counter[str] = Counter()
     for row in read_rows(path):
         where = f"{path}, {row.place}"
         row_form = form or _find_form(row.content)
@@ -93,9 +99,15 @@ def read_jsonl(path: Path, media_root: Location | None, catalog: Path | None = N
                 "catalog.txt, or name the catalogue with `catalog`."
             )
         else:
-            items.append(_parse_own(row, reading, given, where))
+            dropped = find_dropped(row.content, where)
+            items.append(_parse_own(row, reading, given, where) if dropped is None else dropped)
+            if dropped is None and row.content.get(MEDIA_LICENCE):
+                licences[str(row.content[MEDIA_LICENCE])] += 1
     reading.catalog = catalog_with_unknown(known.by_id.values())
     reading.items = items
+    if licences:
+        listed = ", ".join(f"{terms} ({n} rows)" for terms, n in sorted(licences.items()))
+        reading.licence = f"{LICENCE}; media: {listed}"
     return reading
 
 
@@ -177,7 +189,7 @@ def _parse_row(content: Any, record_id: str, reading: SourceReading) -> ToolReco
     if not isinstance(content, dict):
         raise InputError(f"a {type(content).__name__} instead of an object; write one JSON object a line.")
     row = _drop_absent(content)
-    unknown = sorted(set(row) - set(FIELDS))
+    unknown = sorted(set(row) - set(FIELDS) - set(COLUMNS))
     if unknown:
         raise InputError(f"unknown key {unknown[0]!r}; the keys are {', '.join(FIELDS)}.")
     instruction = _text(row, "instruction")

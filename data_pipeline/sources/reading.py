@@ -12,6 +12,7 @@ from pathlib import Path
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from data_pipeline.records.checks import DROPPED, find_drop
 from data_pipeline.records.keys import question_keys
 from data_pipeline.records.schema import AmbiguityType, ToolRecord
 from data_pipeline.records.text import check_encodable
@@ -154,6 +155,12 @@ def check_row_texts(texts: Iterable[str]) -> None:
             check_encodable(text)
     except InputError as error:
         raise InputError("the text holds a lone surrogate") from error
+
+
+def find_dropped(row: object, where: str) -> Rejected | None:
+    """A row of `generate` that a person dropped, with that person's note at its place; None for one that stays."""
+    note = find_drop(row) if isinstance(row, dict) else None
+    return None if note is None else Rejected(DROPPED, f"{where}: {note}" if note else where)
 
 
 def require_folder(path: Path | None, what: str) -> Path:

@@ -38,6 +38,13 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (storage[:, :, :end] for storage in self._storage)
         return self.keys, self.values
 
+    def load(self, keys: Tensor, values: Tensor) -> None:
+        """Begin with columns [B, H, columns, D] that were computed before; they are copied."""
+        n_columns = keys.shape[2]
+        self.lazy_initialization(keys, values)
+        self._storage = (_widen(keys, n_columns + ROOM), _widen(values, n_columns + ROOM))
+        self.keys, self.values = (storage[:, :, :n_columns] for storage in self._storage)
+
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, in this order."""
         if self._storage is None:
@@ -62,6 +69,25 @@ class GrowingCache(Cache):
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=GrowingLayer)
+
+    @classmethod
+    def load(cls, layers: Sequence[tuple[Tensor, Tensor]]) -> GrowingCache:
+        """A cache that begins with each layer's keys and values [B, H, columns, D]; they are copied."""
+        cache = cls()
+        for keys, values in layers:
+            layer = GrowingLayer()
+            layer.load(keys, values)
+            cache.layers.append(layer)
+        return cache
+
+    def copy_columns(self, columns: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values [1, H, N, D] of some columns, int64 [N], of the first row."""
+        pairs = []
+        for layer in self.layers:
+            assert layer.keys is not None
+            assert layer.values is not None
+            pairs.append((layer.keys[:1].index_select(2, columns), layer.values[:1].index_select(2, columns)))
+        return pairs
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be taken several times."""

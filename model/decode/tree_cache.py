@@ -25,6 +25,7 @@ from model.llm.attention import AttentionWindow
 from model.llm.backbone import takes_packs
 
 CPU_LENGTH_MULTIPLE = 32  # what prompts in bfloat16 on a CPU are padded to
+Columns = list[tuple[Tensor, Tensor]]  # keys and values [1, H, columns, D] of each layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,13 +195,8 @@ class TreeCache:
 
         Leaves `paths` (one per row: prompt and forced tokens) and `hidden` [B, D] (at the last of these tokens).
         """
-        self._base = causal_lm_of(mllm).base_model
-        self._cache = GrowingCache()
-        self._stats = stats
-        multiple = CPU_LENGTH_MULTIPLE if _keeps_kernels(mllm) else 1
-        ids, lengths = pad_prompts(prompts, forced, multiple, mllm.max_positions)  # [B, T]
-        self._window: AttentionWindow = mllm.window
-        self._backbone: str = mllm.config.backbone
+        self._begin(mllm, stats)
+        ids, lengths = pad_prompts(prompts, forced, self._multiple, mllm.max_positions)  # [B, T]
         self.n_columns = ids.shape[1]
         self.paths = [CachedPath(((0, int(length)),)) for length in lengths]
         embeds = mllm.embed_prompt(
@@ -211,6 +207,34 @@ class TreeCache:
         self.hidden = hidden[torch.arange(len(ids)), torch.from_numpy(lengths - 1)]  # [B, T, D] -> [B, D]
         stats.prompt_tokens += int(lengths.sum())
 
+    def _begin(self, mllm: Any, stats: DecodeStats) -> None:
+        self._base = causal_lm_of(mllm).base_model
+        self._cache = GrowingCache()
+        self._stats = stats
+        self._multiple = CPU_LENGTH_MULTIPLE if _keeps_kernels(mllm) else 1
+        self._window: AttentionWindow = mllm.window
+        self._backbone: str = mllm.config.backbone
+
+    @classmethod
+    def resumed(cls, mllm: Any, columns: Columns, n_tokens: int, stats: DecodeStats) -> TreeCache:
+        """One row that begins with the first `n_tokens`, at least one, of what another row read; nothing is run.
+
+        Its `hidden` is empty: there is none before something is read behind them.
+        """
+        cache = cls.__new__(cls)
+        cache._begin(mllm, stats)
+        cache._cache = GrowingCache.load([(keys[:, :, :n_tokens], values[:, :, :n_tokens]) for keys, values in columns])
+        cache.n_columns = n_tokens
+        cache.paths = [CachedPath(((0, n_tokens),))]
+        cache.hidden = torch.empty(0)
+        cache._positions = np.arange(n_tokens)[None]
+        return cache
+
+    def copy_path(self, path: CachedPath) -> Columns:
+        """The keys and values along a path of the first row, for `resumed`."""
+        columns = np.concatenate([np.arange(start, end) for start, end in path.spans])
+        return self._cache.copy_columns(torch.from_numpy(columns).to(self._device))
+
     def append_rows(self, other: TreeCache) -> None:
         """Take over the rows of another cache, behind the own ones; neither may have been extended yet."""
         self.n_columns = max(self.n_columns, other.n_columns)
@@ -220,18 +244,21 @@ class TreeCache:
         self.hidden = torch.cat([self.hidden, other.hidden])  # [B, D] and [N, D] -> [B + N, D]
 
     def extend(
-        self, blocks: Sequence[Sequence[tuple[CachedPath, np.ndarray]]]
+        self, blocks: Sequence[Sequence[tuple[CachedPath, np.ndarray]]], is_prompt: bool = False
     ) -> tuple[list[list[CachedPath]], Tensor]:
         """Append blocks of tokens in one pass.
 
         Args:
             blocks: per row any number of (path that the block continues, its tokens int [L]).
+            is_prompt: they are parts of prompts, of any length, and counted and padded as these are.
 
         Returns:
             per row and block the path that ends in it; hidden states [N, D] at the blocks' last tokens, N counting
             through all rows' blocks in order.
         """
         width = max(sum(len(tokens) for _, tokens in row) for row in blocks)
+        if is_prompt:
+            width += -width % self._multiple
         start = self.n_columns
         ids = np.zeros((len(blocks), width), dtype=np.int64)
         positions = np.zeros_like(ids)
@@ -252,7 +279,10 @@ class TreeCache:
                 paths[i].append(path.extended(start + offset, start + end))
                 last.append((i, end - 1))
                 offset = end
-            self._stats.answer_tokens += offset
+            if is_prompt:
+                self._stats.prompt_tokens += offset
+            else:
+                self._stats.answer_tokens += offset
         self.n_columns += width
         self._positions = np.concatenate([self._positions, positions], axis=1)  # [B, columns]
         self._window.check(int(positions.max()) + 1, self._backbone)

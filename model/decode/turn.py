@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,11 @@ from torch import Tensor
 
 from data_pipeline.batches.encoding import encode_dialogue, encode_text
 from data_pipeline.errors import InputError
-from data_pipeline.records.dialogue import TURN_STOP, Answer, parse_turn, render_answer, render_call
+from data_pipeline.records.dialogue import TURN_STOP, render_answer, render_call
+from model.decode.answer_text import finish_answer, settled_answer
+from model.decode.kept_prefixes import KeptPrefix, KeptPrefixes
 from model.decode.retrieval import compare_with_cards
-from model.decode.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding
+from model.decode.tree_cache import DecodeStats, Prompt, TreeCache, decoding
 from model.decode.turn_row import Blocks, Read, TokenKinds, TurnRow
 from model.decode.turn_types import (
     ANSWER,
@@ -42,7 +44,9 @@ NO_ANSWER = "I have no answer."
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _MIN_TEXT_TOKENS = 8  # room that a prompt must leave for each text of a call, and for an answer
+_PROMPT_BLOCK = 128  # tokens of a prompt that are read in one pass where others wait for the model between passes
 _MAX_CORRECTIONS = 8  # of made-up names in one answer
+_NOTHING = np.empty(0, dtype=np.int32)
 _SLACK_TOKENS = 8  # a text that the model spelt its own way may have more tokens when it is read again
 
 _Writing = Generator[Blocks, Read, Any]
@@ -96,11 +100,9 @@ class TurnWriter:
         stats = DecodeStats() if stats is None else stats
         written: list[WrittenTurn] = [WrittenTurn("", 0, 0)] * len(turns)
         with decoding(self._mllm):
-            cache = TreeCache(
-                self._mllm, [Prompt(turn.prompt_ids) for turn in turns], np.empty(0, dtype=np.int32), stats
-            )
+            cache = TreeCache(self._mllm, [Prompt(turn.prompt_ids) for turn in turns], _NOTHING, stats)
             rows = [
-                self._write(turn, path, cache.hidden[i : i + 1], stats)
+                self._write(turn, TurnRow(self._mllm, self._kinds, path, stats), cache.hidden[i : i + 1])
                 for i, (turn, path) in enumerate(zip(turns, cache.paths, strict=True))
             ]
             active = list(range(len(turns)))  # row i of the cache belongs to turn active[i]
@@ -124,11 +126,61 @@ class TurnWriter:
                 replies = list(zip(paths, states, strict=True))
         return written
 
-    def _write(self, turn: EncodedTurn, start: CachedPath, hidden: Tensor, stats: DecodeStats) -> _Writing:
+    def write_in_passes(
+        self,
+        turn: EncodedTurn,
+        kept: KeptPrefixes | None = None,
+        owner: Hashable = None,
+        stats: DecodeStats | None = None,
+    ) -> Generator[str, None, WrittenTurn]:
+        """Write one turn as `write` does, pass by pass: between two of them the model may do other work.
+
+        Args:
+            turn: see `encode`.
+            kept: what was read before; what this turn reads and writes is kept there for the next ones.
+            owner: stands in `kept` for the weights.
+            stats: filled with what it cost.
+
+        Yields:
+            after every pass, what of the turn's answer is certain; "" as long as it may be a call.
+        """
+        stats = DecodeStats() if stats is None else stats
+        ids, found = turn.prompt_ids, None if kept is None else kept.find(owner, turn.prompt_ids)
+        with decoding(self._mllm):
+            if found is None:
+                cache = TreeCache(self._mllm, [Prompt(ids[:_PROMPT_BLOCK])], _NOTHING, stats)
+            else:
+                cache = TreeCache.resumed(self._mllm, found[0].columns, found[1], stats)
+        n_cached = 0 if found is None else found[1]
+        (path,), hidden = cache.paths, cache.hidden
+        while path.length < len(ids):
+            yield ""
+            with decoding(self._mllm):
+                block = ids[path.length : path.length + _PROMPT_BLOCK]
+                ((path,),), hidden = cache.extend([[(path, block)]], is_prompt=True)
+        row = TurnRow(self._mllm, self._kinds, path, stats)
+        writing = self._write(turn, row, hidden)
+        reply: Read | None = None
+        while True:
+            yield settled_answer(row.answer)
+            with decoding(self._mllm):
+                try:
+                    blocks = next(writing) if reply is None else writing.send(reply)
+                except StopIteration as end:
+                    written: WrittenTurn = end.value
+                    break
+                (paths,), hidden = cache.extend([blocks])
+                reply = (paths, hidden)
+        if kept is not None:
+            with decoding(self._mllm):
+                written_ids, path = row.find(written.text)
+                kept.put(owner, KeptPrefix(np.concatenate([ids, written_ids]), cache.copy_path(path)))
+        return replace(written, cached_tokens=n_cached)
+
+    def _write(self, turn: EncodedTurn, row: TurnRow, hidden: Tensor) -> _Writing:
         request = turn.request
-        row = TurnRow(self._mllm, self._kinds, start, stats)
         if not request.is_constrained:
-            room = self._mllm.max_positions - start.length
+            room = self._mllm.max_positions - row.start.length
             text = yield from row.write_freely(hidden, min(self._answer_limit(request), room))
             return self._finish(turn, text, [])
         offers = {tool.name: tool for tool in _offers(request)}
@@ -186,10 +238,7 @@ class TurnWriter:
             # a comma behind it, so that no name begins another: a.tif and a.tiff may both be there
             scores = yield from row.score(head + text, [f"{name}," for name in names])
             text += names[int(scores.argmax())]
-        text = text.replace("\ufffd", " ").strip()
-        while text and not isinstance(parse_turn(render_answer(text)), Answer):
-            text = text.rpartition("\n")[0].strip()
-        return text or NO_ANSWER
+        return finish_answer(text) or NO_ANSWER
 
     def _finish(self, turn: EncodedTurn, text: str, choices: list[tuple[str, float]]) -> WrittenTurn:
         n_tokens = len(self._ids(text)) + (not text.endswith(TURN_STOP))

@@ -1,7 +1,8 @@
 """One row of a batch that writes turns: weighing closed alternatives, and writing open text under a stop.
 
-Every method is a generator: it yields the blocks of tokens that the model shall read next and gets back their paths in
-the cache and the hidden states at their ends, so that rows at different places of their turns share every pass.
+What writes is a generator: it yields the blocks of tokens that the model shall read next and gets back their paths in
+the cache and the hidden states at their ends, so that rows at different places of their turns share every pass. No
+token is read twice behind the same ones: what was weighed is the beginning of what is written, and of the next turn.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Blocks = list[tuple[CachedPath, np.ndarray]]
 Read = tuple[list[CachedPath], Tensor]  # hidden states [N, D], one per block
 
 _NUMBER_TOKEN = re.compile(r"\s*[-+.\d]*")
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # of vocabularies that spell rare characters so
 
 
 class TokenKinds:
@@ -38,6 +40,7 @@ class TokenKinds:
         blank: nothing visible.
         comma: its first visible character is a comma.
         number: digits, signs and points, or blank.
+        byte: a byte by itself; what its text is, the bytes beside it decide.
     """
 
     def __init__(self, mllm: Any) -> None:
@@ -46,6 +49,8 @@ class TokenKinds:
         n_tokens = causal_lm_of(mllm).get_output_embeddings().weight.shape[0]
         texts: list[str] = tokenizer.batch_decode([[i] for i in range(n_known)], clean_up_tokenization_spaces=False)
         texts += [""] * (n_tokens - n_known)
+        pieces = [*tokenizer.convert_ids_to_tokens(range(n_known)), *[""] * (n_tokens - n_known)]
+        self.byte = np.array([_BYTE_TOKEN.fullmatch(piece or "") is not None for piece in pieces])
         self.special = np.arange(n_tokens) >= n_known
         self.special[tokenizer.all_special_ids] = True
         self.special[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
@@ -56,12 +61,47 @@ class TokenKinds:
         self.number = np.array([_NUMBER_TOKEN.fullmatch(text) is not None for text in texts])
 
 
+class _ReadToken:
+    """A token that was read, or the prompt: where the sequence up to it is cached, and what was read behind it."""
+
+    __slots__ = ("following", "path")
+
+    def __init__(self, path: CachedPath) -> None:
+        self.path = path
+        self.following: dict[int, _ReadToken] = {}
+
+    def follow(self, ids: np.ndarray) -> tuple[_ReadToken, int]:
+        """The end of as many of these tokens as were read, and how many that are."""
+        node = self
+        for n, token in enumerate(ids.tolist()):
+            if token not in node.following:
+                return node, n
+            node = node.following[token]
+        return node, len(ids)
+
+    def add(self, ids: np.ndarray, end: CachedPath) -> _ReadToken:
+        """Take note of tokens that were read behind this one, in the last columns of `end`."""
+        node, start = self, end.spans[-1][1] - len(ids)
+        for n, token in enumerate(ids.tolist(), 1):
+            node = node.following.setdefault(token, _ReadToken(self.path.extended(start, start + n)))
+        return node
+
+
 class TurnRow:
-    """The turn that is being written behind one prompt."""
+    """The turn that is being written behind one prompt.
+
+    Attributes:
+        start: the cached prompt.
+        answer: of an answer, what is written so far, without bytes that those to come may change; its end may be taken
+            back (`settled_answer`).
+    """
 
     def __init__(self, mllm: Any, kinds: TokenKinds, start: CachedPath, stats: DecodeStats) -> None:
         """`start` is the cached prompt."""
         self.start = start
+        self.answer = ""
+        self._n_sure = 0  # characters of the text that is being written, up to its last bytes
+        self._prompt = _ReadToken(start)
         self._mllm = mllm
         self._tokenizer = mllm.tokenizer
         self._kinds = kinds
@@ -77,21 +117,42 @@ class TurnRow:
             return result
         trie = ChoiceTrie(candidates, self._tokenizer, render=lambda candidate: prefix + candidate)
         nodes, totals = [0], [0.0]
-        paths, hidden = yield [(self.start, trie.edge(0))]
+        ends, hidden = yield from self._read([(self._prompt, trie.edge(0))])
         while True:
             choices = score_children(self._mllm, trie, hidden, nodes, self._stats)
-            below: list[tuple[int, float, CachedPath]] = []
-            for node, total, path, choice in zip(nodes, totals, paths, choices, strict=True):
+            below: list[tuple[int, float, _ReadToken]] = []
+            for node, total, end, choice in zip(nodes, totals, ends, choices, strict=True):
                 for child, log_probability in zip(trie.children(node), choice.tolist(), strict=True):
                     candidate = int(trie.leaf_choice[child])
                     if candidate >= 0:
                         result[candidate] = total + log_probability
                     else:
-                        below.append((child, total + log_probability, path))
+                        below.append((child, total + log_probability, end))
             if not below:
                 return result
             nodes, totals = [node for node, _, _ in below], [total for _, total, _ in below]
-            paths, hidden = yield [(path, trie.edge(node)) for node, _, path in below]
+            ends, hidden = yield from self._read([(end, trie.edge(node)) for node, _, end in below])
+
+    def find(self, text: str) -> tuple[np.ndarray, CachedPath]:
+        """Of a text behind the prompt, as training tokenises it: the first tokens, int32, that were read, and where."""
+        ids = encode_text(self._tokenizer, text)
+        end, n_read = self._prompt.follow(ids)
+        return ids[:n_read], end.path
+
+    def _read(
+        self, blocks: Sequence[tuple[_ReadToken, np.ndarray]]
+    ) -> Generator[Blocks, Read, tuple[list[_ReadToken], Tensor]]:
+        """Read blocks of tokens behind earlier ones, without what was read there before; but always the last token.
+
+        Returns:
+            the blocks' ends, and the hidden states there [N, D].
+        """
+        new: list[tuple[_ReadToken, np.ndarray]] = []
+        for before, ids in blocks:
+            known, n_known = before.follow(ids[:-1])
+            new.append((known, ids[n_known:]))
+        paths, hidden = yield [(before.path, ids) for before, ids in new]
+        return [before.add(ids, path) for (before, ids), path in zip(new, paths, strict=True)], hidden
 
     def write_text(
         self, prefix: str, max_tokens: int, stops: str, is_number: bool = False
@@ -125,16 +186,19 @@ class TurnRow:
         """
 
         def is_done(more: str) -> bool:
-            answer = text + more
+            answer, self.answer = text + more, text + more[: self._n_sure]
             is_foreign = answer.strip() and not isinstance(parse_turn(render_answer(answer)), Answer)
             return bool(is_foreign) or _find_made_up(answer, files, is_whole=False) is not None
 
         special = self._kinds.special
         first_ban = special if not text.strip() else special & ~self._kinds.end
         more = yield from self._write(prefix + text, max_tokens, is_done, first_ban, special)
-        answer = text + more
+        self.answer = answer = text + more
         name = _find_made_up(answer, files, is_whole=True)
-        return (answer, None) if name is None else (answer[: name.start()], name["modality"])
+        if name is None:
+            return answer, None
+        self.answer = answer[: name.start()]
+        return self.answer, name["modality"]
 
     def write_freely(self, hidden: Tensor, max_tokens: int) -> Generator[Blocks, Read, str]:
         """Write a whole turn without constraints from the prompt's last hidden state [1, D], as `generate_dialogue`."""
@@ -161,9 +225,10 @@ class TurnRow:
         """
         ids = encode_text(self._tokenizer, prefix)
         n_before = len(decode_text(self._tokenizer, ids.tolist()))
-        path, produced, text = self.start, [], ""
+        end, produced, text = self._prompt, [], ""
+        self._n_sure = 0
         if hidden is None:
-            (path,), hidden = yield [(path, ids)]
+            (end,), hidden = yield from self._read([(end, ids)])
         while True:
             banned = (
                 ban & ~self._kinds.end if text.strip() else first_ban | self._kinds.blank if produced else first_ban
@@ -175,9 +240,11 @@ class TurnRow:
                 return text
             produced.append(token)
             text = decode_text(self._tokenizer, [*ids.tolist(), *produced])[n_before:]
+            if not self._kinds.byte[token]:
+                self._n_sure = len(text)
             if is_done(text) or len(produced) >= max_tokens:
                 return text
-            (path,), hidden = yield [(path, np.array([token]))]
+            (end,), hidden = yield from self._read([(end, np.array([token]))])
 
 
 def _find_made_up(answer: str, files: Sequence[str], is_whole: bool) -> re.Match[str] | None:

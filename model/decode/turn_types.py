@@ -85,13 +85,15 @@ class WrittenTurn:
 
     Attributes:
         text: as `parse_turn` reads it: a call ends in TURN_STOP.
-        prompt_tokens: tokens that the model read before it.
+        prompt_tokens: tokens that stand before it.
         completion_tokens: tokens of the text as training spells it, an answer's end token included.
         choices: (name of a tool, or ANSWER; log probability), likeliest first; their probabilities sum to 1. Empty
             where decoding was free.
+        cached_tokens: those of the prompt that had been read before, for an earlier turn.
     """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     choices: tuple[tuple[str, float], ...] = ()
+    cached_tokens: int = 0

@@ -13,15 +13,14 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data_pipeline import storage
 from data_pipeline.errors import InputError
 
 # where `make smollm2` puts what it converts; an installed package may not write beside itself
@@ -61,6 +60,7 @@ def convert_backbone(backbone: str, backbones_dir: Path) -> Path:
         if opened.read(len(MAGIC)) != MAGIC:
             raise InputError(f"{str(file)!r} is not a GGUF file: it does not begin with the letters GGUF.")
         opened.seek(0)
+        # not `storage.hash_file`, which keeps a note beside a large file: this one may lie in an installed package
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if backbone in PACKAGED and digest != PACKAGED[backbone][3]:
         package, version, *_ = PACKAGED[backbone]
@@ -73,15 +73,9 @@ def convert_backbone(backbone: str, backbones_dir: Path) -> Path:
     origin = {"file": file.name, "sha256": digest, "dtype": "float32"}
     if _read_origin(folder) == origin:
         return folder
-    backbones_dir.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=backbones_dir))
-    try:
+    with storage.replacing_folder(folder, unless=lambda: _read_origin(folder) == origin) as partial:
         _convert(file, partial)
-        (partial / ORIGIN_FILE).write_text(json.dumps(origin) + "\n", encoding="utf-8")
-        if _read_origin(folder) != origin:
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        storage.write_file(partial / ORIGIN_FILE, json.dumps(origin) + "\n")
     return folder
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_pipeline import storage
 from data_pipeline.markdown import render_table
 from model.scoring.dialogues import DIALOGUE_RULE, DialogueScores
 from model.scoring.gorilla import GORILLA_RULE, GorillaScores
@@ -152,6 +152,5 @@ def plot_scores(scores: SelectionScores, path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(list(heights), labels)
 
-    temporary = path.with_name(path.name + ".partial")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    with storage.writing_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)

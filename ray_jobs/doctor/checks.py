@@ -47,7 +47,7 @@ def check_versions(nodes: Sequence[NodeFacts]) -> Finding:
     """Whether all packages are there, in one version everywhere: what one worker pickles another reads."""
     missing = [f"{name} on {node.name}" for node in nodes for name, version in node.versions.items() if not version]
     if missing:
-        cure = "install the project there: pip install -r requirements.lock && pip install --no-deps -e ."
+        cure = "install the project there: pip install --no-deps -r requirements.lock && pip install --no-deps -e ."
         return Finding("packages", "fails", f"not installed: {', '.join(missing)}", cure)
     apart = []
     for name in nodes[0].versions:

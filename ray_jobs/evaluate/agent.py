@@ -32,6 +32,7 @@ from data_pipeline.records.dialogue import (
     parse_dialogue_prompt,
     parse_offered_tools,
     read_observations,
+    rename_files,
     render_answer,
 )
 from data_pipeline.records.schema import Modality, ToolRecord
@@ -139,8 +140,9 @@ def _build_messages(prompt: DialoguePrompt, uploads: dict[str, Any]) -> list[dic
     for human, reply in prompt.exchanges:
         messages += [{"role": "user", "content": human}, {"role": "assistant", "content": reply}]
     messages.append({"role": "user", "content": prompt.new_input})
+    names = {name: upload["name"] for name, upload in uploads.items()}
     for message in messages:
-        message["content"] = FILE_NAME.sub(lambda found: uploads[found[0]]["name"], message["content"])
+        message["content"] = rename_files(message["content"], names)
     if media:
         messages[0]["content"] = [*media, {"type": "text", "text": messages[0]["content"]}]
     return messages
@@ -160,7 +162,7 @@ def _read_trace(
     failed: list[tuple[str, str]] = []
     faults: list[str] = []
     for i, step in enumerate(answer["agent"]["steps"]):
-        texts.append(_rename(step["turn"], names))
+        texts.append(rename_files(step["turn"], names))
         if step["error"] == "refused":
             refused += 1
             continue
@@ -177,12 +179,8 @@ def _read_trace(
             known_ids.add(made["id"])
             expected = FILE_NAME.search(observations[i]) if i < len(observations) else None
             names[made["name"]] = expected[0] if expected else made["name"]
-    texts.append(render_answer(_rename(answer["choices"][0]["message"]["content"], names)))
+    texts.append(render_answer(rename_files(answer["choices"][0]["message"]["content"], names)))
     return AgentRun(texts[: len(observations) + 1], executed, refused, failed, faults)
-
-
-def _rename(text: str, names: dict[str, str]) -> str:
-    return FILE_NAME.sub(lambda found: names.get(found[0], found[0]), text)
 
 
 def _modality(name: str) -> Modality:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from data_pipeline import storage
 from data_pipeline.errors import InputError
 from data_pipeline.instruct.captions import CaptionedImage, read_captions
+from data_pipeline.instruct.cases import Case, DialogueForm
 from data_pipeline.instruct.instructions import (
     IMAGE_ARGUMENT,
     Instruction,
@@ -31,7 +32,10 @@ from data_pipeline.teacher.client import Teacher
 from data_pipeline.teacher.requests import TeacherRequest
 from ray_jobs.config import RunSpec
 from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate, render_lines
+from ray_jobs.generate.media import find_file
 from ray_jobs.generate.report import render_report
+from ray_jobs.generate.trials import Chain, build_chain
+from ray_jobs.generate.verification import Medium, Verification, describe_review
 from ray_jobs.generate_options import GenerateOptions
 
 _TOKENS_PER_INSTRUCTION = 40
@@ -77,6 +81,7 @@ class _Found:
 def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     """The recipe: see `ray_jobs.generate.job.run`."""
     plan = make_plan(spec.generate, spec.seed)
+    verification = Verification(spec)
     found: dict[int, _Found] = {}
     noise: dict[int, list[Noise]] = {}
     errors: list[str] = []
@@ -100,6 +105,8 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     if not samples:
         reasons = dict(Counter(each.reason for each in left_out)) or errors[:1]
         raise InputError(f"nothing of the teacher's answers can be used ({reasons}); look at {spec.work_dir / CACHE}.")
+    rows = _verify(verification, spec.generate, plan, samples, teacher, errors)
+    review = verification.write()
     counts: dict[str, Any] = {
         "images": len(plan.images),
         "captions_left_out": plan.left_out,
@@ -108,10 +115,12 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
         "rejected": dict(Counter(each.reason for each in left_out)),
         "repeated": n_repeated,
         "samples": count_kinds(samples),
+        "checks": verification.counts,
     }
-    folder = _write(spec, samples, left_out, sorted(errors), counts)
+    folder = _write(spec, samples, rows, left_out, sorted(errors), counts)
     print(render_report(counts, samples[:EXAMPLES], left_out[:EXAMPLES]))
     print(f"written to {folder}; read it with prepare.source=gpt4tools prepare.path={folder}")
+    print(describe_review(verification, review))
     return {"generated": str(folder), **counts}
 
 
@@ -123,7 +132,8 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
     print(f"tools            {len(plan.seen)} asked for in training, {len(plan.unseen)} in the test split alone")
     tokens = _TOKENS_PER_INSTRUCTION * sum(max(4, len(asked.tools)) for asked in plan.requests)
     requests = [asked.request for asked in plan.requests]
-    return estimate(spec, requests, 0, tokens / max(1, len(requests)))
+    n_judgements = 2 * sum(max(4, len(asked.tools)) for asked in plan.requests) if spec.generate.judge else 0
+    return estimate(spec, requests, n_judgements, tokens / max(1, len(requests) + n_judgements))
 
 
 def make_plan(options: GenerateOptions, seed: int) -> Plan:
@@ -198,14 +208,41 @@ def _build(plan: Plan, found: dict[int, _Found], seed: int) -> tuple[list[Sample
     return samples, n_repeated
 
 
+def _verify(
+    verification: Verification,
+    options: GenerateOptions,
+    plan: Plan,
+    samples: list[Sample],
+    teacher: Teacher,
+    errors: list[str],
+) -> list[dict[str, Any]]:
+    """The samples' rows with the columns of `data_pipeline.records.checks`."""
+    tools = [*plan.seen, *plan.unseen]
+    tool_ids = {tool.call_name: tool.tool_id for tool in tools}
+    root = options.media_root or (options.captions.parent if options.captions else None)
+    names = [plan.images[sample.image].image for sample in samples]
+    media = [Medium(name, find_file(root, name)) for name in names]
+
+    def chain(row: dict[str, Any], case: Case, picture: Path) -> list[Chain]:
+        return build_chain(case, tool_ids, picture)
+
+    rows = [sample.to_row() for sample in samples]
+    return verification.check(rows, DialogueForm(tools), media, teacher, chain, errors)
+
+
 def _write(
-    spec: RunSpec, samples: list[Sample], noise: list[Noise], errors: list[str], counts: dict[str, Any]
+    spec: RunSpec,
+    samples: list[Sample],
+    rows: list[dict[str, Any]],
+    noise: list[Noise],
+    errors: list[str],
+    counts: dict[str, Any],
 ) -> Location:
     folder = spec.run_dir / FOLDER
     with storage.replacing_folder(folder) as new:
         for split in SPLITS:
-            rows: Iterator[dict[str, str]] = (sample.to_row() for sample in samples if sample.split == split)
-            if text := ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows):
+            own = (row for sample, row in zip(samples, rows, strict=True) if sample.split == split)
+            if text := ",\n".join(json.dumps(row, ensure_ascii=False) for row in own):
                 storage.write_file(new / f"{split}.json", f"[\n{text}\n]\n")
         lines = [*(vars(each) for each in noise), *({"reason": "no answer", "why": error} for error in errors)]
         storage.write_file(new / "rejected.jsonl", render_lines(lines))

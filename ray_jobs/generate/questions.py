@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline import storage
 from data_pipeline.errors import InputError
+from data_pipeline.instruct.captioned_media import CaptionedMedium
+from data_pipeline.instruct.cases import Case, QuestionForm
 from data_pipeline.instruct.groups import ToolGroups, read_groups, read_media
 from data_pipeline.instruct.matching import find_similar, parse_matches, render_match_prompt, share_answers
 from data_pipeline.instruct.queries import (
@@ -25,10 +28,15 @@ from data_pipeline.instruct.queries import (
 )
 from data_pipeline.markdown import render_table
 from data_pipeline.records.catalog import CATALOG_FILE, UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from data_pipeline.records.checks import MEDIA_LICENCE
 from data_pipeline.teacher.client import Teacher
 from data_pipeline.teacher.requests import TeacherRequest
 from ray_jobs.config import RunSpec
 from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate, render_lines
+from ray_jobs.generate.media import MediaLibrary, takes_medium
+from ray_jobs.generate.report import describe_checks
+from ray_jobs.generate.trials import Chain
+from ray_jobs.generate.verification import Medium, Verification, describe_review
 
 _TOKENS_PER_ANSWER = 450  # twenty queries
 
@@ -90,6 +98,8 @@ def make_plan(spec: RunSpec) -> Plan:
 def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     """The recipe: see `ray_jobs.generate.job.run`."""
     plan = make_plan(spec)
+    verification = Verification(spec)
+    library = MediaLibrary(spec)
     found: dict[int, list[Query | Refused]] = {}
     errors: list[str] = []
 
@@ -107,7 +117,17 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
         reasons = dict(Counter(each.reason for each in refused)) or errors[:1]
         raise InputError(f"nothing of the teacher's answers can be used ({reasons}); look at {spec.work_dir / CACHE}.")
     matched, n_unclear = _match(teacher, plan, queries, errors)
-    records = _build_records(plan, queries, matched, spec.seed)
+    chosen = library.choose([query for query in queries if query.tool_id not in plan.media_of], plan.catalog)
+    records = _build_records(plan, queries, matched, chosen, spec.seed)
+    named = [record.get("media", "") for record in records]
+    media = [Medium(name, library.find(name)) for name in named]
+    form = QuestionForm(plan.catalog, {name: medium.caption for name, medium in library.by_file.items()})
+    records = verification.check(records, form, media, teacher, _build_chains, errors)
+    review = verification.write()
+    used = library.list_used(list(filter(None, named)))
+    for record in records:
+        medium = library.by_file.get(record.get("media", ""))
+        record[MEDIA_LICENCE] = medium.licence if medium else ""
     counts: dict[str, Any] = {
         "tools": len(plan.tools),
         **describe_usage(teacher),
@@ -116,17 +136,26 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
         "rejected": dict(Counter(each.reason for each in refused)),
         "matches_unclear": n_unclear,
         "answers": dict(sorted(Counter(len(record["tools"]) for record in records).items())),
+        "media": {"files": len(used), "licences": dict(Counter(each["licence"] or "not stated" for each in used))},
+        "without_medium": sum(
+            "media" not in record and takes_medium(plan.catalog[query.tool_id])
+            for query, record in zip(queries, records, strict=True)
+        ),
+        "checks": verification.counts,
     }
     report = render_report(counts, records[:EXAMPLES], refused[:EXAMPLES])
     folder = spec.run_dir / FOLDER
     with storage.replacing_folder(folder) as new:
         storage.write_file(new / "records.jsonl", render_lines(records))
         plan.catalog.save_jsonl(new / CATALOG_FILE)
+        storage.write_file(new / "media.jsonl", render_lines(used))
         no_answer = [{"reason": "no answer", "why": error} for error in sorted(errors)]
         storage.write_file(new / "rejected.jsonl", render_lines([*map(vars, refused), *no_answer]))
         storage.write_file(new / "report.md", report + "\n")
     print(report)
-    print(f"written to {folder}; read it with prepare.source=jsonl prepare.path={folder / 'records.jsonl'}")
+    root = f" prepare.media_root={library.root}" if used else ""
+    print(f"written to {folder}; read it with prepare.source=jsonl prepare.path={folder / 'records.jsonl'}{root}")
+    print(describe_review(verification, review))
     return {"generated": str(folder), **counts}
 
 
@@ -137,8 +166,9 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
     print(
         f"tools            {len(plan.tools)}, {sum(kind for *_, kind in plan.asked)} of them with ambiguous queries too"
     )
-    tokens = (len(plan.requests) * _TOKENS_PER_ANSWER + n_judged * 20) / (len(plan.requests) + n_judged)
-    return estimate(spec, plan.requests, n_judged, tokens)
+    n_short = n_judged + (2 * KEPT * len(plan.tools) if spec.generate.judge else 0)  # judgements, of one word
+    tokens = (len(plan.requests) * _TOKENS_PER_ANSWER + n_short * 20) / (len(plan.requests) + n_short)
+    return estimate(spec, plan.requests, n_short, tokens)
 
 
 def _match(
@@ -169,7 +199,11 @@ def _match(
 
 
 def _build_records(
-    plan: Plan, queries: Sequence[Query], matched: dict[Query, list[str]], seed: int
+    plan: Plan,
+    queries: Sequence[Query],
+    matched: dict[Query, list[str]],
+    chosen: dict[Query, CaptionedMedium],
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Rows as `prepare.source=jsonl` reads them."""
     rng = np.random.default_rng([seed, len(queries)])
@@ -177,6 +211,8 @@ def _build_records(
     for query in queries:
         files = plan.media_of.get(query.tool_id, ())
         medium = files[int(rng.integers(len(files)))] if files else None
+        if query in chosen:
+            medium = chosen[query].file
         record: dict[str, Any] = {"instruction": query.words}
         tools = share_answers(query, plan.groups.same, matched.get(query, ()))
         if query.is_ambiguous:
@@ -191,9 +227,18 @@ def _build_records(
     return records
 
 
+def _build_chains(row: dict[str, Any], case: Case, file: Path) -> list[Chain]:
+    """Every right tool on the question's medium; its other values are nowhere but in the words."""
+    del case
+    if "media" not in row:
+        return []
+    return [{"files": {"file": str(file)}, "calls": [{"tool": tool}]} for tool in row["tools"]]
+
+
 def render_report(counts: dict[str, Any], records: Sequence[dict[str, Any]], refused: Sequence[Refused]) -> str:
     """Markdown: counts, examples of what was kept and of what was not."""
     requests = counts["requests"]
+    licences = ", ".join(f"{terms}: {n}" for terms, n in counts["media"]["licences"].items())
     reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(counts["rejected"].items())) or "none"
     parts = [
         "# Generated questions",
@@ -204,6 +249,11 @@ def render_report(counts: dict[str, Any], records: Sequence[dict[str, Any]], ref
         f"by reason: {reasons}; {counts['matches_unclear']} judgements in no form. Requests: {requests['sent']} sent, "
         f"{requests['from_cache']} answered before, {requests['failed']} failed. Spent: {counts['money']:.4f}"
         + (" (the budget is spent: run again to go on)." if counts["is_budget_spent"] else "."),
+        "",
+        describe_checks(counts["checks"]),
+        "",
+        f"Media: {counts['media']['files']} files ({licences or 'no terms'}); "
+        f"{counts['without_medium']} questions need a medium and have none.",
         "",
         "## Kept",
         "",

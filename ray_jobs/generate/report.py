@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.instruct.instructions import Noise
@@ -11,6 +11,15 @@ from data_pipeline.markdown import render_table
 from data_pipeline.records.schema import SPLITS
 
 _KINDS = ("positive", "context", "chain", "negative")
+
+
+def describe_checks(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Markdown: of each column of checks (`data_pipeline.records.checks`), how many rows have which verdict."""
+    lines = (
+        f"- `{column}`: {', '.join(f'{verdict} {n}' for verdict, n in verdicts.items())}"
+        for column, verdicts in counts.items()
+    )
+    return "\n".join(["## Checks", "", *lines])
 
 
 def render_report(counts: dict[str, Any], samples: Sequence[Sample], noise: Sequence[Noise]) -> str:
@@ -33,6 +42,8 @@ def render_report(counts: dict[str, Any], samples: Sequence[Sample], noise: Sequ
         f"{requests['failed']} failed; {counts['kept']} instructions kept, {counts['repeated']} of them said before; "
         f"rejected by reason: {reasons}. Spent: {counts['money']:.4f}"
         + (" (the budget is spent: run again to go on)." if counts["is_budget_spent"] else "."),
+        "",
+        describe_checks(counts["checks"]),
         "",
         "## Kept",
         "",

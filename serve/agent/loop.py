@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +26,7 @@ from data_pipeline.records.dialogue import (
 )
 from data_pipeline.records.schema import Turn
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
+from serve.agent.events import AgentResult, AgentStep, AnswerText
 from serve.agent.tool_reply import ToolResult
 from serve.agent.tools import build_dialogue_tool, build_turn_tool, read_arguments
 from serve.artifacts import Artifact
@@ -77,117 +79,35 @@ class AgentRequest:
     known: Mapping[str, Tool] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class AgentStep:
-    """One call: what the model wrote, what ran, and what came of it.
-
-    Attributes:
-        turn: the model's turn, word by word: thought, action and action input.
-        tool: what it called the tool.
-        tool_id: "" where there is no such tool.
-        arguments: as the tool took them, media as artifact ids; {} where they were refused.
-        observation: what the model was told.
-        text: the tool's own words.
-        artifact: the file that came out.
-        error: None, "refused" (made-up tool, file or arguments: nothing ran), or the tool's error code.
-        choices: (tool, probability), likeliest first; "" stands for an answer.
-        seconds: of the tool; model_seconds of the turn.
-    """
-
-    turn: str
-    tool: str
-    tool_id: str
-    arguments: dict[str, Any]
-    observation: str
-    text: str = ""
-    artifact: Artifact | None = None
-    error: str | None = None
-    choices: tuple[tuple[str, float], ...] = ()
-    seconds: float = 0.0
-    model_seconds: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """For the trace in a response; artifacts by id, name and path."""
-        thought, _, _ = self.turn.partition("\n")
-        return {
-            "turn": self.turn,
-            "thought": thought,
-            "tool_id": self.tool_id,
-            "tool": self.tool,
-            "arguments": self.arguments,
-            "observation": self.observation,
-            "text": self.text,
-            "artifact": None if self.artifact is None else describe_artifact(self.artifact),
-            "error": self.error,
-            "choices": [{"tool": tool, "probability": probability} for tool, probability in self.choices],
-            "seconds": round(self.seconds, 4),
-            "model_seconds": round(self.model_seconds, 4),
-        }
-
-
-@dataclass(frozen=True)
-class AgentResult:
-    """The end of the loop.
-
-    Attributes:
-        text: the answer.
-        steps: the calls before it.
-        stopped: "answer", or the limit that was reached: "steps", "seconds", "tokens"; "malformed" where a freely
-            written turn was neither a call nor an answer (the text is then what stood there).
-        prompt_tokens, completion_tokens: of all turns together.
-        turns: the dialogue as the model wrote and read it, for scoring.
-    """
-
-    text: str
-    steps: tuple[AgentStep, ...]
-    stopped: Literal["answer", "steps", "seconds", "tokens", "malformed"]
-    prompt_tokens: int
-    completion_tokens: int
-    turns: tuple[Turn, ...] = ()
-
-    @property
-    def finish_reason(self) -> Literal["stop", "length"]:
-        return "stop" if self.stopped in ("answer", "malformed") else "length"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"steps": [step.to_json() for step in self.steps], "stopped": self.stopped}
-
-
-WriteTurn = Callable[[TurnRequest], Awaitable[WrittenTurn]]
+WriteTurn = Callable[
+    [TurnRequest], AsyncGenerator[str | WrittenTurn, None]
+]  # the beginnings of an answer, then the turn
 Invoke = Callable[[str, dict[str, Any]], Awaitable[ToolResult]]
-
-
-async def run_agent(
-    write_turn: WriteTurn, invoke: Invoke, request: AgentRequest, limits: AgentLimits | None = None
-) -> AgentResult:
-    """`iterate_agent` to its end."""
-    async for event in iterate_agent(write_turn, invoke, request, limits):
-        if isinstance(event, AgentResult):
-            return event
-    raise AssertionError("the loop ended without a result")
 
 
 async def iterate_agent(
     write_turn: WriteTurn, invoke: Invoke, request: AgentRequest, limits: AgentLimits | None = None
-) -> AsyncIterator[AgentStep | AgentResult]:
+) -> AsyncGenerator[AnswerText | AgentStep | AgentResult, None]:
     """Run the loop; cancelling it cancels the turn or the tool under way.
 
     Args:
-        write_turn: writes one turn (`model.decode.turn.TurnWriter` behind a deployment).
+        write_turn: writes one turn (`model.decode.turn.TurnWriter` behind a deployment): gives what of an answer is
+            certain, each time from its first word on, or nothing of that, and at last the turn.
         invoke: runs a tool by its id with checked arguments, media as artifact ids. It raises `ToolError`, `InputError`
             or `TimeoutError` for what the model shall be told; anything else ends the loop.
         request: the dialogue so far.
         limits: bounds.
 
     Yields:
-        every step as it ends, and at last the result.
+        every step as it ends, the answer as it grows, and at last the result.
 
     Raises:
         PromptTooLongError: not even the new words fit.
     """
     loop = _Loop(write_turn, invoke, request, AgentLimits() if limits is None else limits)
-    async for event in loop.run():
-        yield event
+    async with aclosing(loop.run()) as events:
+        async for event in events:
+            yield event
 
 
 class _Loop:
@@ -205,18 +125,27 @@ class _Loop:
         self._files = dict(request.files)
         self._turns: list[Turn] = []
         self._steps: list[AgentStep] = []
-        self._prompt_tokens = self._completion_tokens = 0
+        self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
+        self._shown = ""  # of the answer
         self._clock = asyncio.get_running_loop().time
         self._deadline = self._clock() + limits.max_seconds
 
-    async def run(self) -> AsyncIterator[AgentStep | AgentResult]:
+    async def run(self) -> AsyncGenerator[AnswerText | AgentStep | AgentResult, None]:
         while True:
             limit = self._reached_limit()
             start = self._clock()
+            written: WrittenTurn | None = None
             try:
-                written = await self._within_time(self._write_new(may_call=limit is None))
+                async with aclosing(self._write_new(may_call=limit is None)) as news:
+                    while written is None:
+                        event = await self._within_time(anext(news))
+                        if isinstance(event, WrittenTurn):
+                            written = event
+                        else:
+                            self._shown = event
+                            yield AnswerText(event)
             except _OutOfTimeError:
-                yield self._end("", "seconds")
+                yield self._end(self._shown, "seconds")
                 return
             except PromptTooLongError:
                 if not self._steps:
@@ -247,27 +176,39 @@ class _Loop:
             return "steps"
         return "tokens" if self._completion_tokens >= self._limits.max_tokens else None
 
-    async def _write_new(self, may_call: bool) -> WrittenTurn:
+    async def _write_new(self, may_call: bool) -> AsyncGenerator[str | WrittenTurn, None]:
         """The next turn; one that repeats a call is written again without that tool."""
         spent: set[str] = set()
         while True:
-            written = await self._write(may_call, spent)
-            call = parse_turn(written.text)
-            may_repeat = not (may_call and self._request.is_constrained)
-            if may_repeat or not isinstance(call, ToolCall) or call.name in spent or not self._repeats(call):
-                return written
-            spent.add(call.name)
+            async with aclosing(self._write(may_call, spent)) as news:
+                async for event in news:
+                    if not isinstance(event, WrittenTurn):
+                        yield event
+                        continue
+                    call = parse_turn(event.text)
+                    may_repeat = not (may_call and self._request.is_constrained)
+                    if may_repeat or not isinstance(call, ToolCall) or call.name in spent or not self._repeats(call):
+                        yield event
+                        return
+                    spent.add(call.name)
 
     def _repeats(self, call: ToolCall) -> bool:
         """Whether its result would be an earlier one, or it runs a tool on what the same tool has made."""
         made = [step.artifact.dialogue_name for step in self._steps if step.artifact and step.tool == call.name]
         return call in self._calls or any(name in call.arguments for name in made)
 
-    async def _write(self, may_call: bool, spent: Collection[str]) -> WrittenTurn:
+    async def _write(self, may_call: bool, spent: Collection[str]) -> AsyncGenerator[str | WrittenTurn, None]:
         """The next turn; where the prompt is too long, without the oldest exchanges, then without the last tools."""
         while True:
             try:
-                written = await self._write_turn(self._turn_request(may_call, spent))
+                async with aclosing(self._write_turn(self._turn_request(may_call, spent))) as news:
+                    async for event in news:
+                        if isinstance(event, WrittenTurn):
+                            self._prompt_tokens += event.prompt_tokens
+                            self._completion_tokens += event.completion_tokens
+                            self._cached_tokens += event.cached_tokens
+                        yield event
+                return
             except PromptTooLongError:
                 if self._history:
                     del self._history[0]
@@ -276,10 +217,6 @@ class _Loop:
                     del self._offered[-1]
                 else:
                     raise
-                continue
-            self._prompt_tokens += written.prompt_tokens
-            self._completion_tokens += written.completion_tokens
-            return written
 
     def _turn_request(self, may_call: bool, spent: Collection[str]) -> TurnRequest:
         offered = tuple(tool for tool in self._offered if tool.name not in spent)
@@ -348,7 +285,13 @@ class _Loop:
                 f"I stopped after {len(self._steps)} steps without an answer: a limit of {stopped} was reached.{made}"
             )
         return AgentResult(
-            text, tuple(self._steps), stopped, self._prompt_tokens, self._completion_tokens, tuple(self._turns)
+            text,
+            tuple(self._steps),
+            stopped,
+            self._prompt_tokens,
+            self._completion_tokens,
+            tuple(self._turns),
+            self._cached_tokens,
         )
 
     async def _within_time(self, work: Awaitable[_Result]) -> _Result:
@@ -364,14 +307,3 @@ class _Loop:
 
 class _OutOfTimeError(Exception):
     """The loop's own time is over, as against a time limit inside of a tool or a turn."""
-
-
-def describe_artifact(artifact: Artifact) -> dict[str, Any]:
-    """An artifact in a response."""
-    return {
-        "id": artifact.id,
-        "name": artifact.dialogue_name,
-        "media_type": artifact.media_type,
-        "n_bytes": artifact.n_bytes,
-        "path": f"/v1/artifacts/{artifact.id}",
-    }

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 
 import numpy as np
@@ -23,8 +25,13 @@ def with_short_names(write_turn: WriteTurn) -> WriteTurn:
     """The same writer, which sees a short name wherever a dialogue names an artifact; for one dialogue."""
     names = _ShortNames()
 
-    async def write(request: TurnRequest) -> WrittenTurn:
-        return names.restore(await write_turn(names.shorten(request)))
+    async def write(request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
+        async with aclosing(write_turn(names.shorten(request))) as news:
+            async for event in news:
+                if isinstance(event, WrittenTurn):
+                    yield replace(event, text=names.restore(event.text))
+                else:
+                    yield names.restore(event)
 
     return write
 
@@ -46,12 +53,12 @@ class _ShortNames:
             fallback_text=self._replace(request.fallback_text),
         )
 
-    def restore(self, written: WrittenTurn) -> WrittenTurn:
+    def restore(self, text: str) -> str:
         own = {short: name for name, short in self._short.items()}
         if not own:
-            return written
+            return text
         any_short = re.compile("|".join(map(re.escape, own)))
-        return replace(written, text=any_short.sub(lambda found: own[found[0]], written.text))
+        return any_short.sub(lambda found: own[found[0]], text)
 
     def _replace(self, text: str) -> str:
         return DIALOGUE_NAME.sub(lambda found: self._short[found[0]], text)

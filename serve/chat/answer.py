@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,29 +16,31 @@ from data_pipeline.errors import MediaError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
-from serve.agent.loop import AgentLimits, AgentResult, AgentStep, iterate_agent, run_agent
+from serve.agent.events import AnswerText
+from serve.agent.loop import AgentLimits, iterate_agent
 from serve.agent.names import with_short_names
 from serve.agent.shortlist import shortlist_tools
 from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, ToolResult
 from serve.agent.tools import build_dialogue_tool
 from serve.artifacts import open_artifacts
 from serve.chat.content import ChatLimits, Conversation, parse_conversation, store_media
+from serve.chat.events import AnswerEvents, await_completion, go_on
 from serve.chat.memory import build_agent_request
 from serve.chat.schemas import ChatCompletion, ChatRequest, Usage
 from serve.chat.selection import Selector
 from serve.chat.stream import (
     NO_CALL_WANTED,
-    answer_of_agent,
     answer_with_tool,
     answer_with_words,
+    complete_agent,
     describe_tool_results,
-    stream_agent,
+    stream_answer,
     stream_completion,
 )
 from serve.chat.tools import OfferedTool, ToolChoice, offer_entry, offer_spec, read_tool_choice, selection_artifact
 from serve.chat.turns import CallerDialogue, describe, read_choices
 from serve.config import ServeArgs
-from serve.engine.calls import ask
+from serve.engine.calls import ask, ask_stream
 from serve.engine.messages import Ranking
 from serve.http.fetch import FetchLimits, fetch_url
 from serve.http.schemas import RequestError, check_instruction
@@ -89,13 +92,13 @@ class ChatService:
         """
         answer = await self.answer(request)
         if not isinstance(answer, ChatCompletion):
-            return stream_agent(request, answer)
+            return stream_answer(request, answer)
         if not request.stream:
             return answer
         return _as_async(stream_completion(answer, request.has_usage_chunk))
 
-    async def answer(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[AgentStep | AgentResult]:
-        """Answer a chat: whole, or step by step where the agent is to stream. Errors as of `complete`."""
+    async def answer(self, request: ChatRequest) -> ChatCompletion | AnswerEvents:
+        """Answer a chat: whole, or as it comes where a stream is wanted and words are written; errors as above."""
         if not request.is_agent:
             return await self._select(request)
         if not self.models.find(request.base_model).writes_dialogues:
@@ -226,11 +229,11 @@ class ChatService:
 
     # --- a tool chosen from a ranking
 
-    async def _select(self, request: ChatRequest) -> ChatCompletion:
+    async def _select(self, request: ChatRequest) -> ChatCompletion | AnswerEvents:
         choice = read_tool_choice(request, self._tools_of(request).selectable)
         model = self.models.find(request.base_model)
         if choice.is_own_choice and model.writes_dialogues and not model.finds_cards:
-            return await self._take_turn(request, await self.read(request), choice)
+            return await self._begin_turn(request, await self.read(request), choice)
         conversation = await self.read(request, is_current_only=True)
         if conversation.tool_results:
             return answer_with_words(request, describe_tool_results(conversation), Usage.of(0, 0))
@@ -265,34 +268,49 @@ class ChatService:
 
     # --- the next turn of a dialogue with the caller's functions
 
-    async def _take_turn(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> ChatCompletion:
+    async def _begin_turn(
+        self, request: ChatRequest, conversation: Conversation, choice: ToolChoice
+    ) -> ChatCompletion | AnswerEvents:
+        """Whole, unless words come of it and a stream is wanted; what is at fault is known before the first word."""
+        deadline = asyncio.get_running_loop().time() + self.args.request_timeout_s
+        events = self._take_turn(request, conversation, choice)
+        first = await anext(events)
+        if not isinstance(first, ChatCompletion):
+            return go_on(first, events, deadline)
+        await events.aclose()
+        return first
+
+    async def _take_turn(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> AnswerEvents:
         tools = [describe(tool) for tool in choice.tools]
         kept = await self._shortlist(request.base_model, conversation.words, tools)
         dialogue = CallerDialogue.read(conversation, [choice[name] for name in kept])
-        must_call = choice.mode == "required"
-        while True:
+        written: WrittenTurn | None = None
+        while written is None:
+            turn = dialogue.ask(must_call=choice.mode == "required", max_answer_tokens=request.max_answer_tokens)
             try:
-                written = await self._write_turn(
-                    request.base_model,
-                    dialogue.ask(must_call=must_call, max_answer_tokens=request.max_answer_tokens),
-                )
-                break
+                async with aclosing(self._write_turn(request, turn)) as news:
+                    async for event in news:
+                        if isinstance(event, WrittenTurn):
+                            written = event
+                        else:
+                            yield AnswerText(event)
             except PromptTooLongError:
                 if not dialogue.history:
                     raise
                 dialogue = dialogue.without_oldest()
-        usage = Usage.of(written.prompt_tokens, written.completion_tokens)
+        usage = Usage.of(written.prompt_tokens, written.completion_tokens, written.cached_tokens)
         ranked = read_choices(written)
         turn = parse_turn(written.text)
         if isinstance(turn, ToolCall):
             choice = replace(choice, named=turn.name)
-            return answer_with_tool(request, choice, ranked, conversation.words, conversation.artifacts, usage)
+            yield answer_with_tool(request, choice, ranked, conversation.words, conversation.artifacts, usage)
+            return
         text = turn.text if isinstance(turn, Answer) else written.text.strip()
-        return answer_with_words(request, text, usage, ranking=ranked)
+        yield answer_with_words(request, text, usage, ranking=ranked)
 
     # --- the agent's loop
 
-    async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[AgentStep | AgentResult]:
+    async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AnswerEvents:
         choice = read_tool_choice(request, self._tools_of(request).callable)
         conversation = await self.read(request)
         known = {tool.tool_id: tool for tool in self.models.find(request.base_model).catalog}
@@ -308,11 +326,9 @@ class ChatService:
             max_tokens=self.args.agent_max_tokens,
             max_answer_tokens=request.max_answer_tokens,
         )
-        write_turn = with_short_names(partial(self._write_turn, request.base_model))
-        if request.stream:
-            return iterate_agent(write_turn, self.invoke, agent_request, limits)
-        result: AgentResult = await run_agent(write_turn, self.invoke, agent_request, limits)
-        return answer_of_agent(request, result)
+        write_turn = with_short_names(partial(self._write_turn, request))
+        events = complete_agent(request, iterate_agent(write_turn, self.invoke, agent_request, limits))
+        return events if request.stream else await await_completion(events)
 
     async def _shortlist(self, model_name: str, words: str, tools: Sequence[Tool]) -> list[str]:
         """Ids of the tools that the user's words are offered: all, or the `agent_max_tools` that suit best."""
@@ -330,11 +346,22 @@ class ChatService:
             by_cards = [tool.tool_id for tool, _ in selection.ranking.tools if tool.tool_id in ids]
         return await asyncio.to_thread(shortlist_tools, words, tools, n, by_cards)
 
-    async def _write_turn(self, model: str, request: TurnRequest) -> WrittenTurn:
+    async def _write_turn(self, request: ChatRequest, turn: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
+        """The beginnings of the turn's answer, where a stream is wanted, and the turn."""
         with self.telemetry.waiting("Predictor"):
-            written: WrittenTurn = await ask(self._predictor.write_turn, model, request)
-        self.telemetry.count_tokens(written.prompt_tokens, written.completion_tokens)
-        return written
+            async with aclosing(self._ask_for_turn(request, turn)) as news:
+                async for event in news:
+                    if isinstance(event, WrittenTurn):
+                        self.telemetry.count_tokens(event.prompt_tokens, event.completion_tokens)
+                    yield event
+
+    async def _ask_for_turn(self, request: ChatRequest, turn: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
+        if not request.stream:
+            yield await ask(self._predictor.write_turn, request.base_model, turn)
+            return
+        async with aclosing(ask_stream(self._predictor.stream_turn, request.base_model, turn)) as news:
+            async for event in news:
+                yield event
 
 
 @dataclass(frozen=True)

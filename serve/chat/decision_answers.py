@@ -72,8 +72,13 @@ class DecisionUsage(BaseModel):
     total_tokens: int
 
     @classmethod
-    def of(cls, input_tokens: int, output_tokens: int) -> DecisionUsage:
-        return cls(input_tokens=input_tokens, output_tokens=output_tokens, total_tokens=input_tokens + output_tokens)
+    def of(cls, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> DecisionUsage:
+        return cls(
+            input_tokens=input_tokens,
+            input_tokens_details=InputDetails(cached_tokens=cached_tokens),
+            output_tokens=output_tokens,
+            total_tokens=input_tokens + output_tokens,
+        )
 
 
 class Decision(BaseModel):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serve.agent.loop import AgentStep
+from serve.agent.events import AgentStep, AnswerText
 from serve.chat.answer import ChatService
 from serve.chat.content import ARTIFACT_SCHEME
 from serve.chat.decision_answers import DecisionUsage
+from serve.chat.events import AnswerEvents
 from serve.chat.items import to_messages, told_as
 from serve.chat.messages import (
     AssistantMessage,
@@ -36,9 +38,8 @@ from serve.chat.response_schemas import (
     ResponseObject,
     ResponseRequest,
 )
-from serve.chat.response_stream import EventWriter
+from serve.chat.response_stream import EventWriter, new_message_id
 from serve.chat.schemas import ChatCompletion, ChatRequest
-from serve.chat.stream import answer_of_agent
 from serve.http.schemas import RequestError
 
 
@@ -163,9 +164,9 @@ class ResponseService:
             )
         return remembered.messages
 
-    def _finish(self, asked: _Asked, completion: ChatCompletion) -> ResponseObject:
-        """The response; remembered before anyone hears of it."""
-        response = _end(asked.begun, completion)
+    def _finish(self, asked: _Asked, completion: ChatCompletion, message_id: str | None = None) -> ResponseObject:
+        """The response; remembered before anyone hears of it. `message_id`: of its words, where they have begun."""
+        response = _end(asked.begun, completion, message_id or new_message_id())
         if asked.is_stored:
             (choice,) = completion.choices
             calls = [
@@ -177,21 +178,25 @@ class ResponseService:
             self._memory.put(asked.caller, RememberedResponse(response, messages))
         return response
 
-    async def _stream(
-        self, asked: _Asked, answer: ChatCompletion | AsyncIterator[Any]
-    ) -> AsyncIterator[dict[str, Any]]:
+    async def _stream(self, asked: _Asked, answer: ChatCompletion | AnswerEvents) -> AsyncIterator[dict[str, Any]]:
         events = EventWriter(asked.begun)
         for event in events.begin():
             yield event
-        if not isinstance(answer, ChatCompletion):
-            async for step in answer:
-                if isinstance(step, AgentStep):
-                    yield events.agent_step(step.to_json())
+        if isinstance(answer, ChatCompletion):
+            for event in events.finish(self._finish(asked, answer)):
+                yield event
+            return
+        async with aclosing(answer):
+            async for part in answer:
+                if isinstance(part, AgentStep):
+                    yield events.agent_step(part.to_json())
+                    continue
+                if isinstance(part, AnswerText):
+                    new = events.words(part.text)
                 else:
-                    answer = answer_of_agent(asked.chat, step)
-        assert isinstance(answer, ChatCompletion)
-        for event in events.finish(self._finish(asked, answer)):
-            yield event
+                    new = events.finish(self._finish(asked, part, events.message_id))
+                for event in new:
+                    yield event
 
 
 def _begin(request: ResponseRequest, is_stored: bool) -> ResponseObject:
@@ -216,7 +221,7 @@ def _begin(request: ResponseRequest, is_stored: bool) -> ResponseObject:
     )
 
 
-def _end(begun: ResponseObject, completion: ChatCompletion) -> ResponseObject:
+def _end(begun: ResponseObject, completion: ChatCompletion, message_id: str) -> ResponseObject:
     (choice,) = completion.choices
     is_whole = choice.finish_reason != "length"
     logprobs = [] if choice.logprobs is None else choice.logprobs.content
@@ -234,14 +239,18 @@ def _end(begun: ResponseObject, completion: ChatCompletion) -> ResponseObject:
     ]
     if choice.message.content is not None:
         content = OutputTextPart(text=choice.message.content, logprobs=logprobs)
-        output.append(MessageItem(id=f"msg_{secrets.token_hex(16)}", status=status, content=[content]))
+        output.append(MessageItem(id=message_id, status=status, content=[content]))
     return begun.model_copy(
         update={
             "status": status,
             "completed_at": int(time.time()) if is_whole else None,
             "incomplete_details": None if is_whole else IncompleteDetails(),
             "output": output,
-            "usage": DecisionUsage.of(completion.usage.prompt_tokens, completion.usage.completion_tokens),
+            "usage": DecisionUsage.of(
+                completion.usage.prompt_tokens,
+                completion.usage.completion_tokens,
+                completion.usage.prompt_tokens_details.cached_tokens,
+            ),
             "agent": completion.agent,
         }
     )

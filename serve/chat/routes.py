@@ -15,7 +15,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
 
-from serve.agent.loop import describe_artifact
+from serve.agent.events import describe_artifact
 from serve.artifacts import ARTIFACT_ID
 from serve.chat.answer import ChatService
 from serve.chat.decision_answers import Decision

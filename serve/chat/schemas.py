@@ -180,14 +180,22 @@ class ChoiceLogprobs(BaseModel):
     refusal: None = None
 
 
+class PromptTokensDetails(BaseModel):
+    """How many of a prompt's tokens had been read before, in an earlier turn."""
+
+    cached_tokens: int = 0
+
+
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
+    def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Usage:
         return cls(
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,

@@ -11,15 +11,17 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
-from serve.agent.loop import AgentResult, AgentStep
+from serve.agent.events import AgentResult, AgentStep, AnswerText
 from serve.artifacts import Artifact
 from serve.chat.arguments import build_arguments
 from serve.chat.content import Conversation
+from serve.chat.events import AnswerEvents, SentWords, find_stop
 from serve.chat.schemas import (
     AnsweredCall,
     AnswerMessage,
@@ -104,9 +106,9 @@ def answer_with_words(
 ) -> ChatCompletion:
     """An answer in words, with the agent's trace as JSON; `ranking` as in `answer_with_tool`, if there is one, and
     what was chosen of it. The words end before the first of the texts that the request wants to stop at."""
-    ends = [place for place in map(text.find, request.stops) if place >= 0]
-    if ends:
-        text, finish_reason = text[: min(ends)], "stop"
+    end = find_stop(text, request.stops)
+    if end is not None:
+        text, finish_reason = text[:end], "stop"
     logprobs = None
     if request.logprobs and ranking:
         logprobs = _build_logprobs(chosen, ranking, request.top_logprobs or 0)
@@ -115,7 +117,7 @@ def answer_with_words(
 
 def answer_of_agent(request: ChatRequest, result: AgentResult) -> ChatCompletion:
     """The end of the agent's loop, with its trace."""
-    usage = Usage.of(result.prompt_tokens, result.completion_tokens)
+    usage = Usage.of(result.prompt_tokens, result.completion_tokens, result.cached_tokens)
     return answer_with_words(request, result.text, usage, result.finish_reason, result.to_json())
 
 
@@ -163,29 +165,46 @@ def stream_completion(answer: ChatCompletion, has_usage_chunk: bool) -> Iterator
     yield from chunks.finish(answer)
 
 
-async def stream_agent(request: ChatRequest, events: AsyncIterator[AgentStep | AgentResult]) -> AsyncIterator[str]:
-    """The agent's loop (`serve.agent.loop`) as the data of events: each step as it ends, then the answer."""
+async def stream_answer(request: ChatRequest, events: AnswerEvents) -> AsyncGenerator[str, None]:
+    """An answer that comes bit by bit as the data of events: the agent's steps as they end, words as they come."""
     chunks = ChunkWriter.start(request)
     yield chunks.begin()
-    async for event in events:
-        if isinstance(event, AgentStep):
-            yield chunks.agent_step(event.to_json())
-        else:
-            for text in chunks.finish(answer_of_agent(request, event)):
-                yield text
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, AgentStep):
+                yield chunks.agent_step(event.to_json())
+            elif isinstance(event, AnswerText):
+                for data in chunks.words(event.text):
+                    yield data
+            else:
+                for data in chunks.finish(event):
+                    yield data
+
+
+async def complete_agent(
+    request: ChatRequest, events: AsyncGenerator[AnswerText | AgentStep | AgentResult, None]
+) -> AnswerEvents:
+    """The agent's events, the last one as an answer."""
+    async with aclosing(events):
+        async for event in events:
+            yield answer_of_agent(request, event) if isinstance(event, AgentResult) else event
 
 
 class ChunkWriter:
     """Writes one streamed answer; every method returns the data of whole events, each one line of JSON."""
 
-    def __init__(self, completion_id: str, created: int, model: str, has_usage_chunk: bool) -> None:
+    def __init__(
+        self, completion_id: str, created: int, model: str, has_usage_chunk: bool, stops: Sequence[str] = ()
+    ) -> None:
+        self._sent = SentWords(stops)
         self._head = {"id": completion_id, "object": "chat.completion.chunk", "created": created, "model": model}
         self._has_usage_chunk = has_usage_chunk
 
     @classmethod
     def start(cls, request: ChatRequest) -> ChunkWriter:
         """For an answer that is not there yet."""
-        return cls(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), request.model, request.has_usage_chunk)
+        completion_id = f"chatcmpl-{secrets.token_hex(12)}"
+        return cls(completion_id, int(time.time()), request.model, request.has_usage_chunk, request.stops)
 
     def begin(self) -> str:
         """The first chunk, which bears the role."""
@@ -195,8 +214,13 @@ class ChunkWriter:
         """A step of the agent's loop as it ends; ours: other clients see a chunk without words."""
         return self._event({}, agent={"step": step})
 
+    def words(self, text: str) -> Iterator[str]:
+        """What has come to an answer that begins so."""
+        if new := self._sent.grow(text):
+            yield self._event({"content": new})
+
     def finish(self, answer: ChatCompletion) -> Iterator[str]:
-        """Calls, content, the finishing chunk, usage where it is wanted (without choices, as OpenAI's), the end."""
+        """Calls, the rest of the content, the finishing chunk, usage where it is wanted (without choices), the end."""
         whole = answer.to_json()
         choice = whole["choices"][0]
         logprobs = choice["logprobs"]
@@ -207,7 +231,8 @@ class ChunkWriter:
             for piece in split_text(function["arguments"]):
                 yield self._event({"tool_calls": [{"index": i, "function": {"arguments": piece}}]})
             logprobs = None
-        for piece in split_text(choice["message"]["content"] or ""):
+        rest = self._sent.finish(choice["message"]["content"] or "")
+        for piece in split_text(rest) or ([""] if logprobs else []):
             yield self._event({"content": piece}, logprobs=logprobs)
             logprobs = None
         extra = {"agent": whole["agent"]} if "agent" in whole else {}

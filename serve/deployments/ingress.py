@@ -165,7 +165,7 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
             async with mcp.run():
                 yield
 
-    api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, dependencies=gate, lifespan=run)
+    api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, openapi_url=None, dependencies=gate, lifespan=run)
     add_error_handlers(api, rpc_paths=(MCP_PATH,))
     api.add_middleware(BodyLimit, max_body_bytes=service.args.max_body_bytes, timeout_s=service.args.request_timeout_s)
     api.add_middleware(OtherMethods)
@@ -190,6 +190,10 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
     async def healthz() -> JSONResponse:
         health = await service.health()
         return JSONResponse(health.model_dump(), status_code=200 if health.status == "ok" else 503)
+
+    @api.get("/openapi.json", include_in_schema=False)  # FastAPI's own route would not ask the gate
+    async def describe() -> JSONResponse:
+        return JSONResponse(api.openapi())
 
     add_chat_routes(api, chat)
     mcp.add_route(api)

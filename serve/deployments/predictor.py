@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from ray import serve as ray_serve
@@ -19,6 +20,7 @@ from serve.config import ServeArgs
 from serve.engine.answering import Engine, Question
 from serve.engine.batching import Batcher
 from serve.engine.messages import Ranking, SelectQuery, ServedModel
+from serve.engine.turns import Turns
 from serve.http.schemas import RequestError
 
 logger = logging.getLogger("ray.serve")
@@ -45,15 +47,17 @@ class Predictor:
         self._folders = args.bundles
         bundles = {name: load_bundle(folder) for name, folder in self._folders.items()}
         self._device = args.resolve_device()
-        self._engine = Engine(bundles, self._device, None if args.dtype == "auto" else args.dtype)
+        dtype = None if args.dtype == "auto" else args.dtype
+        self._engine = Engine(bundles, self._device, dtype, args.prefix_cache_bytes)
         self._tokenizer = self._engine.tokenizer
         self._models = {name: self._prepare(name, bundle) for name, bundle in bundles.items()}
         self._followed = {name: find_bundle(folder) for name, folder in self._folders.items()}
         self._following: asyncio.Task[None] | None = None
-        self._engine_free = asyncio.Lock()  # one batch at a time, of questions or of turns
-        batching = (args.max_batch_size, args.batch_wait_timeout_s, self._engine_free)
-        self._rankings: Batcher[Question, Ranking] = Batcher(self._engine.rank, *batching, self._engine.read)
-        self._turns: Batcher[tuple[str, TurnRequest], WrittenTurn] = Batcher(self._engine.write, *batching)
+        self._engine_free = asyncio.Lock()  # one batch of questions, or one pass of a turn, at a time
+        self._rankings: Batcher[Question, Ranking] = Batcher(
+            self._engine.rank, args.max_batch_size, args.batch_wait_timeout_s, self._engine_free, self._engine.read
+        )
+        self._turns = Turns(self._engine.write, self._engine_free, args.max_batch_size)
         # the first pass allocates and compiles; better before the replica is called ready than in a user's request
         self._engine.rank([self._warm_up(name) for name in self._models])
 
@@ -84,8 +88,18 @@ class Predictor:
         Raises:
             PromptTooLongError: the dialogue leaves no room for it.
         """
+        async with aclosing(self.stream_turn(model, request)) as events:
+            async for event in events:
+                if isinstance(event, WrittenTurn):
+                    return event
+        raise AssertionError("a turn ended without an end")
+
+    async def stream_turn(self, model: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
+        """Write one turn of a dialogue: its answer so far whenever that has grown, then the turn. Errors as above."""
         self._model(model)
-        return await self._turns.ask((model, request))
+        async with aclosing(self._turns.write(model, request)) as events:
+            async for event in events:
+                yield event
 
     async def describe(self) -> dict[str, object]:
         """What this replica runs; answered only when it can answer requests too."""
@@ -124,7 +138,7 @@ class Predictor:
                 logger.info("model %s took over bundle %s of %s", name, bundle.revision, target)
 
     async def _take_over(self, name: str, bundle: Bundle) -> None:
-        async with self._engine_free:
+        async with self._turns.paused(), self._engine_free:
             await asyncio.to_thread(self._engine.take_over, name, bundle)
             self._models[name] = self._prepare(name, bundle)
             await asyncio.to_thread(self._engine.rank, [self._warm_up(name)])

@@ -38,9 +38,10 @@ class ToolHost:
     """Tools in processes of their own, which a replica keeps warm."""
 
     def __init__(self, args: ServeArgs) -> None:
-        self._runner = ToolRunner()
-        self._runner.start(has_models=ray_serve.get_replica_context().deployment == MODEL_TOOLS)
         self._specs = load_tools(args.tool_models, args.tool_files)
+        self._runner = ToolRunner()
+        has_models = ray_serve.get_replica_context().deployment == MODEL_TOOLS
+        self._runner.start(has_models, self._specs.values())
         self._store = open_artifacts(args)
         self._limits = build_limits(args)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tool")

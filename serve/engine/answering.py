@@ -1,4 +1,5 @@
-"""What a predictor replica does with its language model: one batch after the other, for one thread at a time.
+"""What a predictor replica does with its language model: batches of questions, and turns pass by pass between them; for
+one thread at a time.
 
 The last of four steps: `questions.py` gathers questions into calls, the predictor makes prompts of them, `batching.py`
 gathers prompts into batches, and here a batch goes through the model (serve/README.md, Rooms).
@@ -7,7 +8,7 @@ gathers prompts into batches, and here a batch goes through the model (serve/REA
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import NamedTuple, TypeVar
@@ -17,6 +18,7 @@ import numpy as np
 from data_pipeline.batches.cards import encode_card
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from model.decode.kept_prefixes import KeptPrefixes
 from model.decode.retrieval import CardSearch, encode_vectors
 from model.decode.tools import Prompt, RankedTool, ToolSearch
 from model.decode.trie import ChoiceTrie
@@ -62,8 +64,14 @@ class Engine:
     Errors come back in the place of answers, since they belong to single questions.
     """
 
-    def __init__(self, bundles: Mapping[str, Bundle], device: str, dtype: str | None) -> None:
-        """Arguments and errors as of `SharedBackbone`."""
+    def __init__(
+        self, bundles: Mapping[str, Bundle], device: str, dtype: str | None, prefix_cache_bytes: int = 0
+    ) -> None:
+        """Arguments and errors as of `SharedBackbone`.
+
+        Args:
+            prefix_cache_bytes: of what is kept of dialogues, on the device.
+        """
         self._shared = SharedBackbone(bundles, device, dtype)
         self.tokenizer = self._shared.mllm.tokenizer
         self._catalog_tries = {name: self._build_trie(bundle) for name, bundle in bundles.items()}
@@ -71,6 +79,7 @@ class Engine:
         self._cards = CardVectors()
         self._card_ids = lru_cache(MAX_CARDS)(partial(encode_card, self.tokenizer))
         self._writer = TurnWriter(self._shared.mllm)
+        self._kept = KeptPrefixes(prefix_cache_bytes)
         self._n_read = 0
         self._groups: dict[_Tools, _Group] = {}
         self._faults: dict[int, InputError] = {}
@@ -124,33 +133,33 @@ class Engine:
         finally:
             self._forget()
 
-    def write(self, turns: Sequence[tuple[str, TurnRequest]]) -> list[WrittenTurn | InputError]:
-        """Write a turn of each dialogue; each comes with its model's name.
+    def write(self, name: str, request: TurnRequest) -> Generator[str, None, WrittenTurn]:
+        """Write a turn of a dialogue by the model of a name, pass by pass: between two the engine may do other work,
+        but for `take_over`. What it yields and returns is `TurnWriter.write_in_passes`'.
 
-        Returns:
-            in order the turns, or an error where a dialogue leaves no room for one.
+        Raises:
+            PromptTooLongError: the dialogue leaves no room for it.
         """
-        found: dict[int, WrittenTurn | InputError] = {}
-        for name, members in _group([name for name, _ in turns]).items():
+        self._shared.activate(name)
+        bundle, cards = self._shared.bundles[name], None
+        if request.tools and bundle.finds_cards:
+            cards = self._encode_cards(name, [(tool.name, tool.description) for tool in request.tools])
+        turn = self._writer.encode(request, cards)
+        passes = self._writer.write_in_passes(turn, self._kept, (name, bundle.revision))
+        while True:
             self._shared.activate(name)
-            encoded = {}
-            for i in members:
-                request = turns[i][1]
-                cards = None
-                if request.tools and self._shared.bundles[name].finds_cards:
-                    cards = self._encode_cards(name, [(tool.name, tool.description) for tool in request.tools])
-                try:
-                    encoded[i] = self._writer.encode(request, cards)
-                except InputError as error:
-                    found[i] = error
-            found.update(zip(encoded, self._writer.write(list(encoded.values())), strict=True))
-        return [found[i] for i in range(len(turns))]
+            try:
+                text = next(passes)
+            except StopIteration as end:
+                return end.value
+            yield text
 
     def take_over(self, name: str, bundle: Bundle) -> None:
         """Put a bundle in a model's place; where it does not fit, everything is as before. Errors as of `attach`."""
         trie = self._build_trie(bundle)
         self._shared.attach(name, bundle)
         self._catalog_tries[name] = trie
+        self._kept.clear()
 
     def _forget(self) -> None:
         """What was read for a batch."""

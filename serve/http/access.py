@@ -1,11 +1,13 @@
 """Who may ask, and how often: API keys, compared in constant time and kept as hashes alone, and a rate for each.
 
 Without keys the service answers this machine alone: a request must come from a loopback address, not through a proxy,
-and must name this machine as its host (a web page elsewhere could otherwise ask through a visitor's browser).
+must name this machine as its host, and must not come from a web page elsewhere, which could otherwise ask through a
+visitor's browser.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import hmac
 import ipaddress
@@ -14,7 +16,7 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,13 @@ OPEN_PATHS = ("/healthz", *page.OPEN_PATHS)  # answered without a key; /metrics 
 _ENTRY = re.compile(r"(?:(?P<name>[\w-]{1,64}):)?(?P<key>[!-~]+)", re.ASCII)
 _HASHED = re.compile(r"sha256=(?P<digest>[0-9a-f]{64})", re.ASCII)
 _MAX_BUCKETS = 10_000
+_WRONG_KEYS_PER_MINUTE = 30
+_KNOWN_ADDRESS_S = 3600.0  # how long an address that sent a right key is not held up by wrong ones
+_PROXY_HEADERS = {
+    "forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "cf-connecting-ip",
+    "fastly-client-ip", "fly-client-ip", "x-azure-clientip", "x-envoy-external-address", "x-original-host", "cdn-loop",
+}  # fmt: skip
+_PROXY_PREFIXES = ("x-forwarded", "x-original-forwarded", "x-appengine-")
 
 
 class AccessError(RequestError):
@@ -127,12 +136,63 @@ class RateLimit:
         return wait_s
 
 
-class Gate:
-    """Lets requests in."""
+class WrongKeys:
+    """Holds up addresses that send wrong keys: after some of them, no key from there is looked at for a while.
 
-    def __init__(self, keys: ApiKeys, rate: RateLimit) -> None:
+    An address from which a right key came lately, such as a proxy's, is not held up: else a stranger behind it could
+    keep everyone out.
+    """
+
+    def __init__(self, per_minute: int = _WRONG_KEYS_PER_MINUTE, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = RateLimit(per_minute, per_minute, clock)
+        self._clock = clock
+        self._held: OrderedDict[str, float] = OrderedDict()  # network -> until when
+        self._known: OrderedDict[str, float] = OrderedDict()  # network -> until when
+
+    def held_s(self, address: str | None) -> float:
+        """Seconds for which no key from there is looked at; 0: none."""
+        network, now = _network_of(address), self._clock()
+        return 0.0 if self._known.get(network, 0.0) > now else max(0.0, self._held.get(network, 0.0) - now)
+
+    def note(self, address: str | None, *, is_right: bool) -> None:
+        """A key came from there."""
+        network, now = _network_of(address), self._clock()
+        if is_right:
+            _remember(self._known, network, now + _KNOWN_ADDRESS_S)
+        else:
+            wait_s = self._rate.take(network)
+            if wait_s:
+                _remember(self._held, network, now + wait_s)
+
+
+def _remember(untils: OrderedDict[str, float], network: str, until: float) -> None:
+    untils[network] = until
+    untils.move_to_end(network)
+    if len(untils) > _MAX_BUCKETS:
+        untils.popitem(last=False)
+
+
+def _network_of(address: str | None) -> str:
+    """What one caller can choose its address from: of IPv6 usually the last 64 bits."""
+    try:
+        found = ipaddress.ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return address or ""
+    if isinstance(found, ipaddress.IPv6Address):
+        return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
+    return str(found)
+
+
+class Gate:
+    """Lets requests in. `origins` are web pages elsewhere that may ask where there are no keys."""
+
+    def __init__(
+        self, keys: ApiKeys, rate: RateLimit, origins: Collection[str] = (), wrong_keys: WrongKeys | None = None
+    ) -> None:
         self._keys = keys
         self._rate = rate
+        self._origins = origins
+        self._wrong_keys = WrongKeys() if wrong_keys is None else wrong_keys
 
     def admit(self, headers: Mapping[str, str], client_host: str | None) -> str:
         """Check a request before anything of its body is read.
@@ -145,7 +205,7 @@ class Gate:
             the caller's name, for logs.
 
         Raises:
-            AccessError: no key, a wrong one (401), or too many requests (429).
+            AccessError: no key, a wrong one (401), a web page elsewhere (403), too many requests or wrong keys (429).
         """
         caller = self._identify(headers, client_host)
         wait_s = self._rate.take(caller)
@@ -160,13 +220,22 @@ class Gate:
 
     def _identify(self, headers: Mapping[str, str], client_host: str | None) -> str:
         if not self._keys.digests:
-            if _is_local(headers, client_host):
-                return LOCAL_CALLER
-            raise _unauthorized("This service has no API keys, so it answers its own machine alone; set up keys.")
+            if not _is_local(headers, client_host):
+                raise _unauthorized("This service has no API keys, so it answers its own machine alone; set up keys.")
+            if headers.get("origin") not in self._origins:
+                check_origin(headers)
+                if headers.get("sec-fetch-site", "none").lower() not in ("none", "same-origin"):
+                    raise _bad_origin()
+            return LOCAL_CALLER
+        held_s = self._wrong_keys.held_s(client_host)
+        if held_s:
+            wait = {"Retry-After": str(math.ceil(held_s))}
+            raise AccessError("Too many wrong API keys from there; try again later.", 429, "rate_limit_exceeded", wait)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise _unauthorized("No API key was sent; send the header 'Authorization: Bearer <key>'.")
         name = self._keys.find(key.strip())
+        self._wrong_keys.note(client_host, is_right=name is not None)
         if name is None:
             raise _unauthorized("The API key is wrong; check it.")
         return name
@@ -179,12 +248,14 @@ def build_gate(args: ServeArgs) -> Callable[[Request], Any]:
         InputError: the keys are malformed (`ApiKeys.load`), or every web page may ask and there are none.
     """
     keys = ApiKeys.load(os.environ)
+    forget_keys()
     if "*" in args.cors_origins and not keys.digests:
         raise InputError(
             "cors_origins holds '*' and the service has no API keys, so every web page that is open on this machine "
             f"could ask it; name the pages' origins, or set {KEYS_VARIABLE}."
         )
-    gate = Gate(keys, RateLimit(args.requests_per_minute, max(1, int(args.requests_per_minute))))
+    rate = RateLimit(args.requests_per_minute, max(1, int(args.requests_per_minute)))
+    gate = Gate(keys, rate, args.cors_origins)
 
     async def admit(request: Request) -> None:
         if request.url.path not in OPEN_PATHS:
@@ -205,9 +276,23 @@ def check_origin(headers: Mapping[str, str]) -> None:
     """
     origin = headers.get("origin")
     if origin is not None and origin.lower().partition("://")[2] != headers.get("host", "").lower():
-        raise AccessError(
-            "This comes from a web page of another origin, which may not ask here.", 403, "bad_origin", {}
-        )
+        raise _bad_origin()
+
+
+def forget_keys() -> None:
+    """Take the keys out of this process' environment, and out of what /proc/<pid>/environ shows of it: removing a
+    variable leaves its text in memory."""
+    if KEYS_VARIABLE in os.environ:
+        getenv = ctypes.CDLL(None).getenv
+        getenv.restype = ctypes.c_void_p
+        address = getenv(KEYS_VARIABLE.encode())
+        if address:
+            ctypes.memset(address, 0, len(ctypes.string_at(address)))
+        del os.environ[KEYS_VARIABLE]
+
+
+def _bad_origin() -> AccessError:
+    return AccessError("This comes from a web page of another origin, which may not ask here.", 403, "bad_origin", {})
 
 
 def add_cors(api: FastAPI, origins: list[str]) -> None:
@@ -239,7 +324,8 @@ def _unauthorized(message: str) -> AccessError:
 
 
 def _is_local(headers: Mapping[str, str], client_host: str | None) -> bool:
-    if client_host is None or any(name in headers for name in ("forwarded", "x-forwarded-for", "x-real-ip")):
+    names = [name.lower() for name in headers]
+    if client_host is None or any(name in _PROXY_HEADERS or name.startswith(_PROXY_PREFIXES) for name in names):
         return False
     host = headers.get("host", "").lower()
     name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]

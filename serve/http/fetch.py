@@ -22,6 +22,15 @@ _BLOCK_BYTES = 64 * 1024
 _TUNNELS = tuple(  # IPv6 that carries an IPv4 address, which the system or a router may unwrap
     ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
 )
+_UNICAST = ipaddress.ip_network("2000::/3")  # the only part of IPv6 that is given out (IANA)
+_RESERVED = tuple(  # by IANA's registries of special addresses, which Python's `is_global` follows in part
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's own services, under a public number
+        "100.64.0.0/10", "192.0.0.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24",
+        "198.18.0.0/15", "2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,10 @@ def is_public(address: str) -> bool:
     if isinstance(found, ipaddress.IPv6Address):
         if found.ipv4_mapped is not None:
             return is_public(str(found.ipv4_mapped))
-        if any(found in network for network in _TUNNELS):
+        if found not in _UNICAST or any(found in network for network in _TUNNELS):
             return False
+    if any(found in network for network in _RESERVED):
+        return False
     return found.is_global and not (found.is_multicast or found.is_reserved or found.is_unspecified)
 
 

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 class OtherMethods:
     """ASGI middleware: answers HEAD as GET without its body, and OPTIONS with the methods that a path takes.
 
-    OPTIONS needs no API key: browsers send none with it, and it tells no more than /openapi.json.
+    OPTIONS needs no API key: browsers send none with it, and it tells no more than this source does.
     """
 
     def __init__(self, app: ASGIApp) -> None:

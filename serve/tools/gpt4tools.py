@@ -55,7 +55,9 @@ _TOOLS = {
         _SEGMENT,
     ),
     "text-detection-on-image": _Entry(
-        reading.read_text, "By Tesseract where it is installed; otherwise a classical detector says where print lies."
+        reading.read_text,
+        "The network PP-OCR or Tesseract, where installed; otherwise a classical detector says where print may lie.",
+        method="learned",
     ),
     "detection": _Entry(seeing.detect_objects, "DETR.", "facebook/detr-resnet-50"),
     "image-super-resolution": _Entry(
@@ -66,10 +68,14 @@ _TOOLS = {
     "assess-the-image-quality": _Entry(quality.score_quality, f"{_CLASSICAL}: sharpness, noise, exposure, contrast."),
     "recognize-face": _Entry(
         seeing.name_faces,
-        "A classical face detector and a classifier of known persons; give one for yours.",
+        "A face detector and a classifier of known persons; give one for yours.",
         "hudaakram/FaceGuard-20ID-ViT",
     ),
-    "detect-face": _Entry(faces.tag_faces, f"{_CLASSICAL}: LBP cascade and skin colour."),
+    "detect-face": _Entry(
+        faces.tag_faces,
+        "The network CenterFace where it is installed; otherwise a classical detector of frontal faces.",
+        method="learned",
+    ),
     **{
         f"generate-image-condition-on-{slug}": _Entry(
             generating.generate_conditioned, "ControlNet.", model_id, _GENERATE

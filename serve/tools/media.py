@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 from av.video.frame import PictureType
 from PIL import Image
@@ -26,8 +27,10 @@ from data_pipeline.media.limits import (
     open_source,
 )
 from data_pipeline.media.video import to_pixels
-from serve.tools.spec import Clip, Sound, ToolFile
+from serve.tools.spec import Clip, ClipSound, Sound, ToolFile
 
+AAC_RATES_HZ = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000)
+SOUND_BITS_PER_S = 192_000
 RATE_TOLERANCE = 0.05  # of frame rates: times in milliseconds are rounded
 
 
@@ -62,8 +65,10 @@ def decode_media(kind: str, data: bytes, limits: ToolLimits) -> np.ndarray | Sou
         return _decode_image(data, limits.media)
     if kind == "audio":
         with open_sound(data, limits.media) as track:
-            mono = np.concatenate([block.mean(axis=0, dtype=np.float32) for block in track.blocks])  # [T]
-        return Sound(np.nan_to_num(mono, posinf=1.0, neginf=-1.0), int(track.rate_hz))
+            blocks = [np.nan_to_num(block, posinf=1.0, neginf=-1.0) for block in track.blocks]
+        channels = np.concatenate(blocks, axis=1)  # [C,T]
+        mono = channels.mean(axis=0, dtype=np.float32)
+        return Sound(mono, int(track.rate_hz), channels if len(channels) > 1 else None)
     return _decode_video(data, limits)
 
 
@@ -83,6 +88,7 @@ def _decode_video(data: bytes, limits: ToolLimits) -> Clip:
         check_pixels(stream.width, stream.height, name, limits.media, "a frame")
         if stream.duration is not None and stream.time_base is not None:
             check_duration(float(stream.duration * stream.time_base), name, limits.media)
+        sound_start_s = _start_of_sound(container)
         told_fps = float(stream.average_rate or stream.guessed_rate or 25)
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(limits.media.max_pixels)}
@@ -103,9 +109,24 @@ def _decode_video(data: bytes, limits: ToolLimits) -> Clip:
                     f"{name} has more than {limits.max_clip_bytes:,} bytes of pixels once decoded; cut it or "
                     f"scale it down."
                 )
+    sound = None
+    if sound_start_s is not None:
+        sound = ClipSound(data, limits.media, (times_s[0] if times_s else 0.0) - sound_start_s)
     if not frames:
         raise MediaError(f"{name} contains no video frames; give another file.")
-    return Clip(np.stack(frames), _mean_rate(told_fps, times_s, len(frames)))
+    return Clip(np.stack(frames), _mean_rate(told_fps, times_s, len(frames)), sound)
+
+
+def _start_of_sound(container: InputContainer) -> float | None:
+    """Where the first sound track begins, in seconds; None where there is none that may be decoded."""
+    if not container.streams.audio:
+        return None
+    stream = container.streams.audio[0]
+    try:
+        check_codec(stream, "the clip")
+    except MediaError:
+        return None  # the frames can be worked on all the same
+    return float((stream.start_time or 0) * (stream.time_base or 0))
 
 
 def _mean_rate(told_fps: float, times_s: list[float], n_frames: int) -> float:
@@ -126,18 +147,19 @@ def png_file(rgb: np.ndarray) -> ToolFile:
 
 
 def wav_file(sound: Sound) -> ToolFile:
-    """A 16-bit WAV; samples beyond [-1, 1] are cut."""
+    """A 16-bit WAV with all channels; samples beyond [-1, 1] are cut."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
+        samples = sound.samples[None] if sound.channels is None else sound.channels
+        file.setnchannels(len(samples))
         file.setsampwidth(2)
         file.setframerate(sound.rate_hz)
-        file.writeframes((np.clip(sound.samples, -1, 1) * 32767).astype("<i2").tobytes())
+        file.writeframes((np.clip(samples.T, -1, 1) * 32767).astype("<i2").tobytes())
     return ToolFile(buffer.getvalue(), "audio/wav")
 
 
 def mp4_file(clip: Clip, key_frames: tuple[int, ...] = ()) -> ToolFile:
-    """H.264 in MP4; an odd last row or column is cut, as 4:2:0 colour asks for even sides.
+    """H.264 in MP4 with the clip's sound as AAC; an odd last row or column is cut, as 4:2:0 colour asks for even sides.
 
     Args:
         clip: the frames.
@@ -153,6 +175,8 @@ def mp4_file(clip: Clip, key_frames: tuple[int, ...] = ()) -> ToolFile:
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.options = {"crf": "18", "preset": "veryfast"}
         stream.codec_context.thread_count = 1
+        if clip.sound is not None:
+            _write_sound(container, clip.sound, len(frames) / clip.fps)
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             if number in key_frames:
@@ -160,3 +184,32 @@ def mp4_file(clip: Clip, key_frames: tuple[int, ...] = ()) -> ToolFile:
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return ToolFile(buffer.getvalue(), "video/mp4")
+
+
+def _write_sound(container: OutputContainer, sound: ClipSound, seconds: float) -> None:
+    """As much of the sound as there are frames, as AAC with at most two channels; silence where it begins later."""
+    with open_sound(sound.data, sound.limits) as track:
+        stream = None
+        skip = round(sound.start_s * track.rate_hz)  # samples before the first frame
+        left = round(seconds * track.rate_hz)
+        for block in track.blocks:
+            if skip < 0:
+                block, skip = np.pad(block, ((0, 0), (-skip, 0))), 0
+            skipped = min(skip, block.shape[1])
+            part = block[:2, skipped : skipped + left]
+            skip, left = skip - skipped, left - part.shape[1]
+            if part.size == 0:
+                continue
+            if stream is None:
+                layout = "stereo" if len(part) == 2 else "mono"
+                stream = container.add_stream("aac", rate=_aac_rate(track.rate_hz), layout=layout)
+                stream.bit_rate = SOUND_BITS_PER_S
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part, np.float32), "fltp", layout)
+            frame.sample_rate = track.rate_hz
+            container.mux(stream.encode(frame))
+        if stream is not None:
+            container.mux(stream.encode(None))
+
+
+def _aac_rate(rate_hz: int) -> int:
+    return min(AAC_RATES_HZ, key=lambda known: abs(known - rate_hz))

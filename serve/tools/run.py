@@ -1,4 +1,4 @@
-"""Run a tool in a process of its own, under limits of time, memory, media and output."""
+"""Run a tool in a process of its own, shut in (`sandbox/`) and under limits of time, memory, media and output."""
 
 from __future__ import annotations
 
@@ -8,44 +8,49 @@ import functools
 import inspect
 import json
 import os
-import signal
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, get_args
 
 from data_pipeline.errors import InputError
 from serve.tools.media import ToolLimits
-from serve.tools.spec import ToolError, ToolFile, ToolOutput, ToolSpec
+from serve.tools.spec import ErrorCode, ToolError, ToolFile, ToolOutput, ToolSpec
 from serve.tools.wire import WireError, receive_message, send_message
 
 DEFAULT_LIMITS = ToolLimits()
 MODEL_CACHE_BYTES = 8 * 2**30
 START_S = 120.0  # for a worker's imports on a slow machine
+STOP_S = 1.0  # for a worker to end what it has forked
+MAX_FAULT_CHARS = 1000  # of what a tool's process says went wrong
 # The environment of tools: what programs need to run, and none of the service's secrets.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "TESSDATA_PREFIX", "SSL_CERT_FILE")
 _MODEL_ENVIRONMENT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "CUDA_", "OMP_")
 
 
 class _Worker:
-    """One process of `serve.tools.worker`, started at the first call and again after its death."""
+    """One process of `serve.tools.launch`, started at the first call and again after its death."""
 
-    def __init__(self, mode: str, cache_bytes: int) -> None:
+    def __init__(self, mode: str, cache_bytes: int = 0) -> None:
         self._mode = mode
         self._cache_bytes = cache_bytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._folder = ""
+        self._readable: set[str] = set()
 
-    def submit(self, request: dict[str, Any], deadline: float) -> tuple[socket.socket, int]:
+    def submit(self, request: dict[str, Any], deadline: float) -> socket.socket:
         """Begin a call.
 
         Returns:
-            the socket to talk to it over, and the id of its process.
+            the socket to talk to it over; closing it ends a call that was forked.
 
         Raises:
             TimeoutError: the worker did not take it before the deadline.
@@ -56,13 +61,12 @@ class _Worker:
             with theirs, self._lock:
                 for attempt in range(2):
                     try:
-                        self._start_locked()
+                        self._start_locked(request["readable"])
                         assert self._control is not None
                         self._control.settimeout(max(START_S if attempt else deadline - time.monotonic(), 0.01))
                         socket.send_fds(self._control, [json.dumps(request).encode()], [theirs.fileno()])
-                        answer = self._control.recv(256)
-                        if answer:
-                            return ours, json.loads(answer)["pid"]
+                        if self._control.recv(256):
+                            return ours
                     except (BrokenPipeError, ConnectionResetError):
                         pass  # it died since the last call
                     self._stop_locked()
@@ -72,15 +76,17 @@ class _Worker:
         ours.close()
         raise WireError("the worker of the tools does not start")
 
-    def start(self) -> None:
+    def start(self, readable: Iterable[str] = ()) -> None:
         """Start the process where none runs, and let it import what it needs while nobody waits for it."""
         with self._lock:
-            self._start_locked()
+            self._start_locked(readable)
 
-    def _start_locked(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+    def _start_locked(self, readable: Iterable[str]) -> None:
+        is_running = self._process is not None and self._process.poll() is None
+        if is_running and (self._mode != "resident" or self._readable.issuperset(readable)):
             return
         self._stop_locked()
+        self._readable |= set(readable)  # a resident worker is shut in once, so for new files it starts anew
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         names = [name for name in os.environ if name in _ENVIRONMENT]
         if self._mode == "resident":
@@ -90,9 +96,11 @@ class _Worker:
             # a process that forks must have no threads, and many calls run side by side
             threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
         environment = {name: os.environ[name] for name in names} | threads
+        self._folder = tempfile.mkdtemp(prefix="toolmm-tools-")
+        words = [self._mode, str(theirs.fileno()), str(self._cache_bytes), self._folder]
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "serve.tools.worker", self._mode, str(theirs.fileno()), str(self._cache_bytes)],
+                [sys.executable, "-m", "serve.tools.launch", *words, json.dumps(sorted(self._readable))],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -104,21 +112,17 @@ class _Worker:
             self._control.close()  # it ends by itself on that
             self._control = None
         if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if self._mode != "resident":  # which may be at work; the others end their calls first
+                    self._process.wait(STOP_S)
             self._process.kill()
             self._process.wait()
             self._process = None
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def stop(self) -> None:
         with self._lock:
             self._stop_locked()
-
-    def kill_call(self, pid: int) -> None:
-        """End a call that ran out of time, with the processes that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            if self._mode == "fork":
-                os.killpg(pid, signal.SIGKILL)
-            else:
-                os.kill(pid, signal.SIGKILL)  # the models are lost; the next call starts the worker again
 
 
 class ToolRunner:
@@ -129,14 +133,23 @@ class ToolRunner:
     """
 
     def __init__(self, model_cache_bytes: int = MODEL_CACHE_BYTES) -> None:
-        self._fork = _Worker("fork", 0)
+        self._fork = _Worker("fork")
+        self._online = _Worker("online")
         self._resident = _Worker("resident", model_cache_bytes)
         self._resident_turn = threading.Lock()
         self.model_counts: dict[str, int] = {}
 
-    def start(self, has_models: bool) -> None:
-        """Start the worker of tools with a model, or of those without, ahead of the first call; does not wait."""
-        (self._resident if has_models else self._fork).start()
+    def start(self, has_models: bool, specs: Iterable[ToolSpec] = ()) -> None:
+        """Start the worker of tools with a model, or of those without, ahead of the first call; does not wait.
+
+        Args:
+            has_models: which of the two.
+            specs: tools whose files the first may read: for others it starts again.
+        """
+        if has_models:
+            self._resident.start({path for spec in specs if spec.method == "model" for path in _readable(spec)})
+        else:
+            self._fork.start()
 
     def run(
         self, spec: ToolSpec, values: Mapping[str, Any], media: Mapping[str, bytes], limits: ToolLimits = DEFAULT_LIMITS
@@ -163,7 +176,8 @@ class ToolRunner:
         deadline = time.monotonic() + limits.timeout_s
         call, blocks = _build_call(spec, values, media, limits)
         if spec.method != "model":
-            return self._call(self._fork, spec, call, blocks, limits, deadline)
+            worker = self._online if spec.needs_network else self._fork
+            return self._call(worker, spec, call, blocks, limits, deadline)
         if not self._resident_turn.acquire(timeout=limits.timeout_s):
             raise ToolError("timeout", f"{spec.call_name} waited {limits.timeout_s:g} s for its turn; try again later.")
         try:
@@ -180,17 +194,20 @@ class ToolRunner:
         limits: ToolLimits,
         deadline: float,
     ) -> ToolOutput:
-        request = {"file": call["file"], "timeout_s": limits.timeout_s, "memory_mb": limits.memory_mb}
-        pid = None
+        request = {
+            "file": call["file"],
+            "readable": _readable(spec),
+            "timeout_s": limits.timeout_s,
+            "memory_mb": limits.memory_mb,
+        }
         try:
-            sock, pid = worker.submit(request, max(deadline, time.monotonic() + START_S))
-            deadline = time.monotonic() + limits.timeout_s  # a start of the worker itself is not the call's fault
-            with sock:
+            with worker.submit(request, max(deadline, time.monotonic() + START_S)) as sock:
+                deadline = time.monotonic() + limits.timeout_s  # a start of the worker is not the call's fault
                 send_message(sock, call, blocks, deadline)
-                reply, files = receive_message(sock, limits.max_output_bytes, deadline)
+                reply, files = receive_message(sock, limits.max_output_bytes, deadline, max_blocks=1)
         except TimeoutError as error:
-            if pid is not None:
-                worker.kill_call(pid)
+            if worker is self._resident:
+                worker.stop()  # the models are lost; the next call starts the worker again
             raise ToolError(
                 "timeout",
                 f"{spec.call_name} took longer than {limits.timeout_s:g} s and was stopped; give it less to do.",
@@ -202,15 +219,41 @@ class ToolRunner:
                 f"far more than "
                 f"its {limits.memory_mb} MB of memory; give it other or smaller media.",
             ) from error
-        self.model_counts = reply.get("cache", self.model_counts)
-        if "code" in reply:
-            raise ToolError(reply["code"], f"{spec.call_name}: {reply['message']}")
-        return ToolOutput(reply["text"], ToolFile(files[0], reply["media_type"]) if files else None)
+        return self._read_reply(spec, reply, files, limits)
+
+    def _read_reply(self, spec: ToolSpec, reply: dict[str, Any], files: list[bytes], limits: ToolLimits) -> ToolOutput:
+        """What a call gave; nothing in it is believed, as hostile media may have taken over its process."""
+        counts = reply.get("cache")
+        if isinstance(counts, dict) and all(isinstance(count, int) for count in counts.values()):
+            self.model_counts = counts
+        code, text = reply.get("code"), reply.get("text")
+        if isinstance(code, str):
+            words = " ".join(str(reply.get("message")).split())[:MAX_FAULT_CHARS]
+            known: ErrorCode = next((known for known in get_args(ErrorCode) if known == code), "failed")
+            raise ToolError(known, f"{spec.call_name}: {words}")
+        media_type = reply.get("media_type") if files else ""
+        if not isinstance(text, str) or len(text) > limits.max_output_chars or not isinstance(media_type, str):
+            raise ToolError("failed", f"the process of {spec.call_name} answered what is no result.")
+        return ToolOutput(text, ToolFile(files[0], media_type) if files else None)
 
     def close(self) -> None:
         """End the worker processes."""
-        self._fork.stop()
-        self._resident.stop()
+        for worker in (self._fork, self._online, self._resident):
+            worker.stop()
+
+
+def _readable(spec: ToolSpec) -> list[str]:
+    """Files and folders that a call may read beside Python and this code."""
+    file = _tool_file(spec)
+    folders = [model_id for model_id in spec.model_ids if os.path.isdir(model_id)]
+    return [os.path.abspath(path) for path in (*([] if file is None else [file]), *folders, *spec.reads)]
+
+
+def _tool_file(spec: ToolSpec) -> str | None:
+    """The file of a tool that is none of ours."""
+    module = inspect.getmodule(spec.run)
+    is_ours = module is not None and module.__name__.startswith("serve.tools.")
+    return None if is_ours else os.path.abspath(inspect.getfile(spec.run))
 
 
 def _build_call(
@@ -233,11 +276,9 @@ def _build_call(
                 )
             blocks.append(media[value])
         arguments.append((argument.parameter or argument.name, argument.kind if argument.is_media else None, value))
-    module = inspect.getmodule(spec.run)
-    is_ours = module is not None and module.__name__.startswith("serve.tools.")
     return {
         "module": spec.run.__module__,
-        "file": None if is_ours else os.path.abspath(inspect.getfile(spec.run)),
+        "file": _tool_file(spec),
         "qualname": spec.run.__qualname__,
         "model_ids": spec.model_ids,
         "arguments": arguments,

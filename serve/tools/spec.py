@@ -15,10 +15,11 @@ from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 
 from data_pipeline.errors import InputError
+from data_pipeline.media.limits import MediaLimits
 
 ArgumentKind = Literal["image", "audio", "video", "text", "number", "integer"]
 ResultKind = Literal["text", "image", "audio", "video"]
-Method = Literal["exact", "classical", "model", "remote"]
+Method = Literal["exact", "classical", "learned", "model", "remote"]
 ErrorCode = Literal[
     "bad_arguments", "bad_media", "timeout", "out_of_memory", "weights_not_available", "interrupted", "failed"
 ]
@@ -57,10 +58,12 @@ class ToolError(Exception):
 
 @dataclass(frozen=True)
 class Sound:
-    """A decoded sound: `samples` float32 [T], mono, in [-1, 1]; `rate_hz` its sampling rate."""
+    """A decoded sound: `samples` float32 [T], the mean of its channels, in [-1, 1]; `rate_hz` its sampling rate;
+    `channels` float32 [C, T] where there are several, else None."""
 
     samples: np.ndarray
     rate_hz: int
+    channels: np.ndarray | None = None
 
     @property
     def duration_s(self) -> float:
@@ -68,11 +71,30 @@ class Sound:
 
 
 @dataclass(frozen=True)
+class ClipSound:
+    """The sound of a clip, still encoded, as most tools need none of it.
+
+    Attributes:
+        data: the whole file that the clip came from.
+        limits: of what is decoded.
+        start_s: where in the sound the first frame lies; below 0 where the sound begins after it.
+    """
+
+    data: bytes
+    limits: MediaLimits
+    start_s: float
+
+
+@dataclass(frozen=True)
 class Clip:
-    """A decoded clip: `frames` uint8 [T, H, W, 3] RGB; `fps` its mean frame rate."""
+    """A decoded clip: `frames` uint8 [T, H, W, 3] RGB; `fps` its mean frame rate; `sound` what is heard with them.
+
+    Tools that give frames back keep it: `dataclasses.replace(clip, frames=...)`.
+    """
 
     frames: np.ndarray
     fps: float
+    sound: ClipSound | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +202,7 @@ class ToolSpec:
         name: what a dialogue calls it; "" = the tool_id.
         usage: when to use it and what to give it; "" = the description.
         method: "exact" computes what it says; "classical" stands where a learned model would do better, and says so;
+            "learned" runs a small network from a package of the extra `tools`, and a classical method without it;
             "model" runs a Hugging Face model; "remote" runs on another's server.
         model_id: hub id or local folder of that model; None for the other methods.
         partner: a tool with a model, which this one runs behind its own; None = no second model.
@@ -188,6 +211,9 @@ class ToolSpec:
         timeout_s: wall time after which a call is killed.
         has_side_effects: whether a call changes anything outside of the service, such as sending a mail: it is then not
             made again where the process dies that was making it.
+        needs_network: whether its process may open connections, to wherever this machine may; others have no network.
+        reads: files and folders that its process may read; beside these it finds Python, this code and the system's
+            programs, its own file, its model's folder, and an empty folder of its own to write in.
     """
 
     tool_id: str
@@ -205,6 +231,8 @@ class ToolSpec:
     memory_mb: int = 2048
     timeout_s: float = 60.0
     has_side_effects: bool = False
+    needs_network: bool = False
+    reads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.method == "model") != (self.model_id is not None):

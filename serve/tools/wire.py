@@ -50,7 +50,7 @@ def send_message(
 
 
 def receive_message(
-    sock: socket.socket, max_block_bytes: int, deadline: float | None = None
+    sock: socket.socket, max_block_bytes: int, deadline: float | None = None, max_blocks: int = MAX_BLOCKS
 ) -> tuple[dict[str, Any], list[bytes]]:
     """Receive one message.
 
@@ -59,15 +59,17 @@ def receive_message(
 
     Raises:
         TimeoutError: the deadline has passed.
-        WireError: the other side is gone, or sent no message or a block over `max_block_bytes`.
+        WireError: the other side is gone, or sent no message, more than `max_blocks` or one over `max_block_bytes`.
     """
     header_bytes, n_blocks = _PREFIX.unpack(_receive_exactly(sock, _PREFIX.size, deadline))
-    if header_bytes > MAX_HEADER_BYTES or n_blocks > MAX_BLOCKS:
+    if header_bytes > MAX_HEADER_BYTES or n_blocks > max_blocks:
         raise WireError("a header is larger than allowed")
     try:
         header = json.loads(_receive_exactly(sock, header_bytes, deadline))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError("a header is not JSON") from error
+    if not isinstance(header, dict):
+        raise WireError("a header is no object")
     blocks = []
     for _ in range(n_blocks):
         (size,) = _BLOCK.unpack(_receive_exactly(sock, _BLOCK.size, deadline))

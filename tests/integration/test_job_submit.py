@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
-MAX_UPLOAD_BYTES = 5 * 2**20
+MAX_UPLOAD_BYTES = 6 * 2**20
 PROBE = """
 import json, os, sys
 import ray

@@ -19,7 +19,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from small_service import free_port
 
 from data_pipeline.media.load import load_media
-from serve.agent.loop import describe_artifact
+from serve.agent.events import describe_artifact
 from serve.artifacts import Artifact, ArtifactStore
 from serve.chat.content import ChatLimits, parse_conversation, store_media
 from serve.chat.schemas import parse_chat_request

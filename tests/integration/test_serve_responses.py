@@ -117,7 +117,11 @@ def test_streams_are_parsed_by_the_client(client: openai.OpenAI) -> None:
     assert (call.name, call.arguments) == (expected.name, expected.arguments)
     snapshots = [event.snapshot for event in events if event.type == "response.function_call_arguments.delta"]
     assert snapshots[-1] == expected.arguments
-    assert final.usage == whole.usage
+    assert final.usage is not None
+    assert whole.usage is not None
+    assert final.usage.model_copy(update={"input_tokens_details": None}) == whole.usage.model_copy(
+        update={"input_tokens_details": None}
+    )  # the second time some tokens need not be read
     answered = client.responses.create(
         model="toolmm",
         previous_response_id=final.id,

@@ -120,7 +120,7 @@ def test_an_unknown_key_lists_the_valid_ones_and_a_close_match() -> None:
     text = str(error.value)
     assert "unknown key 'train.epoch' (did you mean 'epochs'?)" in text
     assert f"valid keys there are {', '.join(sorted(TrainOptions.model_fields))}" in text
-    with pytest.raises(InputError, match=r"unknown key 'zzz'; valid keys there are embed, evaluate, export, follow, "):
+    with pytest.raises(InputError, match=r"unknown key 'zzz'; valid keys there are audit, embed, evaluate, export, "):
         load_run_spec(None, ["zzz=1"])
 
 

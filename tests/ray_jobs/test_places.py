@@ -52,6 +52,9 @@ def test_a_database_needs_a_file(uri: str) -> None:
 def test_what_cannot_be_expanded() -> None:
     with pytest.raises(InputError, match=r"runs_dir = '\$\{NOPE\}/x': the environment variable 'NOPE' is not set"):
         expand_path("${NOPE}/x", "runs_dir")
-    with pytest.raises(InputError, match=r"runs_dir = '~nobody-there/x': there is no such user"):
+    with pytest.raises(
+        InputError,
+        match=r"runs_dir = '~nobody-there/x': there is no such user; a name that begins so needs its whole path",
+    ):
         expand_path("~nobody-there/x", "runs_dir")
     assert expand_path("a$", "runs_dir") == "a$"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
+from data_pipeline.records.dialogue import Answer, parse_turn
 from serve.chat.answer import ChatService
 from serve.chat.selection import Selector
 from serve.chat.served_models import ServedModels
@@ -27,17 +29,50 @@ SELECT = "/v1/tools/select"
 
 
 class Method:
-    """Stands for `handle.method`: `.remote(...)` gives an awaitable."""
+    """Stands for `handle.method`: `.remote(...)` gives a response that can be awaited."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
     def remote(self, *args: Any) -> Any:
-        async def call() -> Any:
-            result = self._function(*args)
-            return await result if asyncio.iscoroutine(result) else result
+        return _Response(self._function, args)
 
-        return call()
+
+class _Response:
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._function, self._args = function, args
+
+    def __await__(self) -> Any:
+        return self._call().__await__()
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+
+    async def _call(self) -> Any:
+        result = self._function(*self._args)
+        return await result if asyncio.iscoroutine(result) else result
+
+    async def __aiter__(self) -> Any:
+        """A turn, and before it the beginnings of its answer, word by word."""
+        turn = await self._call()
+        answer = parse_turn(turn.text)
+        if isinstance(answer, Answer):
+            for end in re.finditer(r"(?=\s)", answer.text):
+                yield answer.text[: end.start()]
+        yield turn
+
+
+class TurnMethod(Method):
+    """Stands for a method that writes a turn, whole or streamed."""
+
+    def options(self, *, stream: bool) -> TurnMethod:
+        assert stream
+        return self
+
+
+def let_write(predictor: Any, write: Callable[..., Any]) -> None:
+    """Turns come from a function of a model's name and a request."""
+    predictor.write_turn = predictor.stream_turn = TurnMethod(write)
 
 
 class _Encoder:

@@ -125,3 +125,11 @@ def test_a_full_store_makes_room_or_refuses(tmp_path: Path, monkeypatch: pytest.
 def test_names_in_a_dialogue_lead_back_to_ids() -> None:
     text = f"image/{'a' * 32}.png, audio/{'b' * 32}.wav. image/{'c' * 31}.png image/{'d' * 32}.html"
     assert find_dialogue_names(text) == {f"image/{'a' * 32}.png": "a" * 32, f"audio/{'b' * 32}.wav": "b" * 32}
+
+
+def test_nobody_else_on_the_machine_reads_a_local_store(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir(mode=0o755)
+    store = ArtifactStore(str(tmp_path / "store"), ttl_s=60, max_bytes=100_000)
+    store.put(picture())
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "store").iterdir()} == {0o600}

@@ -14,6 +14,7 @@ from serve.tools.spec import Argument, Sound, ToolOutput, ToolSpec, sound_argume
 
 WORKING_RATE_HZ = 16_000
 HOP_S = 0.01
+MIN_NOTES_SHARE = 0.1  # of the time; a bark holds a pitch for a moment
 NOTE_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
@@ -75,6 +76,8 @@ def track_pitch(sound: Sound, low_hz: float = 60.0, high_hz: float = 1200.0, win
 
 
 def _pick_pitch(row: np.ndarray, shortest: int, rate: int, threshold: float = 0.15) -> float:
+    if (row[2:shortest] < threshold).any():
+        return np.nan  # the pitch lies above the range; what fits within it is a multiple of its period
     below = np.flatnonzero(row[shortest:-1] < threshold)
     if len(below) == 0:
         return np.nan
@@ -151,8 +154,8 @@ def find_notes(sound: Sound) -> list[tuple[float, float, int]]:
 def transcribe_notes(audio: Sound) -> ToolOutput:
     """Names, starts and lengths."""
     notes = find_notes(audio)
-    if not notes:
-        return ToolOutput("No notes were found: the sound has no clear pitch.")
+    if sum(length for _, length, _ in notes) < MIN_NOTES_SHARE * audio.duration_s:
+        return ToolOutput("No notes were found: hardly anything of the sound has a clear pitch.")
     names = " ".join(name_note(midi) for _, _, midi in notes)
     times = ", ".join(f"{name_note(midi)} at {start:.2f} s for {length:.2f} s" for start, length, midi in notes[:60])
     return ToolOutput(

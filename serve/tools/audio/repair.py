@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import filtfilt, iirnotch
@@ -9,6 +11,8 @@ from scipy.signal import filtfilt, iirnotch
 from serve.tools.audio.spectrum import frame_length, to_samples, to_spectrum
 from serve.tools.media import wav_file
 from serve.tools.spec import Sound, ToolOutput, ToolSpec, sound_argument
+
+MIN_CLIPPED = 1e-4  # share of the samples
 
 
 def remove_noise(sound: Sound) -> Sound:
@@ -22,14 +26,31 @@ def remove_noise(sound: Sound) -> Sound:
     quiet = inner[level <= np.percentile(level, 15)]
     noise = uniform_filter1d(quiet.mean(axis=0), 5) * 1.1 + 1e-12
     posterior = power / noise
-    cleaned = np.empty_like(spectrum)
+    gains = np.empty(power.shape, np.float32)
     previous = np.ones(power.shape[1])
     for index in range(len(power)):
         prior = 0.96 * previous + 0.04 * np.maximum(posterior[index] - 1, 0)
         gain = np.maximum(prior / (1 + prior), 0.06)
-        cleaned[index] = spectrum[index] * gain
+        gains[index] = gain
         previous = gain**2 * posterior[index]
-    return Sound(to_samples(cleaned, frame, len(sound.samples)), sound.rate_hz)
+    return _weigh(sound, gains, frame)
+
+
+def _weigh(sound: Sound, gains: np.ndarray, frame: int) -> Sound:
+    """Every channel with the gains float [F, frame // 2 + 1] that its mean asks for, so that nothing moves sideways."""
+
+    def weigh(samples: np.ndarray) -> np.ndarray:
+        return to_samples(to_spectrum(samples, frame) * gains, frame, len(samples))
+
+    return each_channel(sound, weigh)
+
+
+def each_channel(sound: Sound, repair: Callable[[np.ndarray], np.ndarray]) -> Sound:
+    """The sound with each channel, float32 [T], repaired by itself."""
+    if sound.channels is None:
+        return Sound(repair(sound.samples), sound.rate_hz)
+    channels = np.stack([repair(channel) for channel in sound.channels])
+    return Sound(channels.mean(axis=0, dtype=np.float32), sound.rate_hz, channels)
 
 
 def find_hum(sound: Sound) -> tuple[float, int] | None:
@@ -60,12 +81,16 @@ def find_hum(sound: Sound) -> tuple[float, int] | None:
 
 def cut_hum(sound: Sound, mains_hz: float) -> Sound:
     """Narrow notches at the mains frequency and each harmonic up to 2 kHz, forwards and backwards, so without delay."""
-    samples = sound.samples.astype(np.float64)
-    for harmonic in range(1, int(min(0.45 * sound.rate_hz, 2000) / mains_hz) + 1):
-        center = harmonic * mains_hz
-        b, a = iirnotch(center, center / 3.0, fs=sound.rate_hz)  # 3 Hz wide
-        samples = filtfilt(b, a, samples)
-    return Sound(samples.astype(np.float32), sound.rate_hz)
+
+    def cut(channel: np.ndarray) -> np.ndarray:
+        samples = channel.astype(np.float64)
+        for harmonic in range(1, int(min(0.45 * sound.rate_hz, 2000) / mains_hz) + 1):
+            center = harmonic * mains_hz
+            b, a = iirnotch(center, center / 3.0, fs=sound.rate_hz)  # 3 Hz wide
+            samples = filtfilt(b, a, samples)
+        return samples.astype(np.float32)
+
+    return each_channel(sound, cut)
 
 
 def reduce_reverberation(sound: Sound) -> Sound:
@@ -87,7 +112,7 @@ def reduce_reverberation(sound: Sound) -> Sound:
     late[delay:] = keep * power[:-delay]
     gain = np.sqrt(np.maximum(1 - 1.2 * late / power, 0.02))
     gain = uniform_filter1d(uniform_filter1d(gain, 3, axis=1), 3, axis=0)  # single bins that stay would ring
-    return Sound(to_samples(spectrum * gain, frame, len(sound.samples)), sound.rate_hz)
+    return _weigh(sound, gain, frame)
 
 
 def find_clipping(samples: np.ndarray) -> np.ndarray:
@@ -110,12 +135,25 @@ def restore_peaks(sound: Sound, rounds: int = 60) -> tuple[Sound, float]:
     Returns:
         the sound, scaled to a peak of 0.95, and the share of samples that were clipped.
     """
-    samples = sound.samples.astype(np.float64)
-    clipped = find_clipping(sound.samples)
+    channels = sound.samples[None] if sound.channels is None else sound.channels
+    clipped = np.stack([find_clipping(channel) for channel in channels])
     share = float(clipped.mean())
-    if share < 1e-4:
+    if share < MIN_CLIPPED:
         return sound, share
     frame = frame_length(sound.rate_hz, 0.064)
+    restored = each_channel(sound, lambda channel: _restore_channel(channel, frame, rounds))
+    loudest = restored.samples if restored.channels is None else restored.channels
+    scale = 0.95 / (float(np.abs(loudest).max()) + 1e-9)
+    scaled = None if restored.channels is None else restored.channels * scale
+    return Sound(restored.samples * scale, sound.rate_hz, scaled), share
+
+
+def _restore_channel(channel: np.ndarray, frame: int, rounds: int) -> np.ndarray:
+    """float32 [T] with its clipped peaks estimated, at its old level."""
+    clipped = find_clipping(channel)
+    if clipped.mean() < MIN_CLIPPED:
+        return channel
+    samples = channel.astype(np.float64)
     high, low = clipped & (samples > 0), clipped & (samples < 0)
     estimate = samples.copy()
     for number in range(rounds):
@@ -127,8 +165,7 @@ def restore_peaks(sound: Sound, rounds: int = 60) -> tuple[Sound, float]:
         estimate = np.where(clipped, sparse, samples)
         estimate[high] = np.maximum(estimate[high], samples[high])  # a clipped peak was higher than the rail
         estimate[low] = np.minimum(estimate[low], samples[low])
-    peak = np.abs(estimate).max() + 1e-9
-    return Sound((estimate * (0.95 / peak)).astype(np.float32), sound.rate_hz), share
+    return estimate.astype(np.float32)
 
 
 def lift_treble(sound: Sound) -> tuple[Sound, float]:
@@ -152,9 +189,10 @@ def lift_treble(sound: Sound) -> tuple[Sound, float]:
     lifted = np.flatnonzero(gain > 6)
     if len(lifted) == 0:
         return sound, 0.0
-    raised = to_samples(spectrum * 10 ** (gain / 20), frame, len(sound.samples))
-    raised *= np.abs(sound.samples).max() / (np.abs(raised).max() + 1e-9)
-    return Sound(raised, sound.rate_hz), float(bins[lifted[0]])
+    raised = _weigh(sound, 10 ** (gain / 20), frame)
+    level = np.abs(sound.samples).max() / (np.abs(raised.samples).max() + 1e-9)
+    channels = None if raised.channels is None else raised.channels * level
+    return Sound(raised.samples * level, sound.rate_hz, channels), float(bins[lifted[0]])
 
 
 def reduce_noise(audio: Sound) -> ToolOutput:
@@ -181,7 +219,7 @@ def dereverberate(audio: Sound) -> ToolOutput:
 def declip(audio: Sound) -> ToolOutput:
     """The sound with its peaks restored."""
     repaired, share = restore_peaks(audio)
-    if share < 1e-4:
+    if share < MIN_CLIPPED:
         return ToolOutput("Found no clipping; the sound is given back as it is.", wav_file(audio))
     text = (
         f"{100 * share:.1f} % of the samples were clipped; their peaks were restored by a classical sparse "

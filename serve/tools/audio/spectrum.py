@@ -20,11 +20,13 @@ def to_samples(spectrum: np.ndarray, frame: int, length: int) -> np.ndarray:
     """float32 [length], the inverse of `to_spectrum` with its usual hop of a quarter frame."""
     hop = frame // 4
     frames = np.fft.irfft(spectrum, frame, axis=1) * _window(frame)
-    total = (len(frames) - 1) * hop + frame
-    out, weight = np.zeros(total), np.zeros(total)
-    for number, part in enumerate(frames):
-        out[number * hop : number * hop + frame] += part
-        weight[number * hop : number * hop + frame] += _window(frame) ** 2
+    count = len(frames) + 3  # hops; each frame covers four of them
+    out, weight = np.zeros((count, hop)), np.zeros((count, hop))
+    power = (_window(frame) ** 2).reshape(4, hop)
+    for quarter in range(4):
+        out[quarter : quarter + len(frames)] += frames[:, quarter * hop : (quarter + 1) * hop]
+        weight[quarter : quarter + len(frames)] += power[quarter]
+    out, weight = out.ravel(), weight.ravel()
     return (out / np.maximum(weight, 1e-9))[frame : frame + length].astype(np.float32)
 
 

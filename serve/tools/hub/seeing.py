@@ -201,7 +201,7 @@ def name_faces(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutp
     """Who each face is like, among those that the network knows."""
     boxes = find_faces(image)
     if not boxes:
-        return ToolOutput("The classical face detector found no face.")
+        return ToolOutput("No face was found.")
     names = [classify_picture(models, model_id, image[y : y + h, x : x + w]).text for x, y, w, h in boxes]
     return ToolOutput("; ".join(f"face {number}: {name}" for number, name in enumerate(names, start=1)))
 

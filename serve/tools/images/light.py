@@ -10,6 +10,7 @@ from serve.tools.spec import ToolOutput, ToolSpec, picture_argument
 
 HAZE_KEPT = 0.95  # a trace of haze looks natural (He et al. 2009)
 MIN_TRANSMISSION = 0.1
+MIN_VEIL = 15  # grey levels of the dark channel that clear pictures stay below somewhere
 
 
 def smooth_like(guide: np.ndarray, values: np.ndarray, radius: int, epsilon: float = 1e-3) -> np.ndarray:
@@ -50,8 +51,18 @@ def remove_haze(image: np.ndarray) -> np.ndarray:
     return (255 * clear.clip(0, 1)).astype(np.uint8)
 
 
+def has_haze(image: np.ndarray) -> bool:
+    """Whether even the darkest parts of uint8 [H, W, 3] are veiled: haze lightens all but the nearest things."""
+    side = max(3, min(image.shape[:2]) // 17)
+    dark = cv2.erode(image.min(axis=2), np.ones((side, side), np.uint8))
+    return float(np.percentile(dark, 10)) > MIN_VEIL
+
+
 def dehaze_image(image: np.ndarray) -> ToolOutput:
     """The picture without its haze."""
+    if not has_haze(image):
+        text = "Found no haze: the picture has parts that are black or of full colour. It is given back as it is."
+        return ToolOutput(text, png_file(image))
     return ToolOutput("Removed haze with the classical dark channel prior.", png_file(remove_haze(image)))
 
 
@@ -62,7 +73,8 @@ def find_exposure(image: np.ndarray) -> tuple[float, float]:
         return 1.0, 1.0  # black: nothing to amplify but noise
     gain = max(1.0, 0.95 / brightest)
     middle = float(np.clip(image.astype(np.float32).mean() / 255 * gain, 0.01, 1))
-    return gain, float(np.clip(np.log(0.45) / np.log(middle), 0.4, 1.0)) if middle < 0.45 else 1.0
+    gamma = float(np.clip(np.log(0.45) / np.log(middle), 0.4, 1.0)) if middle < 0.45 else 1.0
+    return (gain, gamma) if gain > 1.1 or gamma < 0.9 else (1.0, 1.0)  # less is not seen
 
 
 def apply_exposure(image: np.ndarray, gain: float, gamma: float) -> np.ndarray:

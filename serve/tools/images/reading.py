@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +16,12 @@ from serve.tools.images.outlines import to_gray
 from serve.tools.media import png_file
 from serve.tools.spec import ToolOutput, ToolSpec, picture_argument
 
+Box = tuple[int, int, int, int]  # x, y, width, height
+
 TESSERACT_S = 30
+MIN_READ_SCORE = 0.6  # what the network makes of handwriting and of texture scores less
+MIN_SIDE_PX = 12
+MAX_SIDE_PX = 2000  # the network itself looks at no more
 
 
 def has_valid_check_digit(number: str) -> bool:
@@ -97,8 +105,44 @@ def _overlap(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
     return max(0, width) * max(0, height) / min(box[2] * box[3], other[2] * other[3])
 
 
+def has_reader() -> bool:
+    """Whether the package with PP-OCR's weights and what runs them are installed."""
+    return find_spec("rapidocr_onnxruntime") is not None and find_spec("onnxruntime") is not None
+
+
+@functools.cache
+def _reader() -> Any:
+    """PP-OCR (version 4): lines of text found, turned upright and read, Latin letters and Chinese characters."""
+    from rapidocr_onnxruntime import RapidOCR  # here, as its runtime starts a thread, and what forks must have none
+
+    return RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1)
+
+
+def read_lines(image: np.ndarray) -> list[tuple[Box, str, float]]:
+    """(box, words, score 0 to 1) of each line that the network reads, from top to bottom."""
+    if min(image.shape[:2]) < MIN_SIDE_PX:
+        return []
+    scale = min(1.0, MAX_SIDE_PX / max(image.shape[:2]))
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    found, _ = _reader()(np.ascontiguousarray(small[..., ::-1]))
+    lines = []
+    for corners, words, score in found or ():
+        low, high = np.min(corners, axis=0) / scale, np.max(corners, axis=0) / scale
+        x, y, w, h = (round(float(value)) for value in (*low, *(high - low)))
+        if float(score) >= MIN_READ_SCORE:
+            lines.append(((x, y, w, h), str(words), float(score)))
+    return lines
+
+
 def read_text(image: np.ndarray) -> ToolOutput:
-    """The words by Tesseract where it is installed, otherwise where print lies."""
+    """The words by a network or by Tesseract where one is installed, otherwise where print may lie."""
+    if has_reader():
+        lines = read_lines(image)
+        if not lines:
+            return ToolOutput("Found no text that can be read, with the network PP-OCR.")
+        words = "\n".join(line for _, line, _ in lines)
+        where = "; ".join(f"x {x} to {x + w}, y {y} to {y + h}" for (x, y, w, h), *_ in lines[:50])
+        return ToolOutput(f"Text read by the network PP-OCR:\n{words}\nThe lines lie at {where}.")
     program = shutil.which("tesseract")
     if program:
         picture = png_file(image).data
@@ -109,9 +153,13 @@ def read_text(image: np.ndarray) -> ToolOutput:
             words = done.stdout.decode(errors="replace").strip()
             return ToolOutput(f"Text read by Tesseract: {words}" if words else "Tesseract found no text.")
     boxes = find_text_lines(image)
+    missing = "neither the network of the extra `tools` nor Tesseract is installed"
+    if not boxes:
+        return ToolOutput(f"Found no print with a classical detector; {missing}.")
     where = "; ".join(f"x {x} to {x + w}, y {y} to {y + h}" for x, y, w, h in boxes[:20])
-    found = f"Found {len(boxes)} lines of print ({where})" if boxes else "Found no print"
-    return ToolOutput(f"{found} with a classical detector, which cannot read the words: Tesseract is not installed.")
+    return ToolOutput(
+        f"Words cannot be read here: {missing}. What may be print, or fine texture just as well, lies at {where}."
+    )
 
 
 TOOLS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -65,7 +66,9 @@ def split_scenes(video: Clip, scene: int = 0) -> ToolOutput:
         raise InputError(
             f"scene is {scene}, but the clip has {len(edges) - 1}; give a number from 1 to {len(edges) - 1}."
         )
-    part = Clip(video.frames[edges[scene - 1] : edges[scene]], video.fps)
+    first, last = edges[scene - 1], edges[scene]
+    sound = video.sound and replace(video.sound, start_s=video.sound.start_s + first / video.fps)
+    part = replace(video, frames=video.frames[first:last], sound=sound)
     return ToolOutput(f"{text} This is scene {scene}.", mp4_file(part))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -19,6 +21,7 @@ from serve.tools.media import mp4_file
 from serve.tools.spec import Argument, Clip, ToolOutput, ToolSpec, clip_argument
 from serve.tools.video.motion import need_frames
 
+MIN_JUMP = 0.02  # of the mean brightness from frame to frame; less is not seen
 MAX_UPSCALED_BYTES = 768 * 2**20
 
 
@@ -39,12 +42,14 @@ def even_brightness(clip: Clip) -> tuple[Clip, float]:
         frames[index] = np.clip(frame * (smooth[index] / levels[index]).astype(np.float32), 0, 255).round()
     mean = levels.mean(axis=1)
     jump = float(np.abs(np.diff(mean)).max() / mean.mean()) if len(mean) > 1 else 0.0
-    return Clip(frames, clip.fps), jump
+    return replace(clip, frames=frames), jump
 
 
 def remove_flicker(video: Clip) -> ToolOutput:
     """The clip with an even brightness."""
     evened, jump = even_brightness(video)
+    if jump < MIN_JUMP:
+        return ToolOutput("The clip does not flicker; it is given back as it is.", mp4_file(video))
     text = (
         f"Evened out jumps of brightness of up to {100 * jump:.0f} % by a gain per frame; clipped whites stay clipped."
     )
@@ -58,7 +63,7 @@ def brighten_video(video: Clip) -> ToolOutput:
     if (gain, gamma) == (1.0, 1.0):
         return ToolOutput("The clip is not dark; it is given back as it is.", mp4_file(video))
     text = f"Brightened the clip {gain:.1f} times, with a gamma of {gamma:.2f}; noise in the shadows grows with it."
-    return ToolOutput(text, mp4_file(Clip(apply_exposure(video.frames, gain, gamma), video.fps)))
+    return ToolOutput(text, mp4_file(replace(video, frames=apply_exposure(video.frames, gain, gamma))))
 
 
 def reduce_grain(clip: Clip) -> Clip:
@@ -97,7 +102,7 @@ def reduce_grain(clip: Clip) -> Clip:
         half = cv2.resize(mean, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         left = max(estimate_noise(mean), estimate_noise(half))  # coarse grain shows at half the size only
         out[index] = cv2.fastNlMeansDenoisingColored(mean, None, 0.9 * left, 1.1 * left, 5, 15)
-    return Clip(out, clip.fps)
+    return replace(clip, frames=out)
 
 
 def _noise_over_time(frames: np.ndarray) -> float:
@@ -127,7 +132,7 @@ def clear_haze(clip: Clip) -> Clip:
         picture = frame.astype(np.float32) / 255
         clear = np.maximum(estimate_transmission(picture, airlight), MIN_TRANSMISSION)[..., None]
         frames[index] = 255 * np.clip((picture - airlight) / clear + airlight, 0, 1)
-    return Clip(frames, clip.fps)
+    return replace(clip, frames=frames)
 
 
 def dehaze_video(video: Clip) -> ToolOutput:
@@ -148,8 +153,8 @@ def raise_resolution(clip: Clip, factor: int) -> tuple[Clip, str]:
             cv2.resize(gather_blocks(frame, rows, columns), size, interpolation=cv2.INTER_CUBIC)
             for frame in clip.frames
         ]
-        return Clip(np.stack(frames), clip.fps), f"from the {columns} x {rows} blocks of each frame, "
-    return Clip(np.stack([enlarge(frame, *size) for frame in clip.frames]), clip.fps), ""
+        return replace(clip, frames=np.stack(frames)), f"from the {columns} x {rows} blocks of each frame, "
+    return replace(clip, frames=np.stack([enlarge(frame, *size) for frame in clip.frames])), ""
 
 
 def upscale_video(video: Clip, factor: int = 2) -> ToolOutput:

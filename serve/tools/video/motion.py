@@ -82,11 +82,12 @@ def measure_zoom(video: Clip) -> ToolOutput:
 
 
 def find_flow(clip: Clip) -> np.ndarray:
-    """Mean speed of each step in pixels of the clip per frame, float [T - 1] (Farneback 2003)."""
+    """Mean speed of each step in pixels of the clip per frame, float [T - 1] (dense inverse search, Kroeger 2016)."""
     grays, factor = to_small_gray(clip)
+    flow_of = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     speeds = []
     for previous, current in itertools.pairwise(grays):
-        flow = cv2.calcOpticalFlowFarneback(previous, current, np.empty(0), 0.5, 4, 21, 3, 7, 1.5, 0)  # type: ignore[call-overload]
+        flow = flow_of.calc(previous, current, np.empty(0))
         speeds.append(float(np.hypot(flow[..., 0], flow[..., 1]).mean()) * factor)
     return np.array(speeds)
 
@@ -108,7 +109,7 @@ def measure_motion(video: Clip) -> ToolOutput:
     peak = int(speeds.argmax())
     return ToolOutput(
         f"Mean motion {speeds.mean():.2f} pixels per frame ({speeds.mean() * video.fps:.1f} per second), the most at "
-        f"{peak / video.fps:.2f} s with {speeds[peak]:.2f}.{camera} By classical optical flow (Farneback)."
+        f"{peak / video.fps:.2f} s with {speeds[peak]:.2f}.{camera} By classical optical flow (dense inverse search)."
     )
 
 
@@ -129,6 +130,9 @@ def find_track(clip: Clip) -> list[tuple[int, float, float, float]]:
             continue
         largest = 1 + int(sizes[1:, cv2.CC_STAT_AREA].argmax())
         area = sizes[largest, cv2.CC_STAT_AREA]
+        width, height = sizes[largest, cv2.CC_STAT_WIDTH], sizes[largest, cv2.CC_STAT_HEIGHT]
+        if width > 0.8 * mask.shape[1] or height > 0.8 * mask.shape[0]:
+            continue  # the whole picture changes: the camera moves or zooms
         if 0.0005 * mask.size < area < 0.5 * mask.size:
             x, y = sizes[largest, 0] + sizes[largest, 2] / 2, sizes[largest, 1] + sizes[largest, 3] / 2
             track.append((number, float(x), float(y), float(sizes[largest, 2])))
@@ -219,7 +223,7 @@ TOOLS = (
     ToolSpec(
         "local/measure-motion",
         measure_motion,
-        "Measures motion by optical flow. Farneback's classical method.",
+        "Measures motion by optical flow. Dense inverse search, a classical method.",
         (clip_argument(),),
         "text",
         timeout_s=120,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rotated_film import render_rotated_film
 from safetensors.torch import load_file
 
 from data_pipeline.errors import InputError, MediaError
@@ -203,6 +204,19 @@ def test_views_of_a_tall_video_are_those_of_the_wide_one_turned() -> None:
     wide = media_video._cut_views(frame)
     tall = media_video._cut_views(np.ascontiguousarray(frame.transpose(1, 0, 2)))
     assert np.array_equal(wide.transpose(0, 2, 1, 3), tall)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_a_film_is_turned_as_its_display_matrix_says(degrees: int) -> None:
+    film, wanted = render_rotated_film(degrees)
+    frames, _ = media_video.sample_frames(film)
+    for found in frames.values():
+        assert found.shape == wanted.shape
+        assert np.abs(found.astype(int) - wanted).mean() < 2
+    middle = load_video(film)[1, :, 0]  # [3,224,224], the middle view of the first clip's first frame
+    is_white = {(row, column): middle[0, row, column] > 1 for row in (20, 204) for column in (20, 204)}
+    corner = {0: (20, 20), 90: (204, 20), 180: (204, 204), 270: (20, 204)}[degrees]
+    assert [place for place, white in is_white.items() if white] == [corner]
 
 
 def test_content_decides_and_not_the_name(tmp_path: Path) -> None:

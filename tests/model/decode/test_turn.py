@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +30,7 @@ from data_pipeline.records.dialogue import (
 )
 from data_pipeline.records.schema import Turn
 from model.decode.dialogue import generate_dialogue
+from model.decode.kept_prefixes import KeptPrefixes
 from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import score_all_tools
 from model.decode.tree_cache import DecodeStats, Prompt
@@ -187,6 +190,67 @@ def test_neighbours_in_a_batch_change_nothing(mllm: ToolLLM) -> None:
         (alone,) = writer.write([turn])
         assert alone.text == written.text
     assert writer.write([]) == []
+
+
+def drain(passes: Generator[str, None, WrittenTurn], ended: list[WrittenTurn]) -> Iterator[str]:
+    ended.append((yield from passes))
+
+
+def finish(passes: Generator[str, None, WrittenTurn]) -> tuple[list[str], WrittenTurn]:
+    """What was certain after each pass, and the turn."""
+    ended: list[WrittenTurn] = []
+    return list(drain(passes, ended)), ended[0]
+
+
+def test_pass_by_pass_and_with_what_was_read_before_turns_are_the_same(mllm: ToolLLM) -> None:
+    """Two at a time, whose passes alternate, over dialogues that grow; `write` reads everything anew."""
+    writer = TurnWriter(mllm, TurnLimits(max_text_tokens=8, max_answer_tokens=24))
+    for seed in range(3):
+        shaken(mllm, seed)
+        kept = KeptPrefixes(1 << 28)
+        first = replace(REQUEST, may_answer=False) if seed else REQUEST
+        for request in (first, replace(first, turns=NOW), replace(REQUEST, turns=NOW * 2, may_call=False)):
+            turn, other = writer.encode(request), writer.encode(replace(request, is_constrained=False))
+            (expected, free), stats = writer.write([turn, other]), DecodeStats()
+            passes, others = writer.write_in_passes(turn, kept, "m", stats), writer.write_in_passes(other)
+            ended: list[WrittenTurn] = []
+            other_ended: list[WrittenTurn] = []
+            alternating = itertools.zip_longest(drain(passes, ended), drain(others, other_ended))
+            texts = [text for text, _ in alternating if text is not None]
+            (written,), (freely,) = ended, other_ended
+            assert (written.text, written.completion_tokens) == (expected.text, expected.completion_tokens)
+            assert dict(written.choices) == pytest.approx(dict(expected.choices), abs=1e-3)
+            assert freely.text == free.text
+            assert stats.prompt_tokens == len(turn.prompt_ids) - written.cached_tokens
+            step = parse_turn(written.text)
+            for text in texts:
+                assert (step.text if isinstance(step, Answer) else "").startswith(text)
+    # what the model wrote itself is not read again either: of a second turn, only what the tool gave is new
+    request = replace(REQUEST, tools=TOOLS[:1], may_answer=False)
+    kept = KeptPrefixes(1 << 28)
+    turn = writer.encode(request)
+    _, called = finish(writer.write_in_passes(turn, kept, "m"))
+    observed = Turn("observation", render_observation("image/ab.png"))
+    again = writer.encode(replace(request, turns=(Turn("assistant", called.text), observed)))
+    _, second = finish(writer.write_in_passes(again, kept, "m"))
+    n_new = len(again.prompt_ids) - len(turn.prompt_ids)
+    assert called.cached_tokens == 0
+    assert len(again.prompt_ids) - second.cached_tokens < 0.9 * n_new
+    assert len(kept) == 1
+    assert finish(writer.write_in_passes(again, kept, "another model"))[1].cached_tokens == 0
+
+
+def test_a_turn_reads_no_token_twice(mllm: ToolLLM) -> None:
+    """Behind its prompt: what was weighed or written is the beginning of what is read next."""
+    writer = TurnWriter(mllm, TurnLimits(max_text_tokens=6, max_answer_tokens=12))
+    for seed in range(2):
+        shaken(mllm, seed)
+        stats = DecodeStats()
+        turn = writer.encode(replace(REQUEST, tools=TOOLS[4:5], may_answer=False, files=FILES[:1]))
+        (written,) = writer.write([turn], stats)
+        check(written, turn.request)
+        # nothing but the texts is open; their tokens as written, and the call's own, each once and a last one again
+        assert stats.answer_tokens <= written.completion_tokens + 6 * 2 + 8
 
 
 def test_limits_hold(mllm: ToolLLM) -> None:

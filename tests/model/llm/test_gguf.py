@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_pipeline.errors import InputError
 from model.llm import gguf as module
-from model.llm.gguf import convert_backbone, is_gguf
+from model.llm.gguf import ORIGIN_FILE, convert_backbone, is_gguf
 
 VOCAB = ["<unk>", "<s>", "</s>", *"abcdefghijklmnop", "Ġ", "ab", "cd", "Ġa"]
 WIDTH, LAYERS, HEADS, INNER = 32, 2, 4, 64
@@ -68,6 +69,10 @@ def test_a_file_of_ones_own_is_converted_once(tmp_path: Path) -> None:
     changed = folder.stat().st_mtime_ns
     assert convert_backbone(str(tmp_path / "mine.gguf"), tmp_path / "backbones") == folder
     assert folder.stat().st_mtime_ns == changed
+    (folder / ORIGIN_FILE).write_text("{}")  # a folder that is not what it is named after, as an older one may be
+    assert convert_backbone(str(tmp_path / "mine.gguf"), tmp_path / "backbones") == folder
+    assert json.loads((folder / ORIGIN_FILE).read_text())["file"] == "mine.gguf", "it is put in place"
+    assert [path.name for path in (tmp_path / "backbones").iterdir()] == [folder.name]
     moved = (tmp_path / "mine.gguf").rename(tmp_path / "a" / "mine.gguf")
     assert convert_backbone(str(moved), tmp_path / "backbones") == folder, "the same contents elsewhere"
 
@@ -88,7 +93,7 @@ def test_what_is_not_such_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(importlib.metadata, "distribution", find_nothing)
     with pytest.raises(InputError, match="`make smollm2`"):
         convert_backbone("smollm2_135m", tmp_path / "backbones")
-    assert list((tmp_path / "backbones").iterdir()) == [], "nothing is left of what failed"
+    assert not (tmp_path / "backbones").exists(), "nothing is left of what failed"
 
 
 def test_another_file_under_the_packages_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,14 @@ class ScriptedTeacher:
         url: as an OpenAI client takes it.
         prompts: every prompt that it answered.
         lines: line -> kind, of all that it wrote for tools.
+        judge: prompt of a judge -> what it says.
     """
 
     def __init__(self, noise_frac: float) -> None:
         self.url = ""
         self.prompts: list[str] = []
         self.lines: dict[str, str] = {}
+        self.judge: Callable[[str], str] = lambda prompt: "Yes."
         self._noise_frac = noise_frac
         self._lock = threading.Lock()
 
@@ -47,6 +50,8 @@ class ScriptedTeacher:
         rng = np.random.default_rng(list(prompt.encode()))
         with self._lock:
             self.prompts.append(prompt)
+            if "Answer with one word, yes or no" in prompt:
+                return self.judge(prompt)
             if "no tool is needed" in prompt:
                 return "User: Thank you.\nAssistant: You are welcome.\nUser: Open it.png\nAssistant: No."
             if "different queries" in prompt:
@@ -129,3 +134,11 @@ def scripted_teacher(noise_frac: float = 0.0) -> Iterator[ScriptedTeacher]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def write_captions(folder: Path, captions: Iterable[str]) -> Path:
+    """A file of captions, of the pictures 0.png, 1.png, ..."""
+    rows = [{"image": f"{n}.png", "caption": caption} for n, caption in enumerate(captions)]
+    path = folder / "captions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

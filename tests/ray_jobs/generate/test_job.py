@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_teacher import ScriptedTeacher, scripted_teacher
+from scripted_teacher import ScriptedTeacher, scripted_teacher, write_captions
 
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.schema import ToolRecord
@@ -21,10 +21,7 @@ N_IMAGES = 60
 
 @pytest.fixture
 def captions(tmp_path: Path) -> Path:
-    rows = [{"image": f"{n}.png", "caption": f"A dog number {n} at a lake."} for n in range(N_IMAGES)]
-    path = tmp_path / "captions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_captions(tmp_path, (f"A dog number {n} at a lake." for n in range(N_IMAGES)))
 
 
 def generate(tmp_path: Path, captions: Path, teacher: ScriptedTeacher, *more: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,9 @@ from data_pipeline.records.catalog import Tool
 from data_pipeline.records.dialogue import ToolCall, parse_turn, render_answer, render_call
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
 from model.decode.turn_types import PromptTooLongError, TurnArgument, TurnRequest, TurnTool, WrittenTurn
-from serve.agent.loop import AgentLimits, AgentRequest, AgentResult, AgentStep, ToolResult, iterate_agent, run_agent
+from serve.agent.events import AgentResult, AgentStep, AnswerText
+from serve.agent.loop import AgentLimits, AgentRequest, Invoke, WriteTurn, iterate_agent
+from serve.agent.tool_reply import ToolResult
 from serve.agent.tools import build_dialogue_tool, build_turn_tool, read_arguments
 from serve.artifacts import Artifact
 from serve.tools.spec import Argument, ToolError, ToolOutput, ToolSpec
@@ -48,9 +50,9 @@ class Script:
         self.requests: list[TurnRequest] = []
         self.calls: list[tuple[str, dict[str, Any]]] = []
 
-    async def write_turn(self, request: TurnRequest) -> WrittenTurn:
+    async def write_turn(self, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         self.requests.append(request)
-        return WrittenTurn(self.turns.pop(0), 100, 10, (("Blur It", -0.5), ("", -1.0)))
+        yield WrittenTurn(self.turns.pop(0), 100, 10, (("Blur It", -0.5), ("", -1.0)))
 
     async def invoke(self, tool_id: str, arguments: dict[str, Any]) -> ToolResult:
         self.calls.append((tool_id, arguments))
@@ -58,6 +60,14 @@ class Script:
         if isinstance(result, BaseException):
             raise result
         return result
+
+
+async def run_agent(
+    write_turn: WriteTurn, invoke: Invoke, request: AgentRequest, limits: AgentLimits | None = None
+) -> AgentResult:
+    *_, result = [event async for event in iterate_agent(write_turn, invoke, request, limits)]
+    assert isinstance(result, AgentResult)
+    return result
 
 
 def run(script: Script, request: AgentRequest = REQUEST, limits: AgentLimits | None = None) -> AgentResult:
@@ -175,11 +185,11 @@ def test_only_tool_left_repeats_and_the_model_must_answer() -> None:
 def test_what_does_not_fit_loses_history_then_the_last_tools() -> None:
     asked: list[TurnRequest] = []
 
-    async def write_turn(request: TurnRequest) -> WrittenTurn:
+    async def write_turn(request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         asked.append(request)
         if len(asked) < 4:
             raise PromptTooLongError("too long")
-        return WrittenTurn(render_answer("Fine."), 1, 1, ())
+        yield WrittenTurn(render_answer("Fine."), 1, 1, ())
 
     script = Script([])
     request = replace(REQUEST, history=("Human: a\nAI: b",))
@@ -212,9 +222,19 @@ def test_time_limits_end_the_loop_where_it_is() -> None:
     async def never(*_: Any) -> Any:
         await asyncio.sleep(60)
 
+    async def write_never(_: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
+        await asyncio.sleep(60)
+        yield ""
+
+    async def write_slowly(_: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
+        yield "Once upon"
+        await asyncio.sleep(60)
+
     script = Script([render_call("Blur It", GIVEN.dialogue_name)])
     limits = AgentLimits(max_seconds=0.05)
-    for write_turn, invoke in ((never, script.invoke), (script.write_turn, never)):
+    slow = asyncio.run(run_agent(write_slowly, never, REQUEST, limits))
+    assert (slow.text, slow.stopped) == ("Once upon", "seconds"), "what was shown stays"
+    for write_turn, invoke in ((write_never, script.invoke), (script.write_turn, never)):
         result = asyncio.run(run_agent(write_turn, invoke, REQUEST, limits))
         assert (result.stopped, result.finish_reason, result.steps) == ("seconds", "length", ())
 
@@ -254,12 +274,27 @@ def test_steps_come_as_they_end() -> None:
     assert asyncio.run(scenario()) == [AgentStep, AgentResult]
 
 
+def test_an_answer_comes_as_it_grows() -> None:
+    async def write_turn(_: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
+        yield "There"
+        yield "There it"
+        yield WrittenTurn(render_answer("There it is."), 100, 10, (), 90)
+
+    async def scenario() -> list[Any]:
+        return [event async for event in iterate_agent(write_turn, Script([]).invoke, REQUEST)]
+
+    *texts, result = asyncio.run(scenario())
+    assert texts == [AnswerText("There"), AnswerText("There it")]
+    assert (result.text, result.cached_tokens) == ("There it is.", 90)
+
+
 def test_the_oldest_exchanges_make_room() -> None:
     class Narrow(Script):
-        async def write_turn(self, request: TurnRequest) -> WrittenTurn:
+        async def write_turn(self, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
             if "oldest" in request.prompt or len(request.turns) > 2:
                 raise PromptTooLongError("too long")
-            return await super().write_turn(request)
+            async for turn in super().write_turn(request):
+                yield turn
 
     history = ["Human: oldest\nAI: a", "Human: newer\nAI: b"]
     request = AgentRequest("hi", [COUNT], history)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 from data_pipeline.records.dialogue import find_files, render_call, render_observation
 from data_pipeline.records.schema import Turn
@@ -12,12 +13,20 @@ from serve.agent.names import with_short_names
 GIVEN, MADE, SOUND = f"image/{'a1' * 16}.png", f"image/{'b2' * 16}.png", f"audio/{'c3' * 16}.wav"
 
 
+def collect(events: AsyncGenerator[str | WrittenTurn, None]) -> list[str | WrittenTurn]:
+    async def run() -> list[str | WrittenTurn]:
+        return [event async for event in events]
+
+    return asyncio.run(run())
+
+
 def test_the_model_sees_short_names_and_nobody_else_does() -> None:
     seen: list[TurnRequest] = []
 
-    async def write(request: TurnRequest) -> WrittenTurn:
+    async def write(request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         seen.append(request)
-        return WrittenTurn(
+        yield f"See {request.files[0]}"
+        yield WrittenTurn(
             render_call("lab/blur", f"{request.files[0]}, of {request.files[-1]}"), 9, 4, (("lab/blur", -0.1),)
         )
 
@@ -26,7 +35,11 @@ def test_the_model_sees_short_names_and_nobody_else_does() -> None:
         f"Provide {GIVEN} and {SOUND}. Blur {GIVEN}.", turns, files=(MADE, GIVEN, SOUND), fallback_text=GIVEN
     )
     writer = with_short_names(write)
-    written = [asyncio.run(writer(request)) for _ in range(2)]
+    (text, first), (_, second) = (collect(writer(request)) for _ in range(2))
+    assert text == f"See {MADE}"
+    assert isinstance(first, WrittenTurn)
+    assert isinstance(second, WrittenTurn)
+    written = [first, second]
     assert written[0] == written[1]
     assert written[0].text == render_call("lab/blur", f"{MADE}, of {SOUND}")
     assert (written[0].prompt_tokens, written[0].choices) == (9, (("lab/blur", -0.1),))
@@ -41,17 +54,15 @@ def test_the_model_sees_short_names_and_nobody_else_does() -> None:
 
 
 def test_a_name_that_somebody_said_is_not_given_away() -> None:
-    async def write(request: TurnRequest) -> WrittenTurn:
-        return WrittenTurn(request.prompt, 1, 1)
-
     def ask(words: str) -> tuple[str, str]:
         prompts: list[str] = []
 
-        async def keep(request: TurnRequest) -> WrittenTurn:
+        async def keep(request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
             prompts.append(request.prompt)
-            return await write(request)
+            yield WrittenTurn(request.prompt, 1, 1)
 
-        written = asyncio.run(with_short_names(keep)(TurnRequest(words, files=(GIVEN,))))
+        (written,) = collect(with_short_names(keep)(TurnRequest(words, files=(GIVEN,))))
+        assert isinstance(written, WrittenTurn)
         return prompts[0], written.text
 
     (short,) = find_files(ask(f"See {GIVEN}")[0])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mcp.types import Tool as McpTool
 from ray.exceptions import ActorDiedError
-from stand_in_service import CATALOG, Method, World
+from stand_in_service import CATALOG, Method, World, let_write
 
 from data_pipeline.records.catalog import Tool
 from data_pipeline.records.dialogue import render_answer, render_call
@@ -40,7 +40,7 @@ class Agent(World):
         self.ranked: list[tuple[Tool, ...]] = []
         self.nearest = nearest
         predictor: Any = self.predictor
-        predictor.write_turn = Method(self._write)
+        let_write(predictor, self._write)
         predictor.select = Method(self._rank)
 
     def _write(self, _: str, request: TurnRequest) -> WrittenTurn:
@@ -142,7 +142,7 @@ class Caller(Agent):
         if self.wanted not in names:
             return WrittenTurn(render_answer("All is done."), 7, 3, (("", math.log(0.9)), (names[0], math.log(0.1))))
         rest = [(name, math.log(0.4 / len(names))) for name in names if name != self.wanted]
-        return WrittenTurn(render_call(self.wanted, ""), 7, 3, ((self.wanted, math.log(0.6)), *rest))
+        return WrittenTurn(render_call(self.wanted, ""), 7, 3, ((self.wanted, math.log(0.6)), *rest), 5)
 
     def chat_with(self, tools: list[dict[str, Any]], *messages: dict[str, Any], **more: Any) -> Any:
         self.requests: list[TurnRequest] = []
@@ -157,7 +157,12 @@ def test_a_callers_functions_are_weighed_by_what_they_do() -> None:
     (call,) = choice["message"]["tool_calls"]
     assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("mend", {"text": "Mend it"})
     assert choice["logprobs"]["content"][0]["logprob"] == pytest.approx(math.log(0.6))
-    assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert answer["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 5},
+    }
     (request,) = caller.requests
     assert "> mend: Does mend. Input: text" in request.prompt
     assert "Human: Be kind." in request.prompt
@@ -194,7 +199,7 @@ def test_a_prompt_that_is_too_long_loses_its_oldest_exchanges_and_then_is_refuse
             raise PromptTooLongError("The dialogue is too long; shorten it.")
         return write(model, request)
 
-    caller.predictor.write_turn = Method(short_of_room)  # pyright: ignore[reportAttributeAccessIssue]
+    let_write(caller.predictor, short_of_room)
     old = [{"role": "user", "content": "One."}, {"role": "assistant", "content": "First."}]
     user = {"role": "user", "content": "Mend it"}
     assert caller.chat_with(functions("mend"), *old, user).json()["choices"][0]["message"]["tool_calls"]
@@ -240,3 +245,22 @@ def test_a_tool_that_nobody_runs_is_given_up_in_time() -> None:
     agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=0, answers=False)
     answer = agent.client.post("/v1/tools/local/measure-picture/invoke", json={"arguments": {}})
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+
+
+def test_words_of_a_turn_are_streamed_and_its_faults_come_before_them() -> None:
+    caller = Caller(finds_cards=False)
+    caller.wanted = "nothing"
+    user = {"role": "user", "content": "Mend it"}
+    answer = caller.chat_with(functions("mend"), user, stream=True, logprobs=True, stop="is d")
+    chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    pieces = [chunk["choices"][0]["delta"].get("content") for chunk in chunks]
+    assert [piece for piece in pieces if piece] == ["All", " "], "what it stops at is never sent"
+    tokens = [
+        entry["token"] for chunk in chunks if (found := chunk["choices"][0]["logprobs"]) for entry in found["content"]
+    ]
+    assert tokens == ["unknown"]
+    called = Caller(finds_cards=False).chat_with(functions("mend"), user, stream=True)
+    assert '"name": "mend"' in called.text
+    broken = Caller(finds_cards=False)
+    let_write(broken.predictor, lambda *_: 1 / 0)
+    assert broken.chat_with(functions("mend"), user, stream=True).status_code == 500

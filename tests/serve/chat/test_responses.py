@@ -11,7 +11,7 @@ import pytest
 from openai.types.responses import Response
 from pydantic import TypeAdapter
 from small_media import picture, sound
-from stand_in_service import CATALOG, Method, World
+from stand_in_service import CATALOG, World, let_write
 
 from data_pipeline.records.dialogue import render_answer
 from model.decode.turn_types import TurnRequest, WrittenTurn
@@ -35,7 +35,7 @@ class Answering(World):
         self.turns: list[TurnRequest] = []
         self.chats: list[ChatRequest] = []
         predictor: Any = self.predictor
-        predictor.write_turn = Method(self._write)
+        let_write(predictor, self._write)
         answer = self.chat.answer
 
         async def note(request: ChatRequest) -> Any:
@@ -225,13 +225,19 @@ def test_the_agent_answers_whole_and_streamed() -> None:
     assert found.output_text == "Hello, I am here."
     assert whole.json()["agent"]["steps"] == []
     events = events_of(world.ask("Hello", agent=True, stream=True))
+    adapter: TypeAdapter[Any] = TypeAdapter(openai.types.responses.ResponseStreamEvent)
+    assert [adapter.validate_python(data).type for _, data in events] == [event for event, _ in events]
+    deltas = [data["delta"] for event, data in events if event == "response.output_text.delta"]
+    assert deltas == ["Hello,", " I", " am", " here."], "word by word, as the model writes"
+    (added,) = [data["item"]["id"] for event, data in events if event == "response.output_item.added"]
+    assert events[-1][1]["response"]["output"][0]["id"] == added
     assert events[-1][1]["response"]["output"][0]["content"][0]["text"] == "Hello, I am here."
 
 
 def test_an_error_in_a_stream_is_its_last_event() -> None:
     world = Answering(writes_dialogues=True)
     predictor: Any = world.predictor
-    predictor.write_turn = Method(lambda *_: 1 / 0)
+    let_write(predictor, lambda *_: 1 / 0)
     *_, (event, data) = events_of(world.ask("Hello", agent=True, stream=True))
     assert (event, data["type"], data["code"], data["sequence_number"]) == ("error", "error", "internal_error", 2)
     assert data["error"]["type"] == "server_error"

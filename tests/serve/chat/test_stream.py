@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
 from data_pipeline.records.catalog import Tool
-from serve.agent.loop import AgentResult, AgentStep
+from serve.agent.events import AgentResult, AgentStep, AnswerText
 from serve.artifacts import Artifact
 from serve.chat.content import ChatTurn, Conversation, PastCall
+from serve.chat.events import SentWords
 from serve.chat.schemas import ChatCompletion, Usage, parse_chat_request
 from serve.chat.stream import (
     DONE,
     ChunkWriter,
     answer_with_tool,
     answer_with_words,
+    complete_agent,
     describe_tool_results,
-    stream_agent,
+    stream_answer,
     stream_completion,
 )
 from serve.chat.tools import offer_entry, read_tool_choice
@@ -143,19 +145,32 @@ def test_chunks_satisfy_the_official_client() -> None:
 def test_the_agents_steps_stream_before_its_answer() -> None:
     request = parse_chat_request(b'{"model": "demo", "messages": [{"role": "user", "content": "hi"}], "stream": true}')
 
-    async def events() -> AsyncIterator[AgentStep | AgentResult]:
+    async def events() -> AsyncGenerator[AnswerText | AgentStep | AgentResult, None]:
         step = AgentStep("Thought: Yes", "Blur It", "lab/blur", {"image": PICTURE.id}, "image/x.png")
         yield step
         yield AgentResult("Done.", (step,), "steps", 7, 5)
 
     async def collect() -> list[str]:
-        return [event async for event in stream_agent(request, events())]
+        return [event async for event in stream_answer(request, complete_agent(request, events()))]
 
     chunks = chunks_of(asyncio.run(collect()))
     assert [chunk.get("agent", {}).get("step", {}).get("tool_id") for chunk in chunks[:2]] == [None, "lab/blur"]
     assert chunks[2]["choices"][0]["delta"] == {"content": "Done."}
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert chunks[-1]["agent"]["stopped"] == "steps"
+
+
+def test_words_go_out_as_they_come_but_none_of_what_it_stops_at() -> None:
+    whole, lengths = "one two, threefold", (0, 3, 2, 8, 14, 16, 18)
+    for stops, pieces in (
+        ((), ["", "one", "", " two,", " three", "fo", "ld"]),
+        (("two, x", "fold"), ["", "one", "", " ", "two, three", "", ""]),
+    ):
+        sent = SentWords(stops)
+        assert [sent.grow(whole[:n]) for n in lengths] == pieces, "a model that is asked again begins anew"
+        assert sent.finish("".join(pieces) + "?") == "?"
+    with pytest.raises(RuntimeError, match="written anew"):
+        sent.finish("one, two")
 
 
 def test_tool_results_end_a_chat_in_words() -> None:

@@ -82,12 +82,20 @@ def test_a_fault_belongs_to_its_question(engine: Engine) -> None:
     assert _tools(engine.rank([good])[0]) == expected, "nothing is left of the batch before"
 
 
-def test_a_turn_that_has_no_room_is_told_in_its_place(engine: Engine) -> None:
-    short = ("a", TurnRequest("Human: Improve this\n", may_call=False, max_answer_tokens=4))
-    written = engine.write([short, ("b", TurnRequest("Improve this " * 400)), short])
-    assert isinstance(written[0], WrittenTurn)
-    assert written[0] == written[2]
-    assert isinstance(written[1], PromptTooLongError)
+def test_a_turn_that_has_no_room_is_told(engine: Engine) -> None:
+
+    def write(name: str, request: TurnRequest) -> WrittenTurn:
+        passes = engine.write(name, request)
+        while True:
+            try:
+                next(passes)
+            except StopIteration as end:
+                return end.value
+
+    short = TurnRequest("Human: Improve this\n", may_call=False, max_answer_tokens=4)
+    assert write("a", short) == write("a", short)
+    with pytest.raises(PromptTooLongError):
+        write("b", TurnRequest("Improve this " * 400))
 
 
 def test_room_is_left_for_the_longest_answer_as_in_training(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError
 
 from data_pipeline.errors import InputError
 from serve.engine import calls
-from serve.engine.calls import ATTEMPTS, ask
+from serve.engine.calls import ATTEMPTS, ask, ask_stream
 
 
 class _Method:
@@ -20,11 +20,43 @@ class _Method:
         self.errors = list(errors)
         self.n_calls = 0
 
-    async def remote(self, *args: Any) -> Any:
+    def options(self, *, stream: bool) -> _Method:
+        assert stream
+        return self
+
+    def remote(self, *args: Any) -> _Response:
         self.n_calls += 1
-        if self.errors:
-            raise self.errors.pop(0)
-        return args
+        self.response = _Response(self.errors.pop(0) if self.errors else None, args)
+        return self.response
+
+
+class _Response:
+    """Raises an error, or gives the arguments: at once, or one after the other; None keeps it waiting for ever."""
+
+    def __init__(self, error: Exception | None, args: tuple[Any, ...]) -> None:
+        self.error, self.args = error, args
+        self.is_cancelled = False
+
+    def __await__(self) -> Any:
+        return self._answer().__await__()
+
+    async def __aiter__(self) -> Any:
+        for arg in self.args:
+            if arg is None:
+                await asyncio.sleep(60)
+            yield arg
+            if self.error is not None:
+                raise self.error
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    async def _answer(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        if None in self.args:
+            await asyncio.sleep(60)
+        return self.args
 
 
 class _WrappedError(Exception):
@@ -61,3 +93,30 @@ def test_a_fault_of_the_request_is_raised_as_it_was() -> None:
     with pytest.raises(InputError, match=r"^no such thing$"):
         asyncio.run(ask(method))
     assert method.n_calls == 1
+
+
+async def _collect(method: _Method, *args: Any) -> list[Any]:
+    return [answer async for answer in ask_stream(method, *args)]
+
+
+def test_a_stream_begins_anew_when_its_replica_dies() -> None:
+    method = _Method(ActorDiedError(), ActorDiedError())
+    assert asyncio.run(_collect(method, 1, 2)) == [1, 1, 1, 2]
+    assert not method.response.is_cancelled
+    faulty = _Method(_WrappedError("with a trace"))
+    with pytest.raises(InputError, match=r"^no such thing$"):
+        asyncio.run(_collect(faulty, 1))
+    with pytest.raises(ActorDiedError):
+        asyncio.run(_collect(_Method(*[ActorDiedError()] * ATTEMPTS), 1))
+
+
+def test_who_stops_waiting_cancels_the_call() -> None:
+    async def leave(method: _Method, waiting: Any) -> bool:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(waiting, 0.05)
+        return method.response.is_cancelled
+
+    whole, streamed = _Method(), _Method()
+    assert asyncio.run(leave(whole, ask(whole, None)))
+    assert asyncio.run(leave(streamed, _collect(streamed, 1, None)))
+    assert streamed.n_calls == 1

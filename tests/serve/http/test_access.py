@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.errors import InputError
-from serve.http.access import AccessError, ApiKeys, Gate, RateLimit, check_origin, is_loopback
+from serve.http.access import AccessError, ApiKeys, Gate, RateLimit, WrongKeys, check_origin, is_loopback
 
 ADA, BOB = "ada-has-a-long-key", "bob-has-another-key"
 FREE = RateLimit(0, 1)
@@ -148,3 +151,64 @@ def test_pages_of_another_origin_are_refused(headers: dict[str, str], is_fine: b
     with pytest.raises(AccessError) as raised:
         check_origin(headers)
     assert (raised.value.status, raised.value.code) == (403, "bad_origin")
+
+
+LOCAL = {"host": "127.0.0.1:8000"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"origin": "https://evil.example", "sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "http://127.0.0.1:3000", "sec-fetch-site": "same-site"}, 403),
+        ({"via": "1.1 proxy"}, 401),
+        ({"x-forwarded-host": "a.example"}, 401),
+        ({"cf-connecting-ip": "203.0.113.5"}, 401),
+        ({"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"origin": "https://chat.example", "sec-fetch-site": "cross-site"}, 200),
+    ],
+)
+def test_without_keys_no_web_page_elsewhere_and_no_proxy_asks(headers: dict[str, str], status: int) -> None:
+    gate = Gate(ApiKeys.load({}), FREE, ["https://chat.example"])
+    if status == 200:
+        assert gate.admit(LOCAL | headers, "127.0.0.1") == "local"
+        return
+    with pytest.raises(AccessError) as caught:
+        gate.admit(LOCAL | headers, "127.0.0.1")
+    assert caught.value.status == status
+
+
+def test_wrong_keys_hold_their_address_up_and_nobody_else(keys: ApiKeys) -> None:
+    now = [0.0]
+    gate = Gate(keys, FREE, wrong_keys=WrongKeys(3, lambda: now[0]))
+    gate.admit(bearer(ADA), "203.0.113.9")
+
+    def guess(address: str, key: str = "a-wrong-key-of-length") -> int:
+        try:
+            gate.admit(bearer(key), address)
+        except AccessError as error:
+            return error.status
+        return 200
+
+    statuses = [guess(f"2001:db8:0:1::{i}") for i in range(6)]
+    assert statuses == [401, 401, 401, 401, 429, 429]
+    assert guess("2001:db8:0:1::7", ADA) == 429, "a guesser does not learn that it was right"
+    assert guess("2001:db8:0:2::1", ADA) == 200
+    assert [guess("203.0.113.9") for _ in range(6)] == [401] * 6
+    assert guess("203.0.113.9", BOB) == 200
+    now[0] += 60
+    assert guess("2001:db8:0:1::7", ADA) == 200
+
+
+def test_keys_leave_the_environment_that_others_can_read() -> None:
+    code = (
+        "from serve.http.access import build_gate; from serve.config import ServeArgs; import os\n"
+        "build_gate(ServeArgs(bundle='b'))\n"
+        "print(open('/proc/self/environ').read().count('ada-has'), 'TOOLMM_API_KEYS' in os.environ)"
+    )
+    environment = os.environ | {"TOOLMM_API_KEYS": f"ada:{ADA}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
+    assert done.stdout.split() == ["0", "False"]

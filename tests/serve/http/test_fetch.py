@@ -139,3 +139,13 @@ def test_addresses_that_are_not_public(address: str) -> None:
 @pytest.mark.parametrize("address", ["93.184.215.14", "8.8.8.8", "2606:2800:21f::1", "::ffff:8.8.8.8"])
 def test_addresses_that_are(address: str) -> None:
     assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["168.63.129.16", "fec0::1", "100.64.0.1", "192.88.99.1", "192.31.196.1", "198.18.0.1", "5f00::1",
+    "3fff::1", "2001:2::1", "2620:4f:8000::1", "::ffff:168.63.129.16", "fd00:ec2::254", "ff02::1"],
+)  # fmt: skip
+def test_reserved_addresses_are_not_public(address: str) -> None:
+    assert not is_public(address)
+    assert is_public("93.184.215.14")
+    assert is_public("2606:4700:4700::1111")

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from rotated_film import render_rotated_film
 
 from data_pipeline.errors import MediaError
 from data_pipeline.media.limits import MediaLimits
@@ -118,19 +119,10 @@ def test_tools_see_pictures_as_people_do() -> None:
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_tools_see_clips_upright(degrees: int) -> None:
-    frame = np.zeros((32, 48, 3), np.uint8)
-    frame[:16, :24] = 255
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=10, width=48, height=32, pix_fmt="yuv420p")
-        stream.set_display_rotation(degrees)
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    decoded = decode_media("video", file.getvalue(), SHORT)
+    film, wanted = render_rotated_film(degrees)
+    decoded = decode_media("video", film, SHORT)
     assert isinstance(decoded, Clip)
     assert decoded.frames.flags.c_contiguous, "OpenCV takes no other"
-    wanted = np.rot90(frame, degrees // 90)
     assert decoded.frames.shape[1:] == wanted.shape
     assert np.abs(decoded.frames.astype(int) - wanted).mean() < 12
 

@@ -158,6 +158,7 @@ def pixels_of(output: Any) -> np.ndarray:
 
 def test_calls_make_pictures_in_their_own_process(runner: ToolRunner, model_ids: dict[str, str]) -> None:
     tools = load_tools(model_ids)
+    runner.start(True, [tools[GENERATE], tools[REPLACE]])  # shut in with the files of both, so it need not start again
     made = pixels_of(runner.run(tools[GENERATE], {"text": "a red cup"}, {}))
     assert made.shape == (16, 16, 3)
     assert (made == COLOUR).all()
