@@ -79,8 +79,8 @@ def select_questions(
     names: dict[str, list[str]] = {"modality": [], "source": []}
     first = 0
     for facts in shards.read_facts():
-        row = pc.index_in(facts["media_sha256"], value_set=known).fill_null(-1).to_numpy()
-        has_medium = pc.not_equal(facts["modality"].cast(pa.string()), "text").to_numpy()
+        row = pc.index_in(facts["media_sha256"], value_set=known).fill_null(-1).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+        has_medium = pc.not_equal(facts["modality"].cast(pa.string()), "text").to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
         is_usable = ~has_medium | (row >= 0)
         used = facts.filter(pa.array(is_usable))
         for name in ("n_rows", "tree_tokens", "loss_tokens", "n_asked", "is_dialogue"):
