@@ -59,8 +59,11 @@ def p_unknown(ranking: Iterable[RankedTool]) -> float | None:
     return next((tool.probability for tool in ranking if tool.tool_id == UNKNOWN_TOOL_ID), None)
 
 
-class _Search:
-    """Uniform-cost search for the k likeliest leaves below one prompt, `width` nodes at a time."""
+class LeafSearch:
+    """Uniform-cost search for the k likeliest leaves below one prompt, `width` nodes at a time; it runs no model.
+
+    A path is whatever its user finds the tokens of a node's ancestors by.
+    """
 
     def __init__(self, trie: ChoiceTrie, k: int, also: Sequence[str], width: int) -> None:
         self._trie = trie
@@ -113,6 +116,11 @@ class _Search:
         return len(self._best) == self._k and log_probability <= self._best[0][0]
 
 
+def default_width(k: int) -> int:
+    """Frontier nodes per prompt and pass for k tools: one more costs tokens and hardly saves a pass."""
+    return min(k // 2 + 2, MAX_DEFAULT_WIDTH)
+
+
 def top_k_tools(
     mllm: Any,
     prompts: Sequence[Prompt],
@@ -159,15 +167,15 @@ class ToolSearch:
         self._trie = trie
         self._also = also
         self._stats = DecodeStats() if stats is None else stats
-        self._rows: list[_Search] = []
+        self._rows: list[LeafSearch] = []
         self._cache: TreeCache | None = None  # as many rows
 
     def add(self, prompts: Sequence[Prompt], k: int, width: int | None = None) -> None:
         """Run further prompts; not after `run`. Arguments and errors as of `top_k_tools`."""
-        width = min(k // 2 + 2, MAX_DEFAULT_WIDTH) if width is None else width
+        width = default_width(k) if width is None else width
         if k < 1 or width < 1:
             raise InputError(f"k is {k} and width {width}; both must be at least 1.")
-        rows = [_Search(self._trie, min(k, len(self._trie)), self._also, width) for _ in prompts]
+        rows = [LeafSearch(self._trie, min(k, len(self._trie)), self._also, width) for _ in prompts]
         if prompts and self._trie.n_nodes > 1:  # one tool: nothing to decide
             with decoding(self._mllm):
                 self._run_prompts(prompts, rows)
@@ -183,7 +191,7 @@ class ToolSearch:
             self._search(self._cache)
         return [row.ranking() for row in self._rows]
 
-    def _run_prompts(self, prompts: Sequence[Prompt], rows: Sequence[_Search]) -> None:
+    def _run_prompts(self, prompts: Sequence[Prompt], rows: Sequence[LeafSearch]) -> None:
         cache = TreeCache(self._mllm, prompts, self._trie.edge(0), self._stats)
         for row, path, choice in zip(rows, cache.paths, self._score(cache.hidden, [0] * len(prompts)), strict=True):
             row.add_children(0, 0.0, path, choice)
