@@ -19,7 +19,6 @@ from torch import Tensor
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from model.decode.tree_cache import (
-    CachedPath,
     DecodeStats,
     Prompt,
     TreeCache,
@@ -71,12 +70,12 @@ class LeafSearch:
         self._width = width
         self._on_the_way = {node for tool_id in also for node in trie.ancestors(tool_id)}
         self._also = {trie.choices.index(tool_id) for tool_id in also}
-        self._required: list[tuple[float, int, CachedPath]] = []  # nodes on the way to a tool of `also`
-        self._frontier: list[tuple[float, int, CachedPath]] = []  # heap of (-log probability, node, parent's path)
+        self._required: list[tuple[float, int, Any]] = []  # nodes on the way to a tool of `also`
+        self._frontier: list[tuple[float, int, Any]] = []  # heap of (-log probability, node, parent's path)
         self._best: list[tuple[float, int]] = []  # heap of the k best (log probability, -tool): the worst comes first
         self._extra: dict[int, float] = {}
 
-    def add_children(self, node: int, log_probability: float, path: CachedPath, choices: np.ndarray) -> None:
+    def add_children(self, node: int, log_probability: float, path: Any, choices: np.ndarray) -> None:
         """Take note of an expanded node's children; `choices` are their log probabilities given the node."""
         for child, choice in zip(self._trie.children(node), choices.tolist(), strict=True):
             total = log_probability + choice
@@ -94,7 +93,7 @@ class LeafSearch:
             else:
                 heapq.heappushpop(self._best, (total, -tool))
 
-    def next_nodes(self) -> list[tuple[float, int, CachedPath]]:
+    def next_nodes(self) -> list[tuple[float, int, Any]]:
         """The nodes to expand next, as (log probability, node, parent's path); none when the search is over."""
         taken, self._required = self._required, []
         for _ in range(self._width):
