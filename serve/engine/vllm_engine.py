@@ -97,7 +97,7 @@ class VllmEngine:
             self._n_running -= 1
 
     async def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
-        loop, steps, shown = asyncio.get_running_loop(), self._turns[name].write(request), ""
+        loop, steps, shown = asyncio.get_running_loop(), self.write_in_steps(name, request), ""
         try:
             while True:
                 text = await loop.run_in_executor(self._threads, _step, steps)
@@ -109,6 +109,10 @@ class VllmEngine:
                     yield text
         finally:  # closes its stream; where a step is under way still, behind that one
             self._threads.submit(_close, steps)
+
+    def write_in_steps(self, name: str, request: TurnRequest) -> Generator[str | WrittenTurn, None, None]:
+        """As `write`; each step blocks."""
+        return self._turns[name].write(request)
 
     async def take_over(self, name: str, bundle: Bundle, adopt: Callable[[], Question]) -> None:
         others = {other: known for other, known in self._bundles.items() if other != name}
@@ -153,12 +157,13 @@ class VllmEngine:
                 )
             parent, longest = served[bundle.revision]
             longest = longest or (served[parent][1] if parent in served else None) or 1 << 30
-            if longest < bundle.info.max_target_tokens:
+            embedding = PromptEmbedding.load(bundle, self._dtype)
+            needed = min(bundle.info.max_target_tokens, embedding.max_positions)
+            if longest < needed:
                 raise InputError(
                     f"the vLLM server takes {longest} tokens, but model {name!r} was trained on prompts of up to "
-                    f"{bundle.info.max_target_tokens}; start it with a larger --max-model-len."
+                    f"{needed}; start it with a larger --max-model-len."
                 )
-            embedding = PromptEmbedding.load(bundle, self._dtype)
             self._try_embeddings(name, bundle, embedding)
         except EngineUnavailableError as error:
             raise InputError(f"{error}; docs/engines.md says how the server is started.") from error
