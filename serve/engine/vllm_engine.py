@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -56,7 +56,7 @@ class VllmEngine:
         Args:
             bundles: name -> bundle, over one backbone and encoder.
             url: of the server; its key is in the environment, `TOOLMM_VLLM_API_KEY`.
-            n_requests: to the server at the same time.
+            n_requests: questions, and as many turns, that are under way at the same time; further ones wait.
             timeout_s: without a sign of life from it.
             dtype: "float32" or "bfloat16", of embeddings that are sent; None: as trained.
 
@@ -72,10 +72,11 @@ class VllmEngine:
         self.tokenizer = load_tokenizer(first.backbone_source())
         self._choices = Choices(bundles, self.tokenizer)
         self._choices_free = threading.Lock()
-        self._server = VllmServer(url, os.environ.get(API_KEY_VARIABLE, ""), n_requests, timeout_s)
+        self._server = VllmServer(url, os.environ.get(API_KEY_VARIABLE, ""), 2 * n_requests, timeout_s)
         self._threads = ThreadPoolExecutor(n_requests, thread_name_prefix="vllm")
         self._embeddings: dict[str, PromptEmbedding] = {}
         self._turns: dict[str, VllmTurns] = {}
+        self._turns_left = asyncio.Semaphore(n_requests)  # a turn holds a connection from step to step
         self._n_running = 0
         self.largest_batch = 0
         for name, bundle in bundles.items():
@@ -97,18 +98,19 @@ class VllmEngine:
             self._n_running -= 1
 
     async def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
-        loop, steps, shown = asyncio.get_running_loop(), self.write_in_steps(name, request), ""
-        try:
-            while True:
-                text = await loop.run_in_executor(self._threads, _step, steps)
-                if isinstance(text, WrittenTurn):
-                    yield text
-                    return
-                if text != shown:
-                    shown = text
-                    yield text
-        finally:  # closes its stream; where a step is under way still, behind that one
-            self._threads.submit(_close, steps)
+        loop, steps, shown = asyncio.get_running_loop(), _Steps(self.write_in_steps(name, request)), ""
+        async with self._turns_left:
+            try:
+                while True:
+                    text = await loop.run_in_executor(self._threads, steps.step)
+                    if isinstance(text, WrittenTurn):
+                        yield text
+                        return
+                    if text != shown:
+                        shown = text
+                        yield text
+            finally:  # not waited for: a step may be under way still, whose caller has gone
+                self._threads.submit(steps.close)
 
     def write_in_steps(self, name: str, request: TurnRequest) -> Generator[str | WrittenTurn, None, None]:
         """As `write`; each step blocks."""
@@ -219,9 +221,18 @@ def _check_bundle(name: str, bundle: Bundle) -> None:
         )
 
 
-def _step(steps: Iterator[str | WrittenTurn]) -> str | WrittenTurn:
-    return next(steps)
+class _Steps:
+    """A turn that is being written, in whatever thread."""
 
+    def __init__(self, steps: Generator[str | WrittenTurn, None, None]) -> None:
+        self._steps = steps
+        self._is_free = threading.Lock()
 
-def _close(steps: Generator[str | WrittenTurn, None, None]) -> None:
-    steps.close()
+    def step(self) -> str | WrittenTurn:
+        with self._is_free:
+            return next(self._steps)
+
+    def close(self) -> None:
+        """Ends its stream, and with it the server's work."""
+        with self._is_free:
+            self._steps.close()

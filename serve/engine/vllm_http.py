@@ -19,6 +19,7 @@ from serve.engine.model_engine import EngineUnavailableError
 MAX_SCORED_TOKENS = 128  # vLLM's bound on `logprob_token_ids`
 MAX_PROMPTS = 64  # of one request
 MAX_ANSWER_BYTES = 16 * 2**20
+MAX_EVENT_BYTES = 2**20  # the first one of a stream repeats the prompt's ids
 _GREEDY = {"temperature": 0, "n": 1, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _TOKEN = "token_id:"
 
@@ -164,6 +165,8 @@ def _split_lines(parts: Iterator[bytes]) -> Iterator[bytes]:
     for part in parts:
         *lines, rest = (rest + part).split(b"\n")
         yield from lines
+        if len(rest) > MAX_EVENT_BYTES:
+            raise EngineUnavailableError(f"an event of a vLLM server is larger than {MAX_EVENT_BYTES} bytes")
     yield rest
 
 

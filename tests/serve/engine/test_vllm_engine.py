@@ -26,12 +26,12 @@ from model.decode.turn_types import PromptTooLongError, TurnArgument, TurnReques
 from model.llm.bundle import Bundle
 from serve.config import ServeArgs
 from serve.deployments.predictor import Predictor
+from serve.engine import vllm_http
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
 from serve.engine.messages import Ranking, SelectQuery
 from serve.engine.model_engine import EngineUnavailableError
 from serve.engine.vllm_engine import API_KEY_VARIABLE, VllmEngine
-from serve.engine.vllm_http import MAX_ANSWER_BYTES
 from serve.http.schemas import RequestError
 
 WORDS = "### Human: <Img></Img> Improve this\n"
@@ -185,12 +185,15 @@ def test_the_predictor_takes_it_by_one_key(bundles: dict[str, Bundle], local: En
         (200, b"[]"),
         (200, b'{"choices": []}'),
         (200, b'{"choices": [{"index": 7, "logprobs": {"top_logprobs": [{}]}}]}'),
-        (200, b'{"choices": "' + b"x" * MAX_ANSWER_BYTES + b'"}'),
+        (200, b'{"choices": "' + b"x" * 2**17 + b'"}'),
         (302, b""),
         (503, b"\xff"),
     ],
 )
-def test_a_strange_answer_is_an_outage(bundles: dict[str, Bundle], server: StandIn, status: int, body: bytes) -> None:
+def test_a_strange_answer_is_an_outage(
+    bundles: dict[str, Bundle], server: StandIn, status: int, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_http, "MAX_ANSWER_BYTES", 2**17)
     engine = _engine(bundles, server)
     server.spoil = (status, body)
     with pytest.raises(EngineUnavailableError):
