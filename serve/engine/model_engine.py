@@ -22,11 +22,14 @@ class ModelEngine(Protocol):
 
     Attributes:
         tokenizer: of the backbone.
-        largest_batch: questions that were under way together at most, since the start.
     """
 
     tokenizer: Any
-    largest_batch: int
+
+    @property
+    def largest_batch(self) -> int:
+        """Questions that were under way together at most, since the start."""
+        ...
 
     def longest_answer(self, name: str) -> int:
         """Tokens of the longest answer that names one of a model's tools: so much room must a prompt leave."""
@@ -63,8 +66,8 @@ class ModelEngine(Protocol):
         Args:
             name: of the model.
             bundle: takes the place.
-            adopt: called once the bundle is in its place, before anybody else is answered; the question that it gives
-                is answered first.
+            adopt: called once the bundle is in its place, before anybody is answered by it; gives a question for an
+                engine that has to warm up.
 
         Raises:
             InputError: the bundle does not fit.

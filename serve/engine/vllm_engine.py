@@ -126,7 +126,7 @@ class VllmEngine:
             self._choices.put(name, bundle, trie)
             self._bundles[name] = bundle
             self._embeddings[name], self._turns[name] = opened
-        await self.answer(adopt())
+        adopt()  # nothing to warm up: the server has just been asked
 
     def rank(self, question: Question) -> Ranking:
         """As `answer`; it blocks."""
