@@ -20,7 +20,7 @@ from small_service import free_port
 
 from data_pipeline.media.load import load_media
 from serve.agent.events import describe_artifact
-from serve.artifacts import Artifact, ArtifactStore
+from serve.artifacts import Artifact, ArtifactStore, CallerArtifacts
 from serve.chat.content import ChatLimits, parse_conversation, store_media
 from serve.chat.schemas import parse_chat_request
 from serve.http.schemas import RequestError
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 FAKE_DEVICES = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 
-def build_stand_in(store: ArtifactStore, asked: list[Artifact]) -> FastAPI:
+def build_stand_in(store: CallerArtifacts, asked: list[Artifact]) -> FastAPI:
     """The routes that the page uses, with the service's own reading of uploads and chats, and no model."""
     api = FastAPI()
     add_page_routes(api)
@@ -80,8 +80,8 @@ def serving(api: FastAPI) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path_factory.mktemp("artifacts")), 3600, 2**25)
+def store(tmp_path_factory: pytest.TempPathFactory) -> CallerArtifacts:
+    return ArtifactStore(str(tmp_path_factory.mktemp("artifacts")), 3600, 2**25).of("local")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def asked() -> list[Artifact]:
 
 
 @pytest.fixture(scope="module")
-def browser_page(store: ArtifactStore, asked: list[Artifact]) -> Iterator[tuple[Page, str]]:
+def browser_page(store: CallerArtifacts, asked: list[Artifact]) -> Iterator[tuple[Page, str]]:
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if browser_path is None:
         pytest.skip("no Chromium: Debian's package `chromium` has it")
@@ -132,7 +132,7 @@ def ask(page: Page, words: str, answer: str) -> None:
     expect(page.locator("li.service .words").last).to_have_text(answer)
 
 
-def send_recording(page: Page, store: ArtifactStore, asked: list[Artifact], modality: str, words: str) -> bytes:
+def send_recording(page: Page, store: CallerArtifacts, asked: list[Artifact], modality: str, words: str) -> bytes:
     """What the browser recorded, as it lies in the store when the model has been asked about it."""
     record(page, "Record sound" if modality == "audio" else "Record video", 1.5)
     expect(page.locator(f"#preview {modality}")).to_be_visible()
@@ -143,7 +143,7 @@ def send_recording(page: Page, store: ArtifactStore, asked: list[Artifact], moda
 
 
 def test_a_recorded_sound_reaches_the_model_and_the_tools(
-    page: Page, store: ArtifactStore, asked: list[Artifact]
+    page: Page, store: CallerArtifacts, asked: list[Artifact]
 ) -> None:
     data = send_recording(page, store, asked, "audio", "Clean this sound")
     assert np.isfinite(load_media("audio", data)).all()
@@ -154,7 +154,7 @@ def test_a_recorded_sound_reaches_the_model_and_the_tools(
 
 
 def test_a_recorded_video_reaches_the_model_and_the_tools(
-    page: Page, store: ArtifactStore, asked: list[Artifact]
+    page: Page, store: CallerArtifacts, asked: list[Artifact]
 ) -> None:
     data = send_recording(page, store, asked, "video", "Find the scenes")
     assert load_media("video", data).shape == (15, 3, 2, 224, 224)

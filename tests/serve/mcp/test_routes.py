@@ -40,13 +40,13 @@ class Tools:
         self.failure: Exception | ToolReply | None = None
         self.invoke = Method(self._invoke)
 
-    def _invoke(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolReply:
+    def _invoke(self, tool_id: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
         self.asked.append((tool_id, arguments))
         if isinstance(self.failure, Exception):
             raise self.failure
         if self.failure is not None:
             return self.failure
-        store = open_artifacts(World(artifacts=str(self._folder)).args)
+        store = open_artifacts(World(artifacts=str(self._folder)).args).of(caller)
         return ToolReply("as it was", store.info(next(iter(arguments.values()))))
 
 
