@@ -77,7 +77,7 @@ class ModelSize:
         """Count a model, which may be on the meta device.
 
         Args:
-            mllm: built by `ToolLLM.build` or `build_shape`.
+            mllm: built by `ToolLLM.build` or `ToolLLM.sketch`.
             on_gpu: dropout keeps its mask as one byte a number there, and as a number on a CPU.
         """
         causal_lm: Any = mllm.llm.get_base_model()

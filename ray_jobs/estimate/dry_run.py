@@ -14,10 +14,11 @@ from transformers import PretrainedConfig
 
 from data_pipeline.batches.plan import TrainingPlan, count_seen
 from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
 from ray_jobs.config import RunSpec
 from ray_jobs.estimate.corpus_sizes import CorpusSizes, find_backbone, load_corpus_sizes
 from ray_jobs.estimate.cost import ModelSize, StateBytes, compute_activation_bytes, compute_flops, compute_state_bytes
-from ray_jobs.estimate.shapes import build_shape, load_shape
+from ray_jobs.estimate.shapes import load_shape
 from ray_jobs.estimate.speed import MicroStep, count_parallel, measure_training_flops
 from ray_jobs.train.inputs import CPU_SEQUENCE_TOKENS, GPU_BLOCK_TOKENS, build_plan, length_multiple
 
@@ -120,7 +121,7 @@ def _measure_shape(spec: RunSpec) -> tuple[ModelConfig, PretrainedConfig, str, M
     encoder_dim = ENCODER_WIDTHS.get(spec.embed.encoder, spec.model.encoder_dim)
     shape, origin = load_shape(find_backbone(spec))
     config = spec.model.model_copy(update={"encoder_dim": encoder_dim})
-    return config, shape, origin, ModelSize.measure(build_shape(config, shape), spec.train.use_gpu)
+    return config, shape, origin, ModelSize.measure(ToolLLM.sketch(config, shape), spec.train.use_gpu)
 
 
 def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: TrainingPlan) -> StepCost:
