@@ -22,11 +22,10 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from model.llm.tool_llm import ToolLLM
-from ray_jobs.train_options import TrainOptions
+from ray_jobs.train_options import MAX_BUCKET, TrainOptions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_STEPS_PER_PRINT = 2**31
-MAX_BUCKET = 500_000_000  # numbers; DeepSpeed's default
 
 
 def deepspeed_config(train: TrainOptions, dtype: str) -> dict[str, Any]:

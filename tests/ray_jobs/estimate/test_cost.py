@@ -130,15 +130,15 @@ def test_states_are_those_of_a_real_optimizer(backbone: str) -> None:
 
 
 def test_zero_shares_out_one_state_after_the_other() -> None:
-    """Vicuna-7B on 4 workers in bf16, by hand: 2 bytes a weight and a gradient, 12 of optimizer a trained weight."""
+    """Vicuna-7B on 4 workers in bf16, by hand: 2 bytes a weight, 4 a gradient, 12 of optimizer a trained weight."""
     config = ModelConfig(backbone="lmsys/vicuna-7b-v1.5", dtype="bfloat16")
     size = ModelSize.measure(ToolLLM.sketch(config, load_shape(config.backbone)[0]), on_gpu=True)
     trained, total = size.trainable, size.trainable + size.frozen
     expected = {
-        0: (2 * total, 2 * trained, 12 * trained),
-        1: (2 * total, 2 * trained, 3 * trained),
-        2: (2 * total, trained / 2, 3 * trained),
-        3: (total / 2, trained / 2, 3 * trained),
+        0: (2 * total, 4 * trained, 12 * trained),
+        1: (2 * total, 4 * trained, 3 * trained),
+        2: (2 * total, trained, 3 * trained),
+        3: (total / 2, trained, 3 * trained),
     }
     for stage, by_hand in expected.items():
         states = compute_state_bytes(size, stage, 4)
