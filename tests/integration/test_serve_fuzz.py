@@ -198,7 +198,6 @@ def send_rpc(service: Service, asked: list[RpcRequest]) -> Counter[str]:
                 assert response.status_code < 500, (request, response.text)
                 assert "in its log" not in response.text, (request, response.text)
                 body = response.json() if response.content else {}
-                assert "error" in body or response.is_success, (request, response.text)
                 found.append("error" if "error" in body else "result" if "result" in body else "")
         return found
 
