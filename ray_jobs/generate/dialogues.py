@@ -24,6 +24,7 @@ from data_pipeline.instruct.instructions import (
     render_teacher_prompt,
 )
 from data_pipeline.instruct.samples import Sample, assign_splits, build_samples
+from data_pipeline.instruct.structured import INSTRUCTIONS, to_instruction_lines
 from data_pipeline.instruct.talk import Talk, parse_talk, render_talk_prompt
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.schema import SPLITS
@@ -54,6 +55,7 @@ class Plan:
         left_out: rows of captions that could not be used, by reason.
         seen, unseen: tools by where they may be asked for.
         asked: every request, by picture.
+        is_structured: whether the teacher takes a schema of its answer.
     """
 
     images: list[CaptionedImage]
@@ -62,6 +64,7 @@ class Plan:
     seen: list[Tool]
     unseen: list[Tool]
     asked: list[Asked]
+    is_structured: bool
 
     @property
     def tools(self) -> list[Tool]:
@@ -70,8 +73,10 @@ class Plan:
     def render(self, asked: Asked) -> TeacherRequest:
         """What is sent for one request."""
         image = self.images[asked.image]
-        prompt = render_teacher_prompt(image, asked.tools) if asked.tools else render_talk_prompt(image)
-        return TeacherRequest((("user", prompt),))
+        if not asked.tools:
+            return TeacherRequest((("user", render_talk_prompt(image)),))
+        prompt = render_teacher_prompt(image, asked.tools)
+        return TeacherRequest((("user", prompt),), schema=INSTRUCTIONS if self.is_structured else None)
 
     def parts(self) -> Iterator[list[Asked]]:
         """The requests about `PICTURES_AT_ONCE` pictures after the other."""
@@ -179,7 +184,7 @@ def make_plan(options: GenerateOptions, seed: int) -> Plan:
         asked.append(Asked(number, tools))
         if split != "test" and rng.random() < options.talk_frac:
             asked.append(Asked(number, ()))
-    return Plan(images, splits, left_out, seen, unseen, asked)
+    return Plan(images, splits, left_out, seen, unseen, asked, options.is_structured)
 
 
 def _load_tools(options: GenerateOptions) -> tuple[list[Tool], list[Tool]]:
@@ -223,7 +228,7 @@ def _ask(teacher: Teacher, plan: Plan, part: list[Asked], n_before: int, errors:
             kept, n_left_out = parse_talk(text)
             own.talks += kept
             return n_left_out
-        lines = parse_reply(text, asked.tools, plan.tools)
+        lines = parse_reply(to_instruction_lines(text), asked.tools, plan.tools)
         own.instructions += [line for line in lines if isinstance(line, Instruction)]
         taken.noise[number] = [line for line in lines if isinstance(line, Noise)]
         return len(taken.noise[number])
