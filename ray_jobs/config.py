@@ -145,6 +145,11 @@ class RunSpec(Section):
         return self.run_dir / "corpus"
 
     @property
+    def tokens_dir(self) -> Location:
+        """Splits as token ids, by content; trials of a sweep share them."""
+        return self.run_dir / "tokens"
+
+    @property
     def backbones_dir(self) -> Path:
         """Backbones converted from GGUF, which all runs here share."""
         runs_dir = self.runs_dir if isinstance(self.runs_dir, Path) else cache_folder()

@@ -7,8 +7,7 @@ the hashes of whole blocks of tokens, so that planning needs no tokens; the pack
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,33 +37,39 @@ def hash_blocks(prompt_ids: np.ndarray) -> np.ndarray:
     return np.array(hashes, dtype=np.int64)
 
 
-def find_families(block_hashes: Sequence[Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
+def find_families(hashes: np.ndarray, n_blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Put each question into the family that saves it most: how much its prompt shares, with how many others.
 
     A family shares half of each prompt at the least: less is not worth that its members meet in one step.
 
     Args:
-        block_hashes: of N prompts, as `hash_blocks` gives them.
+        hashes: int64 [B]; of N prompts, as `hash_blocks` gives them, behind one another.
+        n_blocks: int [N]; how many are each prompt's.
 
     Returns:
         int64 [N], each question's family, named by its first member: alone, its own number; and int64 [N], the tokens
         that the prompts of its family have in common at the least, 0 for one alone.
     """
-    hashes = [list(blocks) for blocks in block_hashes]
-    counts = Counter(block for blocks in hashes for block in blocks)
-    family = np.arange(len(hashes), dtype=np.int64)
-    shared = np.zeros(len(hashes), dtype=np.int64)
-    first: dict[int, int] = {}
-    for number, blocks in enumerate(hashes):
-        members = [min(counts[block], _COUNTED_MEMBERS) for block in blocks]
-        saved = [
-            (depth + 1) * (n - 1) / n if 2 * (depth + 1) >= len(blocks) else 0.0 for depth, n in enumerate(members)
-        ]
-        if saved and max(saved) > 0:
-            deepest = saved.index(max(saved))
-            family[number] = first.setdefault(blocks[deepest], number)
-            shared[number] = (deepest + 1) * BLOCK_TOKENS
-    alone = np.bincount(family, minlength=len(hashes))[family] == 1
+    family = np.arange(len(n_blocks), dtype=np.int64)
+    shared = np.zeros(len(n_blocks), dtype=np.int64)
+    if not len(hashes):
+        return family, shared
+    known, counts = np.unique(hashes, return_counts=True)
+    owner = np.repeat(family, n_blocks)  # [B]
+    depth = np.arange(len(hashes)) - np.repeat(np.cumsum(n_blocks) - n_blocks, n_blocks) + 1
+    is_deep = 2 * depth >= n_blocks[owner]  # the last block of each prompt is
+    hashes, owner, depth = hashes[is_deep], owner[is_deep], depth[is_deep]
+    members = np.minimum(counts[np.searchsorted(known, hashes)], _COUNTED_MEMBERS)
+    saved = depth * (members - 1) / members
+    starts = np.unique(owner, return_index=True)[1]
+    most = np.maximum.reduceat(saved, starts)  # of each question that has blocks
+    is_best = (saved > 0) & (saved == np.repeat(most, np.diff(starts, append=len(owner))))
+    found, first = np.unique(owner[is_best], return_index=True)  # of equal ones the shallowest
+    best = np.flatnonzero(is_best)[first]
+    _, named_by, number = np.unique(hashes[best], return_index=True, return_inverse=True)
+    family[found] = found[named_by[number]]
+    shared[found] = depth[best] * BLOCK_TOKENS
+    alone = np.bincount(family, minlength=len(family))[family] == 1
     shared[alone] = 0
     return family, shared
 

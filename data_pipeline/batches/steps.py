@@ -27,7 +27,7 @@ class PlanIndex:
     Attributes:
         n_rows: int64 [N]; right answers of each question.
         n_tokens: int64 [N]; tokens of its tree.
-        row_tokens: int64 [sum(n_rows)]; tokens of each (question, answer) row, question by question.
+        row_tokens: int [sum(n_rows)]; tokens of each (question, answer) row, question by question.
         family: int64 [N]; questions of one number have prompts that begin alike (`families`).
         shared_tokens: int64 [N]; how many tokens of its prompt a question shares with all of its family.
     """
@@ -45,7 +45,8 @@ class PlanIndex:
 
     @classmethod
     def from_questions(cls, questions: Sequence[EncodedQuestion]) -> PlanIndex:
-        family, shared_tokens = find_families([hash_blocks(question.prompt_ids) for question in questions])
+        blocks = [hash_blocks(question.prompt_ids) for question in questions]
+        family, shared_tokens = find_families(np.concatenate(blocks), np.array([len(each) for each in blocks]))
         return cls(
             family=family,
             shared_tokens=shared_tokens,

@@ -1,8 +1,8 @@
-"""Ray Data between corpus and training loop: tokenise a split once, then stream packed micro steps to each rank.
+"""Ray Data between tokens and training loop: packed micro steps, streamed to each rank.
 
-The tokenised split stays in Ray's object store as Arrow tables; a rank's stream reads the questions of its next steps
-out of shared memory, lays them out and sends them ahead of the loop. What is in a step is fixed by (seed, epoch) alone,
-so a stream can start at any step, at any world size.
+The tokenised split lies in storage (`token_shards`); a rank's stream reads the questions of its next steps there, lays
+them out and sends them ahead of the loop. What is in a step is fixed by (seed, epoch) alone, so a stream can start at
+any step, at any world size.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from data_pipeline.batches.blocks import keep_order, list_array
 from data_pipeline.batches.cards import CardForm, RetrievalTerms, as_question
 from data_pipeline.batches.choices import AnswerChoices, ChoiceTerms
 from data_pipeline.batches.packing import Layout, PackedBatch, build_micro_batch
 from data_pipeline.batches.plan import TrainingPlan
-from data_pipeline.batches.tokenized import QuestionTable, TokenizedQuestions, keep_order, list_array
+from data_pipeline.batches.question_table import QuestionTable
+from data_pipeline.batches.tokenized import StoredQuestions
 
 STEPS_PER_BLOCK = 8  # steps that one Ray Data block carries; a few blocks are on their way at any time
 ARRAY_TYPES = {
@@ -99,7 +101,7 @@ class MicroStep:
 
 
 def stream_micro_steps(
-    split: TokenizedQuestions,
+    questions: StoredQuestions,
     plan: ray.ObjectRef[TrainingPlan],
     form: BatchForm,
     rank: int,
@@ -117,7 +119,7 @@ def stream_micro_steps(
     keep_order(ray.data.DataContext.get_current())
     dataset = ray.data.range(n_steps, override_num_blocks=-(-n_steps // STEPS_PER_BLOCK)).map_batches(
         MicroStepBuilder,
-        fn_constructor_args=(split, [plan], form, rank, world_size, first_step),
+        fn_constructor_args=(questions, [plan], form, rank, world_size, first_step),
         batch_format="numpy",
         batch_size=STEPS_PER_BLOCK,
         compute=ray.data.ActorPoolStrategy(size=1),
@@ -135,7 +137,7 @@ class MicroStepBuilder:
 
     def __init__(
         self,
-        split: TokenizedQuestions,
+        questions: StoredQuestions,
         plan: list[ray.ObjectRef[TrainingPlan]],
         form: BatchForm,
         rank: int,
@@ -145,11 +147,12 @@ class MicroStepBuilder:
         self._form = form
         self._rank, self._world_size = rank, world_size
         self._first_step = first_step
-        found: list[Any] = ray.get([split.media_row, split.media_matrix, *plan])
-        self._media_row, self._media_matrix = found[:2]
-        self._plan: TrainingPlan = found[2]
-        self._family = split.index.family
-        self._questions: Any = QuestionTable(pa.concat_tables(ray.get(split.tables)), form.tool_choices)
+        found: list[Any] = ray.get(
+            [questions.rows, questions.media_row, questions.media_matrix, questions.family, *plan]
+        )
+        rows, self._media_row, self._media_matrix, self._family = found[:4]
+        self._plan: TrainingPlan = found[4]
+        self._questions: Any = QuestionTable(questions.shards, rows, form.tool_choices)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         rows = [row for number in batch["id"] for row in self._build_step(self._first_step + int(number))]
@@ -164,6 +167,7 @@ class MicroStepBuilder:
         for kind, types in (("choices", CHOICE_TYPES), ("retrieval", RETRIEVAL_TYPES)):
             for name, item_type in types.items():
                 columns[f"{kind}_{name}"] = list_array([row[kind][name].ravel() for row in rows], item_type)
+        self._questions.release()
         return pa.table(columns).replace_schema_metadata(
             {"layout": self._form.layout, "embed_dim": str(self._media_matrix.shape[1])}
         )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "toolmm-corpus"
+_BATCH_ROWS = 1024  # that are Python objects at a time while records are read
 
 
 class Corpus:
@@ -72,6 +73,17 @@ class Corpus:
                 raise _damaged(self.path / entry["path"], "its content is not what `prepare` wrote")
         return [self.path / entry["path"] for entry in entries]
 
+    def shard_rows(self, split: str) -> list[tuple[Location, int]]:
+        """`shards`, and how many rows are in each."""
+        rows = [entry["rows"] for entry in self.manifest["files"] if entry["split"] == split]
+        return list(zip(self.shards(split), rows, strict=True))
+
+    def media_hashes(self, *splits: str) -> list[str]:
+        """sha256 of every medium of these splits that was there, once each, sorted."""
+        shards = [shard for split in splits for shard in self.shards(split)]
+        found = [_read_shard(shard)["media_sha256"].unique() for shard in shards]
+        return sorted(set(pa.chunked_array(found, pa.string()).unique().to_pylist()) - {""})
+
     def table(self, split: str) -> pa.Table:
         """All rows of the split, in order, in `CORPUS_SCHEMA`."""
         tables = [_read_shard(shard) for shard in self.shards(split)]
@@ -79,8 +91,9 @@ class Corpus:
 
     def records(self, split: str) -> Iterator[ToolRecord]:
         for shard in self.shards(split):
-            for row in _read_shard(shard).to_pylist():
-                yield ToolRecord.from_row(row)
+            for batch in _read_shard(shard).to_batches(_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    yield ToolRecord.from_row(row)
 
     def dataset(self, split: str) -> ray.data.Dataset:
         """The split as a Ray Dataset, one block of work per shard."""

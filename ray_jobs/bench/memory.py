@@ -1,7 +1,7 @@
 """Peak memory of a training worker: over three epochs, and with ten times the corpus.
 
 The worker is an actor that does what one of `train` does: it streams micro steps that Ray Data builds ahead and trains
-under DeepSpeed. Its peak resident memory is read anew for every epoch; it includes what it maps of Ray's object store.
+under DeepSpeed. Its peak resident memory is read anew for every epoch; it includes what it maps of the object store.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
-import ray.data
 
+from data_pipeline import storage
 from data_pipeline.batches.encoding import longest_answer
 from data_pipeline.batches.plan import TrainingPlan, UniformPlan
 from data_pipeline.batches.stream import BatchForm, stream_micro_steps
-from data_pipeline.batches.tokenized import TokenizedQuestions, tokenize_questions
+from data_pipeline.batches.token_shards import TokenForm, tokenize_shards
+from data_pipeline.batches.tokenized import StoredQuestions, select_questions
 from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord
 from model.llm.backbone import load_tokenizer
 from model.llm.config import ModelConfig
@@ -50,10 +52,10 @@ def run(epochs: int = EPOCHS, times: int = TIMES) -> dict[str, Any]:
         large = build_questions(n_copies=times)[0]
         peaks, n_steps = {}, 0
         for label, questions in (("corpus", small), (f"{times} times the corpus", large)):
-            split, plan = _plan(questions, backbone)
+            stored, plan = _plan(questions, backbone, Path(name) / label)
             n_steps = n_steps or plan.epoch_ends(1)[0]
             worker = ray.remote(_Worker).options(num_cpus=1).remote(config.model_dump(mode="json"))
-            peaks[label] = ray.get(worker.train.remote(split, [ray.put(plan)], n_steps, epochs))
+            peaks[label] = ray.get(worker.train.remote(stored, [ray.put(plan)], n_steps, epochs))
             del worker  # ends the actor
     print(f"{'peak memory of a worker, MiB':<32}" + "".join(f"{f'epoch {n + 1}':>10}" for n in range(epochs)))
     for label, values in peaks.items():
@@ -64,26 +66,23 @@ def run(epochs: int = EPOCHS, times: int = TIMES) -> dict[str, Any]:
     return {"peak_mib": peaks, "epochs_over_first": growth, "large_over_small": ratio, "steps_per_epoch": n_steps}
 
 
-def _plan(questions: Sequence[tuple[str, list[str]]], backbone: Path) -> tuple[TokenizedQuestions, UniformPlan]:
+def _plan(
+    questions: Sequence[tuple[str, list[str]]], backbone: Path, folder: Path
+) -> tuple[StoredQuestions, UniformPlan]:
     records = [
         ToolRecord(f"bench-{number}", "bench", Modality.TEXT, text, tuple(tools))
         for number, (text, tools) in enumerate(questions)
     ]
-    table = pa.Table.from_pylist([record.to_row() for record in records], schema=CORPUS_SCHEMA)
+    shard = folder / "records.parquet"
+    with storage.writing_file(shard) as stream:
+        pq.write_table(pa.Table.from_pylist([record.to_row() for record in records], schema=CORPUS_SCHEMA), stream)
     tokenizer = load_tokenizer(str(backbone))
-    tool_ids = sorted({tool for _, tools in questions for tool in tools})
-    split = tokenize_questions(
-        ray.data.from_arrow(table),
-        tokenizer,
-        {},
-        np.zeros((0, EMBED_DIM), np.float32),
-        max_target_tokens=512,
-        reserve_tokens=longest_answer(tokenizer, tool_ids),
-        max_dialogue_tokens=2048,
-        tool_ids=tool_ids,
-    )
+    tool_ids = tuple(sorted({tool for _, tools in questions for tool in tools}))
+    form = TokenForm(tokenizer, 512, longest_answer(tokenizer, tool_ids), 2048, tool_ids)
+    shards = tokenize_shards(folder / "tokens", [(shard, len(records))], storage.hash_file(shard), form)
+    split, stored = select_questions(shards, [], np.zeros((0, EMBED_DIM), np.float32))
     plan = UniformPlan(split.index, split.loss_weight, split.is_dialogue, 0, GLOBAL_BATCH_SIZE, "packed", PACK_TOKENS)
-    return split, plan
+    return stored, plan
 
 
 class _Worker:
@@ -104,7 +103,7 @@ class _Worker:
         self._engine = start_engine(ToolLLM.build(ModelConfig.model_validate(model_config)), TrainOptions())
 
     def train(
-        self, split: TokenizedQuestions, plan: list[ray.ObjectRef[TrainingPlan]], steps_per_part: int, parts: int
+        self, questions: StoredQuestions, plan: list[ray.ObjectRef[TrainingPlan]], steps_per_part: int, parts: int
     ) -> list[float]:
         """Peak resident memory in MiB of each part of the training."""
         from model.llm.tool_llm import to_tensors
@@ -112,7 +111,7 @@ class _Worker:
         engine = self._engine
         engine.train()
         peaks: list[float] = []
-        for micro in stream_micro_steps(split, plan[0], BatchForm("packed"), 0, 1, 0, steps_per_part * parts):
+        for micro in stream_micro_steps(questions, plan[0], BatchForm("packed"), 0, 1, 0, steps_per_part * parts):
             output = engine(to_tensors(micro.batch, micro.media, engine.device))
             engine.backward(output.loss_sum / micro.step_weight)
             if not micro.is_last:

@@ -208,7 +208,7 @@ def _build(
 ) -> CorpusSizes:
     weight, dialogues = np.array(loss_weight, dtype=np.float64), np.array(is_dialogue, dtype=bool)
     n_asked = (~dialogues).astype(np.int64)  # of the cards in front of calls nothing depends on here
-    split = TokenizedQuestions([], None, None, index, weight, n_asked, dialogues, modalities, sources, n_too_long)
+    split = TokenizedQuestions(index, weight, n_asked, dialogues, modalities, sources, n_too_long)
     return CorpusSizes(split, np.array(loss_tokens, dtype=np.int64), origin, is_assumed)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from data_pipeline.batches.tokenized import keep_order
+from data_pipeline.batches.blocks import keep_order
 from data_pipeline.locations import locate
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM

@@ -10,6 +10,7 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.corpus.sample import sample_records
 from data_pipeline.errors import InputError
+from data_pipeline.records.schema import SPLITS
 from model.scoring.dialogues import called_tool_ids
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
@@ -60,7 +61,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
     test_questions = [record for record in test_records if not record.is_dialogue]
     most, seed = spec.evaluate.max_questions, spec.seed
     test_dialogues = sample_records([record for record in test_records if record.is_dialogue], most, seed)
-    vectors = load_media_vectors(spec, corpus, train_records + val_questions + test_records)
+    vectors = load_media_vectors(spec, corpus, *SPLITS)
     usable, unusable = separate_usable(test_questions, vectors)
     usable = sample_records(usable, most, seed)
     questions = retrieval = dialogues = None

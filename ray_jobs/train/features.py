@@ -66,13 +66,13 @@ def read_embed_info(run_dir: Location) -> tuple[str, str] | None:
         raise InputError(f"{path} is damaged ({error}); run `embed` again, it only encodes what is new.") from error
 
 
-def load_media_vectors(spec: RunSpec, corpus: Corpus, records: Iterable[ToolRecord]) -> MediaVectors:
-    """Load the vectors of the records' media. Media without one (absent file, quarantined) are simply not in it.
+def load_media_vectors(spec: RunSpec, corpus: Corpus, *splits: str) -> MediaVectors:
+    """Load the vectors of the splits' media. Media without one (absent file, quarantined) are simply not in it.
 
     Raises:
-        InputError: the records have media files, but `embed` has not run on this corpus.
+        InputError: the splits have media files, but `embed` has not run on this corpus.
     """
-    hashes = sorted({record.media_sha256 for record in records if record.media_sha256})
+    hashes = corpus.media_hashes(*splits)
     if not hashes:
         return MediaVectors("", {}, np.zeros((0, spec.model.encoder_dim), dtype=np.float32))
     info = read_embed_info(spec.run_dir)

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray.data
+import ray
 
 from data_pipeline.batches.cards import CardForm, encode_card
 from data_pipeline.batches.choices import AnswerChoices
 from data_pipeline.batches.encoding import encode_dialogue, encode_question, longest_answer
 from data_pipeline.batches.paper_sampler import PaperPlan
 from data_pipeline.batches.plan import TrainingPlan, UniformPlan, mixture_repeats
+from data_pipeline.batches.question_table import QuestionTable
 from data_pipeline.batches.stream import BatchForm
-from data_pipeline.batches.tokenized import TokenizedQuestions, tokenize_questions
+from data_pipeline.batches.token_shards import TokenForm, TokenShards, tokenize_shards
+from data_pipeline.batches.tokenized import StoredQuestions, TokenizedQuestions, select_questions
 from data_pipeline.corpus.files import Corpus
-from data_pipeline.corpus.sample import sample_records
+from data_pipeline.corpus.sample import kind_of, sample_places
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.prompts import render_prompt, render_target
-from data_pipeline.records.schema import CORPUS_SCHEMA, ToolRecord
+from data_pipeline.records.schema import ToolRecord
 from model.decode.trie import ChoiceTrie
 from model.llm.backbone import load_tokenizer
 from model.llm.config import ModelConfig
 from model.llm.gguf import convert_backbone, is_gguf
-from model.scoring.dialogues import called_tool_ids
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import RunSpec
-from ray_jobs.train.features import MediaVectors, load_media_vectors, separate_usable
+from ray_jobs.train.features import MediaVectors, load_media_vectors
 from ray_jobs.train.validation import ValidationSet
 
 GPU_BLOCK_TOKENS = 128  # FlexAttention works on blocks of so many, and compiles anew for every other length
@@ -39,41 +40,45 @@ CPU_BLOCK_TOKENS = 64  # in bfloat16 oneDNN compiles for every other length and 
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """See the module's docstring; `vectors` are those of the corpus' media."""
+    """See the module's docstring.
+
+    Attributes:
+        model_config: backbone and encoder's width resolved.
+        encoder_id: what made the media vectors; "" for a corpus without usable media.
+        split: the training split as the plan sees it.
+        questions: where ranks read it.
+        plan: which questions make each step.
+        form: how a micro step becomes arrays.
+        validation: held-out questions.
+    """
 
     model_config: ModelConfig
-    vectors: MediaVectors
+    encoder_id: str
     split: TokenizedQuestions
+    questions: StoredQuestions
     plan: TrainingPlan
     form: BatchForm
     validation: ValidationSet
 
 
 def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
-    """Tokenise the corpus and plan the training.
+    """Tokenise the corpus, if nobody has yet, and plan the training.
 
     Raises:
         InputError: no usable records, no vectors, a backbone that cannot be loaded, or settings that do not fit.
     """
-    records = {split: list(corpus.records(split)) for split in ("train", "val")}
-    vectors = load_media_vectors(spec, corpus, records["train"] + records["val"])
-    train_records, unusable = separate_usable(records["train"], vectors)
-    val_records, _ = separate_usable(records["val"], vectors)
-    if unusable:
-        print(f"train: {len(unusable)} of {len(records['train'])} training questions are left out: no media vector")
-    model_config = resolve_model(spec, corpus, records["train"], vectors)
+    vectors = load_media_vectors(spec, corpus, "train", "val")
+    model_config = resolve_model(spec, corpus, vectors)
     tokenizer = load_tokenizer(model_config.backbone)
     tool_ids = corpus.catalog.selection_tool_ids
     reserve_tokens = longest_answer(tokenizer, tool_ids)
     tool_choices = _list_choices(spec, tokenizer, tool_ids)
-    if any(not record.is_dialogue for record in train_records):
+    n_dialogues = corpus.manifest["dialogues"].get("train", {}).get("dialogues", 0)
+    if corpus.manifest["counts"]["train"]["questions"] > n_dialogues:
         _check_room(spec, tokenizer, reserve_tokens)
     carded = _list_cards(corpus.catalog) if spec.train.loss.retrieval else []
-    split = tokenize_questions(
-        ray.data.from_arrow(pa.Table.from_pylist([record.to_row() for record in train_records], schema=CORPUS_SCHEMA)),
+    form = TokenForm(
         tokenizer,
-        vectors.rows,
-        vectors.matrix,
         spec.train.max_target_tokens,
         reserve_tokens,
         spec.train.max_dialogue_tokens,
@@ -81,19 +86,30 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
         _find_ends(spec, tool_choices, len(tool_ids)),
         {tool.call_name: number for number, tool in enumerate(carded)},
     )
+    shards = tokenize_shards(spec.tokens_dir, corpus.shard_rows("train"), f"{corpus.data_hash}/train", form)
+    split, questions = select_questions(shards, list(vectors.rows), vectors.matrix)
+    _show_tokens(shards, split, spec)
+    cards = _build_cards(spec, carded, questions, tool_ids, tokenizer) if carded else None
+    batches = _build_form(spec, split, tokenizer.pad_token_id or 0, tool_choices, cards)
+    validation = _build_validation(spec, tokenizer, vectors, reserve_tokens, corpus, shards.called_tool_ids)
+    validation = replace(
+        validation, cards=cards.named[: len(tool_ids)] if cards else (), names_tools=spec.train.loss.names_tools
+    )
+    return TrainInputs(model_config, vectors.encoder_id, split, questions, build_plan(spec, split), batches, validation)
+
+
+def _show_tokens(shards: TokenShards, split: TokenizedQuestions, spec: RunSpec) -> None:
+    made = "found" if shards.is_found else "written"
+    print(f"tokens            of {shards.n_questions} questions {made} in {shards.folder}")
+    if split.n_without_vector:
+        print(
+            f"train: {split.n_without_vector} of {shards.n_questions} training questions are left out: no media vector"
+        )
     if split.n_too_long:
         print(
             f"train: {split.n_too_long} dialogues are left out: longer than {spec.train.max_dialogue_tokens} tokens "
             "(train.max_dialogue_tokens)"
         )
-    cards = _build_cards(spec, carded, train_records, tokenizer) if carded else None
-    form = _build_form(spec, split, tokenizer.pad_token_id or 0, tool_choices, cards)
-    seen_tool_ids = called_tool_ids(train_records)
-    validation = _build_validation(spec, val_records, tokenizer, vectors, reserve_tokens, corpus, seen_tool_ids)
-    validation = replace(
-        validation, cards=cards.named[: len(tool_ids)] if cards else (), names_tools=spec.train.loss.names_tools
-    )
-    return TrainInputs(model_config, vectors, split, build_plan(spec, split), form, validation)
 
 
 def _list_choices(spec: RunSpec, tokenizer: Any, tool_ids: tuple[str, ...]) -> tuple[AnswerChoices, ...]:
@@ -130,13 +146,13 @@ def _build_form(
     )
 
 
-def _find_ends(spec: RunSpec, tool_choices: tuple[AnswerChoices, ...], n_tools: int) -> list[int]:
-    """How much of each tool's answer bears loss: without the papers' loss its decisions; [] for all of it."""
+def _find_ends(spec: RunSpec, tool_choices: tuple[AnswerChoices, ...], n_tools: int) -> tuple[int, ...]:
+    """How much of each tool's answer bears loss: without the papers' loss its decisions; () for all of it."""
     if spec.train.loss.tokens:
-        return []
+        return ()
     if not tool_choices:
-        return [1] * n_tools  # no token of an answer counts, and one that is its last is not even laid out
-    return [int(choices.depth.max(initial=0)) + 1 for choices in tool_choices]
+        return (1,) * n_tools  # no token of an answer counts, and one that is its last is not even laid out
+    return tuple(int(choices.depth.max(initial=0)) + 1 for choices in tool_choices)
 
 
 def _list_cards(catalog: ToolCatalog) -> list[Tool]:
@@ -145,10 +161,12 @@ def _list_cards(catalog: ToolCatalog) -> list[Tool]:
     return [*selected, *(tool for tool in catalog if tool.tool_id not in set(catalog.selection_tool_ids))]
 
 
-def _build_cards(spec: RunSpec, tools: list[Tool], records: list[ToolRecord], tokenizer: Any) -> CardForm:
+def _build_cards(
+    spec: RunSpec, tools: list[Tool], questions: StoredQuestions, tool_ids: Sequence[str], tokenizer: Any
+) -> CardForm:
     """Of the tools that some training record asks for: a tool held out of training is no wrong answer either."""
-    asked = {tool_id for record in records if not record.is_dialogue for tool_id in record.valid_tool_ids}
-    asked |= called_tool_ids(records) - {UNKNOWN_TOOL_ID}
+    answered = QuestionTable(questions.shards, ray.get(questions.rows)).find_answer_tools()
+    asked = {tool_ids[number] for number in answered} | questions.shards.called_tool_ids - {UNKNOWN_TOOL_ID}
     return CardForm(
         tools=np.array([number for number, tool in enumerate(tools) if tool.tool_id in asked], dtype=np.int64),
         named=tuple(encode_card(tokenizer, tool.call_name, tool.description) for tool in tools),
@@ -196,11 +214,11 @@ def build_plan(spec: RunSpec, split: TokenizedQuestions) -> TrainingPlan:
     )
 
 
-def resolve_model(spec: RunSpec, corpus: Corpus, train_records: list[ToolRecord], vectors: MediaVectors) -> ModelConfig:
+def resolve_model(spec: RunSpec, corpus: Corpus, vectors: MediaVectors) -> ModelConfig:
     """Fill in the encoder's width, which the lake decides, and the folder of a backbone that is made here."""
     changes: dict[str, Any] = {"encoder_dim": vectors.matrix.shape[1], "seed": spec.seed}
     if spec.model.backbone == "tiny":
-        texts = [_text_of(record) for record in train_records]
+        texts = [_text_of(record) for record in corpus.records("train")]
         texts += [render_target(tool_id) for tool_id in corpus.catalog.selection_tool_ids]
         changes["backbone"] = str(build_tiny_backbone(spec.work_dir / "backbone", texts, seed=spec.seed))
     elif is_gguf(spec.model.backbone):
@@ -224,30 +242,19 @@ def _check_room(spec: RunSpec, tokenizer: Any, reserve_tokens: int) -> None:
 
 def _build_validation(
     spec: RunSpec,
-    records: list[ToolRecord],
     tokenizer: Any,
     vectors: MediaVectors,
     reserve_tokens: int,
     corpus: Corpus,
     seen_tool_ids: frozenset[str],
 ) -> ValidationSet:
-    questions = [record for record in records if not record.is_dialogue]
-    questions = sample_records(questions, spec.train.validation_questions, spec.seed)
+    questions, dialogues = _sample_validation(spec, tokenizer, vectors, corpus)
     encoded = [
         encode_question(
             tokenizer, record.instruction, record.has_media, (), spec.train.max_target_tokens, reserve_tokens
         )
         for record in questions
     ]
-    dialogues = [record for record in records if record.is_dialogue]
-    dialogue_ids = [encode_dialogue(tokenizer, record.instruction, record.turns) for record in dialogues]
-    fitting = {
-        record.record_id: dialogue.prompt_ids
-        for record, dialogue in zip(dialogues, dialogue_ids, strict=True)
-        if len(dialogue.prompt_ids) + len(dialogue.answers[0]) <= spec.train.max_dialogue_tokens
-    }
-    dialogues = [record for record in dialogues if record.record_id in fitting]
-    dialogues = sample_records(dialogues, spec.train.validation_dialogues, spec.seed)
     return ValidationSet(
         records=questions,
         prompt_ids=[question.prompt_ids for question in encoded],
@@ -255,7 +262,34 @@ def _build_validation(
         tool_ids=list(corpus.catalog.selection_tool_ids),
         batch_size=spec.evaluate.batch_size,
         dialogues=dialogues,
-        dialogue_ids=[fitting[record.record_id] for record in dialogues],
+        dialogue_ids=[encode_dialogue(tokenizer, record.instruction, ()).prompt_ids for record in dialogues],
         seen_tool_ids=seen_tool_ids,
         turn_max_new_tokens=spec.evaluate.turn_max_new_tokens,
     )
+
+
+def _sample_validation(
+    spec: RunSpec, tokenizer: Any, vectors: MediaVectors, corpus: Corpus
+) -> tuple[list[ToolRecord], list[ToolRecord]]:
+    """The questions and the dialogues to validate with. The split is read twice, and held not once."""
+    kinds: tuple[list[Hashable], list[Hashable]] = ([], [])  # of those that can be used
+    places: tuple[list[int], list[int]] = ([], [])  # in the split
+    for place, record in enumerate(corpus.records("val")):
+        if record.is_dialogue:
+            dialogue = encode_dialogue(tokenizer, record.instruction, record.turns)
+            is_usable = len(dialogue.prompt_ids) + len(dialogue.answers[0]) <= spec.train.max_dialogue_tokens
+        else:
+            is_usable = vectors.has(record)
+        if is_usable:
+            kinds[record.is_dialogue].append(kind_of(record))
+            places[record.is_dialogue].append(place)
+    limits = spec.train.validation_questions, spec.train.validation_dialogues
+    chosen = [
+        {own[number] for number in sample_places(of_kind, limit, spec.seed)}
+        for own, of_kind, limit in zip(places, kinds, limits, strict=True)
+    ]
+    found: tuple[list[ToolRecord], list[ToolRecord]] = ([], [])
+    for place, record in enumerate(corpus.records("val")):
+        if place in chosen[record.is_dialogue]:
+            found[record.is_dialogue].append(record)
+    return found

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 from ray.train import FailureConfig, LoggingConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
@@ -143,7 +144,7 @@ def launch(spec: RunSpec, parent_run_id: str | None = None, callbacks: Sequence[
     corpus = Corpus.open(spec.corpus_dir)
     inputs = build_inputs(spec, corpus)
     fingerprint = compute_fingerprint(
-        spec, inputs.model_config, corpus.data_hash, inputs.vectors.encoder_id, inputs.split.index
+        spec, inputs.model_config, corpus.data_hash, inputs.encoder_id, inputs.split.index
     )
     with only_one(spec.run_dir, f"train-{fingerprint}"):
         return _train(spec, corpus, inputs, fingerprint, parent_run_id, callbacks)
@@ -173,7 +174,7 @@ def _train(
     job = TrainJob(
         spec=spec.model_dump(mode="json"),
         model_config=inputs.model_config.model_dump(mode="json"),
-        split=inputs.split,
+        questions=inputs.questions,
         plan=ray.put(inputs.plan),
         form=inputs.form,
         epoch_ends=inputs.plan.epoch_ends(spec.train.epochs),
@@ -193,7 +194,7 @@ def _train(
         last_checkpoint=str(last),
         metrics={key: value for key, value in load_metrics(best).items() if isinstance(value, int | float | str)},
         mlflow_run_id=run_id,
-        encoder_id=inputs.vectors.encoder_id,
+        encoder_id=inputs.encoder_id,
         model_config=inputs.model_config.model_dump(mode="json"),
         data_hash=corpus.data_hash,
         max_target_tokens=spec.train.max_target_tokens,
@@ -218,12 +219,18 @@ def compute_fingerprint(
     content = {
         "data": data_hash,
         "encoder": encoder_id,
-        "questions": hashlib.sha256(index.n_rows.tobytes() + index.row_tokens.tobytes()).hexdigest(),
+        "questions": _hash_sizes(index),
         "model": model_config.model_dump(mode="json") | {"backbone": spec.model.backbone},
         "train": train,
         "seed": spec.seed,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _hash_sizes(index: PlanIndex) -> str:
+    digest = hashlib.sha256(index.n_rows.astype(np.int64).tobytes())
+    digest.update(index.row_tokens.astype(np.int64).tobytes())  # whatever they are kept as: a job keeps its name
+    return digest.hexdigest()
 
 
 def _show_seen(inputs: TrainInputs, spec: RunSpec, tracker: RunLogger) -> None:

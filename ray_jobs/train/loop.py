@@ -17,11 +17,11 @@ import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
 
 from data_pipeline.batches.stream import BatchForm, MicroStep, stream_micro_steps
-from data_pipeline.batches.tokenized import TokenizedQuestions
+from data_pipeline.batches.tokenized import StoredQuestions
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from model.llm.config import ModelConfig
-from model.llm.tool_llm import ToolLLM, to_tensors
+from model.llm.tool_llm import to_tensors
 from ray_jobs.config import RunSpec
 from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.checkpoint import CheckpointStore, Cursor, load_cursor, load_metrics, load_moments, load_parameters
@@ -39,7 +39,7 @@ class TrainJob:
     Attributes:
         spec: the RunSpec as a mapping.
         model_config: the ModelConfig as a mapping, backbone resolved.
-        split: the training split as token ids.
+        questions: the training split as token ids.
         plan: reference to the `TrainingPlan`.
         form: how a micro step becomes arrays.
         epoch_ends: number of steps after which each epoch is complete.
@@ -52,7 +52,7 @@ class TrainJob:
 
     spec: dict[str, Any]
     model_config: dict[str, Any]
-    split: TokenizedQuestions
+    questions: StoredQuestions
     plan: Any
     form: BatchForm
     epoch_ends: list[int]
@@ -92,6 +92,7 @@ def run_training(job: TrainJob) -> None:
     # Our own progress lines say it; warnings still come through.
     logging.disable(logging.INFO)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    from ray_jobs.train.partitioned import build_model
     from ray_jobs.train.zero import (
         disable_compiled_collectives,
         gather_training_state,
@@ -110,7 +111,7 @@ def run_training(job: TrainJob) -> None:
 
     # --- model, optimizer, and where we stand
     model_config = ModelConfig.model_validate(job.model_config)
-    mllm = ToolLLM.build(model_config)
+    mllm = build_model(model_config, spec.train)
     store = CheckpointStore(job.checkpoints, SCORE_KEY)
     if rank == 0:
         store.check_space(sum(parameter.numel() for parameter in mllm.parameters() if parameter.requires_grad))
@@ -133,7 +134,7 @@ def run_training(job: TrainJob) -> None:
     # --- steps
     engine.train()
     sums, started_step, lr = StepSums(), -1, 0.0
-    stream = stream_micro_steps(job.split, job.plan, job.form, rank, world_size, cursor.step, end_step)
+    stream = stream_micro_steps(job.questions, job.plan, job.form, rank, world_size, cursor.step, end_step)
     for micro, wait_s in _timed(stream):
         step = micro.step
         if step != started_step:

@@ -105,12 +105,12 @@ def prepare_shared(spec: RunSpec, space: Space) -> Corpus:
     if not storage.exists(storage.open_folder(spec.corpus_dir) / MANIFEST_FILE):
         prepare.run(spec)
     corpus = Corpus.open(spec.corpus_dir)
-    train_records, val_records = list(corpus.records("train")), list(corpus.records("val"))
-    records = train_records + val_records
-    if any(record.has_media for record in records) and not storage.exists(spec.run_dir / EMBED_FILE):
+    counts = corpus.manifest["counts"]
+    n_media = sum(counts[split]["distinct_media"] for split in ("train", "val"))
+    if n_media and not storage.exists(spec.run_dir / EMBED_FILE):
         embed.run(spec)
     n_validated = spec.train.validation_questions + spec.train.validation_dialogues
-    if not n_validated or not val_records:
+    if not n_validated or not counts["val"]["questions"]:
         raise InputError(
             "trials are compared by their validation score, and there is nothing to validate; prepare with "
             "prepare.val_frac above 0 and leave train.validation_questions above 0."
@@ -118,7 +118,7 @@ def prepare_shared(spec: RunSpec, space: Space) -> Corpus:
     backbones = space.domains.get("model.backbone", [spec.model.backbone])
     if isinstance(backbones, list) and "tiny" in backbones:
         tiny = spec.model_copy(update={"model": spec.model.model_copy(update={"backbone": "tiny"})})
-        resolve_model(tiny, corpus, train_records, load_media_vectors(spec, corpus, records))
+        resolve_model(tiny, corpus, load_media_vectors(spec, corpus, "train", "val"))
     return corpus
 
 

@@ -87,7 +87,8 @@ def test_families_are_those_that_save_most() -> None:
     ]  # a pair goes further
     prompts += [np.concatenate([preamble, [n] * 40]).astype(np.int32) for n in (1, 2)]
     prompts += [np.array([5, 6, 7], dtype=np.int32)]
-    family, shared = find_families([hash_blocks(prompt) for prompt in prompts])
+    blocks = [hash_blocks(prompt) for prompt in prompts]
+    family, shared = find_families(np.concatenate(blocks), np.array([len(each) for each in blocks]))
     assert family.tolist() == [0] * 4 + [4] * 4 + [0] * 2 + [10, 10, 12]
     assert shared.tolist() == [6 * BLOCK_TOKENS] * 10 + [3 * BLOCK_TOKENS] * 2 + [0]
 

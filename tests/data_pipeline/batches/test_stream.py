@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import ray.data
+import ray
 
 from data_pipeline.batches.cards import CardForm
 from data_pipeline.batches.choices import AnswerChoices
@@ -17,7 +19,8 @@ from data_pipeline.batches.packing import Layout
 from data_pipeline.batches.plan import UniformPlan
 from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.batches.stream import BatchForm, MicroStep, stream_micro_steps
-from data_pipeline.batches.tokenized import TokenizedQuestions, tokenize_questions
+from data_pipeline.batches.token_shards import TokenForm, tokenize_shards
+from data_pipeline.batches.tokenized import StoredQuestions, TokenizedQuestions, select_questions
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import render_answer, render_call
 from data_pipeline.records.prompts import render_target
@@ -39,6 +42,9 @@ class CharacterTokenizer:
 
     bos_token_id = 1
     eos_token_id = 0
+
+    def save_pretrained(self, folder: str) -> None:
+        (Path(folder) / "characters").touch()
 
     def __call__(self, texts: list[str], add_special_tokens: bool, split_special_tokens: bool) -> Any:
         return {"input_ids": [[ord(character) + 3 for character in text] for text in texts]}
@@ -69,34 +75,58 @@ RECORDS = build_records()
 EXPECTED_ROWS = Counter((number, tool_id) for number, record in enumerate(RECORDS) for tool_id in record.valid_tool_ids)
 
 
-def to_dataset(records: list[ToolRecord]) -> ray.data.Dataset:
-    """Several blocks, which Ray Data may finish in any order."""
+class Tokens(NamedTuple):
+    """A tokenised split, as planning and as ranks see it."""
+
+    facts: TokenizedQuestions
+    stored: StoredQuestions
+
+
+def write_shards(records: list[ToolRecord], folder: Path) -> list[tuple[Path, int]]:
+    """Several files, whose tasks Ray Data may finish in any order."""
     table = pa.Table.from_pylist([record.to_row() for record in records], schema=CORPUS_SCHEMA)
-    return ray.data.from_arrow([table[start : start + 13] for start in range(0, len(table), 13)])
+    shards = []
+    for start in range(0, len(table), 13):
+        shards.append((folder / f"shard-{start}.parquet", len(table[start : start + 13])))
+        pq.write_table(table[start : start + 13], shards[-1][0], row_group_size=5)
+    return shards
+
+
+def build_tokens(
+    records: list[ToolRecord],
+    folder: Path,
+    media: dict[str, int] | None = None,
+    limits: tuple[int, int, int] = (512, 0, 2048),
+    ends: tuple[int, ...] = (),
+    call_numbers: dict[str, int] | None = None,
+) -> Tokens:
+    form = TokenForm(CharacterTokenizer(), *limits, TOOLS, ends, call_numbers or {})
+    shards = tokenize_shards(folder / "tokens", write_shards(records, folder), "these records", form)
+    return Tokens(*select_questions(shards, list(media or {}), MEDIA))
 
 
 @pytest.fixture(scope="module")
-def split(ray_session: None) -> TokenizedQuestions:
-    media_rows = {f"sha{number}": number for number in range(20)}
-    return tokenize_questions(to_dataset(RECORDS), CharacterTokenizer(), media_rows, MEDIA, 512, 0, 2048, TOOLS)
+def split(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Tokens:
+    return build_tokens(RECORDS, tmp_path_factory.mktemp("split"), {f"sha{number}": number for number in range(20)})
 
 
 @pytest.fixture(scope="module")
-def steps(split: TokenizedQuestions) -> int:
+def steps(split: Tokens) -> int:
     """Of an epoch."""
     return build_plan(split).total_steps(1)
 
 
-def build_plan(split: TokenizedQuestions, layout: Layout = "packed") -> UniformPlan:
+def build_plan(split: Tokens, layout: Layout = "packed") -> UniformPlan:
     sizes = (3, GLOBAL_BATCH_SIZE, layout, 300, MICRO_BATCH_SIZE)
-    return UniformPlan(split.index, split.loss_weight, split.is_dialogue, *sizes, n_asked=split.n_asked)
+    facts = split.facts
+    return UniformPlan(facts.index, facts.loss_weight, facts.is_dialogue, *sizes, n_asked=facts.n_asked)
 
 
 def stream(
-    split: TokenizedQuestions, rank: int, world_size: int, first: int, end: int, form: BatchForm = PACKED
+    split: Tokens, rank: int, world_size: int, first: int, end: int, form: BatchForm = PACKED
 ) -> list[MicroStep]:
     plan = ray.put(build_plan(split, form.layout))
-    return list(stream_micro_steps(split, plan, form, rank, world_size, first, end))
+    return list(stream_micro_steps(split.stored, plan, form, rank, world_size, first, end))
 
 
 def read_rows(micro: MicroStep) -> Counter[tuple[int, str]]:
@@ -122,21 +152,21 @@ def read_rows(micro: MicroStep) -> Counter[tuple[int, str]]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(split: TokenizedQuestions, steps: int) -> list[list[MicroStep]]:
+def two_ranks(split: Tokens, steps: int) -> list[list[MicroStep]]:
     """Both ranks' streams of two epochs."""
     return [stream(split, rank, 2, 0, 2 * steps) for rank in range(2)]
 
 
-def test_the_split_knows_its_size(split: TokenizedQuestions, steps: int) -> None:
-    assert len(split.index) == len(split.modalities) == len(split.sources) == N_QUESTIONS
-    assert split.modalities == [record.modality.value for record in RECORDS]
-    assert split.n_too_long == 0
+def test_the_split_knows_its_size(split: Tokens, steps: int) -> None:
+    assert len(split.facts.index) == len(split.facts.modalities) == len(split.facts.sources) == N_QUESTIONS
+    assert split.facts.modalities == [record.modality.value for record in RECORDS]
+    assert split.facts.n_too_long == 0
     assert steps == round(sum(EXPECTED_ROWS.values()) / GLOBAL_BATCH_SIZE) > 5
     questions = [
         encode_question(CharacterTokenizer(), record.instruction, record.has_media, record.valid_tool_ids)
         for record in RECORDS
     ]
-    index, expected = split.index, PlanIndex.from_questions(questions)
+    index, expected = split.facts.index, PlanIndex.from_questions(questions)
     assert np.array_equal(index.n_rows, expected.n_rows)
     assert np.array_equal(index.n_tokens, expected.n_tokens)
     assert np.array_equal(index.row_tokens, expected.row_tokens)
@@ -187,7 +217,7 @@ def test_every_slot_gets_the_vector_of_its_question(two_ranks: list[list[MicroSt
 
 @pytest.mark.parametrize("first_step", [1, 9])
 def test_a_stream_that_starts_later_is_the_tail_of_the_whole(
-    split: TokenizedQuestions, steps: int, two_ranks: list[list[MicroStep]], first_step: int
+    split: Tokens, steps: int, two_ranks: list[list[MicroStep]], first_step: int
 ) -> None:
     """Also where the start is in the middle of an epoch or in the second one."""
     end = 2 * steps
@@ -209,7 +239,7 @@ def rows_by_step(micros: list[MicroStep]) -> dict[int, Counter[tuple[int, str]]]
 
 
 def test_steps_hold_the_same_at_any_world_size_and_in_both_layouts(
-    split: TokenizedQuestions, steps: int, two_ranks: list[list[MicroStep]]
+    split: Tokens, steps: int, two_ranks: list[list[MicroStep]]
 ) -> None:
     expected = rows_by_step([micro for rank in two_ranks for micro in rank if micro.step < steps])
     alone = stream(split, 0, 1, 0, steps)
@@ -232,38 +262,38 @@ def test_steps_hold_the_same_at_any_world_size_and_in_both_layouts(
     assert weights == {micro.step: micro.step_weight for micro in as_rows}
 
 
-def test_an_input_error_in_a_task_arrives_as_one() -> None:
+def test_an_input_error_in_a_task_arrives_as_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="max_target_tokens leaves 10 tokens for a question"):
-        tokenize_questions(to_dataset(RECORDS[:3]), CharacterTokenizer(), {}, MEDIA, 40, 30, 2048, TOOLS)
+        build_tokens(RECORDS[:3], tmp_path, limits=(40, 30, 2048))
 
 
-def test_nothing_to_do_and_nothing_to_train_on(split: TokenizedQuestions) -> None:
+def test_nothing_to_do_and_nothing_to_train_on(split: Tokens, tmp_path: Path) -> None:
     assert stream(split, 0, 1, 4, 4) == []
-    empty = ray.data.from_arrow(CORPUS_SCHEMA.empty_table())
-    with pytest.raises(InputError, match="holds no usable question"):
-        tokenize_questions(empty, CharacterTokenizer(), {}, MEDIA, 512, 0, 2048, TOOLS)
+    for records in ([], [record for record in RECORDS if record.has_media]):
+        with pytest.raises(InputError, match="holds no usable question"):
+            build_tokens(records, tmp_path)
 
 
-def test_dialogues_come_with_their_loss_mask_and_too_long_ones_are_left_out() -> None:
+def test_dialogues_come_with_their_loss_mask_and_too_long_ones_are_left_out(tmp_path: Path) -> None:
     def build(number: int, words: str) -> ToolRecord:
         turns = (Turn("assistant", "call:"), Turn("observation", " seen "), Turn("assistant", "done"))
         return ToolRecord(f"d{number}", "talk", Modality.TEXT, words, ("t5",), turns=turns)
 
     records = [RECORDS[0], build(1, "short"), build(2, "x" * 100), RECORDS[3]]
-    split = tokenize_questions(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, 60, TOOLS)
-    assert split.n_too_long == 1
-    assert split.sources == ["test", "talk", "test"]
+    split = build_tokens(records, tmp_path, limits=(512, 0, 60))
+    assert split.facts.n_too_long == 1
+    assert split.facts.sources == ["test", "talk", "test"]
     n_words = len("call:") + len("done") + 1  # the end token too, the observation not
-    assert split.loss_weight[1] == n_words
+    assert split.facts.loss_weight[1] == n_words
     (micro,) = stream(split, 0, 1, 0, 1)
     assert sorted(micro.batch.question_index.tolist()) == [0, 1, 2]
-    assert micro.step_weight == micro.batch.loss_weight.sum() == split.loss_weight.sum()
+    assert micro.step_weight == micro.batch.loss_weight.sum() == split.facts.loss_weight.sum()
     targets = "".join(chr(i - 3) if i else "$" for i in micro.batch.loss_target.tolist())
     assert "call:done$" in targets
     assert "seen" not in targets
 
 
-def test_losses_under_the_trie_are_means_over_answers_and_questions(split: TokenizedQuestions, steps: int) -> None:
+def test_losses_under_the_trie_are_means_over_answers_and_questions(split: Tokens, steps: int) -> None:
     """All are divided by the step's answer tokens in the end, at any world size."""
     trie = tuple(
         AnswerChoices(np.array([2]), np.array([number]), (np.arange(3, 3 + len(TOOLS), dtype=np.int32),))
@@ -285,14 +315,14 @@ def test_losses_under_the_trie_are_means_over_answers_and_questions(split: Token
         assert weight.tolist() == pytest.approx([2.0, 0.5])
 
 
-def test_answers_end_with_their_last_decision_where_no_other_token_bears_loss() -> None:
-    ends = [3] * len(TOOLS)
+def test_answers_end_with_their_last_decision_where_no_other_token_bears_loss(tmp_path: Path) -> None:
+    ends = (3,) * len(TOOLS)
     records = [record for record in RECORDS[:9] if not record.has_media]
-    cut = tokenize_questions(to_dataset(records), CharacterTokenizer(), {}, MEDIA, 512, 0, 2048, TOOLS, ends)
-    assert (cut.loss_weight == 3 * cut.index.n_rows).all()
+    cut = build_tokens(records, tmp_path, ends=ends)
+    assert (cut.facts.loss_weight == 3 * cut.facts.index.n_rows).all()
 
 
-def test_cards_of_right_tools_and_others_stand_beside_the_questions(split: TokenizedQuestions, steps: int) -> None:
+def test_cards_of_right_tools_and_others_stand_beside_the_questions(split: Tokens, steps: int) -> None:
     cards = [np.array([1, 50 + number], dtype=np.int32) for number in range(len(TOOLS))]
     seen = np.array([0, 1, 2, 4])
     card_form = CardForm(seen, tuple(cards), tuple(cards), n_cards=4, seed=1)
@@ -315,7 +345,7 @@ def test_cards_of_right_tools_and_others_stand_beside_the_questions(split: Token
     assert list(weights.values()) == pytest.approx([3.0] * steps)
 
 
-def test_dialogues_ask_for_the_card_of_every_tool_that_they_call_in_front_of_the_call() -> None:
+def test_dialogues_ask_for_the_card_of_every_tool_that_they_call_in_front_of_the_call(tmp_path: Path) -> None:
     calls = [render_call(name, "image/a.png") for name in ("Blur It", "Not In The Catalogue", "Find It")]
     texts = [calls[0], " image/b.png\n", calls[1], " none\n", calls[2], " two\n", render_answer("Two.")]
     turns = [Turn("observation" if number % 2 else "assistant", text) for number, text in enumerate(texts)]
@@ -326,10 +356,8 @@ def test_dialogues_ask_for_the_card_of_every_tool_that_they_call_in_front_of_the
         for n, (end, each) in enumerate([("a", turns), ("b", turns[4:]), ("c", talk)])
     ]
     numbers = {"Blur It": 5, "Find It": 6}
-    split = tokenize_questions(
-        to_dataset([RECORDS[0], *records]), CharacterTokenizer(), {}, MEDIA, 512, 0, 2048, TOOLS, (), numbers
-    )
-    assert split.n_asked.tolist() == [1, 2, 1, 0]
+    split = build_tokens([RECORDS[0], *records], tmp_path, call_numbers=numbers)
+    assert split.facts.n_asked.tolist() == [1, 2, 1, 0]
     cards = [np.array([1, 900 + number], dtype=np.int32) for number in range(7)]
     card_form = CardForm(np.arange(7), tuple(cards), tuple(cards), n_cards=3, seed=1)
     form = BatchForm("packed", PAD_ID, cards=card_form, retrieval_weight=2.0)
