@@ -59,10 +59,17 @@ def ask(
         if reply.error:
             errors.append(reply.error)
             return 0
-        return take(number, reply.text)
+        return take(number, drop_cut_line(reply))
 
     if requests:
         asyncio.run(run())
+
+
+def drop_cut_line(reply: TeacherReply) -> str:
+    """An answer without its last line, where its tokens ended in the middle of that; one of a single line is whole."""
+    lines = reply.text.rstrip().splitlines()
+    is_cut = reply.finish_reason == "length" and len(lines) > 1
+    return "\n".join(lines[:-1]) if is_cut else reply.text
 
 
 def describe_usage(teacher: Teacher) -> dict[str, Any]:
