@@ -126,6 +126,7 @@ def parse_queries(text: str, tool: Tool, prohibited: Sequence[str], is_ambiguous
     banned = {word.casefold() for word in prohibited}
     script = _find_script(tool.description)
     found: list[Query | Refused] = []
+    shown = [frozenset(_list_words(query)) for _, queries in (*_EXAMPLES, *_OPEN_EXAMPLES) for query in queries]
     said: list[frozenset[str]] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         match = _QUERY.match(line)
@@ -139,6 +140,8 @@ def parse_queries(text: str, tool: Tool, prohibited: Sequence[str], is_ambiguous
             found.append(Refused(line, "language", "it is in another script than the tool's description"))
         elif hits := sorted(own & banned):
             found.append(Refused(line, "prohibited", f"it says {', '.join(hits)}"))
+        elif any(_share(own, other) >= _ALIKE for other in shown):
+            found.append(Refused(line, "repeated", "the prompt's examples have almost the same words"))
         elif any(_share(own, other) >= _ALIKE for other in said):
             found.append(Refused(line, "repeated", "an earlier query has almost the same words"))
         else:
