@@ -28,10 +28,10 @@ IN_FLIGHT = 64  # at most
 N_REQUESTS = 6400  # ten seconds at the ideal rate
 # settings of the peer -> requests. An actor awaits one reply after the other in each of at most four batches.
 PEERS: dict[str, tuple[dict[str, Any], int]] = {
-    "as it comes": ({}, 640),
+    "as it comes": ({}, 256),
     "16 actors, batches of 4": (
         {"concurrency": (16, 16), "batch_size": 4, "http_request_stage": {"num_cpus": 0.25}},
-        3200,
+        1280,
     ),
 }
 
