@@ -24,7 +24,7 @@ def test_what_lies_beside_the_tools_belongs_to_them(tmp_path: Path) -> None:
     spec = settle(load_run_spec("own_tiny", given))
     assert (spec.generate.groups, spec.generate.media, spec.prepare.media_root) == (None, None, None)
     assert spec.prepare.source == "jsonl"
-    assert spec.prepare.path == tmp_path / "own" / "generated" / "records.jsonl"
+    assert spec.prepare.path == tmp_path / "own_tiny" / "generated" / "records.jsonl"
     for name in ("groups", "media"):
         (tmp_path / f"{name}.jsonl").touch()
     spec = settle(load_run_spec("own_tiny", given))
