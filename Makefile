@@ -10,7 +10,7 @@ UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$(call pip_says,FIND_LINKS,find-links)}" \
 	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_says,INDEX_URL,index-url)}" \
 	$(VENV)/bin/uv pip install --quiet --python $(RUN)
 
-.PHONY: install smollm2 agent demo test test-slow lint bench clean lock
+.PHONY: install smollm2 agent demo own test test-slow lint bench clean lock
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,16 @@ agent: smollm2
 
 demo: install
 	$(RUN) -m ray_jobs demo --config demo $(if $(KEEP),--keep)
+
+# A served model for the tools of FOLDER/tools.jsonl, which answers ASK. TEACHER_URL and TEACHER_MODEL name an OpenAI-compatible
+# server that writes the questions, with its key in OPENAI_API_KEY if it wants one; without them templates do.
+export FOLDER ?= ray_jobs/examples/shop
+OWN_CONFIG ?= own_smollm2
+TEACHER = "generate.teacher.url=$$TEACHER_URL" "generate.teacher.model=$$TEACHER_MODEL" \
+	$(if $(OPENAI_API_KEY),,'generate.teacher.api_key_env=""')
+own: $(if $(filter own_smollm2,$(OWN_CONFIG)),smollm2,install)
+	$(RUN) -m ray_jobs own --config $(OWN_CONFIG) "name=$$(basename "$$FOLDER")" "generate.tools=$$FOLDER/tools.jsonl" \
+		$(if $(TEACHER_URL),$(TEACHER)) $(if $(ASK),--ask "$$ASK") $(if $(KEEP),--keep)
 
 # In two processes; a file's tests stay together, whose fixtures are made once.
 test: install

@@ -26,7 +26,8 @@ VERBS = {
     "export": "write the best checkpoint as a bundle and register it in MLflow as champion",
     "follow": "keep a link to the bundle of MLflow's champion, which a running service takes over",
     "demo": "the way from prepare to export on ToolMM-mini, then serve it and ask six questions",
-    "bench": "measure embedding, training, memory and decoding against a peer in the same run",
+    "own": "the way from your own tools.jsonl to a served model: generate to export, then serve it and ask",
+    "bench": "measure training, memory, decoding, embedding and asking a teacher against a peer in the same run",
     "doctor": "look for what would make a job fail, on every node; exit code 1 if there is any",
 }
 MODULES = {
@@ -38,7 +39,7 @@ MODULES = {
     "demo": "ray_jobs.demo",
 }  # all others: the file `job` of the room that bears the verb's name
 
-
+SERVED = ("demo", "own")  # verbs that end with a service
 DRY_RUNS = {"train": "parameters, memory, steps, time", "generate": "requests, tokens, money"}
 
 
@@ -54,8 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
             continue
         subparser.add_argument("--config", action="append", help="YAML file, or the name of one in ray_jobs/configs")
         subparser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example train.epochs=3")
-        if verb == "demo":
+        if verb in SERVED:
             subparser.add_argument("--keep", action="store_true", help="keep serving after the questions")
+        if verb == "own":
+            subparser.add_argument("--ask", metavar="WORDS", help="a question of yours to the served model")
         if verb in DRY_RUNS:
             subparser.add_argument("--dry-run", action="store_true", help=f"print what it will take: {DRY_RUNS[verb]}")
     return parser
@@ -87,7 +90,9 @@ def run_verb(args: argparse.Namespace) -> dict[str, Any]:
     if args.verb in DRY_RUNS and args.dry_run:
         dry = job if args.verb == "generate" else importlib.import_module("ray_jobs.estimate.dry_run")
         return dry.run_dry(spec)
-    return job.run(spec, keep=args.keep) if args.verb == "demo" else job.run(spec)
+    if args.verb == "own":
+        return job.run(spec, words=args.ask, keep=args.keep)
+    return job.run(spec, keep=args.keep) if args.verb in SERVED else job.run(spec)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

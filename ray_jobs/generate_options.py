@@ -45,6 +45,11 @@ class GenerateOptions(Section):
     judge: bool = False  # two more requests a row: a strict judge and a generous one; what they differ on is for review
     leak_check: LocalPath | None = None  # a prepared corpus, or rows with instruction, that nothing may be like
 
+    @property
+    def is_structured(self) -> bool:
+        """Whether the teacher takes a schema of its answer."""
+        return self.teacher is not None and self.teacher.structured_output
+
     @model_validator(mode="after")
     def _check_media(self) -> Self:
         if self.render_media and (self.media or self.media_captions):

@@ -65,7 +65,7 @@ class Progress:
         """
         if self._task_id is None or unit != self._task.fields["unit"]:
             self._complete()
-            self._task_id = self._bars.add_task(self._what, total=total, unit=unit, note=note)
+            self._task_id = self._bars.add_task(self._what, total=total, completed=done, unit=unit, note=note)
             self._said_s = time.monotonic()
         self._bars.update(self._task_id, completed=done, total=total, note=note)
         if not self._is_bar and time.monotonic() - self._said_s >= LINE_EVERY_S:

@@ -131,6 +131,9 @@ class ServeArgs(BaseModel):
         "user's below the system's temporary one, for one machine",
     )
     artifact_ttl_s: float = Field(default=24 * 3600.0, gt=0, description="how long an upload or a result is kept")
+    artifact_bytes_per_key: int = Field(
+        default=2 * 2**30, ge=1, description="of all uploads and results of one API key together; more: HTTP 413"
+    )
     responses_kept: int = Field(
         default=500,
         ge=0,
@@ -145,6 +148,9 @@ class ServeArgs(BaseModel):
     )
     allow_urls: bool = Field(default=False, description="fetch media of chats from public http(s) addresses")
     requests_per_minute: float = Field(default=0.0, ge=0, description="per API key and ingress replica; 0: no limit")
+    requests_at_once: int = Field(
+        default=64, ge=1, description="of one API key, under way in one ingress replica; more: HTTP 429"
+    )
     tool_files: list[str] = Field(default=[], description="Python files with tools of your own (docs/tools.md)")
     tool_models: dict[str, str] = Field(default={}, description="tool id -> hub id or folder, for its default model")
     mcp_servers: dict[str, McpServer] = Field(

@@ -30,12 +30,17 @@ MAX_DESCRIPTION_CHARS = 400
 MAX_PER_FUNCTION = 5  # tools, those with the most downloads (section 8.2)
 
 _METHODS = ("get", "post", "put", "patch", "delete")
+_WORD = re.compile(r"[^\W_]+")
+_STEM_CHARS = 5
+# in names of subtasks and of no use to tell them apart
+_PLAIN = frozenset(["to", "2d", "of", "image", "promp", "guide", "condi", "gener", "speci", "type", "based"])
 _FOREIGN = re.compile(r"[\s{}\[\],'\"]+")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a tool: its entry, what kind of tool it is ("" = unknown), downloads, and its licence."""
+    """What is known of a tool: its entry, what kind of tool it is ("" = unknown; of the Hub's the task, and the subtask
+    where its words tell it), downloads, and its licence."""
 
     tool: Tool
     function: str = ""
@@ -183,7 +188,18 @@ def _read_hub(content: Mapping[str, Any], name: str) -> Card | LeftOut:
     card = _build(name, str(description), given, made, "huggingface")
     if isinstance(card, LeftOut):
         return card
-    return Card(card.tool, task, downloads if isinstance(downloads, int) else 0, licence)
+    function = find_function(task, " ".join([name, card.tool.description, *tags]))
+    return Card(card.tool, function, downloads if isinstance(downloads, int) else 0, licence)
+
+
+def find_function(task: str, text: str) -> str:
+    """The task, and behind it the subtask of which the text says most: every word that tells it from others."""
+    said = {_stem(word) for word in _WORD.findall(text)}
+    found, most = "", 0
+    for name, telling in load_subtasks().get(task, {}).items():
+        if most < len(telling) and telling <= said:
+            found, most = name, len(telling)
+    return f"{task}: {found}" if found else task
 
 
 def _read_mcp(content: Any, place: str) -> Card | LeftOut:
@@ -229,6 +245,24 @@ def _build(
         return Card(Tool(tool_id, words, given, made, backend, arguments=arguments))
     except InputError as error:
         return LeftOut(name[:100], str(error))
+
+
+@cache
+def load_subtasks() -> dict[str, dict[str, frozenset[str]]]:
+    """The Hub's tasks -> their subtasks -> the stems that tell each from the task and from general words."""
+    content = yaml.safe_load(Path(__file__).with_name("subtasks.yaml").read_text(encoding="utf-8"))
+    return {
+        task: {
+            name: frozenset(map(_stem, _WORD.findall(name))) - set(map(_stem, _WORD.findall(task))) - _PLAIN
+            for name in names
+        }
+        for task, names in content.items()
+    }
+
+
+def _stem(word: str) -> str:
+    """Deblurring, deblurs and Deblur are one word."""
+    return word.casefold()[:_STEM_CHARS]
 
 
 @cache

@@ -8,6 +8,8 @@ checked; ten queries of a tool are kept, as many of either kind as there are. Th
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,11 +22,12 @@ MIN_CHARS, MAX_CHARS = 12, 500
 ALWAYS_PROHIBITED = ("API", "tool", "tools", "model", "models")
 _ALIKE = 0.8  # share of common words from which two queries of a tool are one
 
-Fault = Literal["format", "prohibited", "length", "repeated"]
+Fault = Literal["format", "prohibited", "length", "repeated", "language"]
 
 _QUERY = re.compile(r"^\s*(?:Query\s*)?\d{1,2}\s*[.:)]\s*(?P<words>.+?)\s*$", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 _PART = re.compile(r"[^\W_]+")
+_ASIAN = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}  # Japanese mixes the three
 _MEDIA = {"image": "a picture", "audio": "a sound recording", "video": "a video"}
 
 # what a prompt shows; two of them at a time
@@ -121,7 +124,9 @@ def parse_queries(text: str, tool: Tool, prohibited: Sequence[str], is_ambiguous
         tool, prohibited, is_ambiguous: as of its prompt.
     """
     banned = {word.casefold() for word in prohibited}
+    script = _find_script(tool.description)
     found: list[Query | Refused] = []
+    shown = [frozenset(_list_words(query)) for _, queries in (*_EXAMPLES, *_OPEN_EXAMPLES) for query in queries]
     said: list[frozenset[str]] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         match = _QUERY.match(line)
@@ -131,8 +136,12 @@ def parse_queries(text: str, tool: Tool, prohibited: Sequence[str], is_ambiguous
             found.append(Refused(line, "format", "the line does not begin with a query's number"))
         elif not MIN_CHARS <= len(words) <= MAX_CHARS:
             found.append(Refused(line, "length", f"a query has {MIN_CHARS} to {MAX_CHARS} characters"))
+        elif _find_script(words) != script:
+            found.append(Refused(line, "language", "it is in another script than the tool's description"))
         elif hits := sorted(own & banned):
             found.append(Refused(line, "prohibited", f"it says {', '.join(hits)}"))
+        elif any(_share(own, other) >= _ALIKE for other in shown):
+            found.append(Refused(line, "repeated", "the prompt's examples have almost the same words"))
         elif any(_share(own, other) >= _ALIKE for other in said):
             found.append(Refused(line, "repeated", "an earlier query has almost the same words"))
         else:
@@ -153,6 +162,13 @@ def keep_best(queries: Sequence[Query]) -> list[Query]:
 
 def _share(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / max(1, len(one | other))
+
+
+def _find_script(text: str) -> str:
+    """What most letters of a text are, as Unicode names them: LATIN, CYRILLIC, CJK (with its kana), ...; "" of none."""
+    names = (unicodedata.name(char, "").partition(" ")[0] for char in text if char.isalpha())
+    scripts = Counter(_ASIAN.get(name, name) for name in names)
+    return max(scripts, key=scripts.__getitem__, default="")
 
 
 def _list_words(text: str) -> set[str]:

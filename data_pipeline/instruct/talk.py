@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from data_pipeline.instruct.captions import CaptionedImage
+from data_pipeline.records.text import words_key
 
 N_EXCHANGES = 4  # that one prompt asks for
 MAX_CHARS = 600  # of the words, and of the answer
@@ -35,12 +36,14 @@ def render_talk_prompt(image: CaptionedImage) -> str:
 
 
 def parse_talk(text: str) -> tuple[list[Talk], int]:
-    """The exchanges of a teacher's answer, and how many were left out: they speak of files or of the protocol."""
+    """The exchanges of a teacher's answer, and how many were left out: they speak of files or of the protocol, only say
+    the user's words again, or were there before."""
     found = [Talk(" ".join(each["words"].split()), each["answer"].strip()) for each in _EXCHANGE.finditer(text)]
     kept = [
         talk
-        for talk in found
-        if len(talk.words) <= MAX_CHARS
+        for talk in dict.fromkeys(found)
+        if words_key(talk.words) != words_key(talk.answer)
+        and len(talk.words) <= MAX_CHARS
         and len(talk.answer) <= MAX_CHARS
         and not _TOOL_WORDS.search(f"{talk.words} {talk.answer}")
     ]

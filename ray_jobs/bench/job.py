@@ -10,6 +10,7 @@ from ray_jobs.bench import decode as bench_decode
 from ray_jobs.bench import embed as bench_embed
 from ray_jobs.bench import memory as bench_memory
 from ray_jobs.bench import sweep as bench_sweep
+from ray_jobs.bench import teacher as bench_teacher
 from ray_jobs.bench import train as bench_train
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
@@ -18,7 +19,7 @@ REAL_BACKBONE = "smollm2_135m"
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
-    """Training against Trainer and our row-by-row mode, and its memory; decoding; embedding; ASHA against the grid."""
+    """Training against Trainer and our row-by-row mode, and its memory; decoding; a teacher; embedding; a sweep."""
     results = {"train": bench_train.run(), "decode": bench_decode.run()}
     try:
         backbone = convert_backbone(REAL_BACKBONE, spec.backbones_dir)
@@ -27,6 +28,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     else:
         results["train_real"] = bench_train.run(bench_train.REAL_TURNS, bench_train.REAL_STEPS_PER_TURN, str(backbone))
     connect(spec.ray)
+    results["teacher"] = bench_teacher.run()
     results["memory"] = bench_memory.run()
     results["embed"] = bench_embed.run()
     results["sweep"] = bench_sweep.run()

@@ -153,6 +153,16 @@ def check_encoder(nodes: Sequence[NodeFacts]) -> Finding:
     return Finding("encoder", "ok", nodes[0].encoder)
 
 
+def check_confinement(nodes: Sequence[NodeFacts]) -> Finding:
+    """What shuts the tools of a service in, on each node; a job needs none of it."""
+    found = _say_groups(_group(nodes, lambda node: node.confinement))
+    gaps = _group([node for node in nodes if node.confinement_gaps], lambda node: "; ".join(node.confinement_gaps))
+    if gaps:
+        cure = "before tools are served there: a newer kernel or user namespaces (docs/security.md)"
+        return Finding("tools", "warning", f"{found}. Does not hold: {_say_groups(gaps)}", cure)
+    return Finding("tools", "ok", found)
+
+
 def check_token(nodes: Sequence[NodeFacts], environment: Mapping[str, str]) -> Finding:
     """Whether strangers are kept out of a cluster: who reaches its ports can run any code on it."""
     if environment.get("RAY_AUTH_MODE", "").lower() == "token":

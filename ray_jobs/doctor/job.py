@@ -68,6 +68,7 @@ def examine(spec: RunSpec) -> list[Finding]:
         *_check_sizes(spec, nodes),
         checks.check_encoder(nodes),
         check_tracking(spec),
+        checks.check_confinement(nodes),
         checks.check_token(nodes, os.environ),
     ]
     return findings

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ from ray_jobs.config import RunSpec
 PACKAGES = ("torch", "ray", "transformers", "peft", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "numpy")
 LOOK_S = 120.0  # for all nodes to answer: a node that starts its first worker imports for a while
 _SHM = Path("/dev/shm")
+_CONFINEMENT = "serve.tools.sandbox.confine"  # a program of the service's, which is not imported here
+_CONFINEMENT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class NodeFacts:
         fault: why it cannot write into the run's folder; "" where it can, or does not see it.
         encoder: the encoder that the config names, or why it cannot be loaded.
         has_encoder: whether it can.
+        confinement: what shuts the service's tools in there, or why that is not known.
+        confinement_gaps: what does not hold of it (docs/security.md).
     """
 
     name: str
@@ -57,6 +64,8 @@ class NodeFacts:
     fault: str
     encoder: str
     has_encoder: bool
+    confinement: str
+    confinement_gaps: tuple[str, ...]
 
 
 def look_at_nodes(spec: RunSpec, proof: Location) -> tuple[list[NodeFacts], list[str]]:
@@ -89,6 +98,7 @@ def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> Node
 
     n_gpus = torch.cuda.device_count()
     encoder, has_encoder = _try_encoder(spec.embed.encoder)
+    confinement, gaps = _find_confinement()
     sees_run = storage.exists(proof)
     disk = proof.parent if isinstance(proof, Path) else Path(os.environ.get("TMPDIR", "/tmp"))
     return NodeFacts(
@@ -105,6 +115,8 @@ def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> Node
         fault=_try_writing(proof) if sees_run else "",
         encoder=encoder,
         has_encoder=has_encoder,
+        confinement=confinement,
+        confinement_gaps=gaps,
     )
 
 
@@ -131,6 +143,21 @@ def _try_encoder(name: str) -> tuple[str, bool]:
         return load_encoder(name).encoder_id, True
     except ValueError as error:
         return str(error), False
+
+
+def _find_confinement() -> tuple[str, tuple[str, ...]]:
+    """What the kernel offers, as a process with one thread finds it; and what does not hold."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", _CONFINEMENT], capture_output=True, text=True, timeout=_CONFINEMENT_S, check=True
+        )
+        told = json.loads(done.stdout)
+        return told["uses"], tuple(told["gaps"])
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or [f"it ended with {error.returncode}"])[-1][:200]
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+    return f"not known: {reason}", ("what shuts tools in could not be found out",)
 
 
 def _try_writing(proof: Location) -> str:

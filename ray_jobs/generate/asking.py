@@ -29,6 +29,8 @@ def ask(
     unit: str,
     take: Callable[[int, str], int],
     errors: list[str],
+    n_before: int = 0,
+    n_total: int | None = None,
 ) -> None:
     """Ask all requests, in the order in which answers come.
 
@@ -38,26 +40,36 @@ def ask(
         unit: what a request is, in the plural.
         take: gets (number of the request, answer) and says how many of its lines it left out.
         errors: gets a sentence for each request that had no answer.
+        n_before: requests that were asked before these, for who looks on.
+        n_total: of so many in all; None = these.
     """
+    total = len(requests) if n_total is None else n_total
 
     async def run() -> None:
-        n_left_out = done = 0
+        n_left_out, done = 0, n_before
         with Progress("generate") as progress:
-            progress.show(0, len(requests), unit)
+            progress.show(done, total, unit)
             async for number, reply in teacher.ask_all(requests):
                 done += 1
                 n_left_out += _take(number, reply)
                 note = f"{n_left_out} lines left out, {teacher.usage.money:.2f} spent"
-                progress.show(done, len(requests), unit, note)
+                progress.show(done, total, unit, note)
 
     def _take(number: int, reply: TeacherReply) -> int:
         if reply.error:
             errors.append(reply.error)
             return 0
-        return take(number, reply.text)
+        return take(number, drop_cut_line(reply))
 
     if requests:
         asyncio.run(run())
+
+
+def drop_cut_line(reply: TeacherReply) -> str:
+    """An answer without its last line, where its tokens ended in the middle of that; one of a single line is whole."""
+    lines = reply.text.rstrip().splitlines()
+    is_cut = reply.finish_reason == "length" and len(lines) > 1
+    return "\n".join(lines[:-1]) if is_cut else reply.text
 
 
 def describe_usage(teacher: Teacher) -> dict[str, Any]:

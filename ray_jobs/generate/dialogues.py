@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,9 @@ from data_pipeline.instruct.instructions import (
     parse_reply,
     render_teacher_prompt,
 )
-from data_pipeline.instruct.samples import Sample, assign_splits, build_samples, count_kinds
+from data_pipeline.instruct.samples import Sample, assign_splits, build_samples
+from data_pipeline.instruct.structured import INSTRUCTIONS, to_instruction_lines
 from data_pipeline.instruct.talk import Talk, parse_talk, render_talk_prompt
-from data_pipeline.locations import Location
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.schema import SPLITS
 from data_pipeline.records.text import words_key
@@ -31,13 +33,15 @@ from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, UNSEEN_TOOL
 from data_pipeline.teacher.client import Teacher
 from data_pipeline.teacher.requests import TeacherRequest
 from ray_jobs.config import RunSpec
-from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate, render_lines
+from ray_jobs.generate.asking import CACHE, FOLDER, ask, describe_usage, estimate
 from ray_jobs.generate.media import find_file
 from ray_jobs.generate.report import render_report
+from ray_jobs.generate.row_files import RowFiles
 from ray_jobs.generate.trials import Chain, build_chain
 from ray_jobs.generate.verification import Medium, Verification, describe_review
 from ray_jobs.generate_options import GenerateOptions
 
+PICTURES_AT_ONCE = 2000  # asked about, checked and written before the next: memory does not grow with the pictures
 _TOKENS_PER_INSTRUCTION = 40
 
 
@@ -50,7 +54,8 @@ class Plan:
         splits: of each.
         left_out: rows of captions that could not be used, by reason.
         seen, unseen: tools by where they may be asked for.
-        requests: every request, by picture.
+        asked: every request, by picture.
+        is_structured: whether the teacher takes a schema of its answer.
     """
 
     images: list[CaptionedImage]
@@ -58,16 +63,33 @@ class Plan:
     left_out: dict[str, int]
     seen: list[Tool]
     unseen: list[Tool]
-    requests: list[_Asked]
+    asked: list[Asked]
+    is_structured: bool
+
+    @property
+    def tools(self) -> list[Tool]:
+        return [*self.seen, *self.unseen]
+
+    def render(self, asked: Asked) -> TeacherRequest:
+        """What is sent for one request."""
+        image = self.images[asked.image]
+        if not asked.tools:
+            return TeacherRequest((("user", render_talk_prompt(image)),))
+        prompt = render_teacher_prompt(image, asked.tools)
+        return TeacherRequest((("user", prompt),), schema=INSTRUCTIONS if self.is_structured else None)
+
+    def parts(self) -> Iterator[list[Asked]]:
+        """The requests about `PICTURES_AT_ONCE` pictures after the other."""
+        for _, own in groupby(self.asked, key=lambda asked: asked.image // PICTURES_AT_ONCE):
+            yield list(own)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """One request: for which picture, with which tools; () asks for talk."""
 
     image: int
     tools: tuple[Tool, ...]
-    request: TeacherRequest
 
 
 @dataclass
@@ -78,47 +100,52 @@ class _Found:
     talks: list[Talk] = field(default_factory=list)
 
 
+@dataclass
+class _Taken:
+    """What came of one part's requests."""
+
+    found: dict[int, _Found] = field(default_factory=dict)  # by picture
+    noise: dict[int, list[Noise]] = field(default_factory=dict)  # by request
+
+
 def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     """The recipe: see `ray_jobs.generate.job.run`."""
     plan = make_plan(spec.generate, spec.seed)
     verification = Verification(spec)
-    found: dict[int, _Found] = {}
-    noise: dict[int, list[Noise]] = {}
     errors: list[str] = []
-    known = [*plan.seen, *plan.unseen]
-
-    def take(number: int, text: str) -> int:
-        asked = plan.requests[number]
-        own = found.setdefault(asked.image, _Found())
-        if not asked.tools:
-            kept, n_left_out = parse_talk(text)
-            own.talks += kept
-            return n_left_out
-        lines = parse_reply(text, asked.tools, known)
-        own.instructions += [line for line in lines if isinstance(line, Instruction)]
-        noise[number] = [line for line in lines if isinstance(line, Noise)]
-        return len(noise[number])
-
-    ask(teacher, [asked.request for asked in plan.requests], "requests", take, errors)
-    left_out = [line for number in sorted(noise) for line in noise[number]]
-    samples, n_repeated = _build(plan, found, spec.seed)
-    if not samples:
-        reasons = dict(Counter(each.reason for each in left_out)) or errors[:1]
-        raise InputError(f"nothing of the teacher's answers can be used ({reasons}); look at {spec.work_dir / CACHE}.")
-    rows = _verify(verification, spec.generate, plan, samples, teacher, errors)
-    review = verification.write()
-    counts: dict[str, Any] = {
-        "images": len(plan.images),
-        "captions_left_out": plan.left_out,
-        **describe_usage(teacher),
-        "kept": sum(len(each.instructions) for each in found.values()),
-        "rejected": dict(Counter(each.reason for each in left_out)),
-        "repeated": n_repeated,
-        "samples": count_kinds(samples),
-        "checks": verification.counts,
-    }
-    folder = _write(spec, samples, rows, left_out, sorted(errors), counts)
-    print(render_report(counts, samples[:EXAMPLES], left_out[:EXAMPLES]))
+    said: set[int] = set()
+    folder = spec.run_dir / FOLDER
+    with storage.replacing_folder(folder) as new, storage.staged_locally(new) as local:
+        with RowFiles(local) as files:
+            n_asked = 0
+            for part in plan.parts():
+                taken = _ask(teacher, plan, part, n_asked, errors)
+                n_asked += len(part)
+                samples = _build(plan, taken.found, files, said, spec.seed)
+                rows = _verify(verification, spec.generate, plan, samples, teacher, errors)
+                files.add(samples, rows, [line for number in sorted(taken.noise) for line in taken.noise[number]])
+                if teacher.is_budget_spent:
+                    break
+            files.add_errors(sorted(errors))
+        if not files.samples:
+            reasons = dict(files.rejected) or errors[:1]
+            raise InputError(
+                f"nothing of the teacher's answers can be used ({reasons}); look at {spec.work_dir / CACHE}."
+            )
+        counts: dict[str, Any] = {
+            "images": len(plan.images),
+            "captions_left_out": plan.left_out,
+            **describe_usage(teacher),
+            "kept": files.n_kept,
+            "rejected": dict(files.rejected),
+            "repeated": files.n_repeated,
+            "samples": {split: dict(kinds) for split, kinds in files.kinds.items()},
+            "checks": verification.counts,
+        }
+        report = render_report(counts, files.samples, files.noise)
+        storage.write_file(local / "report.md", report + "\n")
+        review = verification.write()
+    print(report)
     print(f"written to {folder}; read it with prepare.source=gpt4tools prepare.path={folder}")
     print(describe_review(verification, review))
     return {"generated": str(folder), **counts}
@@ -130,9 +157,10 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
     splits = Counter(plan.splits)
     print(f"pictures         {len(plan.images):,} ({', '.join(f'{split} {splits[split]:,}' for split in SPLITS)})")
     print(f"tools            {len(plan.seen)} asked for in training, {len(plan.unseen)} in the test split alone")
-    tokens = _TOKENS_PER_INSTRUCTION * sum(max(4, len(asked.tools)) for asked in plan.requests)
-    requests = [asked.request for asked in plan.requests]
-    n_judgements = 2 * sum(max(4, len(asked.tools)) for asked in plan.requests) if spec.generate.judge else 0
+    n_lines = sum(max(4, len(asked.tools)) for asked in plan.asked)
+    tokens = _TOKENS_PER_INSTRUCTION * n_lines
+    requests = [plan.render(asked) for asked in plan.asked]
+    n_judgements = 2 * n_lines if spec.generate.judge else 0
     return estimate(spec, requests, n_judgements, tokens / max(1, len(requests) + n_judgements))
 
 
@@ -148,16 +176,15 @@ def make_plan(options: GenerateOptions, seed: int) -> Plan:
     images = images[: options.limit]
     seen, unseen = _load_tools(options)
     splits = assign_splits(len(images), bool(unseen), seed)
-    requests: list[_Asked] = []
-    for number, (image, split) in enumerate(zip(images, splits, strict=True)):
+    asked: list[Asked] = []
+    for number, split in enumerate(splits):
         rng = np.random.default_rng([seed, number])
         pool = unseen if split == "test" else seen
         tools = tuple(pool[i] for i in rng.permutation(len(pool))[: options.tools_per_prompt])
-        prompt = render_teacher_prompt(image, tools)
-        requests.append(_Asked(number, tools, TeacherRequest((("user", prompt),))))
+        asked.append(Asked(number, tools))
         if split != "test" and rng.random() < options.talk_frac:
-            requests.append(_Asked(number, (), TeacherRequest((("user", render_talk_prompt(image)),))))
-    return Plan(images, splits, left_out, seen, unseen, requests)
+            asked.append(Asked(number, ()))
+    return Plan(images, splits, left_out, seen, unseen, asked, options.is_structured)
 
 
 def _load_tools(options: GenerateOptions) -> tuple[list[Tool], list[Tool]]:
@@ -191,21 +218,44 @@ def _with_arguments(tool: Tool) -> Tool:
     return replace(tool, arguments=tool.arguments or own)
 
 
-def _build(plan: Plan, found: dict[int, _Found], seed: int) -> tuple[list[Sample], int]:
+def _ask(teacher: Teacher, plan: Plan, part: list[Asked], n_before: int, errors: list[str]) -> _Taken:
+    taken = _Taken()
+
+    def take(number: int, text: str) -> int:
+        asked = part[number]
+        own = taken.found.setdefault(asked.image, _Found())
+        if not asked.tools:
+            kept, n_left_out = parse_talk(text)
+            own.talks += kept
+            return n_left_out
+        lines = parse_reply(to_instruction_lines(text), asked.tools, plan.tools)
+        own.instructions += [line for line in lines if isinstance(line, Instruction)]
+        taken.noise[number] = [line for line in lines if isinstance(line, Noise)]
+        return len(taken.noise[number])
+
+    ask(teacher, [plan.render(asked) for asked in part], "requests", take, errors, n_before, len(plan.asked))
+    return taken
+
+
+def _build(plan: Plan, found: dict[int, _Found], files: RowFiles, said: set[int], seed: int) -> list[Sample]:
     """All samples in the order of the pictures; an instruction whose words were there before is left out."""
     samples: list[Sample] = []
-    said: set[str] = set()
-    n_repeated = 0
-    everything = [*plan.seen, *plan.unseen]
     for number in sorted(found):
         own = found[number]
-        fresh = [each for each in own.instructions if words_key(each.words) not in said]
-        n_repeated += len(own.instructions) - len(fresh)
-        said.update(words_key(each.words) for each in fresh)
+        keys = [_hash_words(each.words) for each in own.instructions]
+        fresh = [each for each, key in zip(own.instructions, keys, strict=True) if key not in said]
+        files.n_kept += len(own.instructions)
+        files.n_repeated += len(own.instructions) - len(fresh)
+        said.update(keys)
         split = plan.splits[number]
-        offered = everything if split == "test" else plan.seen
+        offered = plan.tools if split == "test" else plan.seen
         samples += build_samples(plan.images[number], number, split, fresh, own.talks, offered, seed)
-    return samples, n_repeated
+    return samples
+
+
+def _hash_words(words: str) -> int:
+    """64 bits: of a million instructions two are taken for alike with a probability of 3e-8."""
+    return int.from_bytes(hashlib.blake2b(words_key(words).encode(), digest_size=8).digest(), "big")
 
 
 def _verify(
@@ -217,34 +267,14 @@ def _verify(
     errors: list[str],
 ) -> list[dict[str, Any]]:
     """The samples' rows with the columns of `data_pipeline.records.checks`."""
-    tools = [*plan.seen, *plan.unseen]
-    tool_ids = {tool.call_name: tool.tool_id for tool in tools}
+    tool_ids = {tool.call_name: tool.tool_id for tool in plan.tools}
     root = options.media_root or (options.captions.parent if options.captions else None)
-    names = [plan.images[sample.image].image for sample in samples]
-    media = [Medium(name, find_file(root, name)) for name in names]
+    names = {sample.image: plan.images[sample.image].image for sample in samples}
+    known = {image: Medium(name, find_file(root, name)) for image, name in names.items()}
+    media = [known[sample.image] for sample in samples]
 
     def chain(row: dict[str, Any], case: Case, picture: Path) -> list[Chain]:
         return build_chain(case, tool_ids, picture)
 
     rows = [sample.to_row() for sample in samples]
-    return verification.check(rows, DialogueForm(tools), media, teacher, chain, errors)
-
-
-def _write(
-    spec: RunSpec,
-    samples: list[Sample],
-    rows: list[dict[str, Any]],
-    noise: list[Noise],
-    errors: list[str],
-    counts: dict[str, Any],
-) -> Location:
-    folder = spec.run_dir / FOLDER
-    with storage.replacing_folder(folder) as new:
-        for split in SPLITS:
-            own = (row for sample, row in zip(samples, rows, strict=True) if sample.split == split)
-            if text := ",\n".join(json.dumps(row, ensure_ascii=False) for row in own):
-                storage.write_file(new / f"{split}.json", f"[\n{text}\n]\n")
-        lines = [*(vars(each) for each in noise), *({"reason": "no answer", "why": error} for error in errors)]
-        storage.write_file(new / "rejected.jsonl", render_lines(lines))
-        storage.write_file(new / "report.md", render_report(counts, samples[:EXAMPLES], noise[:EXAMPLES]) + "\n")
-    return folder
+    return verification.check(rows, DialogueForm(plan.tools), media, teacher, chain, errors)

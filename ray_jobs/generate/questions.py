@@ -26,6 +26,7 @@ from data_pipeline.instruct.queries import (
     parse_queries,
     render_query_prompt,
 )
+from data_pipeline.instruct.structured import QUERIES, to_query_lines
 from data_pipeline.markdown import render_table
 from data_pipeline.records.catalog import CATALOG_FILE, UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.checks import MEDIA_LICENCE
@@ -81,6 +82,7 @@ def make_plan(spec: RunSpec) -> Plan:
     tools_of, media_of = read_media(options.media, catalog.tool_ids) if options.media else ({}, {})
     asked: list[tuple[Tool, tuple[str, ...], bool]] = []
     requests = []
+    schema = QUERIES if options.is_structured else None
     for number, tool in enumerate(tools):
         group = groups.ambiguous.get(tool.tool_id)
         others = [catalog[other] for other in group.tools if other != tool.tool_id] if group else []
@@ -91,7 +93,7 @@ def make_plan(spec: RunSpec) -> Plan:
             examples = rng.permutation(N_EXAMPLES)[:2].tolist()
             prompt = render_query_prompt(tool, prohibited, examples, is_ambiguous)
             asked.append((tool, prohibited, is_ambiguous))
-            requests.append(TeacherRequest((("user", prompt),)))
+            requests.append(TeacherRequest((("user", prompt),), schema=schema))
     return Plan(catalog, tools, groups, tools_of, media_of, asked, requests)
 
 
@@ -104,7 +106,7 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     errors: list[str] = []
 
     def take(number: int, text: str) -> int:
-        found[number] = parse_queries(text, *plan.asked[number])
+        found[number] = parse_queries(to_query_lines(text), *plan.asked[number])
         return sum(isinstance(line, Refused) for line in found[number])
 
     ask(teacher, plan.requests, "tools", take, errors)

@@ -39,6 +39,14 @@ from ray_jobs.generate.trials import Chain, try_out
 REVIEW_FOLDER = "review"  # in the run's folder, beside what is generated: it is never replaced as a whole
 MAX_THUMBNAILS = 300  # that one page holds
 _THUMBNAIL_PX = 240
+_COUNTED = (
+    checks.CHECK_FORMAT,
+    checks.CHECK_CALL,
+    checks.CHECK_STRICT,
+    checks.CHECK_BROAD,
+    checks.CHECK_LEAK,
+    checks.REVIEW,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Verification:
         self._test: list[ToolRecord] = read_test_questions(options.leak_check) if options.leak_check else []
         self._doubts: list[Doubt] = []
         self._files: dict[str, Path] = {}
-        self.counts: dict[str, dict[str, int]] = {}
+        self._kinds: dict[str, Counter[str]] = {column: Counter() for column in _COUNTED}
         self.n_open = 0  # rows that nobody has decided about
 
     def check(
@@ -79,7 +87,7 @@ class Verification:
         """The rows, edited as people decided, with all of `checks.COLUMNS` but the licence's.
 
         Args:
-            rows: what a recipe wrote.
+            rows: what a recipe wrote, or a part of it.
             form: of these rows.
             media: of each row.
             teacher: who judges.
@@ -114,8 +122,14 @@ class Verification:
             }
             checked.append({**row, **columns})
             self._doubt(cases[number], columns, media[number])
-        self.counts = _count(checked)
+        for column, kinds in self._kinds.items():
+            kinds.update(_kind(column, row[column]) for row in checked if row[column])
         return checked
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """column -> verdict (without what differs from row to row) -> rows so far; of columns that were asked for."""
+        return {column: dict(sorted(kinds.items())) for column, kinds in self._kinds.items() if kinds}
 
     def write(self) -> Location:
         """Write the review's file and page; both hold every decision that was ever made. Returns the folder."""
@@ -192,17 +206,6 @@ def _apply(row: dict[str, Any], form: Form, decision: Decision | None) -> dict[s
         return form.edit(row, decision.line["words"], decision.line["answer"])
     except InputError as error:
         raise InputError(f"{decision.place}: the edit cannot be taken: {error}; mend it there.") from error
-
-
-def _count(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
-    """column -> verdict (without what differs from row to row) -> rows; of columns that were asked for."""
-    columns = (checks.CHECK_FORMAT, checks.CHECK_CALL, checks.CHECK_STRICT, checks.CHECK_BROAD, checks.CHECK_LEAK)
-    counts: dict[str, dict[str, int]] = {}
-    for column in (*columns, checks.REVIEW):
-        kinds = Counter(_kind(column, row[column]) for row in rows if row[column])
-        if kinds:
-            counts[column] = dict(sorted(kinds.items()))
-    return counts
 
 
 def _kind(column: str, verdict: str) -> str:

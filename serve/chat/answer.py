@@ -84,23 +84,27 @@ class ChatService:
         self._own |= servers.tools.keys() - self._unwritable
         self._tools.clear()
 
-    async def complete(self, request: ChatRequest) -> ChatCompletion | AsyncIterator[str]:
+    async def complete(self, request: ChatRequest, caller: str) -> ChatCompletion | AsyncIterator[str]:
         """Answer a chat: whole, or as server-sent events where the request wants a stream.
+
+        Args:
+            request: the chat.
+            caller: whose artifacts it may name, and who gets those that come of it (`serve/http/access.py`).
 
         Raises:
             RequestError, MediaError: the request is at fault.
         """
-        answer = await self.answer(request)
+        answer = await self.answer(request, caller)
         if not isinstance(answer, ChatCompletion):
             return stream_answer(request, answer)
         if not request.stream:
             return answer
         return _as_async(stream_completion(answer, request.has_usage_chunk))
 
-    async def answer(self, request: ChatRequest) -> ChatCompletion | AnswerEvents:
+    async def answer(self, request: ChatRequest, caller: str) -> ChatCompletion | AnswerEvents:
         """Answer a chat: whole, or as it comes where a stream is wanted and words are written; errors as above."""
         if not request.is_agent:
-            return await self._select(request)
+            return await self._select(request, caller)
         if not self.models.find(request.base_model).writes_dialogues:
             raise RequestError(
                 f"Model {request.base_model[:80]!r} was trained on no dialogues, so it cannot be the agent; leave "
@@ -108,10 +112,10 @@ class ChatService:
                 code="no_agent",
                 param="agent" if request.agent else "model",
             )
-        return await self._ask_agent(request)
+        return await self._ask_agent(request, caller)
 
     async def read(
-        self, request: ChatRequest, *, is_current_only: bool = False, needs_words: bool = True
+        self, request: ChatRequest, caller: str, *, is_current_only: bool = False, needs_words: bool = True
     ) -> Conversation:
         """A chat, checked, with its media stored: all of them, or those that the last words are about.
 
@@ -123,10 +127,10 @@ class ChatService:
         if self.args.allow_urls:
             fetch = partial(fetch_url, limits=FetchLimits(max_bytes=self.args.max_upload_bytes))
         return await asyncio.to_thread(
-            store_media, conversation, self.store, is_current_only=is_current_only, fetch=fetch
+            store_media, conversation, self.store.of(caller), is_current_only=is_current_only, fetch=fetch
         )
 
-    async def open_medium(self, conversation: Conversation) -> tuple[bytes | None, str | None]:
+    async def open_medium(self, conversation: Conversation, caller: str) -> tuple[bytes | None, str | None]:
         """Bytes and modality of the one medium that the model sees when it chooses; (None, None) without one.
 
         Raises:
@@ -135,11 +139,11 @@ class ChatService:
         artifact = selection_artifact(conversation)
         if artifact is None:
             return None, None
-        _, data = await asyncio.to_thread(self.store.open, artifact.id)
+        _, data = await asyncio.to_thread(self.store.of(caller).open, artifact.id)
         return data, artifact.modality
 
-    async def invoke(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Run a tool.
+    async def invoke(self, tool_id: str, arguments: Mapping[str, Any], caller: str) -> ToolResult:
+        """Run a tool on a caller's artifacts.
 
         Raises:
             RequestError: there is no such tool (404).
@@ -160,7 +164,7 @@ class ChatService:
         try:
             with self.telemetry.waiting(deployment):
                 async with asyncio.timeout(self.args.request_timeout_s + min(spec.timeout_s, self.args.tool_timeout_s)):
-                    reply = await self._run_tool(spec, deployment, arguments)
+                    reply = await self._run_tool(spec, deployment, arguments, caller)
             code = reply.error
         except TimeoutError:
             code = "timeout"
@@ -169,16 +173,16 @@ class ChatService:
             self.telemetry.count_tool(tool_id, time.perf_counter() - start, code)
         return reply.unpack()
 
-    async def _run_tool(self, spec: ToolSpec, deployment: str, arguments: Mapping[str, Any]) -> ToolReply:
+    async def _run_tool(self, spec: ToolSpec, deployment: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
         """A call of a tool without side effects may be made anew where its replica dies; one with them may not."""
         if isinstance(spec, RemoteTool):
             assert self._servers is not None
-            return await self._servers.call(spec, arguments)
+            return await self._servers.call(spec, arguments, self.store.of(caller))
         method = self._hosts[deployment].invoke
         if not spec.has_side_effects:
-            return await ask(method, spec.tool_id, dict(arguments))
+            return await ask(method, spec.tool_id, dict(arguments), caller)
         try:
-            return await ask(method, spec.tool_id, dict(arguments), attempts=1)
+            return await ask(method, spec.tool_id, dict(arguments), caller, attempts=1)
         except RayActorError:
             raise ToolError(
                 "interrupted",
@@ -229,17 +233,17 @@ class ChatService:
 
     # --- a tool chosen from a ranking
 
-    async def _select(self, request: ChatRequest) -> ChatCompletion | AnswerEvents:
+    async def _select(self, request: ChatRequest, caller: str) -> ChatCompletion | AnswerEvents:
         choice = read_tool_choice(request, self._tools_of(request).selectable)
         model = self.models.find(request.base_model)
         if choice.is_own_choice and model.writes_dialogues and not model.finds_cards:
-            return await self._begin_turn(request, await self.read(request), choice)
-        conversation = await self.read(request, is_current_only=True)
+            return await self._begin_turn(request, await self.read(request, caller), choice)
+        conversation = await self.read(request, caller, is_current_only=True)
         if conversation.tool_results:
             return answer_with_words(request, describe_tool_results(conversation), Usage.of(0, 0))
         if choice.mode == "none":
             return answer_with_words(request, NO_CALL_WANTED, Usage.of(0, 0))
-        ranking = await self._rank(request, conversation, choice)
+        ranking = await self._rank(request, caller, conversation, choice)
         if choice.is_open:  # of the catalogue of the bundle that answered
             choice = replace(choice, tools=tuple(self._offer(tool) for tool, _ in ranking.tools))
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
@@ -248,8 +252,8 @@ class ChatService:
         ranked = [(tool.tool_id, probability) for tool, probability in ranking.tools]
         return answer_with_tool(request, choice, ranked, words, artifacts, usage)
 
-    async def _rank(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> Ranking:
-        data, modality = await self.open_medium(conversation)
+    async def _rank(self, request: ChatRequest, caller: str, conversation: Conversation, choice: ToolChoice) -> Ranking:
+        data, modality = await self.open_medium(conversation, caller)
         offered = [choice[choice.named]] if choice.mode == "named" else choice.tools
         k = max(2, request.top_logprobs or 0)  # the likeliest may be `unknown` where a call is required
         tools = None if choice.is_open else tuple(Tool(tool.name, tool.description) for tool in offered)
@@ -310,9 +314,9 @@ class ChatService:
 
     # --- the agent's loop
 
-    async def _ask_agent(self, request: ChatRequest) -> ChatCompletion | AnswerEvents:
+    async def _ask_agent(self, request: ChatRequest, caller: str) -> ChatCompletion | AnswerEvents:
         choice = read_tool_choice(request, self._tools_of(request).callable)
-        conversation = await self.read(request)
+        conversation = await self.read(request, caller)
         known = {tool.tool_id: tool for tool in self.models.find(request.base_model).catalog}
         agent_request = replace(build_agent_request(conversation, choice, self.specs), known=known)
         if len(agent_request.tools) > self.args.agent_max_tools:
@@ -327,7 +331,9 @@ class ChatService:
             max_answer_tokens=request.max_answer_tokens,
         )
         write_turn = with_short_names(partial(self._write_turn, request))
-        events = complete_agent(request, iterate_agent(write_turn, self.invoke, agent_request, limits))
+        events = complete_agent(
+            request, iterate_agent(write_turn, partial(self.invoke, caller=caller), agent_request, limits)
+        )
         return events if request.stream else await await_completion(events)
 
     async def _shortlist(self, model_name: str, words: str, tools: Sequence[Tool]) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from serve.artifacts import Artifact, ArtifactError, ArtifactStore, find_dialogue_names
+from serve.artifacts import Artifact, ArtifactError, CallerArtifacts, find_dialogue_names
 from serve.chat.messages import (
     AssistantMessage,
     AudioPart,
@@ -178,7 +178,7 @@ def parse_conversation(request: ChatRequest, limits: ChatLimits, *, needs_words:
 
 def store_media(
     conversation: Conversation,
-    store: ArtifactStore,
+    store: CallerArtifacts,
     *,
     is_current_only: bool = False,
     fetch: Callable[[str], bytes] | None = None,
@@ -187,7 +187,7 @@ def store_media(
 
     Args:
         conversation: of `parse_conversation`.
-        store: where media go.
+        store: where media go, of the caller whose chat it is.
         is_current_only: leave out all but `current_media` (choosing one tool needs no more).
         fetch: reads an http(s) address within limits; needed where `ChatLimits.allows_urls` is set.
 
@@ -211,7 +211,7 @@ def store_media(
     return Conversation(turns, tuple(_find_mentioned(conversation, store)))
 
 
-def _store_medium(medium: Medium, store: ArtifactStore, fetch: Callable[[str], bytes] | None) -> Artifact:
+def _store_medium(medium: Medium, store: CallerArtifacts, fetch: Callable[[str], bytes] | None) -> Artifact:
     if medium.artifact_id:
         artifact = store.info(medium.artifact_id)
         # a GIF is stored as a picture, but its motion may be meant
@@ -230,7 +230,7 @@ def _store_medium(medium: Medium, store: ArtifactStore, fetch: Callable[[str], b
     return store.put(data, f"{medium.modality}/*")
 
 
-def _find_mentioned(conversation: Conversation, store: ArtifactStore) -> Iterator[Artifact]:
+def _find_mentioned(conversation: Conversation, store: CallerArtifacts) -> Iterator[Artifact]:
     ids: dict[str, None] = {}
     for turn in conversation.turns:
         if turn.role in ("user", "assistant", "tool"):

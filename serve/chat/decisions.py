@@ -125,8 +125,8 @@ def parse_decision_request(body: bytes) -> DecisionRequest:
     return request
 
 
-async def decide(chat: ChatService, request: DecisionRequest) -> Decision:
-    """Answer all questions; the medium is encoded once, and the questions go to the model together.
+async def decide(chat: ChatService, request: DecisionRequest, caller: str) -> Decision:
+    """Answer all of a caller's questions; the medium is encoded once, and the questions go to the model together.
 
     Raises:
         RequestError, MediaError: the request is at fault, or wants what a ranking cannot tell.
@@ -137,7 +137,7 @@ async def decide(chat: ChatService, request: DecisionRequest) -> Decision:
     messages, places = to_messages(request.input)
     with told_as(places):
         asked = ChatRequest(model=request.model, messages=messages)
-        conversation = await chat.read(asked, needs_words=False)
+        conversation = await chat.read(asked, caller, needs_words=False)
         n_media = len([medium for turn in conversation.turns for medium in turn.media])
         if n_media > 1:
             raise RequestError(
@@ -145,7 +145,7 @@ async def decide(chat: ChatService, request: DecisionRequest) -> Decision:
                 code="too_many_media",
                 param="messages",
             )
-        data, modality = await chat.open_medium(conversation)
+        data, modality = await chat.open_medium(conversation, caller)
     words = "\n".join(turn.text for turn in conversation.turns if turn.text.strip())
     try:
         medium = None if data is None else await chat.selector.encode(data, modality)

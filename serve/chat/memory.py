@@ -80,7 +80,8 @@ def render_history(conversation: Conversation) -> tuple[str, ...]:
             if text and (i != conversation.last_user or conversation.tool_results):
                 human.append(text)
         elif turn.role == "tool":
-            replies.append(f"{conversation.call_name(turn.call_id)}: {text}")
+            name = " ".join(conversation.call_name(turn.call_id).split())  # as it was made up, perhaps
+            replies.append(f"{name}: {text}")
         elif text:
             replies.append(text)
     close()

@@ -85,12 +85,12 @@ class ResponseService:
         asked = self._read(request, caller)
         with told_as(asked.places):
             if asked.is_stored:
-                conversation = await self._chat.read(asked.chat)
+                conversation = await self._chat.read(asked.chat, caller)
                 messages = [
                     _with_artifacts(*pair) for pair in zip(asked.chat.messages, conversation.turns, strict=True)
                 ]
                 asked = replace(asked, chat=asked.chat.model_copy(update={"messages": messages}))
-            answer = await self._chat.answer(asked.chat)
+            answer = await self._chat.answer(asked.chat, caller)
         if request.stream:
             return self._stream(asked, answer)
         assert isinstance(answer, ChatCompletion)

@@ -16,7 +16,7 @@ from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
 
 from serve.agent.events import describe_artifact
-from serve.artifacts import ARTIFACT_ID
+from serve.artifact_files import ARTIFACT_ID
 from serve.chat.answer import ChatService
 from serve.chat.decision_answers import Decision
 from serve.chat.decisions import DecisionRequest, decide, parse_decision_request
@@ -25,10 +25,12 @@ from serve.chat.served_models import no_such_model
 from serve.http.body import check_body, read_body
 from serve.http.errors import describe_error
 from serve.http.json_body import describe_body
+from serve.http.methods import is_known
 from serve.http.schemas import BODY_ERRORS, RequestError, check_upload_size, describe_errors
 from serve.http.telemetry import CONTENT_TYPE
 
 METRICS_TIMEOUT_S = 2.0
+_ArtifactId = Annotated[str, Path(json_schema_extra={"pattern": f"^{ARTIFACT_ID.pattern}$"})]
 
 
 class InvokeRequest(BaseModel):
@@ -73,7 +75,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
     async def complete(request: Request) -> Response:
         wanted = parse_chat_request(await read_body(request, chat.args, ("application/json",)))
         async with asyncio.timeout(chat.args.request_timeout_s):
-            answer = await chat.complete(wanted)
+            answer = await chat.complete(wanted, request.state.caller)
         if isinstance(answer, ChatCompletion):
             return JSONResponse(answer.to_json())
         return EventSourceResponse(_guarded(request, answer), sep="\n")
@@ -84,7 +86,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
     async def answer_questions(request: Request) -> Decision:
         wanted = parse_decision_request(await read_body(request, chat.args, ("application/json",)))
         async with asyncio.timeout(chat.args.request_timeout_s):
-            return await decide(chat, wanted)
+            return await decide(chat, wanted, request.state.caller)
 
     @api.get(
         "/metrics",
@@ -129,7 +131,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
                 'The body is not valid; send {"arguments": {...}} as JSON, by the tool\'s schema.',
                 code="bad_field" if is_json else "bad_json",
             ) from error
-        result = await chat.invoke(tool_id, wanted.arguments)
+        result = await chat.invoke(tool_id, wanted.arguments, request.state.caller)
         artifact = None if result.artifact is None else ArtifactEntry(**describe_artifact(result.artifact))
         return InvokeAnswer(tool_id=tool_id, text=result.text, artifact=artifact)
 
@@ -142,7 +144,8 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
                 raise RequestError("The form has no file; send it in the field 'file'.", code="bad_field", param="file")
             check_upload_size(file.size or 0, chat.args.max_upload_bytes, "file")
             data = await file.read()
-        artifact = await asyncio.to_thread(chat.store.put, data, file.content_type or "", file.filename or "")
+        store = chat.store.of(request.state.caller)
+        artifact = await asyncio.to_thread(store.put, data, file.content_type or "", file.filename or "")
         return ArtifactEntry(**describe_artifact(artifact))
 
     @api.get(
@@ -151,18 +154,31 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
         responses={
             200: {"content": _media_content()},
             206: {"description": "the part that the header Range names", "content": _media_content()},
+            304: {"description": "the header If-None-Match names what there is"},
             416: {"description": "the file has no such part"},
             **describe_errors(404, 422),
         },
     )
     async def download(
-        artifact_id: Annotated[str, Path(json_schema_extra={"pattern": f"^{ARTIFACT_ID.pattern}$"})],
+        artifact_id: _ArtifactId,
+        request: Request,
     ) -> Response:
-        artifact, path = await asyncio.to_thread(chat.store.locate, artifact_id)
+        store = chat.store.of(request.state.caller)
+        artifact, path = await asyncio.to_thread(store.locate, artifact_id)
+        headers = artifact.headers
+        if is_known(request.headers.get("if-none-match", ""), headers["ETag"]):
+            return Response(status_code=304, headers={name: headers[name] for name in ("ETag", "Cache-Control")})
         if path is not None:
-            return FileResponse(path, headers=artifact.headers)
-        _, data = await asyncio.to_thread(chat.store.open, artifact_id)  # from a bucket, whole whatever was asked for
-        return Response(data, headers=artifact.headers)
+            return FileResponse(path, headers=headers)
+        _, data = await asyncio.to_thread(store.open, artifact_id)  # from a bucket, whole whatever was asked for
+        return Response(data, headers=headers)
+
+    @api.delete(
+        "/v1/artifacts/{artifact_id}", status_code=204, response_class=Response, responses=describe_errors(404, 422)
+    )
+    async def delete(artifact_id: _ArtifactId, request: Request) -> Response:
+        await asyncio.to_thread(chat.store.of(request.state.caller).delete, artifact_id)
+        return Response(status_code=204)
 
 
 async def _guarded(request: Request, events: AsyncIterator[str]) -> AsyncIterator[str]:

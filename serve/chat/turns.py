@@ -57,7 +57,7 @@ class CallerDialogue:
         for result in (turn for turn in since if turn.role == "tool" and turn.call_id in arguments):
             name = conversation.call_name(result.call_id)
             called.append(name)
-            turns.append(Turn("assistant", render_call(name, _render_input(arguments[result.call_id]))))
+            turns.append(Turn("assistant", render_call(_one_line(name), _render_input(arguments[result.call_id]))))
             turns.append(Turn("observation", render_observation(_one_line(result.text) or "Done.")))
         words = _one_line(conversation.words, None)
         return cls(tuple(tools), render_history(before), words, tuple(turns), frozenset(called))

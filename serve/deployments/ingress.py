@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from ray import serve as ray_serve
 
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
+from serve.artifacts import sweeping
 from serve.chat.answer import ChatService
 from serve.chat.response_routes import add_response_routes
 from serve.chat.routes import add_chat_routes
@@ -49,6 +50,7 @@ from serve.tools.spec import ToolSpec
 logger = logging.getLogger("ray.serve")
 
 HEALTH_TIMEOUT_S = 5.0
+HEALTH_AGE_S = 1.0  # how long an answer stands: the route needs no key, and each answer costs two calls
 
 
 class SelectionService:
@@ -60,6 +62,8 @@ class SelectionService:
         self._selector = selector
         self._predictor = predictor
         self._encoder = encoder
+        self._health: asyncio.Task[Health] | None = None
+        self._health_s = float("-inf")
 
     async def select(self, question: SelectInput) -> SelectAnswer:
         """Rank the tools for one question.
@@ -115,7 +119,14 @@ class SelectionService:
         )
 
     async def health(self) -> Health:
-        """Ask a replica of each deployment; "ok" only when both answer within a few seconds."""
+        """Ask a replica of each deployment; "ok" only when both answer within a few seconds. One answer serves whoever
+        asks within `HEALTH_AGE_S`."""
+        is_old = time.monotonic() - self._health_s > HEALTH_AGE_S
+        if self._health is None or (self._health.done() and is_old):
+            self._health, self._health_s = asyncio.create_task(self._ask_health()), time.monotonic()
+        return await asyncio.shield(self._health)  # who leaves does not end it for the others
+
+    async def _ask_health(self) -> Health:
         (predictor, said), (encoder, _) = await asyncio.gather(_describe(self._predictor), _describe(self._encoder))
         if predictor == "ok" and said["revisions"] != self._models.revisions:
             await self._models.refresh()
@@ -163,9 +174,9 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
     async def run(api: FastAPI) -> AsyncIterator[None]:
         args = service.args
         # what others answer may be as large as what others ask
-        async with McpServers(args.mcp_servers, chat.store, args.tool_timeout_s, args.max_body_bytes) as servers:
+        async with McpServers(args.mcp_servers, args.tool_timeout_s, args.max_body_bytes) as servers:
             chat.add_servers(servers)
-            async with mcp.run():
+            async with mcp.run(), sweeping(chat.store):
                 yield
 
     api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, openapi_url=None, dependencies=gate, lifespan=run)

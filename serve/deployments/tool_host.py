@@ -46,24 +46,24 @@ class ToolHost:
         self._limits = build_limits(args)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tool")
 
-    async def invoke(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolReply:
-        """Run a tool; media arguments are artifact ids."""
+    async def invoke(self, tool_id: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
+        """Run a tool for a caller, on their artifacts: media arguments are ids of these."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._invoke_blocking, tool_id, arguments)
+        return await loop.run_in_executor(self._threads, self._invoke_blocking, tool_id, arguments, caller)
 
-    def _invoke_blocking(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolReply:
-        spec = self._specs[tool_id]
+    def _invoke_blocking(self, tool_id: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
+        spec, store = self._specs[tool_id], self._store.of(caller)
         try:
             parsed = spec.parse(arguments)
             ids = [parsed[argument.name] for argument in spec.arguments if argument.is_media]
-            media = {artifact_id: self._store.open(artifact_id)[1] for artifact_id in ids}
+            media = {artifact_id: store.open(artifact_id)[1] for artifact_id in ids}
             output = self._runner.run(spec, parsed, media, self._limits)
             artifact = None
             if output.file is not None:
-                artifact = self._store.put(output.file.data, output.file.media_type, spec.call_name)
+                artifact = store.put(output.file.data, output.file.media_type, spec.call_name)
         except ToolError as error:
             return ToolReply(error=error.code, message=error.message)
-        except RequestError as error:  # an artifact that is gone, or a store that is full
+        except RequestError as error:  # an artifact that is gone or another's, or no room for one
             return ToolReply(error="bad_media" if error.status == 404 else "failed", message=error.message)
         except InputError as error:
             return ToolReply(error="bad_arguments", message=str(error))

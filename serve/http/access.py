@@ -1,4 +1,5 @@
-"""Who may ask, and how often: API keys, compared in constant time and kept as hashes alone, and a rate for each.
+"""Who may ask, how often and how much at once: API keys, compared in constant time and kept as hashes alone, and limits
+for each.
 
 Without keys the service answers this machine alone: a request must come from a loopback address, not through a proxy,
 must name this machine as its host, and must not come from a web page elsewhere, which could otherwise ask through a
@@ -15,8 +16,9 @@ import math
 import os
 import re
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,30 @@ class RateLimit:
         return wait_s
 
 
+class PlacesAtOnce:
+    """How many requests of each caller may be under way; every ingress replica has its own."""
+
+    def __init__(self, per_caller: int) -> None:
+        self._per_caller = per_caller
+        self._taken = Counter[str]()
+
+    @contextmanager
+    def take(self, caller: str) -> Iterator[None]:
+        """Hold one of a caller's places; `AccessError` (429) where none is left."""
+        if self._taken[caller] >= self._per_caller:
+            raise AccessError(
+                f"{self._per_caller} requests with this key are under way, and no more may be; wait for one to end.",
+                429,
+                "too_many_at_once",
+                {"Retry-After": "1"},
+            )
+        self._taken[caller] += 1
+        try:
+            yield
+        finally:
+            self._taken[caller] -= 1
+
+
 class WrongKeys:
     """Holds up addresses that send wrong keys: after some of them, no key from there is looked at for a while.
 
@@ -242,7 +268,7 @@ class Gate:
 
 
 def build_gate(args: ServeArgs) -> Callable[[Request], Any]:
-    """A dependency that lets a request in, or raises `AccessError`; the keys come from the environment.
+    """A dependency that lets a request in until it ends, or raises `AccessError`; the keys come from the environment.
 
     Raises:
         InputError: the keys are malformed (`ApiKeys.load`), or every web page may ask and there are none.
@@ -256,10 +282,19 @@ def build_gate(args: ServeArgs) -> Callable[[Request], Any]:
         )
     rate = RateLimit(args.requests_per_minute, max(1, int(args.requests_per_minute)))
     gate = Gate(keys, rate, args.cors_origins)
+    places = PlacesAtOnce(args.requests_at_once)
 
-    async def admit(request: Request) -> None:
-        if request.url.path not in OPEN_PATHS:
-            request.state.caller = gate.admit(request.headers, request.client.host if request.client else None)
+    async def admit(request: Request) -> AsyncIterator[None]:
+        if request.url.path in OPEN_PATHS:
+            yield
+            return
+        caller = gate.admit(request.headers, request.client.host if request.client else None)
+        request.state.caller = caller
+        if not keys.digests:  # there is nobody else whose place one might take
+            yield
+            return
+        with places.take(caller):  # until the answer has gone out, to the end of its stream
+            yield
 
     return admit
 

@@ -1,4 +1,5 @@
-"""HEAD and OPTIONS wherever there is something to GET or to POST (RFC 9110, sections 9.3.2 and 9.3.7)."""
+"""HEAD and OPTIONS wherever there is something to GET or to POST, and what a client has already (RFC 9110, sections
+9.3.2, 9.3.7 and 13.1.2)."""
 
 from __future__ import annotations
 
@@ -41,6 +42,17 @@ class OtherMethods:
             await self._app(inner, receive, send_head)
         finally:
             scope.update({**inner, "method": "HEAD"})  # which route it was, and who asked
+
+
+def is_known(if_none_match: str, etag: str) -> bool:
+    """Whether the header If-None-Match names what there is, so that it need not be sent again.
+
+    Args:
+        if_none_match: the header's value, "" where there is none.
+        etag: the strong validator of what there is, in its quotes.
+    """
+    named = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return named == ["*"] or etag in named
 
 
 def _find_methods(scope: Scope) -> list[str]:

@@ -20,6 +20,29 @@ ALLOWED_KINDS = (
 )
 
 
+FILE_EXTENSIONS = {
+    "image/jpeg": "jpg",
+    "image/png": "png",
+    "image/gif": "gif",
+    "image/bmp": "bmp",
+    "image/webp": "webp",
+    "image/avif": "avif",
+    "audio/wav": "wav",
+    "audio/flac": "flac",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "ogg",
+    "audio/mp4": "m4a",
+    "audio/webm": "weba",
+    "audio/x-matroska": "mka",
+    "video/ogg": "ogv",
+    "video/mp4": "mp4",
+    "video/quicktime": "mov",
+    "video/webm": "webm",
+    "video/x-matroska": "mkv",
+    "video/x-msvideo": "avi",
+}
+
+
 def sniff_modality(data: bytes, claimed: str | None) -> Modality:
     """Tell a medium's modality from its bytes.
 
@@ -43,6 +66,32 @@ def sniff_modality(data: bytes, claimed: str | None) -> Modality:
             param="modality",
         )
     return Modality(claimed)
+
+
+def media_type_of(data: bytes, modality: Modality) -> str:
+    """The media type of data that `sniff_modality` has let through, told by its first bytes."""
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if modality == Modality.IMAGE:
+        known = (
+            (b"\xff\xd8\xff", "image/jpeg"),
+            (b"\x89PNG", "image/png"),
+            (b"BM", "image/bmp"),
+            (b"RIFF", "image/webp"),
+        )
+        return next((media_type for magic, media_type in known if data.startswith(magic)), "image/avif")
+    if data.startswith(b"RIFF"):
+        return "audio/wav" if data[8:12] == b"WAVE" else "video/x-msvideo"
+    if data.startswith(b"fLaC"):
+        return "audio/flac"
+    if data.startswith(b"OggS"):
+        return f"{modality.value}/ogg"
+    if data.startswith(b"\x1aE\xdf\xa3"):
+        return f"{modality.value}/{'webm' if b'webm' in data[:64] else 'x-matroska'}"
+    if data[4:8] == b"ftyp":
+        is_quicktime = modality == Modality.VIDEO and data[8:10] == b"qt"
+        return "video/quicktime" if is_quicktime else f"{modality.value}/mp4"
+    return "audio/mpeg"
 
 
 def _available_modalities(data: bytes) -> list[Modality]:

@@ -9,7 +9,8 @@ from typing import Any
 from mcp.types import AudioContent, BlobResourceContents, ContentBlock, EmbeddedResource, ImageContent, TextContent
 
 from serve.agent.tool_reply import ToolResult
-from serve.artifacts import ARTIFACT_ID, ArtifactStore
+from serve.artifact_files import ARTIFACT_ID
+from serve.artifacts import CallerArtifacts
 from serve.chat.content import ARTIFACT_SCHEME
 from serve.http.schemas import RequestError, parse_media_data
 from serve.tools.spec import ToolSpec
@@ -33,14 +34,14 @@ def build_input_schema(spec: ToolSpec) -> dict[str, Any]:
 
 
 def store_arguments(
-    spec: ToolSpec, arguments: Mapping[str, Any], store: ArtifactStore, max_bytes: int
+    spec: ToolSpec, arguments: Mapping[str, Any], store: CallerArtifacts, max_bytes: int
 ) -> dict[str, Any]:
     """The arguments as `ChatService.invoke` takes them: each medium becomes the id of an artifact. Blocking.
 
     Args:
         spec: the tool.
         arguments: by `build_input_schema`; what does not fit it is left for the tool to refuse.
-        store: where media go that are sent along.
+        store: where media go that are sent along, of the caller.
         max_bytes: of one medium.
 
     Raises:
@@ -59,7 +60,7 @@ def store_arguments(
     return stored
 
 
-def _store_medium(text: str, kind: str, store: ArtifactStore, max_bytes: int) -> str:
+def _store_medium(text: str, kind: str, store: CallerArtifacts, max_bytes: int) -> str:
     if text.startswith(ARTIFACT_SCHEME):
         return text[len(ARTIFACT_SCHEME) :]
     if ARTIFACT_ID.fullmatch(text):  # as the other routes take it; no medium is as small as these 24 bytes of base64

@@ -95,20 +95,21 @@ class ToolServer:
         try:
             if params.name == SEARCH:
                 return await self._search(params.arguments or {})
-            return await self._invoke(self._ids[params.name], params.arguments or {})
+            caller = cast(Request, context.request).state.caller  # there is one: this is HTTP, behind the gate
+            return await self._invoke(self._ids[params.name], params.arguments or {}, caller)
         except Exception as error:  # noqa: BLE001  (it is described, and logged where nobody foresaw it)
-            _, answer = describe_error(cast(Request, context.request), error)  # there is one: this is HTTP
+            _, answer = describe_error(cast(Request, context.request), error)
             return CallToolResult(content=[TextContent(text=answer.error.message)], is_error=True)
 
-    async def _invoke(self, tool_id: str, arguments: dict[str, Any]) -> CallToolResult:
-        chat = self._chat
+    async def _invoke(self, tool_id: str, arguments: dict[str, Any], caller: str) -> CallToolResult:
+        chat, store = self._chat, self._chat.store.of(caller)
         stored = await asyncio.to_thread(
-            store_arguments, chat.specs[tool_id], arguments, chat.store, chat.args.max_upload_bytes
+            store_arguments, chat.specs[tool_id], arguments, store, chat.args.max_upload_bytes
         )
-        result = await chat.invoke(tool_id, stored)
+        result = await chat.invoke(tool_id, stored, caller)
         data = None
         if result.artifact is not None:
-            _, data = await asyncio.to_thread(chat.store.open, result.artifact.id)
+            _, data = await asyncio.to_thread(store.open, result.artifact.id)
         return CallToolResult(content=await asyncio.to_thread(build_content, result, data))
 
     async def _search(self, arguments: dict[str, Any]) -> CallToolResult:

@@ -17,7 +17,7 @@ from mcp.types import (
 )
 
 from serve.agent.tool_reply import ToolReply
-from serve.artifacts import Artifact, ArtifactStore
+from serve.artifacts import Artifact, CallerArtifacts
 from serve.http.schemas import RequestError
 from serve.mcp_servers.tools import one_line
 
@@ -26,13 +26,13 @@ MAX_MEDIA = 8
 MAX_FAULT_CHARS = 400
 
 
-def store_result(tool_id: str, result: CallToolResult, store: ArtifactStore) -> ToolReply:
+def store_result(tool_id: str, result: CallToolResult, store: CallerArtifacts) -> ToolReply:
     """Take over a result. Blocking.
 
     Args:
         tool_id: what failed, for the words of an error.
         result: what the server answered; what its media are, their bytes tell.
-        store: where they go.
+        store: where they go, of the caller.
 
     Returns:
         all its words and the first medium; further ones are named in the words, and so is what could not be kept. An
@@ -64,7 +64,7 @@ def store_result(tool_id: str, result: CallToolResult, store: ArtifactStore) -> 
     return ToolReply(text, media[0] if media else None)
 
 
-def _keep(text: str, media_type: str, media: list[Artifact], words: list[str], store: ArtifactStore) -> None:
+def _keep(text: str, media_type: str, media: list[Artifact], words: list[str], store: CallerArtifacts) -> None:
     """Store a medium; where it cannot be kept, the words say so."""
     if len(media) == MAX_MEDIA:
         words.append(f"(A further medium was left out: {MAX_MEDIA} are kept.)")

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from data_pipeline.errors import InputError
 from serve.agent.tool_reply import ToolReply
-from serve.artifacts import ARTIFACT_ID, ArtifactStore
+from serve.artifact_files import ARTIFACT_ID
+from serve.artifacts import CallerArtifacts
 from serve.config import McpServer
 from serve.http.schemas import RequestError
 from serve.mcp_servers.connection import Connection, open_client
@@ -35,19 +36,15 @@ _BROKEN = (CONNECTION_CLOSED, INVALID_REQUEST)  # the latter where a server has 
 class McpServers:
     """Connected from `async with` to its end. What the servers say is passed on as data, and believed in nothing."""
 
-    def __init__(
-        self, servers: Mapping[str, McpServer], store: ArtifactStore, timeout_s: float, max_answer_bytes: int
-    ) -> None:
+    def __init__(self, servers: Mapping[str, McpServer], timeout_s: float, max_answer_bytes: int) -> None:
         """Connect to nothing yet.
 
         Args:
             servers: their entries in the config, by name.
-            store: where media come from and go.
             timeout_s: of one call.
             max_answer_bytes: of one answer, its media in base64; a larger one is not read to its end.
         """
         self.tools: dict[str, RemoteTool] = {}
-        self._store = store
         self._timeout_s = timeout_s
         self._connections = {
             name: Connection(partial(open_client, server, max_answer_bytes)) for name, server in servers.items()
@@ -64,18 +61,19 @@ class McpServers:
     ) -> None:
         await asyncio.gather(*(connection.close() for connection in self._connections.values()))
 
-    async def call(self, tool: RemoteTool, arguments: Mapping[str, Any]) -> ToolReply:
+    async def call(self, tool: RemoteTool, arguments: Mapping[str, Any], store: CallerArtifacts) -> ToolReply:
         """Run a tool on its server; once, where it may have side effects, and else again where the connection broke.
 
         Args:
             tool: one of `tools`.
             arguments: by its schema, media as ids of artifacts. A text `artifact:<id>` goes as that artifact's data.
+            store: where media come from and go, of the caller.
 
         Returns:
             its result, or in words why there is none.
         """
         try:
-            sent = await asyncio.to_thread(self._write_arguments, tool, arguments)
+            sent = await asyncio.to_thread(_write_arguments, tool, arguments, store)
             async with asyncio.timeout(self._timeout_s):
                 result = await self._ask(tool, sent)
         except TimeoutError:
@@ -93,7 +91,7 @@ class McpServers:
         except ValidationError:
             words = f"The server of {tool.tool_id} answered what is no result of a tool."
             return ToolReply(error="failed", message=words)
-        return await asyncio.to_thread(store_result, tool.tool_id, result, self._store)
+        return await asyncio.to_thread(store_result, tool.tool_id, result, store)
 
     async def _ask(self, tool: RemoteTool, arguments: dict[str, Any]) -> CallToolResult:
         attempts = 1 if tool.has_side_effects else 2
@@ -122,24 +120,6 @@ class McpServers:
             logger.warning("MCP server %s: %s", tool.server, _describe(error))
             raise _BrokenError(f"The server of {tool.tool_id} is not there now; nothing was done.") from error
 
-    def _write_arguments(self, tool: RemoteTool, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments as its server takes them; `InputError` where one is missing or nothing is to be sent."""
-        missing = [name for name in tool.schema.get("required", []) if name not in arguments]
-        if missing:
-            raise InputError(f"tool {tool.tool_id} needs the argument {missing[0][:80]!r}; add it.")
-        return {name: self._write_value(tool, name, value) for name, value in arguments.items()}
-
-    def _write_value(self, tool: RemoteTool, name: str, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        artifact_id = value.removeprefix(_ARTIFACT)
-        is_named = value != artifact_id or name in tool.media
-        if not is_named or not ARTIFACT_ID.fullmatch(artifact_id):
-            return value
-        artifact, data = self._store.open(artifact_id)
-        text = base64.b64encode(data).decode("ascii")
-        return text if name in tool.base64_media else f"data:{artifact.media_type};base64,{text}"
-
     async def _list(self, name: str) -> dict[str, RemoteTool]:
         tools: dict[str, RemoteTool] = {}
         try:
@@ -166,6 +146,26 @@ class McpServers:
             await self._connections[name].close()
             return {}
         return tools
+
+
+def _write_arguments(tool: RemoteTool, arguments: Mapping[str, Any], store: CallerArtifacts) -> dict[str, Any]:
+    """The arguments as its server takes them; `InputError` where one is missing or nothing is to be sent."""
+    missing = [name for name in tool.schema.get("required", []) if name not in arguments]
+    if missing:
+        raise InputError(f"tool {tool.tool_id} needs the argument {missing[0][:80]!r}; add it.")
+    return {name: _write_value(tool, name, value, store) for name, value in arguments.items()}
+
+
+def _write_value(tool: RemoteTool, name: str, value: Any, store: CallerArtifacts) -> Any:
+    if not isinstance(value, str):
+        return value
+    artifact_id = value.removeprefix(_ARTIFACT)
+    is_named = value != artifact_id or name in tool.media
+    if not is_named or not ARTIFACT_ID.fullmatch(artifact_id):
+        return value
+    artifact, data = store.open(artifact_id)
+    text = base64.b64encode(data).decode("ascii")
+    return text if name in tool.base64_media else f"data:{artifact.media_type};base64,{text}"
 
 
 class _BrokenError(Exception):

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from small_service import free_port
 
 from serve.agent.events import describe_artifact
-from serve.artifacts import ArtifactStore
+from serve.artifacts import CallerArtifacts
 from serve.chat.content import ChatLimits, Conversation, parse_conversation, store_media
 from serve.chat.schemas import ChatRequest, parse_chat_request
 from serve.http.schemas import RequestError
@@ -30,7 +30,7 @@ NO_TOOLS = {"tools": [], "others": []}
 
 
 def build_stand_in(
-    store: ArtifactStore, answer: Answer, models: Sequence[str] = ("toolmm",), tools: dict[str, Any] = NO_TOOLS
+    store: CallerArtifacts, answer: Answer, models: Sequence[str] = ("toolmm",), tools: dict[str, Any] = NO_TOOLS
 ) -> FastAPI:
     """The routes that the page uses but those of tools' calls."""
     api = FastAPI()

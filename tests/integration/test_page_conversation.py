@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from playwright.sync_api import Browser, Page, expect
 
 from serve.agent.events import describe_artifact
-from serve.artifacts import ArtifactStore
+from serve.artifacts import ArtifactStore, CallerArtifacts
 from serve.chat.content import Conversation
 from serve.chat.schemas import ChatRequest
 from serve.tools.all_tools import load_tools
@@ -47,8 +47,8 @@ def draw_house() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path_factory.mktemp("artifacts")), 3600, 2**25)
+def store(tmp_path_factory: pytest.TempPathFactory) -> CallerArtifacts:
+    return ArtifactStore(str(tmp_path_factory.mktemp("artifacts")), 3600, 2**25).of("local")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ async def _run_agent(artifact: dict[str, Any], made: dict[str, Any]) -> AsyncIte
 
 
 @pytest.fixture(scope="module")
-def url(store: ArtifactStore, calls: list[dict[str, Any]]) -> Iterator[str]:
+def url(store: CallerArtifacts, calls: list[dict[str, Any]]) -> Iterator[str]:
     def find_edges(artifact_id: str) -> dict[str, Any]:
         _, data = store.open(artifact_id)
         buffer = io.BytesIO()

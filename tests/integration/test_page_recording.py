@@ -11,7 +11,7 @@ from page_stand_in import build_stand_in, open_browser, serving
 from playwright.sync_api import Page, expect
 
 from data_pipeline.media.load import load_media
-from serve.artifacts import Artifact, ArtifactStore
+from serve.artifacts import Artifact, ArtifactStore, CallerArtifacts
 from serve.chat.content import Conversation
 from serve.chat.schemas import ChatRequest
 from serve.tools.media import ToolLimits, decode_media
@@ -23,8 +23,8 @@ FAKE_DEVICES = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-s
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path_factory.mktemp("artifacts")), 3600, 2**25)
+def store(tmp_path_factory: pytest.TempPathFactory) -> CallerArtifacts:
+    return ArtifactStore(str(tmp_path_factory.mktemp("artifacts")), 3600, 2**25).of("local")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def asked() -> list[Artifact]:
 
 
 @pytest.fixture(scope="module")
-def browser_page(store: ArtifactStore, asked: list[Artifact]) -> Iterator[tuple[Page, str]]:
+def browser_page(store: CallerArtifacts, asked: list[Artifact]) -> Iterator[tuple[Page, str]]:
     def answer(_: ChatRequest, conversation: Conversation) -> dict[str, Any]:
         [medium] = conversation.current_media
         assert medium.artifact is not None
@@ -75,7 +75,7 @@ def ask(page: Page, words: str, answer: str) -> None:
     expect(page.locator("li.service .words").last).to_have_text(answer)
 
 
-def send_recording(page: Page, store: ArtifactStore, asked: list[Artifact], modality: str, words: str) -> bytes:
+def send_recording(page: Page, store: CallerArtifacts, asked: list[Artifact], modality: str, words: str) -> bytes:
     """What the browser recorded, as it lies in the store when the model has been asked about it."""
     record(page, "Record sound" if modality == "audio" else "Record video", 1.5)
     expect(page.locator(f"#preview {modality}")).to_be_visible()
@@ -86,7 +86,7 @@ def send_recording(page: Page, store: ArtifactStore, asked: list[Artifact], moda
 
 
 def test_a_recorded_sound_reaches_the_model_and_the_tools(
-    page: Page, store: ArtifactStore, asked: list[Artifact]
+    page: Page, store: CallerArtifacts, asked: list[Artifact]
 ) -> None:
     data = send_recording(page, store, asked, "audio", "Clean this sound")
     assert np.isfinite(load_media("audio", data)).all()
@@ -97,7 +97,7 @@ def test_a_recorded_sound_reaches_the_model_and_the_tools(
 
 
 def test_a_recorded_video_reaches_the_model_and_the_tools(
-    page: Page, store: ArtifactStore, asked: list[Artifact]
+    page: Page, store: CallerArtifacts, asked: list[Artifact]
 ) -> None:
     data = send_recording(page, store, asked, "video", "Find the scenes")
     assert load_media("video", data).shape == (15, 3, 2, 224, 224)

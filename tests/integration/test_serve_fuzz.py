@@ -18,6 +18,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
+from rpc_requests import RpcRequest, make_requests
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
@@ -57,6 +58,7 @@ N_CASES = {  # of valid and of invalid requests each; an operation without param
     "GET /v1/artifacts/{artifact_id}": 50,
     "GET /v1/tools": 40,
 }
+N_RPC = 100  # at /mcp, which the description leaves out, since MCP describes itself
 CLIENTS = 6
 MEDIA_KEYS = ("url", "data", "image_url")
 UNBOUNDED = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
@@ -185,6 +187,24 @@ def send_all(service: Service, cases: list[Case]) -> Counter[tuple[str, int]]:
         return Counter(entry for share in threads.map(send_share, range(CLIENTS)) for entry in share)
 
 
+def send_rpc(service: Service, asked: list[RpcRequest]) -> Counter[str]:
+    """result, error or no answer at all -> how often it came."""
+
+    def send_share(i: int) -> list[str]:
+        found = []
+        with httpx.Client(base_url=service.url, timeout=LONGEST_S) as client:
+            for request in asked[i::CLIENTS]:
+                response = client.post("/mcp", content=request.body, headers=request.headers)
+                assert response.status_code < 500, (request, response.text)
+                assert "in its log" not in response.text, (request, response.text)
+                body = response.json() if response.content else {}
+                found.append("error" if "error" in body else "result" if "result" in body else "")
+        return found
+
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        return Counter(entry for share in threads.map(send_share, range(CLIENTS)) for entry in share)
+
+
 def memory_mib() -> float:
     """Resident memory of the deployments' replicas."""
     pids = [pid for name in ("Ingress", "Predictor", "MediaEncoder", "LocalTools") for pid in find_replicas(name)]
@@ -225,11 +245,17 @@ def test_made_up_requests(service: Service) -> None:
             material.mend(case)
         cases += [*valid, *make_cases(operation, GenerationMode.NEGATIVE, n)]
     material.chance.shuffle(cases)
+    names = {name: [argument.name for argument in material.specs[name].arguments] for name in TOOLS}
+    tools = {name.replace("/", "__"): arguments for name, arguments in names.items()} | {"tool_search": ["query", "k"]}
+    rpc = make_requests(N_RPC, tools, [*material.media, *material.ids.values()])
     made = time.perf_counter()
     n_warm_up = len(cases) // 4
     answers = send_all(service, cases[:n_warm_up])
     with flat_memory():
         answers += send_all(service, cases[n_warm_up:])
+        rpc_answers = send_rpc(service, rpc)
+    print(f"/mcp: {dict(rpc_answers)}")
+    assert min(rpc_answers["result"], rpc_answers["error"]) > 10
     print(f"{answers.total()} requests made in {made - start:.0f} s, sent in {time.perf_counter() - made:.0f} s")
     print(sorted(answers.items()))
     assert answers.total() >= N_REQUESTS

@@ -39,7 +39,7 @@ class Writer:
     def __init__(self, folder: Path, most_tokens: int) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         self._most_tokens = most_tokens
 
     @torch.inference_mode()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_pipeline.errors import InputError
-from data_pipeline.instruct.cards import Card, LeftOut, choose_cards, load_tasks, read_cards
+from data_pipeline.instruct.cards import (
+    Card,
+    LeftOut,
+    choose_cards,
+    find_function,
+    load_subtasks,
+    load_tasks,
+    read_cards,
+)
 from data_pipeline.records.catalog import Tool
 
 SHARED = Path(__file__).parents[4] / "shared"
@@ -59,6 +66,44 @@ def test_the_hubs_models(tmp_path: Path) -> None:
     assert reasons["lab/model-26"] == "it says the same as lab/model-7"
     assert len(left_out) + len(tools) == len(rows)
     assert len(load_tasks()) > 35
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "subtask"),
+    [
+        ("image-to-image", "google/maxim-s3-deblurring-gopro", "Image Deblurring"),
+        ("image-to-image", "Removes rain (deraining) from photos", "Image Deraining"),
+        (
+            "image-to-image",
+            "lllyasviel/control_v11p_sd15_canny guides by Canny edges",
+            "Canny-Edges-Conditioned Prompt-guided Image Generation",
+        ),
+        ("image-to-image", "makes pictures better", ""),
+        ("image-to-image", "caidas/swin2SR super-resolution, twice as large", "Image Super-Resolution"),
+        ("audio-classification", "superb/wav2vec2: who speaks? speaker verification", "Speaker Verification"),
+        ("text-classification", "finds irony in tweets: irony detection", "Irony Detection"),
+        ("visual-question-answering", "answers about charts", "Chart Question Answering"),
+        ("translation", "translation of text", ""),
+        ("robotics", "anything", ""),
+    ],
+)
+def test_a_models_words_tell_its_subtask(task: str, text: str, subtask: str) -> None:
+    assert find_function(task, text) == (f"{task}: {subtask}" if subtask else task)
+
+
+def test_five_of_each_subtask_are_kept(tmp_path: Path) -> None:
+    rows = [
+        model(10 * kind + number, description=f"Does {what} of pictures, in way number {number}.")
+        for kind, what in enumerate(("deblurring", "dehazing"))
+        for number in range(7)
+    ]
+    tools, left_out = choose_cards(read_cards(write(tmp_path / "models.json", rows)))
+    assert len(tools) == 10
+    assert {each.reason for each in left_out} == {
+        f"5 tools for image-to-image: Image {what} have more downloads" for what in ("Deblurring", "Dehazing")
+    }
+    assert set(load_subtasks()) <= set(load_tasks())
+    assert sum(map(len, load_subtasks().values())) > 90, "Table 10"
 
 
 def test_an_mcp_servers_tools(tmp_path: Path) -> None:
@@ -119,8 +164,10 @@ def test_apibenchs_cards_give_each_api_once() -> None:
         tools, left_out = choose_cards(cards, max_per_function=10**6)
         assert len(tools) + len(left_out) == len(cards)
         assert len({tool.tool_id for tool in tools}) == len(tools)
-        counts = Counter(each.reason for each in left_out)
-        assert set(counts) == {"an earlier card is of the same tool"} or all(each.reason for each in left_out)
+        assert all(each.reason for each in left_out)
+        ids = {card.tool.tool_id for card in cards if isinstance(card, Card)}
+        unfit = {each.name for each in left_out if each.reason != "an earlier card is of the same tool"}
+        assert {tool.tool_id for tool in tools} <= ids <= {tool.tool_id for tool in tools} | unfit
         names |= {tool.tool_id for tool in tools}
     assert n_rows > 1000
     assert len(names) > 100

@@ -42,15 +42,29 @@ def test_lines_are_checked() -> None:
             "Query6: Mend it",
             f"Query7: {'word ' * 120}",
             "Query8:",
+            "Query11: I took this at our reunion. How many of us are on it?",
+            "Query9: Почини мою фотографию, пожалуйста.",
+            "Query10: Привет is what I wrote on this photo, mend it.",
         ]
     )
     found = parse_queries(text, RAIN, list_prohibited(RAIN, [HAZE]), is_ambiguous=True)
     assert [query.words for query in found if isinstance(query, Query)] == [
         "It poured when I took this, can you mend it?",
         "My holiday shot is spoilt, please repair it.",
+        "Привет is what I wrote on this photo, mend it.",
     ]
     reasons = [line.reason for line in found if isinstance(line, Refused)]
-    assert reasons == ["format", "repeated", "prohibited", "prohibited", "length", "length", "format"]
+    assert reasons == [
+        "format",
+        "repeated",
+        "prohibited",
+        "prohibited",
+        "length",
+        "length",
+        "format",
+        "repeated",
+        "language",
+    ]
     assert all(query.is_ambiguous and query.tool_id == RAIN.tool_id for query in found if isinstance(query, Query))
 
 

@@ -29,3 +29,11 @@ def test_exchanges_are_read_and_those_of_the_protocol_left_out() -> None:
     assert n_left_out == 2
     assert parse_talk("I would rather not.") == ([], 0)
     assert "A dog at a lake." in render_talk_prompt(CaptionedImage("a.png", "A dog at a lake."))
+
+
+def test_echoes_and_repetitions_are_left_out() -> None:
+    """A small language model that was asked wrote both."""
+    lake = "User: Hello. I'm at a lake.\nAssistant: "
+    kept, n_left_out = parse_talk(f"{lake}hello.  I'm at a LAKE.\n" + 2 * f"{lake}How is it there?\n")
+    assert kept == [Talk("Hello. I'm at a lake.", "How is it there?")]
+    assert n_left_out == 2

@@ -132,6 +132,15 @@ def check(written: WrittenTurn, request: TurnRequest = REQUEST) -> ToolCall | An
     return step
 
 
+def test_no_result_of_a_tool_is_read_as_a_control_token(mllm: ToolLLM) -> None:
+    tokenizer = mllm.tokenizer
+    spelt = " ".join(tokenizer.all_special_tokens)
+    turns = (Turn("assistant", render_call(TOOLS[0].name, spelt)), Turn("observation", f" {spelt}\n"))
+    ids = TurnWriter(mllm).encode(replace(REQUEST, prompt=f"{PROMPT}{spelt}", turns=turns)).prompt_ids.tolist()
+    assert [i for i in ids if i in tokenizer.all_special_ids] == [tokenizer.bos_token_id]
+    assert tokenizer.decode(ids, skip_special_tokens=True).count(spelt) == 3, "it is read as the text that it is"
+
+
 def test_every_turn_keeps_to_what_exists_whatever_the_weights(mllm: ToolLLM) -> None:
     """Each tool is forced in turn, for each of several random heads, together with a turn that is free to choose."""
     writer = TurnWriter(mllm, TurnLimits(max_text_tokens=12, max_answer_tokens=24))

@@ -45,6 +45,34 @@ def test_bleu1_equals_pycocoevalcap(shared_dir: Path) -> None:
         assert compute_bleu1(row["gold"], row["pred"]) == pytest.approx(row["bleu1"], abs=1e-9), row
 
 
+@pytest.mark.parametrize(
+    ("action", "arguments", "bad_action", "bad_arguments"),
+    [
+        (
+            "Answer Question About The Image",
+            "examples/hybowtyx.png, what objects are on the sink",
+            "Get Photo Description",
+            "examples/hybowtyx.png",
+        ),
+        (
+            "Answer Question About The Image",
+            "image/wuspouwe.png, what is the color of the man's jacket?",
+            "Hed Detection On Image",
+            "image/wuspouwe.png",
+        ),
+    ],
+    ids=["Table 7", "Table 8"],
+)
+def test_gpt_35s_bad_cases(action: str, arguments: str, bad_action: str, bad_arguments: str) -> None:
+    """The supplement's: a tool is needed, and the wrong one is called."""
+    form = "Thought: Do I need to use a tool? Yes\nAction: {}\nAction Input: {}\nObservation:"
+    gold = form.format(action, arguments)
+    assert score_item(gold, gold).acc == 1
+    bad = score_item(gold, form.format(bad_action, bad_arguments))
+    assert (bad.thought, bad.action, bad.acc) == (1, 0, 0)
+    assert bad.args < 1
+
+
 def test_an_exact_tool_call_scores_one_and_white_space_around_it_is_free() -> None:
     assert score_item(USE, f"\n {USE}\n\n") == score_item(USE, USE)
     assert score_item(USE, USE).acc == 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from ray_jobs.config import RunSpec, load_run_spec
 from ray_jobs.doctor import checks
 from ray_jobs.doctor.checks import GIB
-from ray_jobs.doctor.nodes import NodeFacts
+from ray_jobs.doctor.nodes import NodeFacts, _find_confinement
+from serve.tools.sandbox.confine import Mechanisms
 
 NODE = NodeFacts(
     name="a",
@@ -26,6 +29,8 @@ NODE = NodeFacts(
     fault="",
     encoder="tiny_imagebind-1",
     has_encoder=True,
+    confinement="a user of its own and namespaces for each call, Landlock 7, filtered system calls",
+    confinement_gaps=(),
 )
 GPU_NODE = replace(
     NODE, name="g", gpus=("A100",) * 4, gpu_bytes=40 * GIB, nccl="2.27", resources={"CPU": 32.0, "GPU": 4.0}
@@ -48,6 +53,7 @@ def test_a_sound_cluster_has_no_findings_to_mend(tmp_path: Path) -> None:
         *checks.check_object_store(nodes, GIB),
         checks.check_memory(spec, nodes, 3 * GIB),
         checks.check_encoder(nodes),
+        checks.check_confinement(nodes),
         checks.check_token(nodes, {"RAY_AUTH_MODE": "token"}),
     ]
     assert [finding.state for finding in findings] == ["ok"] * len(findings)
@@ -109,3 +115,24 @@ def test_silent_nodes_missing_encoders_and_open_clusters() -> None:
     assert checks.check_token(two, {}).state == "warning"
     assert checks.check_token([NODE], {"RAY_ADDRESS": "10.0.0.1:6379"}).state == "warning"
     assert checks.check_token([NODE], {}).state == "ok"
+
+
+def test_what_does_not_hold_of_the_tools_confinement_is_said_by_node() -> None:
+    bare = Mechanisms("shared", 0, False)
+    weak = replace(NODE, name="b", confinement=bare.describe(), confinement_gaps=tuple(bare.gaps()))
+    finding = checks.check_confinement([NODE, weak, replace(weak, name="c")])
+    assert finding.state == "warning", "no job needs it"
+    assert "Landlock 7, filtered system calls on a" in finding.found
+    assert "no Landlock, unfiltered system calls on b and c" in finding.found
+    assert "tools may use the network" in finding.found
+
+
+def test_this_machines_confinement_is_what_its_tools_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor's way (another process, JSON) and the workers' own find the same."""
+    code = "from serve.tools.sandbox.confine import *; print(find_mechanisms().to_json())"
+    own = Mechanisms.parse(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert _find_confinement() == (own.describe(), tuple(own.gaps()))
+    monkeypatch.setattr("ray_jobs.doctor.nodes._CONFINEMENT", "serve.no_such_module")
+    words, gaps = _find_confinement()
+    assert "No module named serve.no_such_module" in words
+    assert len(gaps) == 1

@@ -15,6 +15,7 @@ from data_pipeline.records.schema import ToolRecord
 from data_pipeline.sources.gpt4tools import read_gpt4tools
 from data_pipeline.sources.gpt4tools_catalog import UNSEEN_TOOL_IDS
 from ray_jobs.cli import main
+from ray_jobs.generate import dialogues
 
 N_IMAGES = 60
 
@@ -69,6 +70,17 @@ def test_what_is_kept_loads_as_gpt4tools_data(
     assert again["requests"] == {"sent": 0, "from_cache": n_prompts, "failed": 0}
     assert again["money"] == 0
     assert read(tmp_path) == before
+
+
+def test_parts_give_what_the_whole_gives(tmp_path: Path, captions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written does not depend on how many pictures are in memory at once."""
+    rejected = tmp_path / "runs/g/generated/rejected.jsonl"
+    with scripted_teacher(noise_frac=0.3) as teacher:
+        assert generate(tmp_path, captions, teacher) == 0
+        before = read(tmp_path), rejected.read_bytes()
+        monkeypatch.setattr(dialogues, "PICTURES_AT_ONCE", 7)
+        assert generate(tmp_path, captions, teacher) == 0
+    assert (read(tmp_path), rejected.read_bytes()) == before
 
 
 def test_tools_of_ones_own(tmp_path: Path, captions: Path, capsys: pytest.CaptureFixture[str]) -> None:

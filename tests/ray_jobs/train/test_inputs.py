@@ -24,7 +24,7 @@ from data_pipeline.batches.encoding import EncodedQuestion
 from data_pipeline.batches.packing import build_micro_batch
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import to_tensors
-from ray_jobs.estimate.shapes import build_shape
+from model.llm.tool_llm import ToolLLM
 from ray_jobs.train.inputs import CPU_SEQUENCE_TOKENS
 
 multiple, steps = map(int, sys.argv[1:])
@@ -34,7 +34,7 @@ shape = LlamaConfig(
     vocab_size=49152, tie_word_embeddings=True,
 )
 config = ModelConfig(backbone="none", encoder_dim=64, lora_r=32, lora_target="all-linear", dtype="bfloat16")
-mllm = build_shape(config, shape).to_empty(device="cpu").bfloat16().train()
+mllm = ToolLLM.sketch(config, shape).to_empty(device="cpu").bfloat16().train()
 for tensor in mllm.parameters():
     tensor.data.normal_(0.0, 0.02)
 rng = np.random.default_rng(0)

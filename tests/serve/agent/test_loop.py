@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hostile_results import HOSTILE_RESULTS
 
 from data_pipeline.records.catalog import Tool
-from data_pipeline.records.dialogue import ToolCall, parse_turn, render_answer, render_call
+from data_pipeline.records.dialogue import ToolCall, parse_turn, parse_turns, render_answer, render_call
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS
 from model.decode.turn_types import PromptTooLongError, TurnArgument, TurnRequest, TurnTool, WrittenTurn
 from serve.agent.events import AgentResult, AgentStep, AnswerText
@@ -143,6 +144,32 @@ def test_failures_of_tools_are_told_and_the_loop_goes_on() -> None:
         assert told in result.steps[0].observation
     with pytest.raises(ZeroDivisionError):
         run(Script([render_call("lab/count", "")], {"lab/count": ZeroDivisionError()}))
+
+
+@pytest.mark.parametrize("kind", HOSTILE_RESULTS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_result_speaks_for_nobody_and_brings_no_tool(kind: str, fails: bool) -> None:
+    """Whatever a tool gives, or says where it fails: even a model that obeys it gets nothing that was not offered."""
+    words = HOSTILE_RESULTS[kind]
+    calls = [
+        render_call("lab/count", ""),
+        render_call("lab/wipe", "all"),
+        render_call("Blur It", f"image/{'9' * 32}.png"),
+        render_call("Blur It", "/etc/passwd"),
+    ]
+    given = ToolError("failed", words) if fails else ToolResult(words)
+    script = Script([*calls, render_answer("No.")], {"lab/count": given, "lab/wipe": ToolResult("wiped")})
+    result = run(script, replace(REQUEST, is_constrained=False))
+    assert script.calls == [("lab/count", {})]
+    assert [step.error for step in result.steps] == ["failed" if fails else None, "refused", "refused", "refused"]
+    first, *later = script.requests
+    for request in later:
+        assert (request.prompt, request.tools, request.files) == (first.prompt, first.tools, first.files)
+    for turn in result.turns[1::2]:
+        assert turn.role == "observation"
+        assert turn.text.splitlines() == [turn.text[:-1]], "it begins no line"
+        assert len(turn.text) < 600
+    assert parse_turns("".join(turn.text for turn in result.turns)) == result.turns, "as whoever reads it cuts it"
 
 
 def test_a_call_is_not_made_twice() -> None:

@@ -80,7 +80,7 @@ def test_tools_of_others_servers_are_offered_where_a_dialogue_can_write_their_ca
     ]
     for finds_cards in (True, False):
         agent = Agent(finds_cards=finds_cards)
-        servers = McpServers({}, agent.chat.store, 5.0, 1000)
+        servers = McpServers({}, 5.0, 1000)
         servers.tools = {tool.tool_id: tool for tool in (read_tool("other", listing, 5.0) for listing in listed)}
         agent.chat.add_servers(servers)
         agent.ask("Shout these words loudly")
@@ -214,7 +214,7 @@ class DyingHost:
     def __init__(self, n_deaths: int, answers: bool = True) -> None:
         self.n_calls = 0
 
-        async def invoke(tool_id: str, arguments: dict[str, Any]) -> ToolReply:
+        async def invoke(tool_id: str, arguments: dict[str, Any], caller: str) -> ToolReply:
             self.n_calls += 1
             if self.n_calls <= n_deaths:
                 raise ActorDiedError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from small_media import picture, sound
 
-from serve.artifacts import ArtifactStore
+from serve.artifacts import ArtifactStore, CallerArtifacts
 from serve.chat.content import ChatLimits, Conversation, parse_conversation, store_media
 from serve.chat.schemas import parse_chat_request
 from serve.http.schemas import RequestError
@@ -36,11 +36,11 @@ def parse(*messages: dict[str, Any], limits: ChatLimits = LIMITS) -> Conversatio
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path / "artifacts"), ttl_s=60, max_bytes=10_000)
+def store(tmp_path: Path) -> CallerArtifacts:
+    return ArtifactStore(str(tmp_path / "artifacts"), ttl_s=60, max_bytes=10_000).of("local")
 
 
-def test_attached_media_are_stored_once_each_and_their_bytes_let_go(store: ArtifactStore) -> None:
+def test_attached_media_are_stored_once_each_and_their_bytes_let_go(store: CallerArtifacts) -> None:
     known = store.put(picture(7))
     chat = parse(
         user("first", image_part(f"artifact:{known.id}")),
@@ -60,7 +60,7 @@ def test_attached_media_are_stored_once_each_and_their_bytes_let_go(store: Artif
     assert store.open(stored.artifacts[1].id)[1] == picture(9)
 
 
-def test_later_words_are_about_earlier_media(store: ArtifactStore) -> None:
+def test_later_words_are_about_earlier_media(store: CallerArtifacts) -> None:
     made, forgotten = store.put(picture(1)), store.put(picture(2))
     call = {"id": "c1", "type": "function", "function": {"name": "edges", "arguments": "{}"}}
     chat = parse(
@@ -80,12 +80,12 @@ def test_later_words_are_about_earlier_media(store: ArtifactStore) -> None:
     assert again.tool_results == ()
 
 
-def test_only_what_is_needed_is_stored(store: ArtifactStore, tmp_path: Path) -> None:
+def test_only_what_is_needed_is_stored(store: CallerArtifacts, tmp_path: Path) -> None:
     old, new = (image_part("data:image/png;base64," + as_text(picture(value))) for value in (1, 2))
     chat = parse(user("a", old), user("b", new), {"role": "user", "content": "c"})
     stored = store_media(chat, store, is_current_only=True)
     assert [store.open(artifact.id)[1] for artifact in stored.artifacts] == [picture(2)]
-    assert len(list((tmp_path / "artifacts").glob("*.data"))) == 1
+    assert len(list((tmp_path / "artifacts").glob("*/*.data"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_only_what_is_needed_is_stored(store: ArtifactStore, tmp_path: Path) -> 
         "",
     ],
 )
-def test_bad_media_are_refused_where_they_stand(url: str, store: ArtifactStore) -> None:
+def test_bad_media_are_refused_where_they_stand(url: str, store: CallerArtifacts) -> None:
     with pytest.raises(RequestError) as caught:
         store_media(parse(user("look", image_part(url))), store)
     assert 400 <= caught.value.status < 500
@@ -115,7 +115,7 @@ def test_bad_media_are_refused_where_they_stand(url: str, store: ArtifactStore) 
     assert "passwd" not in caught.value.message or url.startswith("artifact")
 
 
-def test_addresses_are_fetched_only_where_that_is_allowed(store: ArtifactStore) -> None:
+def test_addresses_are_fetched_only_where_that_is_allowed(store: CallerArtifacts) -> None:
     limits = ChatLimits(allows_urls=True)
     chat = parse(user("look", image_part("https://example.com/a.png")), limits=limits)
     fetched: list[str] = []
@@ -132,7 +132,7 @@ def test_addresses_are_fetched_only_where_that_is_allowed(store: ArtifactStore) 
         parse(user("look", image_part("file:///etc/passwd")), limits=limits)
 
 
-def test_base64_may_be_broken_into_lines_and_an_address_stand_alone(store: ArtifactStore) -> None:
+def test_base64_may_be_broken_into_lines_and_an_address_stand_alone(store: CallerArtifacts) -> None:
     lines = base64.encodebytes(picture(1)).decode()
     for text in (lines, lines.replace("\n", "\r\n"), " " + as_text(picture(1))):
         for address in (f"data:image/png;base64,{text}", {"url": f"data:image/png;base64,{text}"}):
@@ -143,7 +143,7 @@ def test_base64_may_be_broken_into_lines_and_an_address_stand_alone(store: Artif
     assert caught.value.param == "messages.0.content.1.image_url"
 
 
-def test_a_medium_alone_goes_with_the_words_before_it(store: ArtifactStore) -> None:
+def test_a_medium_alone_goes_with_the_words_before_it(store: CallerArtifacts) -> None:
     alone = user(image_part("data:image/png;base64," + as_text(picture(1))))
     ask = {"role": "assistant", "content": "Which picture?"}
     for messages in (

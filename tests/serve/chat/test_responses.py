@@ -38,9 +38,9 @@ class Answering(World):
         let_write(predictor, self._write)
         answer = self.chat.answer
 
-        async def note(request: ChatRequest) -> Any:
+        async def note(request: ChatRequest, caller: str) -> Any:
             self.chats.append(request)
-            return await answer(request)
+            return await answer(request, caller)
 
         self.chat.answer = note  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -147,7 +147,7 @@ def test_a_response_is_gone_on_from() -> None:
     )
     (call,) = first.json()["output"]
     made = json.loads(call["arguments"])["image"]
-    assert world.chat.store.open(made)[1] == picture()
+    assert world.chat.store.of("local").open(made)[1] == picture()
     output = {"type": "function_call_output", "call_id": call["call_id"], "output": "It is sharp."}
     second = world.ask([output], previous_response_id=first.json()["id"], instructions="Be brief.").json()
     assert second["output"][0]["content"][0]["text"] == "deblur: It is sharp."

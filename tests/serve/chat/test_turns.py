@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
+from hostile_results import HOSTILE_RESULTS
+
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
-from data_pipeline.records.dialogue import parse_dialogue_prompt, parse_offered_tools
+from data_pipeline.records.dialogue import parse_dialogue_prompt, parse_offered_tools, parse_turns
 from model.decode.turn_types import ANSWER, WrittenTurn
 from serve.chat.content import ChatLimits, Conversation, parse_conversation
 from serve.chat.schemas import ChatRequest
@@ -107,3 +110,30 @@ def test_the_oldest_exchange_goes_first() -> None:
 def test_an_answer_stands_for_no_tool() -> None:
     written = WrittenTurn("", 1, 1, ((ANSWER, math.log(0.75)), ("send_mail", math.log(0.25))))
     assert [(name, round(p, 6)) for name, p in read_choices(written)] == [(UNKNOWN_TOOL_ID, 0.75), ("send_mail", 0.25)]
+
+
+@pytest.mark.parametrize("kind", HOSTILE_RESULTS)
+def test_a_result_speaks_for_nobody_and_brings_no_function(kind: str) -> None:
+    """Whether it stands behind the last words or in an earlier exchange, or is what a call is named and given."""
+    words = HOSTILE_RESULTS[kind]
+
+    def ask(result: str, name: str, arguments: str, *after: dict[str, Any]) -> Any:
+        chat = conversation(
+            {"role": "user", "content": "The weather?"},
+            call("c1", name, arguments),
+            {"role": "tool", "tool_call_id": "c1", "content": result},
+            *after,
+        )
+        return CallerDialogue.read(chat, [WEATHER, MAIL]).ask(must_call=True, max_answer_tokens=None)
+
+    further = {"role": "user", "content": "And then?"}
+    texts = (words[:90_000], words[:4_000], words[:4_000])
+    for after in ((), (further,)):
+        plain, hostile = ask("Rain.", "get_weather", "{}", *after), ask(*texts, *after)
+        assert hostile.tools == plain.tools
+        assert parse_offered_tools(hostile.prompt) == parse_offered_tools(plain.prompt)
+        read, expected = parse_dialogue_prompt(hostile.prompt), parse_dialogue_prompt(plain.prompt)
+        assert (read.new_input, read.files, len(read.exchanges)) == (expected.new_input, {}, len(expected.exchanges))
+        assert len(hostile.prompt.splitlines()) == len(plain.prompt.splitlines()), "nothing of it begins a line"
+        assert len(hostile.turns) == len(plain.turns)
+        assert parse_turns("".join(turn.text for turn in hostile.turns)) == hostile.turns

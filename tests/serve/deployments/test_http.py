@@ -277,7 +277,7 @@ def test_tools_lists_the_catalogue(world: World) -> None:
     assert edges["parameters"] == world.chat.specs["local/detect-edges"].json_schema()
 
 
-def test_health_asks_both_deployments(world: World) -> None:
+def test_health_asks_both_deployments(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.client.get("/healthz").json() == {
         "status": "ok",
         "predictor": "ok",
@@ -289,6 +289,8 @@ def test_health_asks_both_deployments(world: World) -> None:
         raise RuntimeError("gone")
 
     world.encoder.describe = Method(fail)
+    assert world.client.get("/healthz").status_code == 200, "who asks again at once is not asked about again"
+    monkeypatch.setattr("serve.deployments.ingress.HEALTH_AGE_S", -1.0)
     response = world.client.get("/healthz")
     assert response.status_code == 503
     assert (response.json()["status"], response.json()["encoder"]) == ("unavailable", "failed")

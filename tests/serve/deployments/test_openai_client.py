@@ -37,8 +37,8 @@ def test_a_stream_with_comments_between_its_events_is_read(monkeypatch: pytest.M
     world = World()
     complete = world.chat.complete
 
-    async def complete_slowly(request: ChatRequest) -> AsyncIterator[str]:
-        answer = await complete(request)
+    async def complete_slowly(request: ChatRequest, caller: str) -> AsyncIterator[str]:
+        answer = await complete(request, caller)
         assert not isinstance(answer, ChatCompletion)
         return slowly(answer)
 

@@ -50,11 +50,11 @@ def host(args: ServeArgs) -> Iterator[Any]:
 
 
 def invoke(host: Any, tool_id: str, **arguments: Any) -> ToolReply:
-    return asyncio.run(host.invoke(tool_id, arguments))
+    return asyncio.run(host.invoke(tool_id, arguments, "local"))
 
 
 def test_an_artifact_goes_in_and_one_comes_out(host: Any, args: ServeArgs) -> None:
-    store = open_artifacts(args)
+    store = open_artifacts(args).of("local")
     result = invoke(host, EDGES, image=store.put(picture(), "image/png", "a.png").id).unpack()
     assert result.artifact is not None
     artifact, data = store.open(result.artifact.id)
@@ -63,7 +63,7 @@ def test_an_artifact_goes_in_and_one_comes_out(host: Any, args: ServeArgs) -> No
 
 
 def test_what_is_wrong_is_told_by_a_code_and_a_sentence(host: Any, args: ServeArgs, tmp_path: Path) -> None:
-    store = open_artifacts(args)
+    store = open_artifacts(args).of("local")
     file = io.BytesIO()
     Image.new("RGB", (20, 20)).save(file, "PNG")
     for reply, code, words in (

@@ -23,7 +23,7 @@ def world(tmp_path: Path) -> World:
 
 
 def test_head_is_get_without_its_body(world: World) -> None:
-    artifact = world.chat.store.put(picture())
+    artifact = world.chat.store.of("local").put(picture())
     for path in ("/", "/healthz", "/metrics", "/v1/models", "/v1/models/toolmm", f"/v1/artifacts/{artifact.id}"):
         whole, head = world.client.get(path), world.client.head(path)
         assert (head.status_code, head.content) == (whole.status_code, b""), path

@@ -12,7 +12,7 @@ from mcp.types import AudioContent, BlobResourceContents, EmbeddedResource, Imag
 from small_media import picture, sound
 
 from serve.agent.tool_reply import ToolResult
-from serve.artifacts import ArtifactStore
+from serve.artifacts import ArtifactStore, CallerArtifacts
 from serve.http.schemas import RequestError
 from serve.mcp.content import build_content, build_input_schema, store_arguments
 from serve.tools.all_tools import load_tools
@@ -39,8 +39,8 @@ SPEC = ToolSpec(
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path), ttl_s=60, max_bytes=MAX_BYTES)
+def store(tmp_path: Path) -> CallerArtifacts:
+    return ArtifactStore(str(tmp_path), ttl_s=60, max_bytes=MAX_BYTES).of("local")
 
 
 def test_schemas_tell_the_forms_of_a_medium() -> None:
@@ -64,7 +64,7 @@ def test_schemas_tell_the_forms_of_a_medium() -> None:
         lambda data: "data:application/octet-stream;base64," + base64.b64encode(data).decode(),
     ],
 )
-def test_media_that_come_along_are_stored_as_they_are(write: Callable[[bytes], str], store: ArtifactStore) -> None:
+def test_media_that_come_along_are_stored_as_they_are(write: Callable[[bytes], str], store: CallerArtifacts) -> None:
     arguments = {"image": write(picture()), "audio": write(sound()), "words": "artifact:x", "other": 1}
     stored = store_arguments(SPEC, arguments, store, MAX_BYTES)
     assert store.open(stored.pop("image"))[1] == picture()
@@ -72,7 +72,7 @@ def test_media_that_come_along_are_stored_as_they_are(write: Callable[[bytes], s
     assert stored == {"words": "artifact:x", "other": 1}, "what is no medium is left alone"
 
 
-def test_artifacts_are_named(store: ArtifactStore) -> None:
+def test_artifacts_are_named(store: CallerArtifacts) -> None:
     artifact = store.put(picture())
     for name in (artifact.id, f"artifact:{artifact.id}"):
         assert store_arguments(SPEC, {"image": name}, store, MAX_BYTES) == {"image": artifact.id}
@@ -91,17 +91,17 @@ def test_artifacts_are_named(store: ArtifactStore) -> None:
         (base64.b64encode(bytes(MAX_BYTES + 1)).decode(), "media_too_large"),
     ],
 )
-def test_what_is_no_medium_is_refused(value: str, code: str, store: ArtifactStore) -> None:
+def test_what_is_no_medium_is_refused(value: str, code: str, store: CallerArtifacts) -> None:
     with pytest.raises(RequestError, match=r"^The argument 'image': ") as raised:
         store_arguments(SPEC, {"image": value}, store, MAX_BYTES)
     assert (raised.value.code, raised.value.param) == (code, "image")
 
 
-def test_values_of_another_type_are_left_to_the_tool(store: ArtifactStore) -> None:
+def test_values_of_another_type_are_left_to_the_tool(store: CallerArtifacts) -> None:
     assert store_arguments(SPEC, {"image": 5, "audio": None}, store, MAX_BYTES) == {"image": 5, "audio": None}
 
 
-def test_results_are_mcps_content(store: ArtifactStore) -> None:
+def test_results_are_mcps_content(store: CallerArtifacts) -> None:
     image, audio = store.put(picture()), store.put(sound())
     words, name, medium = build_content(ToolResult("Done well.", image), picture())
     assert words == TextContent(text="Done well.")
@@ -115,7 +115,7 @@ def test_results_are_mcps_content(store: ArtifactStore) -> None:
     assert build_content(ToolResult("  "), None) == [TextContent(text="Done.")], "never nothing"
 
 
-def test_a_video_is_a_resource(store: ArtifactStore) -> None:
+def test_a_video_is_a_resource(store: CallerArtifacts) -> None:
     still = store.put(picture(kind="GIF"), "video")
     _, medium = build_content(ToolResult("", still), picture(kind="GIF"))
     assert isinstance(medium, EmbeddedResource)

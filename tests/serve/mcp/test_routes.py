@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp.types import AudioContent, CallToolResult, EmbeddedResource, ImageContent, TextContent, Tool
 from ray.exceptions import ActorDiedError
+from rpc_requests import make_requests
 from small_media import picture, sound
 from stand_in_service import Method, World, serve
 
@@ -40,13 +42,13 @@ class Tools:
         self.failure: Exception | ToolReply | None = None
         self.invoke = Method(self._invoke)
 
-    def _invoke(self, tool_id: str, arguments: Mapping[str, Any]) -> ToolReply:
+    def _invoke(self, tool_id: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
         self.asked.append((tool_id, arguments))
         if isinstance(self.failure, Exception):
             raise self.failure
         if self.failure is not None:
             return self.failure
-        store = open_artifacts(World(artifacts=str(self._folder)).args)
+        store = open_artifacts(World(artifacts=str(self._folder)).args).of(caller)
         return ToolReply("as it was", store.info(next(iter(arguments.values()))))
 
 
@@ -291,3 +293,27 @@ def test_bodies_have_a_limit_and_answers_an_id(tools: Tools, tmp_path: Path) -> 
         assert (broken.status_code, broken.json()["error"]["code"]) == (400, -32700)
         for method in ("GET", "DELETE"):
             assert httpx.request(method, f"{url}/mcp", headers=HEADERS).status_code == 405, "no events, no sessions"
+
+
+def test_made_up_requests_are_answered_and_do_no_harm(tools: Tools, tmp_path: Path) -> None:
+    """As `tests/integration/test_serve_fuzz.py` does it for the other routes."""
+    world = build_world(tools, tmp_path)
+    tools.failure = ToolReply("done")
+    names = ("local/detect-edges", "local/remove-hum", "local/crop-image", "local/upscale-image")
+    offered = {name.replace("/", "__"): [a.name for a in world.chat.specs[name].arguments] for name in names}
+    values = [encode(picture()), encode(sound()), "artifact:../../secret.key", "0" * 32, "data:;base64,", 10**400, "\0"]
+    answers: Counter[str] = Counter()
+    with world.client as client:
+        for request in make_requests(200, {**offered, "tool_search": ["query", "k"]}, values):
+            answer = client.post("/mcp", content=request.body, headers=request.headers)
+            assert answer.status_code < 500, (request, answer.text)
+            assert "in its log" not in answer.text, "nobody had foreseen it"
+            assert "Traceback" not in answer.text
+            if answer.content:
+                body = answer.json()
+                assert body["jsonrpc"] == "2.0", request
+                assert ("result" in body) != ("error" in body), request
+                answers["result" if "result" in body else "error"] += 1
+                answers["called"] += "done" in answer.text
+        assert client.post("/mcp", json=LIST, headers=HEADERS).json()["result"]["tools"]
+    assert min(answers["result"], answers["error"], answers["called"]) > 10, "they do not get far enough"

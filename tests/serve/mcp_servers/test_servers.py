@@ -14,7 +14,7 @@ from small_media import picture
 from stand_in_service import World
 
 from serve.agent.tool_reply import ToolReply
-from serve.artifacts import ArtifactStore
+from serve.artifacts import ArtifactStore, CallerArtifacts
 from serve.config import McpServer
 from serve.mcp_servers import servers as module
 from serve.mcp_servers.servers import McpServers
@@ -24,20 +24,20 @@ Ask = Callable[..., Awaitable[ToolReply]]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path), ttl_s=60, max_bytes=100_000)
+def store(tmp_path: Path) -> CallerArtifacts:
+    return ArtifactStore(str(tmp_path), ttl_s=60, max_bytes=100_000).of("local")
 
 
 def talk_to(
-    entry: McpServer, store: ArtifactStore, talk: Callable[[McpServers, Ask], Awaitable[None]], timeout_s: float = 30
+    entry: McpServer, store: CallerArtifacts, talk: Callable[[McpServers, Ask], Awaitable[None]], timeout_s: float = 30
 ) -> None:
     """Connect to one server, called "other"."""
 
     async def run() -> None:
-        async with McpServers({"other": entry}, store, timeout_s, 300_000) as servers:
+        async with McpServers({"other": entry}, timeout_s, 300_000) as servers:
 
             async def ask(tool: str, **arguments: Any) -> ToolReply:
-                return await servers.call(servers.tools[f"mcp/other/{tool}"], arguments)
+                return await servers.call(servers.tools[f"mcp/other/{tool}"], arguments, store)
 
             await talk(servers, ask)
 
@@ -64,19 +64,19 @@ async def check_all(servers: McpServers, ask: Ask) -> None:
     )
 
 
-def test_a_command_is_listed_and_called(store: ArtifactStore) -> None:
+def test_a_command_is_listed_and_called(store: CallerArtifacts) -> None:
     talk_to(McpServer(command=COMMAND), store, check_all)
 
 
 def test_an_address_is_listed_and_called_with_a_key_of_the_environment(
-    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+    store: CallerArtifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTHERS_KEY", f"Bearer {KEY}")
     with serve_other(KEY) as url:
         talk_to(McpServer(url=url, headers={"Authorization": "OTHERS_KEY"}), store, check_all)
 
 
-def test_media_go_in_and_come_out_byte_for_byte(store: ArtifactStore) -> None:
+def test_media_go_in_and_come_out_byte_for_byte(store: CallerArtifacts) -> None:
     given = store.put(picture(), name="mine.png")
 
     async def talk(_: McpServers, ask: Ask) -> None:
@@ -93,7 +93,7 @@ def test_media_go_in_and_come_out_byte_for_byte(store: ArtifactStore) -> None:
     talk_to(McpServer(command=COMMAND), store, talk)
 
 
-def test_a_call_with_side_effects_is_made_once_and_others_again(store: ArtifactStore, tmp_path: Path) -> None:
+def test_a_call_with_side_effects_is_made_once_and_others_again(store: CallerArtifacts, tmp_path: Path) -> None:
     async def talk(_: McpServers, ask: Ask) -> None:
         died = await ask("send", words="die")
         assert died.error == "interrupted"
@@ -104,7 +104,7 @@ def test_a_call_with_side_effects_is_made_once_and_others_again(store: ArtifactS
     talk_to(McpServer(command=COMMAND), store, talk)
 
 
-def test_calls_end_in_time(store: ArtifactStore) -> None:
+def test_calls_end_in_time(store: CallerArtifacts) -> None:
     async def talk(_: McpServers, ask: Ask) -> None:
         reply = await ask("sleep")
         assert reply.error == "timeout"
@@ -116,7 +116,7 @@ def test_calls_end_in_time(store: ArtifactStore) -> None:
 
 @pytest.mark.slow
 def test_servers_that_are_not_there_are_warned_of_once(
-    store: ArtifactStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LIST_TIMEOUT_S", 8.0)
 
@@ -130,7 +130,7 @@ def test_servers_that_are_not_there_are_warned_of_once(
             "gone": McpServer(command=["false"]),
             "unset": McpServer(url=url, headers={"X-Key": "NO_SUCH_VARIABLE"}),
         }
-        async with McpServers(servers, store, 5, 100_000) as connected:
+        async with McpServers(servers, 5, 100_000) as connected:
             assert {tool.server for tool in connected.tools.values()} == {"good"}
 
     with serve_other(KEY) as url, caplog.at_level(logging.WARNING, "ray.serve"):
