@@ -11,7 +11,7 @@ from data_pipeline.corpus.facts import Facts
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.corpus.leaks import audit_leaks
 from data_pipeline.corpus.near_duplicates import NEAR, NearPair, find_near_duplicates
-from data_pipeline.corpus.stats import count_split
+from data_pipeline.corpus.stats import count_splits
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
 from data_pipeline.records.keys import question_keys
 from data_pipeline.records.schema import SPLITS, ToolRecord
@@ -172,7 +172,7 @@ def audit_corpus(corpus: Corpus) -> tuple[CorpusAudit, Facts]:
         source=corpus.manifest["source"],
         data_hash=corpus.data_hash,
         findings=tuple(_collect(check, found[check]) for check in CHECKS),
-        counts={split: count_split(facts, split) for split in SPLITS},
+        counts=count_splits(facts),
         tools=tools,
         tail=_measure_tail(tools),
         similarities=[round(pair.similarity, 4) for pair in pairs],

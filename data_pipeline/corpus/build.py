@@ -26,7 +26,7 @@ from data_pipeline.corpus.leaks import count_leaks, find_leaks
 from data_pipeline.corpus.parts import Rejections, render_rejected
 from data_pipeline.corpus.shards import write_shards
 from data_pipeline.corpus.splits import assign_splits
-from data_pipeline.corpus.stats import count_dialogues, count_split, count_tools
+from data_pipeline.corpus.stats import count_dialogues, count_splits, count_tools
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from data_pipeline.records.catalog import CATALOG_FILE
@@ -124,14 +124,14 @@ def _check_replaceable(folder: Location) -> None:
 def _audit(cleaning: Cleaning, facts: Facts, reading: SourceReading, policy: str) -> dict[str, Any]:
     """The manifest's section on leaks. Test questions that leak lose their split, where they are to be dropped."""
     train, val, test = (facts.split == split_code(split) for split in SPLITS)
-    leaks = find_leaks(facts, train | val, test)
+    leaks, val_leaks = find_leaks(facts, (train | val, test), (train, val))
     by_modality = count_leaks(facts, leaks, test, _count_copies(cleaning, len(facts), reading))
     if policy == "drop":
         facts.split[leaks.is_leaked] = NO_SPLIT
     once = np.ones(len(facts), np.int64)
     return {
         "test_vs_train_and_val": by_modality,
-        "val_vs_train": count_leaks(facts, find_leaks(facts, train, val), val, once),
+        "val_vs_train": count_leaks(facts, val_leaks, val, once),
         "policy": policy,
         "dropped": int(leaks.is_leaked.sum()) if policy == "drop" else 0,
         "drop_rule": DROP_RULE,
@@ -175,7 +175,7 @@ def _build_manifest(
         "data_hash": "",  # known when the files are written
         "catalog_hash": reading.catalog.content_hash,
         "media_root": media_root,
-        "counts": {split: count_split(facts, split) for split in SPLITS},
+        "counts": count_splits(facts),
         "tools": count_tools(facts, reading.catalog),
         "dialogues": count_dialogues(facts),
         "leaks": leaks,

@@ -96,8 +96,6 @@ def clean_records(
     cleaning = Cleaning(attached.parts, None, collected.rejected, attached.missing_tools, attached.media)
     cleaning.n_missing_records = attached.n_missing_records
     if attached.parts.n_rows and not attached.missing_tools:
-        cleaning.facts = Facts.of_files(attached.parts.facts, form.tool_ids)
-        cleaning.parts, cleaning.n_duplicates = join_questions(attached.parts, cleaning.facts, reading, form)
-        if cleaning.n_duplicates:
-            cleaning.facts = Facts.of_files(cleaning.parts.facts, form.tool_ids)
+        cleaning.parts, cleaning.n_duplicates = join_questions(attached.parts, reading, form)
+        cleaning.facts = Facts.of_files(cleaning.parts.facts, form.tool_ids)
     return cleaning

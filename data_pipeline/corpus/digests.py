@@ -68,8 +68,8 @@ def _rows_of(digests: np.ndarray, partition: int, bits: int) -> np.ndarray:
 
 
 def find_first(numbers: np.ndarray, n_distinct: int) -> np.ndarray:
-    """The first row of each number, int64 (n_distinct,); numbers below 0 have none."""
-    first = np.zeros(n_distinct, np.int64)
-    rows = np.flatnonzero(numbers >= 0)[::-1]
+    """The first row of each number, int32 (n_distinct,); numbers below 0 have none."""
+    first = np.zeros(n_distinct, np.int32)
+    rows = np.flatnonzero(numbers >= 0).astype(np.int32)[::-1]
     first[numbers[rows]] = rows  # of equal ones the last assignment stands, which is the first row
     return first

@@ -22,6 +22,8 @@ from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRe
 NO_SPLIT = 0  # of a split's code; the others are those of `SPLITS`, from 1
 MODALITIES, AMBIGUITIES = tuple(Modality), tuple(AmbiguityType)  # whose codes are their places
 
+ReadColumn = Callable[[str], Iterator[pa.ChunkedArray]]  # a column of `SCHEMA`, part by part
+
 SCHEMA = pa.schema(
     [
         ("question", DIGEST),  # (medium, words), the medium by content where that is known
@@ -39,7 +41,7 @@ SCHEMA = pa.schema(
         ("source_index", pa.int64()),
         ("has_file", pa.bool_()),
         ("is_dialogue", pa.bool_()),
-        ("n_calls", pa.int32()),  # 0 but for dialogues
+        ("n_calls", pa.int16()),  # 0 but for dialogues
         ("has_history", pa.bool_()),
     ]
 )
@@ -105,24 +107,17 @@ class Facts:
     """The facts of many records; arrays have one element a record where nothing else is said.
 
     Attributes:
-        question, question_by_path: int32, which questions are the same; numbers are common to both, -1 = none.
-        medium, medium_by_path: the same of media.
-        file: int32, which files are the same; -1 = text.
         group: int32, what moves together, numbered in the order of `test_rank`.
         val_order: int32 (groups,), the groups in the order of `val_rank`.
         sources: names.
         source, modality, ambiguity, split, n_calls: int, codes and numbers.
         has_file, is_dialogue, has_history: bool.
         tool_ids: names of the tools.
-        tools: int32, numbers of the right tools of all records, one record's after the other's.
-        tool_ends: int64, where each record's end.
+        tools: int, numbers of the right tools of all records, one record's after the other's.
+        tool_ends: int, where each record's end.
+        read: a column in parts, for what is asked for once.
     """
 
-    question: np.ndarray
-    question_by_path: np.ndarray
-    medium: np.ndarray
-    medium_by_path: np.ndarray
-    file: np.ndarray
     group: np.ndarray
     val_order: np.ndarray
     sources: tuple[str, ...]
@@ -137,14 +132,15 @@ class Facts:
     tool_ids: tuple[str, ...]
     tools: np.ndarray
     tool_ends: np.ndarray
+    read: ReadColumn
 
     def __len__(self) -> int:
-        return len(self.question)
+        return len(self.group)
 
     @property
     def n_tools(self) -> np.ndarray:
         """Right tools of each record."""
-        return np.diff(self.tool_ends, prepend=0)
+        return np.diff(self.tool_ends, prepend=self.tool_ends.dtype.type(0))
 
     def tools_of(self, is_chosen: np.ndarray) -> np.ndarray:
         """The tools of some records, one after the other; `is_chosen` is a mask."""
@@ -167,52 +163,72 @@ class Facts:
         return cls._read(functools.partial(read_column, files), tool_ids)
 
     @classmethod
-    def _read(cls, read: Callable[[str], Iterator[pa.ChunkedArray]], tool_ids: tuple[str, ...]) -> Facts:
+    def _read(cls, read: ReadColumn, tool_ids: tuple[str, ...]) -> Facts:
         """Take one column after the other: digests are large beside the numbers that they become."""
-
-        def digests(*names: str) -> np.ndarray:
-            return np.concatenate([to_digests(column) for name in names for column in read(name)])
-
-        def plain(name: str) -> np.ndarray:
-            return np.concatenate([column.to_numpy() for column in read(name)])
-
-        group, n_groups = number_digests(digests("test_rank"))
+        (group,), n_groups = number_columns(read, "test_rank")
         first = find_first(group, n_groups)
-        val_rank = digests("val_rank")[first]
+        val_rank = np.concatenate([to_digests(column) for column in read("val_rank")])[first]
         val_order = np.lexsort((val_rank[:, 1], val_rank[:, 0])).astype(np.int32)
         del val_rank, first
-        n = len(group)
-        question = number_digests(digests("question", "question_by_path"))[0]
-        medium = number_digests(digests("medium", "medium_by_path"))[0]
         sources: dict[str, int] = {}
         source = []
         for column in read("source"):
             encoded = column.combine_chunks().dictionary_encode()
             codes = [sources.setdefault(name, len(sources)) for name in encoded.dictionary.to_pylist()]
             source.append(np.array(codes, np.int16)[encoded.indices.to_numpy()])
+        tool_type = np.int16 if len(tool_ids) < 2**15 else np.int32
         tools, lengths = [], []
         for column in read("tools"):
             lists = column.combine_chunks()
-            tools.append(lists.flatten().to_numpy())
+            tools.append(lists.flatten().to_numpy().astype(tool_type))
             lengths.append(lists.value_lengths().to_numpy())
+        end_type = np.int32 if sum(map(len, tools)) < 2**31 else np.int64
+
+        def plain(name: str) -> np.ndarray:
+            return np.concatenate([column.to_numpy() for column in read(name)])
+
         return cls(
-            question=question[:n].copy(),
-            question_by_path=question[n:].copy(),
-            medium=medium[:n].copy(),
-            medium_by_path=medium[n:].copy(),
-            file=number_digests(digests("file"))[0],
             group=group,
             val_order=val_order,
             sources=tuple(sources),
             source=np.concatenate(source),
             modality=plain("modality"),
             ambiguity=plain("ambiguity"),
-            split=plain("split").copy(),
+            split=plain("split"),
             n_calls=plain("n_calls"),
             has_file=plain("has_file"),
             is_dialogue=plain("is_dialogue"),
             has_history=plain("has_history"),
             tool_ids=tool_ids,
             tools=np.concatenate(tools),
-            tool_ends=np.cumsum(np.concatenate(lengths), dtype=np.int64),
+            tool_ends=np.cumsum(np.concatenate(lengths), dtype=end_type),
+            read=read,
         )
+
+
+def number_columns(read: ReadColumn, *names: str) -> tuple[list[np.ndarray], int]:
+    """Columns of digests as numbers, int32, -1 for null; equal digests have equal numbers, across the columns as well.
+
+    Returns:
+        the numbers of each column, and how many distinct ones there are. What is null throughout takes no memory.
+    """
+    columns: list[np.ndarray | int] = []
+    for name in names:
+        parts = list(read(name))
+        n_rows = sum(map(len, parts))
+        is_null = sum(part.null_count for part in parts) == n_rows
+        columns.append(n_rows if is_null else np.concatenate([to_digests(part) for part in parts]))
+        del parts
+    found = [column for column in columns if isinstance(column, np.ndarray)]
+    digests = found[0] if len(found) == 1 else np.concatenate([np.zeros((0, 2), np.uint64), *found])
+    del found
+    numbers, n_distinct = number_digests(digests)
+    del digests
+    result, start = [], 0
+    for column in columns:
+        if isinstance(column, int):
+            result.append(np.broadcast_to(np.int32(-1), column))
+        else:
+            result.append(numbers[start : start + len(column)])
+            start += len(column)
+    return result, n_distinct

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from data_pipeline.corpus.attach import FactsForm
 from data_pipeline.corpus.digests import find_first
-from data_pipeline.corpus.facts import NO_SPLIT, Facts, split_code
+from data_pipeline.corpus.facts import NO_SPLIT, ReadColumn, number_columns, read_column, split_code
 from data_pipeline.corpus.parts import (
     Parts,
     facts_file,
@@ -57,21 +58,20 @@ class _Done:
     merged: list[tuple[int, int, int]]
 
 
-def join_questions(parts: Parts, facts: Facts, reading: SourceReading, form: FactsForm) -> tuple[Parts, int]:
+def join_questions(parts: Parts, reading: SourceReading, form: FactsForm) -> tuple[Parts, int]:
     """Join records of one question.
 
     A question without a split is joined to one of another source that prescribes its own (training, where several are).
 
     Args:
         parts: the records; those of one question that come first keep their place.
-        facts: of them.
         reading: their source; what was joined of a released test file is counted there.
         form: of the facts of joined records.
 
     Returns:
         the parts with what stays, and how many records were joined to an earlier one. They are as before where none is.
     """
-    first = _find_first(facts)
+    first = _find_first(functools.partial(read_column, parts.facts))
     is_joined = first != np.arange(len(first))
     n_joined = int(is_joined.sum())
     if not n_joined:
@@ -96,14 +96,19 @@ def join_questions(parts: Parts, facts: Facts, reading: SourceReading, form: Fac
     return Parts(parts.folder, tuple(each.name for each in done), tuple(each.size for each in done)), n_joined
 
 
-def _find_first(facts: Facts) -> np.ndarray:
-    """The first row of each row's question, int64."""
-    prescribed = np.full(int(facts.question.max()) + 1, NO_SPLIT, np.int8)
-    for split in reversed(SPLITS):  # training last, so that it wins
-        prescribed[facts.question[facts.split == split_code(split)]] = split_code(split)
-    split = np.where(facts.split != NO_SPLIT, facts.split, prescribed[facts.question])
-    key = facts.question.astype(np.int64) * (len(SPLITS) + 1) + split
-    return find_first(key, len(prescribed) * (len(SPLITS) + 1))[key]
+def _find_first(read: ReadColumn) -> np.ndarray:
+    """The first row of each row's question, int32."""
+    (question,), n_questions = number_columns(read, "question")
+    split = np.concatenate([column.to_numpy() for column in read("split")])
+    prescribed = np.full(n_questions, NO_SPLIT, np.int8)
+    for name in reversed(SPLITS):  # training last, so that it wins
+        prescribed[question[split == split_code(name)]] = split_code(name)
+    split = np.where(split != NO_SPLIT, split, prescribed[question])
+    first = np.zeros(len(question), np.int32)
+    for code in np.unique(split):
+        is_in = split == code
+        first[is_in] = find_first(np.where(is_in, question, np.int32(-1)), n_questions)[question[is_in]]
+    return first
 
 
 def _join(job: _Job) -> _Done:

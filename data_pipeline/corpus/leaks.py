@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.corpus.facts import MODALITIES, Facts
+from data_pipeline.corpus.facts import MODALITIES, Facts, number_columns
 from data_pipeline.records.schema import ToolRecord
 
 
@@ -39,7 +39,7 @@ class LeakAudit:
     shared_media: tuple[str, ...]
 
 
-def find_leaks(facts: Facts, is_seen: np.ndarray, is_held_out: np.ndarray) -> Leaks:
+def find_leaks(facts: Facts, *comparisons: tuple[np.ndarray, np.ndarray]) -> list[Leaks]:
     """Find every held-out record that leaks from those seen.
 
     Media are the same if their bytes are (sha256), or their path where a file is not at hand. Instructions are the same
@@ -47,12 +47,20 @@ def find_leaks(facts: Facts, is_seen: np.ndarray, is_held_out: np.ndarray) -> Le
 
     Args:
         facts: of all records.
-        is_seen: mask of training records, and those that choose the checkpoint.
-        is_held_out: mask of the records to check.
+        comparisons: each a mask of training records, and those that choose the checkpoint, and one of the records to
+            check.
+
+    Returns:
+        the leaks of each comparison.
     """
-    exact = _find_common((facts.question, facts.question_by_path), is_seen)
-    shared = _find_common((facts.medium, facts.medium_by_path), is_seen)
-    return Leaks(exact & is_held_out, shared & is_held_out)
+    exact, shared = (
+        [_find_common(keys, is_seen) & is_held_out for is_seen, is_held_out in comparisons]
+        for keys in (
+            number_columns(facts.read, "question", "question_by_path"),
+            number_columns(facts.read, "medium", "medium_by_path"),
+        )
+    )
+    return [Leaks(*masks) for masks in zip(exact, shared, strict=True)]
 
 
 def count_leaks(facts: Facts, leaks: Leaks, is_held_out: np.ndarray, copies: np.ndarray) -> dict[str, dict[str, int]]:
@@ -87,7 +95,7 @@ def audit_leaks(seen: Iterable[ToolRecord], held_out: Iterable[ToolRecord]) -> L
         return LeakAudit((), ())
     facts = Facts.of_records([*seen, *held_out])
     is_seen = np.arange(len(facts)) < len(seen)
-    leaks = find_leaks(facts, is_seen, ~is_seen)
+    (leaks,) = find_leaks(facts, (is_seen, ~is_seen))
     exact, shared = (
         tuple(record.record_id for record, is_in in zip(held_out, mask[len(seen) :], strict=True) if is_in)
         for mask in (leaks.is_exact, leaks.is_shared)
@@ -95,10 +103,11 @@ def audit_leaks(seen: Iterable[ToolRecord], held_out: Iterable[ToolRecord]) -> L
     return LeakAudit(exact, shared)
 
 
-def _find_common(keys: tuple[np.ndarray, np.ndarray], is_seen: np.ndarray) -> np.ndarray:
+def _find_common(numbered: tuple[list[np.ndarray], int], is_seen: np.ndarray) -> np.ndarray:
     """Mask of the records of which a key is a key of one that was seen."""
-    was_seen = np.zeros(1 + max(int(key.max(initial=-1)) for key in keys) + 1, bool)
+    keys, n_distinct = numbered
+    was_seen = np.zeros(n_distinct + 1, bool)
     for key in keys:
         was_seen[key[is_seen]] = True
-    was_seen[-1] = False  # where a key of -1 has left its mark
+    was_seen[-1] = False  # where a key of -1, which is none, has left its mark
     return was_seen[keys[0]] | was_seen[keys[1]]

@@ -99,19 +99,18 @@ def _choose(facts: Facts, splits: np.ndarray, pool: np.ndarray, frac: float, ord
     """
     is_training = splits == TRAIN
     remaining = np.bincount(facts.tools_of(is_training), minlength=len(facts.tool_ids)).tolist()
-    kind = facts.source.astype(np.int32) * len(MODALITIES) + facts.modality
-    quota = {
-        int(k): round(frac * int(size)) for k, size in zip(*np.unique(kind[pool], return_counts=True), strict=True)
-    }
+    kind = facts.source * np.int16(len(MODALITIES)) + facts.modality
+    quota = {int(k): round(frac * int(n)) for k, n in zip(*np.unique(kind[pool], return_counts=True), strict=True)}
     n_groups = len(order)
-    sizes = np.bincount(facts.group[is_training], minlength=n_groups)
+    sizes = np.bincount(facts.group[is_training], minlength=n_groups).astype(np.int32)
     is_movable = sizes == np.bincount(facts.group[pool], minlength=n_groups)
-    rows = np.flatnonzero(is_training)
+    is_movable &= sizes > 0
+    rows = np.flatnonzero(is_training).astype(np.int32)
     rows = rows[np.argsort(facts.group[rows], kind="stable")]  # one group's after the other's
-    ends = np.cumsum(sizes)
+    ends = np.cumsum(sizes, dtype=np.int32)
     left = sum(quota.values())
     chosen: list[int] = []
-    for group in order[(is_movable & (sizes > 0))[order]]:
+    for group in order[is_movable[order]]:
         if not left:
             break
         members = rows[ends[group] - sizes[group] : ends[group]].tolist()

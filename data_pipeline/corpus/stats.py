@@ -6,19 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.corpus.facts import AMBIGUITIES, MODALITIES, Facts, split_code
+from data_pipeline.corpus.facts import AMBIGUITIES, MODALITIES, Facts, number_columns, split_code
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
 from data_pipeline.records.schema import SPLITS
 
 
-def count_split(facts: Facts, split: str) -> dict[str, Any]:
-    """Questions of one split by kind; `rows` counts (question, right answer) pairs, as the papers count."""
+def count_splits(facts: Facts) -> dict[str, dict[str, Any]]:
+    """Questions of each split by kind; `rows` counts (question, right answer) pairs, as the papers count."""
+    (files,), _ = number_columns(facts.read, "file")
+    return {split: _count_split(facts, split, files) for split in SPLITS}
+
+
+def _count_split(facts: Facts, split: str, all_files: np.ndarray) -> dict[str, Any]:
     is_in = facts.split == split_code(split)
     n_tools = facts.n_tools[is_in]
     first_tool = facts.tools[(facts.tool_ends - facts.n_tools)[is_in]]
     modality = np.bincount(facts.modality[is_in], minlength=len(MODALITIES)).tolist()
     ambiguity = np.bincount(facts.ambiguity[is_in], minlength=len(AMBIGUITIES)).tolist()
-    files = facts.file[is_in]
+    files = all_files[is_in]
     return {
         "questions": int(is_in.sum()),
         "rows": int(n_tools.sum()),
@@ -96,5 +101,5 @@ def _find_used(facts: Facts, is_chosen: np.ndarray) -> np.ndarray:
 
 def _count_in(facts: Facts, is_tool: np.ndarray) -> np.ndarray:
     """How many of these tools are right for each record."""
-    counts = np.concatenate([[0], np.cumsum(is_tool[facts.tools])])
+    counts = np.concatenate([[0], np.cumsum(is_tool[facts.tools], dtype=facts.tool_ends.dtype)])
     return np.diff(counts[facts.tool_ends], prepend=0)

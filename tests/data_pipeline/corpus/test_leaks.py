@@ -29,7 +29,8 @@ def test_released_leaks_are_found(shared_dir: Path) -> None:
     records = [item for item in reading if isinstance(item, ToolRecord)]
     copies = [1 + len(reading.merged_source_indexes.get(record.source_index or -1, [])) for record in records]
     facts, is_test = Facts.of_records(records), np.array([record.split == "test" for record in records])
-    by_modality = count_leaks(facts, find_leaks(facts, ~is_test, is_test), is_test, np.array(copies))
+    (leaks,) = find_leaks(facts, (~is_test, is_test))
+    by_modality = count_leaks(facts, leaks, is_test, np.array(copies))
     # Counted by a plain loop over the released rows: 29 of 98 audio and 2 of 13 video test rows repeat a (file, query)
     # pair of a training row; 60 and 4 use a file that is in the training data. One audio row repeats another test row.
     assert by_modality["audio"] == {
