@@ -55,7 +55,7 @@ class Media:
     @property
     def is_missing(self) -> np.ndarray:
         """Of each file."""
-        return ~self.sha256.any(axis=1)
+        return np.asarray(~self.sha256.any(axis=1))
 
     def missing_uris(self) -> Iterator[str]:
         """The paths of the files that are missing, in the order of the rows."""

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ class _Totals:
 
     started_s: float = field(default_factory=time.monotonic)
     counts: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     batches: list[tuple[float, int]] = field(default_factory=list)  # (end of the batch on the actor's clock, media)
 
     def add(self, row: dict[str, Any]) -> None:
