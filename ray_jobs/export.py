@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.locations import Location
+from model.llm.backbone import read_shape
 from model.llm.bundle import Bundle, load_bundle, save_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
@@ -48,7 +49,7 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
     checkpoint = summary.find_best_checkpoint()
     corpus = summary.open_corpus(spec.corpus_dir)
     model_config = ModelConfig.model_validate(summary.model_config)
-    mllm = ToolLLM.build(model_config.model_copy(update={"quantize": "none"}))  # 4 bits need a GPU, exporting does not
+    mllm = ToolLLM.sketch(model_config, read_shape(model_config.backbone))  # an adapter needs no weights beneath it
     mllm.load_trainable_state_dict(load_parameters(checkpoint))
     folder = spec.run_dir / "bundle"
     save_bundle(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_pipeline.errors import InputError
 from model.llm.config import ModelConfig
 
+MAX_BUCKET = 500_000_000  # gradients that DeepSpeed reduces at a time, by its default; no more than are trained
 WorkerCount = Annotated[int, Field(ge=1)]
 
 

@@ -48,14 +48,16 @@ SINC_ZEROS = 6
 SINC_ROLLOFF = 0.99
 RESAMPLE_BLOCK = 1 << 16  # output samples at a time, which bounds the memory of the gathered taps
 
+CANCELLED = 0.01  # of the channels' power; what the mean of two that are in opposite phase falls below
+
 MARGIN_S = 1.0  # kept before and after each clip: for the resampler, and for headers that tell the length roughly
 
 
 def load_audio(source: MediaSource, recipe: str = "mllm_tool", *, limits: MediaLimits = DEFAULT_LIMITS) -> np.ndarray:
     """Load three clips of two seconds as normalised log-mel spectrograms.
 
-    The papers' recipes hear the first channel alone, and "robust" the mean of all. Nothing but the clips is kept in
-    memory.
+    The papers' recipes hear the first channel alone, and "robust" the mean of all, or the loudest one where channels in
+    opposite phase would cancel each other. Nothing but the clips is kept in memory.
 
     Args:
         source: a path, or the file's bytes; any container with a sound track, told by its content.
@@ -207,12 +209,22 @@ def _decode_clips(source: MediaSource, limits: MediaLimits, recipe: str, length_
             if any(
                 begin_s < start_s + CLIP_DURATION_S + MARGIN_S and end_s > start_s - MARGIN_S for start_s in starts_s
             ):
-                blocks.append((count, block.mean(axis=0, keepdims=True) if recipe == "robust" else block))
+                blocks.append((count, block))
             count += block.shape[1]
     found_s = count / track.rate_hz
     if length_s is None and abs(found_s - placed_s) > MARGIN_S / 2:
         return _decode_clips(source, limits, recipe, found_s)
-    return _Kept(track.rate_hz, count, blocks)
+    return _Kept(track.rate_hz, count, _mix_down(blocks) if recipe == "robust" else blocks)
+
+
+def _mix_down(blocks: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
+    """One channel of several, as blocks of (1, samples): their mean, or the loudest where they cancel each other."""
+    means = [(position, block.mean(axis=0, keepdims=True)) for position, block in blocks]
+    power = sum(np.square(block).sum(axis=1) for _, block in blocks)  # [channels]
+    if sum(float(np.square(mean).sum()) for _, mean in means) >= CANCELLED * np.mean(power):
+        return means
+    loudest = int(np.argmax(power))
+    return [(position, block[loudest : loudest + 1]) for position, block in blocks]
 
 
 def _resample_spans(kept: _Kept, length: int, spans: list[tuple[int, int]]) -> np.ndarray:

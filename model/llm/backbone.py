@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from data_pipeline.errors import InputError
 from model.llm.attention import AttentionBackend, choose_backend
@@ -27,6 +34,15 @@ ATTENTION_LINEARS = (
 
 # What `layer_types` of a config calls layers that a mask governs; others (linear attention, convolutions) heed none.
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+
+
+def read_shape(backbone: str) -> PretrainedConfig:
+    """The backbone's config; InputError where there is none."""
+    _check_location(backbone)
+    try:
+        return AutoConfig.from_pretrained(backbone)
+    except (OSError, ValueError) as error:
+        raise _unloadable("config", backbone, error) from error
 
 
 def load_tokenizer(backbone: str) -> Any:

@@ -180,7 +180,7 @@ def save_bundle(
 
     Args:
         folder: where it shall lie, on a disk or in a bucket.
-        mllm: the built model with its trained values.
+        mllm: the model with its trained values; it may be a sketch else.
         catalog: the tools that it was trained on.
         encoder_id: `Encoder.encoder_id` of the feature lake that it was trained on.
         encoder_name: what `load_encoder` is given for that encoder; a folder must be there when serving too.
@@ -201,7 +201,7 @@ def save_bundle(
     found = storage.open_folder(folder)
     if not storage.exists(found / _INFO) and not storage.is_empty(found):
         raise InputError(f"{folder} is not empty and not a bundle; choose another folder for the bundle.")
-    backbone = backbone or str(mllm.llm.get_base_model().name_or_path)
+    backbone = backbone or model_config.backbone
     with storage.replacing_folder(folder) as partial, storage.staged_locally(partial) as temporary:
         has_backbone = _copy_small_backbone(Path(backbone), temporary / _BACKBONE)
         backbone = _BACKBONE if has_backbone else packaged_name(Path(backbone)) or backbone

@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from data_pipeline.batches.cards import RetrievalTerms
 from data_pipeline.batches.packing import PackedBatch
@@ -116,6 +117,26 @@ class ToolLLM(nn.Module):
             torch.manual_seed(config.seed)
             projector = nn.Linear(config.encoder_dim, width, dtype=torch.float32)
         return cls(llm, projector, tokenizer, config, backend)
+
+    @classmethod
+    def sketch(cls, config: ModelConfig, shape: PretrainedConfig) -> ToolLLM:
+        """The whole model with its adapter on the meta device: every parameter has its shape and type, and no memory.
+
+        It has no tokenizer and cannot compute numbers; `load_trainable_state_dict` gives it its trained parameters. The
+        backbone is unquantised, whatever `config.quantize` says.
+
+        Args:
+            config: what to build; `backbone` is only named.
+            shape: of the backbone.
+
+        Raises:
+            InputError: an adapter that the backbone cannot take.
+        """
+        with torch.device("meta"):
+            causal_lm = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, config.dtype))
+            width = int(getattr(causal_lm.get_input_embeddings(), "embedding_dim"))  # noqa: B009  (as above)
+            projector = nn.Linear(config.encoder_dim, width, dtype=torch.float32)
+            return cls(attach_adapter(causal_lm, config), projector, None, config, "sdpa")
 
     @property
     def _causal_lm(self) -> Any:
@@ -239,6 +260,10 @@ class ToolLLM(nn.Module):
                     f"{name} has shape {tuple(state[name].shape)} in these weights and {tuple(parameter.shape)} in "
                     "the model; use the config that they were trained with."
                 )
+        if any(parameter.is_meta for parameter in own.values()):  # a sketch has nothing to copy into
+            values = {name: state[name].to(parameter.dtype) for name, parameter in own.items()}
+            self.load_state_dict(values, strict=False, assign=True)
+            return
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(state[name])

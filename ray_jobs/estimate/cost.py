@@ -77,7 +77,7 @@ class ModelSize:
         """Count a model, which may be on the meta device.
 
         Args:
-            mllm: built by `ToolLLM.build` or `build_shape`.
+            mllm: built by `ToolLLM.build` or `ToolLLM.sketch`.
             on_gpu: dropout keeps its mask as one byte a number there, and as a number on a CPU.
         """
         causal_lm: Any = mllm.llm.get_base_model()
@@ -133,7 +133,8 @@ class StateBytes:
 def compute_state_bytes(size: ModelSize, zero_stage: int, workers: int, offload_optimizer: bool = False) -> StateBytes:
     """Weights, gradients and optimizer state of one worker.
 
-    The optimizer keeps two moments in fp32 and, but for plain fp32 training without ZeRO, an fp32 copy of the weights.
+    Gradients are summed in fp32. The optimizer keeps two moments in fp32 and, but for plain fp32 training without
+    ZeRO, an fp32 copy of the weights.
     Buffers for communication, and the layer that ZeRO-3 has gathered at a time, come on top.
 
     Args:
@@ -148,7 +149,7 @@ def compute_state_bytes(size: ModelSize, zero_stage: int, workers: int, offload_
     is_offloaded = offload_optimizer and zero_stage >= 1
     return StateBytes(
         weights=(size.frozen_bytes + own) / (workers if zero_stage == 3 else 1),
-        gradients=own / (workers if zero_stage >= 2 else 1),
+        gradients=size.trainable * FP32_BYTES / (workers if zero_stage >= 2 else 1),
         optimizer=0.0 if is_offloaded else optimizer,
         offloaded=optimizer if is_offloaded else 0.0,
     )

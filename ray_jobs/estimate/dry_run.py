@@ -14,17 +14,16 @@ from transformers import PretrainedConfig
 
 from data_pipeline.batches.plan import TrainingPlan, count_seen
 from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
 from ray_jobs.config import RunSpec
 from ray_jobs.estimate.corpus_sizes import CorpusSizes, find_backbone, load_corpus_sizes
 from ray_jobs.estimate.cost import ModelSize, StateBytes, compute_activation_bytes, compute_flops, compute_state_bytes
-from ray_jobs.estimate.shapes import build_shape, load_shape
+from ray_jobs.estimate.shapes import load_shape
 from ray_jobs.estimate.speed import MicroStep, count_parallel, measure_training_flops
 from ray_jobs.train.inputs import CPU_SEQUENCE_TOKENS, GPU_BLOCK_TOKENS, build_plan, length_multiple
+from ray_jobs.train_options import MAX_BUCKET
 
 GIB = 2**30
-BUCKET_NUMBERS = (
-    500_000_000  # gradients that DeepSpeed reduces at a time; it allocates the bucket whole, on a GPU for good
-)
 GPU_BUCKETS = (0, 1, 2, 1)  # by ZeRO stage; stage 2 fills one while it sends the other
 SAMPLED_STEPS = 16  # whose tokens are counted
 CARD_TOKENS = 32  # of a tool card, about
@@ -120,7 +119,7 @@ def _measure_shape(spec: RunSpec) -> tuple[ModelConfig, PretrainedConfig, str, M
     encoder_dim = ENCODER_WIDTHS.get(spec.embed.encoder, spec.model.encoder_dim)
     shape, origin = load_shape(find_backbone(spec))
     config = spec.model.model_copy(update={"encoder_dim": encoder_dim})
-    return config, shape, origin, ModelSize.measure(build_shape(config, shape), spec.train.use_gpu)
+    return config, shape, origin, ModelSize.measure(ToolLLM.sketch(config, shape), spec.train.use_gpu)
 
 
 def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: TrainingPlan) -> StepCost:
@@ -195,7 +194,8 @@ def _memory_table(spec: RunSpec, size: ModelSize, step: StepCost) -> dict[str, d
     activations = recomputed if spec.model.gradient_checkpointing else kept
     table = {}
     for stage in range(4):
-        buckets = GPU_BUCKETS[stage] * BUCKET_NUMBERS * size.number_bytes if spec.train.use_gpu else 0
+        bucket = min(size.trainable, MAX_BUCKET) * size.number_bytes  # on a GPU it is there for good
+        buckets = GPU_BUCKETS[stage] * bucket if spec.train.use_gpu else 0
         states: StateBytes = compute_state_bytes(size, stage, spec.train.max_workers, spec.train.offload_optimizer)
         table[str(stage)] = {
             "weights": states.weights / GIB,

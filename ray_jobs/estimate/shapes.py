@@ -1,4 +1,4 @@
-"""The shapes of the papers' backbones, and models built from a shape alone: no weights, no network, no memory."""
+"""The shapes of the papers' backbones, which need neither weights nor network."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
+from transformers import AutoConfig, LlamaConfig, OPTConfig, PretrainedConfig
 
 from data_pipeline.errors import InputError
-from model.llm.backbone import attach_adapter
-from model.llm.config import ModelConfig
-from model.llm.tool_llm import ToolLLM
 from model.tiny.backbone import build_tiny_backbone
 
 # Touvron et al. 2023a, Table 2, and 2023b, section 2.2: both generations differ in the length of the context alone.
@@ -91,30 +86,6 @@ def load_shape(backbone: str) -> tuple[PretrainedConfig, str]:
             f"the shape of backbone {backbone!r} is not known here: it is no folder with a config.json, not in the "
             f"local Hugging Face cache, and none of {', '.join(SHAPES)}; download it first or give its folder."
         ) from error
-
-
-def build_shape(config: ModelConfig, shape: PretrainedConfig) -> ToolLLM:
-    """The whole model with its adapter on the meta device: every parameter has its shape and type, and no memory.
-
-    It has no tokenizer and cannot compute numbers. The backbone is unquantised, whatever `config.quantize` says.
-
-    Args:
-        config: what to build; `backbone` is only named in messages.
-        shape: of the backbone.
-
-    Raises:
-        InputError: an adapter that the backbone cannot take.
-    """
-    with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, config.dtype))
-        width = int(getattr(llm.get_input_embeddings(), "embedding_dim"))  # noqa: B009  (typed as any Module)
-        return ToolLLM(
-            attach_adapter(llm, config),
-            nn.Linear(config.encoder_dim, width, dtype=torch.float32),
-            tokenizer=None,
-            config=config,
-            backend="sdpa",
-        )
 
 
 def _tiny_shape() -> LlamaConfig:

@@ -24,7 +24,6 @@ from data_pipeline.batches.packing import build_micro_batch
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
 from ray_jobs.estimate.cost import ModelSize, compute_flops
-from ray_jobs.estimate.shapes import build_shape
 
 MAX_LAYER_PARAMETERS = 300_000_000  # of the copy; a layer at least
 MIN_TOKENS = 32
@@ -79,13 +78,13 @@ def count_parallel(workers: int, threads: int) -> int:
 
 def _build_copy(config: ModelConfig, shape: PretrainedConfig) -> ToolLLM:
     """The model with fewer layers and weights from anywhere, as DeepSpeed casts it."""
-    size = ModelSize.measure(build_shape(config, shape), on_gpu=False)
+    size = ModelSize.measure(ToolLLM.sketch(config, shape), on_gpu=False)
     layer_parameters = max(1, size.layer_weights // size.n_layers)
     shallow = copy.deepcopy(shape)
     shallow.num_hidden_layers = max(1, min(size.n_layers, MAX_LAYER_PARAMETERS // layer_parameters))
     if getattr(shallow, "layer_types", None):
         shallow.layer_types = shallow.layer_types[: shallow.num_hidden_layers]
-    mllm = build_shape(config, shallow).to_empty(device="cpu")
+    mllm = ToolLLM.sketch(config, shallow).to_empty(device="cpu")
     with torch.no_grad():
         for tensor in [*mllm.parameters(), *mllm.buffers()]:
             if tensor.is_floating_point():

@@ -63,8 +63,14 @@ def build_client(uri: str) -> MlflowClient:
             raise InputError(
                 f"tracking.uri {uri!r} names a folder; name a file in it, as in {uri.rstrip('/')}/mlflow.db."
             )
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with database.with_name(f"{database.name}.lock").open("a") as lock:
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            lock = database.with_name(f"{database.name}.lock").open("a")
+        except OSError as error:
+            raise InputError(
+                f"tracking.uri {uri!r}: nothing can be written there ({error.strerror}); name a file where it can."
+            ) from error
+        with lock:
             # the client makes missing tables, and two at once would get in each other's way
             fcntl.flock(lock, fcntl.LOCK_EX)
             return MlflowClient(tracking_uri=uri)

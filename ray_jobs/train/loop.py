@@ -21,7 +21,7 @@ from data_pipeline.batches.tokenized import StoredQuestions
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from model.llm.config import ModelConfig
-from model.llm.tool_llm import ToolLLM, to_tensors
+from model.llm.tool_llm import to_tensors
 from ray_jobs.config import RunSpec
 from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.checkpoint import CheckpointStore, Cursor, load_cursor, load_metrics, load_moments, load_parameters
@@ -92,6 +92,7 @@ def run_training(job: TrainJob) -> None:
     # Our own progress lines say it; warnings still come through.
     logging.disable(logging.INFO)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    from ray_jobs.train.partitioned import build_model
     from ray_jobs.train.zero import (
         disable_compiled_collectives,
         gather_training_state,
@@ -110,7 +111,7 @@ def run_training(job: TrainJob) -> None:
 
     # --- model, optimizer, and where we stand
     model_config = ModelConfig.model_validate(job.model_config)
-    mllm = ToolLLM.build(model_config)
+    mllm = build_model(model_config, spec.train)
     store = CheckpointStore(job.checkpoints, SCORE_KEY)
     if rank == 0:
         store.check_space(sum(parameter.numel() for parameter in mllm.parameters() if parameter.requires_grad))

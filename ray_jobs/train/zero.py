@@ -22,7 +22,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from model.llm.tool_llm import ToolLLM
-from ray_jobs.train_options import TrainOptions
+from ray_jobs.train_options import MAX_BUCKET, TrainOptions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_STEPS_PER_PRINT = 2**31
@@ -60,6 +60,7 @@ def deepspeed_config(train: TrainOptions, dtype: str) -> dict[str, Any]:
     }
     if dtype == "bfloat16":
         config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}  # sums over 64 micro steps in bfloat16 are off by 0.8 %
     return config
 
 
@@ -99,6 +100,8 @@ def start_engine(mllm: ToolLLM, train: TrainOptions) -> Any:
     """DeepSpeed's engine over the model, with its optimizer; a collective call, in an initialised process group."""
     groups: Any = parameter_groups(mllm, train)
     config = deepspeed_config(train, mllm.config.dtype)
+    n_trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    config["zero_optimization"]["reduce_bucket_size"] = min(n_trained, MAX_BUCKET)  # the buffer is there all the time
     return deepspeed.initialize(model=mllm, model_parameters=groups, config=config)[0]
 
 

@@ -66,7 +66,7 @@ class ChatService:
         self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
         self._own = self.specs.keys() - load_tools().keys()
         # what the agent is offered by itself: weights that lie nowhere yet would take longer than a request
-        self._runnable = {
+        self.ready = {
             tool_id
             for tool_id, spec in self.specs.items()
             if all(model_id in args.tool_models.values() or has_weights(model_id) for model_id in spec.model_ids)
@@ -79,7 +79,7 @@ class ChatService:
         """Take over the tools of others' servers, which are connected: to be listed, found, called by the agent too."""
         self._servers = servers
         self.specs |= servers.tools
-        self._runnable |= servers.tools.keys()
+        self.ready |= servers.tools.keys()
         self._unwritable = {tool_id for tool_id, tool in servers.tools.items() if not tool.fits_dialogues}
         self._own |= servers.tools.keys() - self._unwritable
         self._tools.clear()
@@ -194,7 +194,7 @@ class ChatService:
         """
         words = check_instruction(words, self.args.max_instruction_chars)
         known = {tool.tool_id: tool for tool in self.models.find(self.args.model_name).catalog}
-        specs = [self.specs[tool_id] for tool_id in sorted(self._runnable)]
+        specs = [self.specs[tool_id] for tool_id in sorted(self.ready)]
         tools = [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in specs]
         return [self.specs[tool_id] for tool_id in await self._rank_tools(self.args.model_name, words, tools, n)]
 
@@ -212,12 +212,12 @@ class ChatService:
                 for tool_id in model.catalog.selection_tool_ids
                 if tool_id != UNKNOWN_TOOL_ID
             }
-            runnable = [tool for tool in model.catalog if tool.tool_id in self._runnable]
+            runnable = [tool for tool in model.catalog if tool.tool_id in self.ready]
             # one that finds tools by their descriptions may call all; else one that learnt dialogues knows the tools
             # with a name in them; another may try what it selects from
             known = [tool.tool_id for tool in runnable if tool.name] or [tool.tool_id for tool in runnable]
             if model.finds_cards:
-                known = sorted(self._runnable - self._unwritable)
+                known = sorted(self.ready - self._unwritable)
             own = sorted(self._own - set(known))
             callable_tools = {tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*known, *own]}
             tools = self._tools[model.name] = _ModelTools(model.revision, selectable, callable_tools)

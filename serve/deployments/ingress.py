@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -97,17 +97,18 @@ class SelectionService:
             ),
         )
 
-    def tools(self, specs: Mapping[str, ToolSpec], model_name: str | None = None) -> ToolList:
+    def tools(self, specs: Mapping[str, ToolSpec], ready: Collection[str], model_name: str | None = None) -> ToolList:
         """A model's catalogue, by default the main model's, and what else can be run.
 
         Args:
             specs: the tools that this service runs, by id.
+            ready: ids of those that can run now.
             model_name: a name of `GET /v1/models`.
         """
         model = self._models.find(model_name or self.args.model_name)
-        others = [_describe_spec(spec) for tool_id, spec in specs.items() if tool_id not in model.catalog]
+        others = [_describe_spec(spec, ready) for tool_id, spec in specs.items() if tool_id not in model.catalog]
         return ToolList(
-            tools=[_describe_tool(tool, specs.get(tool.tool_id)) for tool in model.catalog],
+            tools=[_describe_tool(tool, specs.get(tool.tool_id), ready) for tool in model.catalog],
             others=others,
             catalog_sha256=model.catalog.content_hash,
             bundle_revision=model.revision,
@@ -126,15 +127,17 @@ class SelectionService:
         )
 
 
-def _describe_tool(tool: Tool, spec: ToolSpec | None) -> ToolEntry:
-    return ToolEntry(**vars(tool), parameters=None if spec is None else spec.json_schema())
+def _describe_tool(tool: Tool, spec: ToolSpec | None, ready: Collection[str]) -> ToolEntry:
+    parameters = None if spec is None else spec.json_schema()
+    return ToolEntry(**vars(tool), parameters=parameters, ready=tool.tool_id in ready)
 
 
-def _describe_spec(spec: ToolSpec) -> ToolEntry:
+def _describe_spec(spec: ToolSpec, ready: Collection[str]) -> ToolEntry:
     """A tool that no catalogue entry tells of."""
     media = next((argument.kind for argument in spec.arguments if argument.is_media), "text")
     backend = {"model": "huggingface", "remote": ""}.get(spec.method, "local")
-    entry = _describe_tool(Tool(spec.tool_id, spec.description, media, spec.result, backend), spec)
+    entry = _describe_tool(Tool(spec.tool_id, spec.description, media, spec.result, backend), spec, ready)
+    entry = entry.model_copy(update={"name": spec.name})  # others' names need not be such as a dialogue can write
     return entry.model_copy(update={"backend": "mcp"}) if spec.method == "remote" else entry
 
 
@@ -184,7 +187,7 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
 
     @api.get("/v1/tools", responses=describe_errors(404, 422))
     async def tools(model: str | None = None) -> ToolList:
-        return service.tools(chat.specs, model)
+        return service.tools(chat.specs, chat.ready, model)
 
     @api.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> JSONResponse:

@@ -70,6 +70,7 @@ class SelectAnswer(BaseModel):
 
 class ToolEntry(BaseModel):
     tool_id: str
+    name: str = Field(description="what a dialogue calls it; empty where that is the tool_id")
     description: str
     input_modality: str
     output_modality: str
@@ -78,6 +79,7 @@ class ToolEntry(BaseModel):
         None,
         description="JSON schema of what `/v1/tools/{tool_id}/invoke` takes; null where this service does not run it",
     )
+    ready: bool = Field(description="whether it can run here now: a tool's weights may have to be fetched first")
 
 
 class ToolList(BaseModel):

@@ -1,253 +1,248 @@
 // The page: a chat over this service's own routes. No library, no request to anywhere else.
 
-const MODEL_ROUTE = "/v1/models";
+import { kindOf, showArtifact, showMedium } from "./elements.js";
+import { addStep, showEntry, titleOf } from "./entries.js";
+import { mediaKind } from "./arguments.js";
+import { isRecording, offerRecording } from "./recorder.js";
+import { begin, get, post, ServiceError, stop, Stopped, stream, upload } from "./service.js";
+
+const HISTORY = "toolmm.chat.1"; // the number changes with the form of the entries
 const TOP = 5;
 const find = (id) => document.getElementById(id);
-const state = { key: "", model: "", file: null, recorder: null, recording: false, messages: [], busy: false };
+const state = { model: "", file: null, artifact: null, busy: false, entries: [], messages: [] };
 
-// --- asking the service
+// --- what the entries may do with the page
 
-class ServiceError extends Error {}
+const page = {
+  tools: new Map(),
+  // Every file of the conversation, the latest first, and what to call it.
+  artifacts() {
+    const titled = (artifact, id) => artifact && { ...artifact, label: `result of ${titleOf(page.tools.get(id), id)}` };
+    const found = state.entries.flatMap((entry) => entry.type === "user"
+      ? [entry.artifact && { label: `your file to “${entry.words.slice(0, 40)}”`, ...entry.artifact }]
+      : [titled(entry.artifact, entry.tool), ...(entry.steps ?? []).map((step) => titled(step.artifact, step.tool_id))]);
+    return [...new Map(found.filter(Boolean).reverse().map((artifact) => [artifact.id, artifact])).values()];
+  },
+  artifactsOf: (choice) => page.artifacts().filter((artifact) => choice.files.includes(artifact.id)),
+  guess(tool, choice) {
+    const files = page.artifactsOf(choice);
+    const fill = ([name, schema]) => {
+      const kind = mediaKind(schema);
+      const file = files.find((artifact) => kindOf(artifact.media_type) === kind);
+      return [name, kind ? file?.id : schema.default ?? (schema.type === "string" && !schema.enum ? choice.question : undefined)];
+    };
+    return Object.fromEntries(Object.entries(tool.parameters.properties).map(fill));
+  },
+  run: (choice, tool) => guarded(`${titleOf(page.tools.get(tool), tool)} is running`, async () => {
+    const named = { type: "function", function: { name: tool } };
+    const answer = await post("/v1/chat/completions", { model: state.model, messages: choice.messages, tool_choice: named });
+    await invoke(tool, JSON.parse(answer.choices[0].message.tool_calls[0].function.arguments));
+  }),
+  runWith: (tool, given) => guarded(`${titleOf(page.tools.get(tool), tool)} is running`, () => invoke(tool, given)),
+  useNext(artifact) {
+    attach(null, artifact);
+    find("words").focus();
+  },
+};
 
-async function call(path, options = {}) {
-  const headers = new Headers(options.headers);
-  if (state.key) headers.set("Authorization", `Bearer ${state.key}`);
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers });
-  } catch {
-    throw new ServiceError("The service does not answer. Is it running? Try again in a moment.");
-  }
-  if (response.status === 401) {
-    await askForKey();
-    return call(path, options);
-  }
-  if (!response.ok) {
-    const told = await response.json().catch(() => null);
-    throw new ServiceError(told?.error?.message ?? `The service answered with status ${response.status}.`);
-  }
-  return response;
+async function invoke(tool, given) {
+  const result = await post(`/v1/tools/${tool}/invoke`, { arguments: given });
+  add({ type: "result", tool, arguments: given, text: result.text, artifact: result.artifact });
 }
 
-const post = async (path, body) =>
-  (await call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) })).json();
+// --- the conversation
 
-function askForKey() {
-  const dialog = find("key-dialog");
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => { state.key = find("key").value.trim(); resolve(); }, { once: true });
-  });
-}
-
-async function upload(file) {
-  const form = new FormData();
-  form.append("file", file, file.name || "recording");
-  return (await call("/v1/artifacts", { method: "POST", body: form })).json();
-}
-
-// --- showing things; texts go in as text, never as markup
-
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== false && value !== null) made.setAttribute(name, value === true ? "" : value);
-  }
-  made.append(...children);
+function add(entry) {
+  state.entries.push(entry);
+  const made = showEntry(entry, page);
+  find("chat").append(made);
+  made.scrollIntoView({ block: "nearest" });
+  keep();
   return made;
 }
 
-function say(who, words, kind = "") {
-  const item = element("li", { class: `${who === "You" ? "user" : "service"} ${kind}` },
-    element("p", { class: "who" }, who), element("p", { class: "words" }, words));
-  find("chat").append(item);
-  item.scrollIntoView({ block: "nearest" });
-  return item;
-}
-
-function showMedium(blob, mediaType, label) {
-  const source = URL.createObjectURL(blob);
-  if (mediaType.startsWith("image/")) return element("img", { src: source, alt: label });
-  if (mediaType.startsWith("audio/")) return element("audio", { src: source, controls: true, "aria-label": label });
-  return element("video", { src: source, controls: true, playsinline: true, "aria-label": label });
-}
-
-async function showArtifact(item, artifact, label) {
-  const response = await call(artifact.path);
-  item.append(showMedium(await response.blob(), artifact.media_type, label));
-}
-
-function setBusy(isBusy, words = "") {
-  state.busy = isBusy;
-  find("send").disabled = isBusy;
-  for (const button of document.querySelectorAll(".run")) button.disabled = isBusy;
-  find("status").textContent = words;
-}
-
-async function guarded(words, work) {
-  if (state.busy) return;
-  setBusy(true, words);
+function keep() {
+  find("start").hidden = state.entries.length > 0;
+  find("clear").hidden = state.entries.length === 0;
   try {
-    await work();
-  } catch (error) {
-    if (!(error instanceof ServiceError)) console.error(error);
-    say("Service", error instanceof ServiceError ? error.message : "Something went wrong on this page; try again.", "error");
-  } finally {
-    setBusy(false);
+    sessionStorage.setItem(HISTORY, JSON.stringify({ entries: state.entries, messages: state.messages }));
+  } catch {
+    sessionStorage.removeItem(HISTORY); // too long to be kept; what is shown stays
   }
 }
 
-// --- the model's choice
-
-function showRanking(item, request, choice) {
-  const token = choice.logprobs?.content?.[0];
-  if (!token) return;
-  const rows = token.top_logprobs.map(({ token: tool, logprob }) => {
-    const share = Math.exp(logprob);
-    const isNone = tool === "unknown";
-    const label = isNone ? "none of the tools" : tool;
-    return element("tr", { class: tool === token.token ? "chosen" : "" },
-      element("th", { scope: "row" }, label),
-      element("td", {}, element("meter", { min: 0, max: 1, value: share, "aria-label": `probability of ${label}` })),
-      element("td", { class: "number" }, `${(100 * share).toFixed(1)} %`),
-      element("td", {}, isNone ? "" : element("button", {
-        type: "button", class: "run", "aria-label": `Run ${tool}`, onclick: () => run(request, tool),
-      }, "Run")));
-  });
-  item.append(element("table", { class: "ranking" }, element("caption", {}, "What the model would use"), ...rows));
+function recall() {
+  Object.assign(state, JSON.parse(sessionStorage.getItem(HISTORY) ?? '{"entries": [], "messages": []}'));
+  find("chat").replaceChildren(...state.entries.map((entry) => showEntry(entry, page)));
+  keep();
 }
 
-async function select(messages) {
-  const request = { model: state.model, messages, logprobs: true, top_logprobs: TOP };
-  const answer = await post("/v1/chat/completions", request);
-  const choice = answer.choices[0];
-  const called = choice.message.tool_calls?.[0];
-  const item = say("Model", called ? `I would use ${called.function.name}.` : choice.message.content);
-  showRanking(item, request, choice);
-  state.messages.push({ role: "assistant", content: called ? `I would use ${called.function.name}.` : choice.message.content });
+async function ask(words, file, chosen) {
+  const artifact = file ? await upload(file) : chosen;
+  const content = [{ type: "text", text: words }];
+  if (artifact) {
+    const reference = `artifact:${artifact.id}`;
+    const kind = kindOf(artifact.media_type);
+    if (kind === "image") content.push({ type: "image_url", image_url: { url: reference } });
+    else if (kind === "audio") content.push({ type: "input_audio", input_audio: { data: reference, format: "wav" } });
+    else content.push({ type: "video_url", video_url: { url: reference } });
+  }
+  const question = { role: "user", content };
+  add({ type: "user", words, artifact });
+  const messages = [...state.messages, question];
+  const said = await (find("agent").checked ? askAgent(messages) : select(messages, words, artifact));
+  state.messages = [...messages, { role: "assistant", content: said }];
+  keep();
 }
 
-function run(request, tool) {
-  return guarded(`${tool} is running …`, async () => {
-    const named = { type: "function", function: { name: tool } };
-    const answer = await post("/v1/chat/completions", { ...request, logprobs: null, top_logprobs: null, tool_choice: named });
-    const called = answer.choices[0].message.tool_calls[0].function;
-    const result = await post(`/v1/tools/${tool}/invoke`, { arguments: JSON.parse(called.arguments) });
-    const item = say(tool, result.text || "Done.");
-    if (result.artifact) await showArtifact(item, result.artifact, `result of ${tool}`);
-    item.append(element("details", {}, element("summary", {}, "What was called"), element("pre", {}, `${tool}\n${called.arguments}`)));
-  });
+async function select(messages, question, artifact) {
+  const answer = await post("/v1/chat/completions", { model: state.model, messages, logprobs: true, top_logprobs: TOP });
+  const { message, logprobs } = answer.choices[0];
+  const called = message.tool_calls?.[0].function.name;
+  const words = called ? `I would use ${titleOf(page.tools.get(called), called)}.` : message.content;
+  const token = logprobs?.content?.[0];
+  const ranking = (token?.top_logprobs ?? []).map(({ token: tool, logprob }) => [tool, Math.exp(logprob)]);
+  add({ type: "choice", words, ranking, chosen: token?.token, messages, question, files: artifact ? [artifact.id] : [] });
+  return called ? `I would use ${called}.` : message.content;
 }
 
 async function askAgent(messages) {
-  const answer = await post("/v1/chat/completions", { model: state.model, messages, agent: true });
-  const item = say("Agent", answer.choices[0].message.content);
-  const steps = answer.agent?.steps ?? [];
-  for (const step of steps) if (step.artifact) await showArtifact(item, step.artifact, `result of ${step.tool}`);
-  const lines = steps.map((step) => element("li", {}, `${step.tool}: ${step.error ? step.text || step.observation : step.text || step.observation}`));
-  item.append(element("details", { class: "trace" }, element("summary", {}, `Trace: ${steps.length} steps`), element("ol", {}, ...lines)));
-  state.messages.push({ role: "assistant", content: answer.choices[0].message.content });
-}
-
-async function ask(words, file) {
-  const item = say("You", words);
-  const content = [{ type: "text", text: words }];
-  if (file) {
-    item.append(showMedium(file, file.type, "your file"));
-    const artifact = await upload(file);
-    const reference = `artifact:${artifact.id}`;
-    if (artifact.media_type.startsWith("image/")) content.push({ type: "image_url", image_url: { url: reference } });
-    else if (artifact.media_type.startsWith("audio/")) content.push({ type: "input_audio", input_audio: { data: reference, format: "wav" } });
-    else content.push({ type: "video_url", video_url: { url: reference } });
+  const entry = { type: "agent", words: "", steps: [] };
+  const made = add(entry);
+  for await (const event of stream("/v1/chat/completions", { model: state.model, messages, agent: true, stream: true })) {
+    const step = event.agent?.step;
+    if (step) {
+      entry.steps.push(step);
+      addStep(made, step, page);
+    }
+    entry.words += event.choices[0]?.delta.content ?? "";
+    made.querySelector(".words").textContent = entry.words;
+    made.scrollIntoView({ block: "nearest" });
   }
-  const messages = [...state.messages, { role: "user", content }];
-  await (find("agent").checked ? askAgent : select)(messages);
-  state.messages.splice(state.messages.length - 1, 0, messages.at(-1));
+  return entry.words;
 }
 
 // --- the form
 
-function attach(file) {
+function setBusy(words) {
+  state.busy = Boolean(words);
+  find("send").hidden = state.busy;
+  find("stop").hidden = !state.busy;
+  for (const each of document.querySelectorAll(".work")) each.disabled = state.busy;
+  find("status").textContent = words ? `${words} …` : "";
+  find("elapsed").textContent = "";
+}
+
+async function guarded(words, work) {
+  if (state.busy) return;
+  begin();
+  setBusy(words);
+  const start = performance.now();
+  const clock = setInterval(() => { find("elapsed").textContent = `${Math.round((performance.now() - start) / 1000)} s`; }, 1000);
+  let told = "";
+  try {
+    await work();
+  } catch (error) {
+    if (error instanceof Stopped) told = "Stopped.";
+    else {
+      if (!(error instanceof ServiceError)) console.error(error);
+      add({ type: "error", words: error instanceof ServiceError ? error.message : "Something went wrong on this page; try again." });
+    }
+  } finally {
+    clearInterval(clock);
+    setBusy("");
+    find("status").textContent = told;
+    keep();
+  }
+}
+
+function attach(file, artifact = null) {
   state.file = file;
-  find("attachment").hidden = !file;
-  find("preview").replaceChildren(...(file ? [showMedium(file, file.type, "attached file")] : []));
+  state.artifact = artifact;
+  find("attachment").hidden = !file && !artifact;
+  find("preview").replaceChildren(...(file ? [showMedium(file, file.type, "attached file")] : artifact ? [showArtifact(artifact, "attached file")] : []));
   if (!file) find("file").value = "";
 }
 
-async function toggleRecording(button) {
-  if (state.recorder) {
-    state.recorder.stop();
-    return;
-  }
-  const kind = button.dataset.record;
-  const label = button.textContent;
-  const buttons = document.querySelectorAll("[data-record]");
-  const release = () => {
-    state.recording = false;
-    for (const each of buttons) each.disabled = false;
-  };
-  state.recording = true; // one recording at a time, also while the browser asks and opens the device
-  for (const each of buttons) each.disabled = true;
-  let stream;
-  try {
-    stream = await navigator.mediaDevices.getUserMedia({ audio: true, video: kind === "video" });
-  } catch {
-    find("status").textContent = "The browser gave no access to it; allow it, or attach a file.";
-    release();
-    return;
-  }
-  const parts = [];
-  const recorder = state.recorder = new MediaRecorder(stream);
-  recorder.addEventListener("dataavailable", (event) => parts.push(event.data));
-  recorder.addEventListener("stop", () => {
-    for (const track of stream.getTracks()) track.stop();
-    state.recorder = null;
-    button.textContent = label;
-    release();
-    find("status").textContent = "";
-    // "audio/webm;codecs=opus"; some browsers call a sound video/webm
-    const format = recorder.mimeType.split(";")[0].split("/")[1] || "webm";
-    attach(new File(parts, `recording.${format}`, { type: `${kind}/${format}` }));
-  });
-  recorder.start();
-  button.textContent = "Stop recording";
-  button.disabled = false;
-  find("status").textContent = "Recording …";
-}
+const tell = (words) => { find("status").textContent = words; };
 
 find("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const words = find("words").value.trim();
   if (!words || state.busy) return;
-  if (state.recording) {
-    find("status").textContent = "Stop the recording first, so that it goes with your question.";
+  if (isRecording()) {
+    tell("Stop the recording first, so that it goes with your question.");
     return;
   }
-  const file = state.file;
-  guarded("The model is thinking …", async () => {
-    await ask(words, file);
+  const { file, artifact } = state;
+  guarded("The model is thinking", async () => {
+    await ask(words, file, artifact);
     find("words").value = "";
     attach(null);
   });
 });
+find("stop").addEventListener("click", stop);
 find("words").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     find("ask").requestSubmit();
   }
 });
+document.addEventListener("keydown", (event) => { if (event.key === "Escape" && state.busy) stop(); });
+find("clear").addEventListener("click", () => {
+  if (state.busy) return;
+  sessionStorage.removeItem(HISTORY);
+  recall();
+  find("words").focus();
+});
+for (const example of document.querySelectorAll(".example")) {
+  example.addEventListener("click", () => {
+    find("words").value = example.textContent;
+    tell(state.file || !example.dataset.needs ? "" : `Attach ${example.dataset.needs} to it, or drop one here.`);
+    find("words").focus();
+  });
+}
 find("file").addEventListener("change", (event) => attach(event.target.files[0] ?? null));
 find("detach").addEventListener("click", () => attach(null));
-if (navigator.mediaDevices?.getUserMedia && window.MediaRecorder) {
-  for (const button of document.querySelectorAll("[data-record]")) {
-    button.hidden = false;
-    button.addEventListener("click", () => toggleRecording(button));
-  }
+document.addEventListener("dragover", (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+for (const end of ["dragleave", "drop"]) document.addEventListener(end, () => document.body.classList.remove("dropping"));
+document.addEventListener("drop", (event) => {
+  if (!event.dataTransfer.files.length) return;
+  event.preventDefault();
+  attach(event.dataTransfer.files[0]);
+});
+document.addEventListener("paste", (event) => {
+  const [file] = event.clipboardData.files;
+  if (!file) return;
+  event.preventDefault();
+  attach(file);
+});
+offerRecording(document.querySelectorAll("[data-record]"), tell, attach);
+
+// --- the models
+
+async function choose(model) {
+  state.model = model;
+  find("agent").closest("label").hidden = !find("model").querySelector(`option[value="${CSS.escape(model)}"]`).dataset.agent;
+  if (find("agent").closest("label").hidden) find("agent").checked = false; // it was trained on no dialogues
+  const { tools, others } = await get(`/v1/tools?model=${encodeURIComponent(model)}`);
+  page.tools = new Map([...others, ...tools].map((tool) => [tool.tool_id, tool]));
 }
-guarded("", async () => {
-  const models = await (await call(MODEL_ROUTE)).json();
-  state.model = models.data[0].id;
-  const isAgent = models.data.some((model) => model.id === `${state.model}-agent`);
-  find("agent").closest("label").hidden = !isAgent; // it was trained on no dialogues
+
+find("model").addEventListener("change", (event) => guarded("The model's tools are read", () => choose(event.target.value)));
+guarded("The service is asked for its models", async () => {
+  const ids = (await get("/v1/models")).data.map((model) => model.id);
+  const names = ids.filter((id) => !(id.endsWith("-agent") && ids.includes(id.slice(0, -"-agent".length))));
+  find("model").replaceChildren(...names.map((name) => {
+    const option = new Option(name, name);
+    if (ids.includes(`${name}-agent`)) option.dataset.agent = "yes";
+    return option;
+  }));
+  find("model").closest("label").hidden = names.length < 2;
+  await choose(names[0]);
+  recall();
 });

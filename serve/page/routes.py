@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fastapi import FastAPI, HTTPException, Response
 
-FILES = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
+SCRIPTS = ("page.js", "arguments.js", "elements.js", "entries.js", "recorder.js", "service.js")
+FILES = {"page.css": "text/css; charset=utf-8"} | dict.fromkeys(SCRIPTS, "text/javascript; charset=utf-8")
 HEADERS = {
     # scripts, styles and requests of this service alone; media come as blobs that the script has fetched
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

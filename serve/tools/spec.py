@@ -145,6 +145,7 @@ class Argument:
         schema: dict[str, Any] = {"type": _JSON_TYPES.get(self.kind, "string"), "description": self.description}
         if self.is_media:
             schema["description"] += f" (id of {'an' if self.kind in ('image', 'audio') else 'a'} {self.kind} artifact)"
+            schema["contentMediaType"] = f"{self.kind}/*"
         if schema["type"] == "string":
             schema |= {"pattern": r"\S", "maxLength": MAX_TEXT_CHARS}  # one character at least that is not blank
         optional = {

@@ -2,81 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
-from fastapi import FastAPI, Request, Response, UploadFile
-from fastapi.responses import JSONResponse
-from playwright.sync_api import Page, expect, sync_playwright
-from small_service import free_port
+from page_stand_in import build_stand_in, open_browser, serving
+from playwright.sync_api import Page, expect
 
 from data_pipeline.media.load import load_media
-from serve.agent.events import describe_artifact
 from serve.artifacts import Artifact, ArtifactStore
-from serve.chat.content import ChatLimits, parse_conversation, store_media
-from serve.chat.schemas import parse_chat_request
-from serve.http.schemas import RequestError
-from serve.page.routes import add_page_routes
+from serve.chat.content import Conversation
+from serve.chat.schemas import ChatRequest
 from serve.tools.media import ToolLimits, decode_media
 from serve.tools.spec import Clip, Sound
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 FAKE_DEVICES = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-
-
-def build_stand_in(store: ArtifactStore, asked: list[Artifact]) -> FastAPI:
-    """The routes that the page uses, with the service's own reading of uploads and chats, and no model."""
-    api = FastAPI()
-    add_page_routes(api)
-
-    @api.exception_handler(RequestError)
-    async def tell(_: Request, error: RequestError) -> JSONResponse:
-        return JSONResponse({"error": {"message": error.message}}, error.status)
-
-    @api.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"data": [{"id": "toolmm"}]}
-
-    @api.post("/v1/artifacts")
-    async def upload(file: UploadFile) -> dict[str, Any]:
-        return describe_artifact(store.put(await file.read(), file.content_type or "", file.filename or ""))
-
-    @api.post("/v1/chat/completions")
-    async def complete(request: Request) -> dict[str, Any]:
-        conversation = parse_conversation(parse_chat_request(await request.body()), ChatLimits())
-        [medium] = store_media(conversation, store).current_media
-        assert medium.artifact is not None
-        asked.append(medium.artifact)
-        return {"choices": [{"message": {"content": f"You sent {medium.artifact.modality}."}}]}
-
-    @api.get("/favicon.ico")
-    async def icon() -> Response:
-        return Response(status_code=204)
-
-    return api
-
-
-@contextmanager
-def serving(api: FastAPI) -> Iterator[str]:
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
 
 
 @pytest.fixture(scope="module")
@@ -92,16 +35,16 @@ def asked() -> list[Artifact]:
 
 @pytest.fixture(scope="module")
 def browser_page(store: ArtifactStore, asked: list[Artifact]) -> Iterator[tuple[Page, str]]:
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser_path is None:
-        pytest.skip("no Chromium: Debian's package `chromium` has it")
-    with serving(build_stand_in(store, asked)) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", *FAKE_DEVICES])
+    def answer(_: ChatRequest, conversation: Conversation) -> dict[str, Any]:
+        [medium] = conversation.current_media
+        assert medium.artifact is not None
+        asked.append(medium.artifact)
+        return {"choices": [{"message": {"content": f"You sent {medium.artifact.modality}."}}]}
+
+    with serving(build_stand_in(store, answer)) as url, open_browser(*FAKE_DEVICES) as browser:
         page = browser.new_page()
         page.set_default_timeout(20_000)
-        expect.set_options(timeout=20_000)
         yield page, url
-        browser.close()
 
 
 @pytest.fixture
@@ -110,7 +53,7 @@ def page(browser_page: tuple[Page, str]) -> Iterator[Page]:
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(url)
-    expect(page.locator("#send")).to_be_enabled()
+    expect(page.locator("#send")).to_be_visible()
     yield page
     assert faults == []
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from toy_batches import build_toy_mllm, toy_media, toy_questions
 
 from data_pipeline.batches.encoding import EncodedQuestion
@@ -88,6 +88,37 @@ def take_steps(engine: Any, first: int, end: int, rank: int, closed_steps: int =
     return gather_training_state(engine)
 
 
+def sum_micro_steps(stage: int) -> State:
+    """Many micro steps of a small module in bfloat16, the same on both ranks, and one update."""
+    import deepspeed
+
+    from ray_jobs.train.zero import deepspeed_config, gather_training_state
+
+    options = TrainOptions.model_validate({"zero_stage": stage, "max_grad_norm": 1e9})
+    module = build_plain_module()
+    parameters: Any = list(module.parameters())
+    config = deepspeed_config(options, "bfloat16")
+    engine: Any = deepspeed.initialize(model=module, model_parameters=parameters, config=config)[0]
+    for x in draw_micro_steps():
+        engine.backward(compute_plain_loss(engine, x))
+    engine.step()
+    return gather_training_state(engine)
+
+
+def build_plain_module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+
+
+def draw_micro_steps() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 64, generator=generator).bfloat16() for _ in range(64)]
+
+
+def compute_plain_loss(module: Any, x: Tensor) -> Tensor:
+    return (module(x).float() ** 2).sum()
+
+
 def compute_logits(mllm: ToolLLM) -> Tensor:
     with torch.no_grad():
         return mllm.eval().llm(INPUT_IDS).logits
@@ -109,6 +140,7 @@ def run_cases(rank: int, folder: Path, backbone: Path) -> None:
         state = take_steps(engine, 0, 1, rank)
         engine = build_engine(backbone, stage, {}, state, 1, offload_optimizer=True)
         save(f"offload-stage{stage}", take_steps(engine, 1, 2, rank))
+        save(f"summed-stage{stage}", sum_micro_steps(stage))
         save(f"bf16-stage{stage}", take_steps(build_engine(backbone, stage, {"dtype": "bfloat16"}), 0, 1, rank))
 
     two_stages = {"projector_epochs": 1, "lora_plus_ratio": LORA_PLUS_RATIO}

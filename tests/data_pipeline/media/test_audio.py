@@ -60,6 +60,12 @@ def test_every_channel_is_heard() -> None:
     assert np.abs(heard - silence).mean() > 0.1
 
 
+def test_channels_in_opposite_phase_are_heard() -> None:
+    tone = melody(5)
+    opposite = render_wav(np.stack([tone, -tone], axis=1))
+    assert np.array_equal(load_audio(opposite, "robust"), load_audio(render_wav(tone), "robust"))
+
+
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 20.0])
 def test_one_channel_is_equal_in_both_recipes(seconds: float) -> None:
     data = render_wav(melody(seconds, 44_100), 44_100)

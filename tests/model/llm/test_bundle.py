@@ -26,6 +26,7 @@ from model.decode.tools import Prompt, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.llm import bundle as bundle_module
 from model.llm import gguf
+from model.llm.backbone import read_shape
 from model.llm.bundle import Bundle, check_encoder, load_bundle, save_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
@@ -105,6 +106,28 @@ def saved(mllm: ToolLLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_dir(saved: Path, tmp_path: Path) -> Path:
     """A copy that a test may spoil."""
     return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"modules_to_save": []},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"modules_to_save": [], "adapter": "dora", "lora_target": "all-linear", "dtype": "bfloat16"},
+    ],
+)
+def test_a_sketch_with_what_was_trained_gives_the_same_bundle(
+    backbone: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """So an export needs the memory of what was trained, and none for the backbone."""
+    mllm = _trained_mllm(backbone, **changes)
+    sketch = ToolLLM.sketch(mllm.config, read_shape(str(backbone)))
+    sketch.load_trainable_state_dict(mllm.trainable_state_dict())
+    for name, each in (("whole", mllm), ("sketch", sketch)):
+        _save(tmp_path / name, each)
+    hashes = [load_bundle(tmp_path / name).info.files for name in ("whole", "sketch")]
+    assert hashes[0] == hashes[1]
+    assert all(value.is_meta for value in sketch.parameters() if not value.requires_grad)
 
 
 @pytest.mark.parametrize("modules_to_save", [[], ["embed_tokens", "lm_head"]])

@@ -18,7 +18,7 @@ from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.estimate.cost import ModelSize, compute_activation_bytes, compute_flops, compute_state_bytes
-from ray_jobs.estimate.shapes import build_shape, load_shape
+from ray_jobs.estimate.shapes import load_shape
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_states_are_those_of_a_real_optimizer(backbone: str) -> None:
     optimizer = torch.optim.AdamW(trained)
     mllm.train()(pack_of(2)[0]).loss_sum.backward()
     optimizer.step()
-    size = ModelSize.measure(build_shape(config, load_shape(backbone)[0]), on_gpu=False)
+    size = ModelSize.measure(ToolLLM.sketch(config, load_shape(backbone)[0]), on_gpu=False)
     assert size == ModelSize.measure(mllm, on_gpu=False)
     assert size.trainable + size.frozen == sum(parameter.numel() for parameter in mllm.parameters())
     states = compute_state_bytes(size, zero_stage=0, workers=2)
@@ -130,15 +130,15 @@ def test_states_are_those_of_a_real_optimizer(backbone: str) -> None:
 
 
 def test_zero_shares_out_one_state_after_the_other() -> None:
-    """Vicuna-7B on 4 workers in bf16, by hand: 2 bytes a weight and a gradient, 12 of optimizer a trained weight."""
+    """Vicuna-7B on 4 workers in bf16, by hand: 2 bytes a weight, 4 a gradient, 12 of optimizer a trained weight."""
     config = ModelConfig(backbone="lmsys/vicuna-7b-v1.5", dtype="bfloat16")
-    size = ModelSize.measure(build_shape(config, load_shape(config.backbone)[0]), on_gpu=True)
+    size = ModelSize.measure(ToolLLM.sketch(config, load_shape(config.backbone)[0]), on_gpu=True)
     trained, total = size.trainable, size.trainable + size.frozen
     expected = {
-        0: (2 * total, 2 * trained, 12 * trained),
-        1: (2 * total, 2 * trained, 3 * trained),
-        2: (2 * total, trained / 2, 3 * trained),
-        3: (total / 2, trained / 2, 3 * trained),
+        0: (2 * total, 4 * trained, 12 * trained),
+        1: (2 * total, 4 * trained, 3 * trained),
+        2: (2 * total, trained, 3 * trained),
+        3: (total / 2, trained, 3 * trained),
     }
     for stage, by_hand in expected.items():
         states = compute_state_bytes(size, stage, 4)
@@ -146,6 +146,6 @@ def test_zero_shares_out_one_state_after_the_other() -> None:
     offloaded = compute_state_bytes(size, 2, 4, offload_optimizer=True)
     assert (offloaded.optimizer, offloaded.offloaded) == (0, 3 * trained)
     quantized = ModelSize.measure(
-        build_shape(config.model_copy(update={"quantize": "nf4"}), load_shape(config.backbone)[0]), on_gpu=True
+        ToolLLM.sketch(config.model_copy(update={"quantize": "nf4"}), load_shape(config.backbone)[0]), on_gpu=True
     )
     assert 3.4e9 < quantized.frozen_bytes < 4.0e9, "6.5 billion weights in 4.127 bits, embedding and head in 16"

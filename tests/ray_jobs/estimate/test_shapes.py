@@ -11,7 +11,7 @@ from model.llm.config import ModelConfig
 from model.llm.gguf import PACKAGED
 from model.llm.tool_llm import ToolLLM
 from model.tiny.backbone import build_tiny_backbone
-from ray_jobs.estimate.shapes import SHAPES, build_shape, load_shape
+from ray_jobs.estimate.shapes import SHAPES, load_shape
 
 # parameters as the models' own papers and cards give them, projector (1024 -> width, with bias) and adapter apart
 PUBLISHED = {
@@ -26,7 +26,7 @@ PUBLISHED = {
 def test_the_papers_backbones_have_their_published_size(backbone: str) -> None:
     shape, origin = load_shape(backbone)
     assert origin == "the published shape"
-    mllm = build_shape(ModelConfig(backbone=backbone, dtype="bfloat16"), shape)
+    mllm = ToolLLM.sketch(ModelConfig(backbone=backbone, dtype="bfloat16"), shape)
     frozen = sum(parameter.numel() for parameter in mllm.parameters() if not parameter.requires_grad)
     assert frozen == PUBLISHED[backbone]
     width, layers = shape.hidden_size, shape.num_hidden_layers
@@ -41,7 +41,7 @@ def test_a_shape_is_the_model_that_would_be_built(tmp_path: Path) -> None:
     shape, origin = load_shape(str(folder))
     assert origin == "its config.json"
     expected = {n: (p.shape, p.dtype, p.requires_grad) for n, p in ToolLLM.build(config).named_parameters()}
-    found = {n: (p.shape, p.dtype, p.requires_grad) for n, p in build_shape(config, shape).named_parameters()}
+    found = {n: (p.shape, p.dtype, p.requires_grad) for n, p in ToolLLM.sketch(config, shape).named_parameters()}
     assert found == expected
     unbuilt, _ = load_shape("tiny")
     differing = {key for key, value in unbuilt.to_dict().items() if shape.to_dict().get(key) != value}

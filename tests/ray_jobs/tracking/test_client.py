@@ -101,6 +101,7 @@ def test_a_server_that_refuses(
             "sqlite:///text.db",
             r"text\.db cannot be used \(.*file is not a database\); set tracking.uri to one that can",
         ),
+        ("sqlite:////proc/none/mlflow.db", r"nothing can be written there \(No such file or directory\); name a file"),
         ("sqlite:///folder", r"names a folder; name a file in it, as in sqlite:///{here}/folder/mlflow\.db"),
         ("mysql+nosuchdriver://me:secret@host/db", "cannot be used"),
         ("uc", "MLflow refuses what is asked of uc: Detected Unity Catalog"),
