@@ -144,7 +144,9 @@ def _write(
 
 
 def _check_ids(parts: Parts, ids: list[bytes], source: str) -> None:
-    digests = np.frombuffer(b"".join(ids), ">u8").astype(np.uint64).reshape(-1, DIGEST_BYTES // 8)
+    digests = np.empty((parts.n_rows, DIGEST_BYTES // 8), np.uint64)
+    for part in reversed(range(len(parts))):  # each is given back as soon as it is read
+        digests[parts.starts[part] : parts.starts[part + 1]] = np.frombuffer(ids.pop(), ">u8").reshape(-1, 2)
     numbers, n_distinct = number_digests(digests)
     if n_distinct == len(numbers):
         return

@@ -167,8 +167,9 @@ class Facts:
         """Take one column after the other: digests are large beside the numbers that they become."""
         (group,), n_groups = number_columns(read, "test_rank")
         first = find_first(group, n_groups)
-        val_rank = np.concatenate([to_digests(column) for column in read("val_rank")])[first]
-        val_order = np.lexsort((val_rank[:, 1], val_rank[:, 0])).astype(np.int32)
+        (val_rank,), _ = number_columns(read, "val_rank")
+        val_order = np.empty(n_groups, np.int32)
+        val_order[val_rank[first]] = np.arange(n_groups, dtype=np.int32)  # ranks are a permutation of the groups
         del val_rank, first
         sources: dict[str, int] = {}
         source = []
@@ -212,23 +213,24 @@ def number_columns(read: ReadColumn, *names: str) -> tuple[list[np.ndarray], int
     Returns:
         the numbers of each column, and how many distinct ones there are. What is null throughout takes no memory.
     """
-    columns: list[np.ndarray | int] = []
+    sizes = []  # rows of each column, and whether all are null
     for name in names:
-        parts = list(read(name))
-        n_rows = sum(map(len, parts))
-        is_null = sum(part.null_count for part in parts) == n_rows
-        columns.append(n_rows if is_null else np.concatenate([to_digests(part) for part in parts]))
-        del parts
-    found = [column for column in columns if isinstance(column, np.ndarray)]
-    digests = found[0] if len(found) == 1 else np.concatenate([np.zeros((0, 2), np.uint64), *found])
-    del found
+        counts = [(len(part), part.null_count) for part in read(name)]
+        n_rows = sum(n for n, _ in counts)
+        sizes.append((n_rows, n_rows == sum(n for _, n in counts)))
+    digests = np.empty((sum(n for n, is_null in sizes if not is_null), 2), np.uint64)
+    end = 0
+    for name, (_, is_null) in zip(names, sizes, strict=True):
+        for part in () if is_null else read(name):  # one part at a time: the digests are there once
+            start, end = end, end + len(part)
+            digests[start:end] = to_digests(part)
     numbers, n_distinct = number_digests(digests)
     del digests
-    result, start = [], 0
-    for column in columns:
-        if isinstance(column, int):
-            result.append(np.broadcast_to(np.int32(-1), column))
+    result, end = [], 0
+    for n_rows, is_null in sizes:
+        if is_null:
+            result.append(np.broadcast_to(np.int32(-1), n_rows))
         else:
-            result.append(numbers[start : start + len(column)])
-            start += len(column)
+            start, end = end, end + n_rows
+            result.append(numbers[start:end])
     return result, n_distinct
