@@ -89,11 +89,11 @@ def run(rows: int = ROWS, times: int = TIMES) -> dict[str, Any]:
 def write_source(path: Path, rows: int) -> None:
     """JSON Lines of text questions, each answered by one to three tools; the same for the same number of rows."""
     chosen = random.Random(rows)
+    words = ""
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
-            words = " ".join(chosen.choices(_WORDS, k=14)) + f" {number}"
-            if number and chosen.random() < REPEATED:
-                words = f"{words.rsplit(' ', 1)[0]} {number - 1}".upper()
+            is_again = words and chosen.random() < REPEATED
+            words = words.swapcase() if is_again else " ".join(chosen.choices(_WORDS, k=14)) + f" {number}"
             tools = sorted({min(N_TOOLS - 1, int(chosen.expovariate(0.02))) for _ in range(1 + number % 3)})
             file.write(json.dumps({"instruction": words, "tools": [f"tool/{tool}" for tool in tools]}) + "\n")
 
