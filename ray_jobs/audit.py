@@ -24,11 +24,11 @@ def run(spec: RunSpec) -> dict[str, Any]:
     from data_pipeline.corpus.audit_page import render_audit_page  # imports matplotlib
 
     corpus = Corpus.open(spec.audit.corpus or spec.corpus_dir)
-    audit, by_split = audit_corpus(corpus)
+    audit, facts = audit_corpus(corpus)
     numbers = audit.to_json()
     folder = spec.run_dir / FOLDER
     with storage.replacing_folder(folder) as new:
-        storage.write_file(new / PAGE_FILE, render_audit_page(audit, by_split))
+        storage.write_file(new / PAGE_FILE, render_audit_page(audit, facts))
         storage.write_file(new / NUMBERS_FILE, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     rows = [
         [CHECKS[finding.check][0], finding.n, "; ".join(f"{by} {n}" for by, n in finding.by.items())]

@@ -45,6 +45,7 @@ class EmbedOptions(Section):
     encoder: str = "imagebind_huge"  # a name that model.encoders.load_encoder knows, or a folder
     dtype: Literal["float16", "float32"] = "float16"  # of the stored vectors
     batch_size: int = Field(default=16, ge=1)  # media per encoder forward
+    precision: Literal["float32", "bfloat16"] | None = None  # of the encoder; None = bfloat16 on GPUs, else float32
     num_actors: int = Field(default=1, ge=1)  # encoder replicas
     num_gpus: float = Field(default=0, ge=0)  # per actor
     node_resource: str | None = Field(default=None, min_length=1)  # a custom resource that actors take like a GPU

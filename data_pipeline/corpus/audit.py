@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from data_pipeline.corpus.facts import Facts
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.corpus.leaks import audit_leaks
 from data_pipeline.corpus.near_duplicates import NEAR, NearPair, find_near_duplicates
-from data_pipeline.corpus.stats import count_split
+from data_pipeline.corpus.stats import count_splits
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
 from data_pipeline.records.keys import question_keys
 from data_pipeline.records.schema import SPLITS, ToolRecord
@@ -147,11 +148,11 @@ class CorpusAudit:
         }
 
 
-def audit_corpus(corpus: Corpus) -> tuple[CorpusAudit, dict[str, list[ToolRecord]]]:
+def audit_corpus(corpus: Corpus) -> tuple[CorpusAudit, Facts]:
     """Read a corpus and look for all of `CHECKS`.
 
     Returns:
-        the audit, and the records of each split.
+        the audit, and the facts of all records.
 
     Raises:
         InputError: the corpus is damaged.
@@ -166,17 +167,18 @@ def audit_corpus(corpus: Corpus) -> tuple[CorpusAudit, dict[str, list[ToolRecord
         "unsafe_words": _find_unsafe(by_split, corpus.catalog),
     }
     tools = _count_tools(by_split, corpus.catalog)
+    facts = Facts.of_records([record for split in SPLITS for record in by_split[split]])
     audit = CorpusAudit(
         source=corpus.manifest["source"],
         data_hash=corpus.data_hash,
         findings=tuple(_collect(check, found[check]) for check in CHECKS),
-        counts={split: count_split(records) for split, records in by_split.items()},
+        counts=count_splits(facts),
         tools=tools,
         tail=_measure_tail(tools),
         similarities=[round(pair.similarity, 4) for pair in pairs],
         licences=dict(corpus.manifest["licences"]),
     )
-    return audit, by_split
+    return audit, facts
 
 
 def _collect(check: str, found: _Found) -> Finding:

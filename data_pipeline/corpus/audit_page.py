@@ -12,9 +12,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from data_pipeline.corpus.audit import CHECKS, NOT_STATED, RARE, CorpusAudit, Example, Finding
+from data_pipeline.corpus.facts import Facts
 from data_pipeline.corpus.figures import draw_figures, new_figure
 from data_pipeline.corpus.near_duplicates import NEAR
-from data_pipeline.records.schema import SPLITS, ToolRecord
+from data_pipeline.records.schema import SPLITS
 
 SHOWN_CHARS = 400  # of a question
 SHOWN_TOOLS = 40  # of the figure; the table has all
@@ -33,14 +34,14 @@ figure img { max-width: 100%; height: auto; display: block; } summary { cursor: 
 """
 
 
-def render_audit_page(audit: CorpusAudit, by_split: Mapping[str, Sequence[ToolRecord]]) -> str:
+def render_audit_page(audit: CorpusAudit, facts: Facts) -> str:
     """The page; every text of the corpus is escaped, and the same audit gives the same bytes.
 
     Args:
         audit: of `audit_corpus`.
-        by_split: the records that it was made of.
+        facts: of the records that it was made of.
     """
-    figures = draw_figures(audit.counts, by_split) | {"per_tool": _draw_per_tool(audit.tools)}
+    figures = draw_figures(audit.counts, facts) | {"per_tool": _draw_per_tool(audit.tools)}
     if audit.similarities:
         figures["similarities"] = _draw_similarities(audit.similarities)
     n_questions = sum(audit.counts[split]["questions"] for split in SPLITS)

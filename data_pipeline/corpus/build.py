@@ -1,38 +1,45 @@
 """Build a corpus: read, validate, hash media, dedupe, split, audit for leaks, write (DESIGN 4.3).
 
+This process never holds the records: they pass through files of some thousand rows, in Ray tasks where there are many,
+and it keeps some 50 bytes of each (`facts.py`).
+
 The result depends on the source, the options and the seed alone, not on how many workers there are: rows keep the
 source's order, and every choice is a hash of (seed, content).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from data_pipeline import storage
 from data_pipeline.corpus.clean import Cleaning, MissingMedia, ShowProgress, clean_records
-from data_pipeline.corpus.files import FORMAT, MANIFEST_FILE, Corpus, find_missing_tools, hash_rows, write_shards
-from data_pipeline.corpus.leaks import LeakAudit, audit_leaks
+from data_pipeline.corpus.facts import NO_SPLIT, Facts, read_column, split_code
+from data_pipeline.corpus.files import FORMAT, MANIFEST_FILE, Corpus
+from data_pipeline.corpus.leaks import count_leaks, find_leaks
+from data_pipeline.corpus.parts import Rejections, render_rejected
+from data_pipeline.corpus.shards import write_shards
 from data_pipeline.corpus.splits import assign_splits
-from data_pipeline.corpus.stats import count_dialogues, count_split, count_tools
+from data_pipeline.corpus.stats import count_dialogues, count_splits, count_tools
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from data_pipeline.records.catalog import CATALOG_FILE
-from data_pipeline.records.schema import SCHEMA_VERSION, SPLITS, ToolRecord
+from data_pipeline.records.schema import SCHEMA_VERSION, SPLITS
 from data_pipeline.sources.read import SourceName, SourceOptions, unite_sources
-from data_pipeline.sources.reading import Rejected, SourceReading
+from data_pipeline.sources.reading import SourceReading
 
 __all__ = ["Corpus", "CorpusSummary", "PrepareOptions", "build_corpus"]
 
 logger = logging.getLogger(__name__)
 
 REJECTED_FILE = "rejected.jsonl"
+WORK_FOLDER = ".work"  # gone when the corpus is there
 DROP_RULE = "test records with an exact (instruction, medium) pair or a medium of train or val"
 
 
@@ -90,21 +97,20 @@ def build_corpus(
     _check_replaceable(out_dir.absolute())
     with storage.replacing_folder(out_dir.absolute()) as partial:
         reading = unite_sources(options.sources, partial, seed)
-        cleaning = clean_records(reading, options.missing_media, options.resplit, show)
-        if not cleaning.records:
+        work = partial / WORK_FOLDER
+        cleaning = clean_records(reading, work, options.missing_media, options.resplit, seed, show)
+        if not cleaning.parts.n_rows:
             raise InputError(f"source {reading.name!r} gave no usable record ({_reasons(cleaning.rejected)}).")
-        missing_tools = find_missing_tools(cleaning.records, reading.catalog)
-        if missing_tools:
+        if cleaning.facts is None:
             raise InputError(
-                f"records name tools that the catalogue lacks: {', '.join(missing_tools[:5])}; add them to it."
+                f"records name tools that the catalogue lacks: {', '.join(cleaning.missing_tools[:5])}; add them to it."
             )
-        by_split = _split(cleaning.records, options, seed)
-        audit = audit_leaks(by_split["train"] + by_split["val"], by_split["test"], _count_copies(by_split, reading))
-        if options.leak == "drop":
-            by_split["test"] = [record for record in by_split["test"] if record.record_id not in audit.leaked_ids]
-        val_audit = audit_leaks(by_split["train"], by_split["val"])
-        manifest = _build_manifest(options, seed, reading, cleaning, by_split, audit, val_audit, partial)
-        _write_corpus(partial, manifest, reading, cleaning, by_split, options.shard_rows)
+        facts = cleaning.facts
+        facts.split = assign_splits(facts, options.test_frac, options.val_frac, seed, options.unseen_tools)
+        leaks = _audit(cleaning, facts, reading, options.leak)
+        manifest = _build_manifest(options, seed, reading, cleaning, facts, leaks, partial)
+        _write_corpus(partial, manifest, reading, cleaning, facts, options.shard_rows)
+        storage.remove_folder(work)
     return CorpusSummary(path=out_dir.absolute(), data_hash=manifest["data_hash"], manifest=manifest)
 
 
@@ -115,34 +121,35 @@ def _check_replaceable(folder: Location) -> None:
         raise InputError(f"{folder} exists and is not a corpus; name another folder or remove it.")
 
 
-def _split(records: Sequence[ToolRecord], options: PrepareOptions, seed: int) -> dict[str, list[ToolRecord]]:
-    by_split: dict[str, list[ToolRecord]] = {split: [] for split in SPLITS}
-    splits = assign_splits(records, options.test_frac, options.val_frac, seed, options.unseen_tools)
-    for record, split in zip(records, splits, strict=True):
-        by_split[split].append(replace(record, split=split))
-    return by_split
-
-
-def _count_copies(by_split: dict[str, list[ToolRecord]], reading: SourceReading) -> dict[str, int]:
-    """How often the released test file holds each test record's question."""
-    merged = reading.merged_source_indexes
+def _audit(cleaning: Cleaning, facts: Facts, reading: SourceReading, policy: str) -> dict[str, Any]:
+    """The manifest's section on leaks. Test questions that leak lose their split, where they are to be dropped."""
+    train, val, test = (facts.split == split_code(split) for split in SPLITS)
+    leaks, val_leaks = find_leaks(facts, (train | val, test), (train, val))
+    by_modality = count_leaks(facts, leaks, test, _count_copies(cleaning, len(facts), reading))
+    if policy == "drop":
+        facts.split[leaks.is_leaked] = NO_SPLIT
+    once = np.ones(len(facts), np.int64)
     return {
-        record.record_id: 1 + len(merged[record.source_index])
-        for record in by_split["test"]
-        if record.source_index in merged
+        "test_vs_train_and_val": by_modality,
+        "val_vs_train": count_leaks(facts, val_leaks, val, once),
+        "policy": policy,
+        "dropped": int(leaks.is_leaked.sum()) if policy == "drop" else 0,
+        "drop_rule": DROP_RULE,
     }
 
 
-def _missing_but_kept(cleaning: Cleaning) -> Iterator[Rejected]:
-    """Files that are missing, where their questions stay: nothing else names them all."""
-    kept = {record.media_uri for record in cleaning.records}
-    for uri in cleaning.missing_media:
-        if uri in kept:
-            yield Rejected("the media file is missing; its questions are kept", uri)
+def _count_copies(cleaning: Cleaning, n_rows: int, reading: SourceReading) -> np.ndarray:
+    """How often the released test file holds each record's question."""
+    copies = np.ones(n_rows, np.int64)
+    if reading.merged_source_indexes:
+        index = np.concatenate([column.to_numpy() for column in read_column(cleaning.parts.facts, "source_index")])
+        for row in np.flatnonzero(np.isin(index, list(reading.merged_source_indexes))).tolist():
+            copies[row] += len(reading.merged_source_indexes[int(index[row])])
+    return copies
 
 
-def _reasons(rejected: Sequence[Rejected]) -> str:
-    reasons = Counter(item.reason for item in rejected).most_common(3)
+def _reasons(rejected: Rejections) -> str:
+    reasons = rejected.reasons.most_common(3)
     return "; ".join(f"{count} x {reason}" for reason, count in reasons) or "the source is empty"
 
 
@@ -151,12 +158,11 @@ def _build_manifest(
     seed: int,
     reading: SourceReading,
     cleaning: Cleaning,
-    by_split: dict[str, list[ToolRecord]],
-    audit: LeakAudit,
-    val_audit: LeakAudit,
+    facts: Facts,
+    leaks: dict[str, Any],
     partial: Location,
 ) -> dict[str, Any]:
-    """Everything but the list of files. Holds no time stamp: the same input gives the same manifest."""
+    """Everything but what the files hold. Has no time stamp: the same input gives the same manifest."""
     media_root = None
     if reading.media_root is not None:
         media_root = "." if reading.media_root == partial else str(reading.media_root.absolute())
@@ -166,28 +172,22 @@ def _build_manifest(
         "source": reading.name,
         "licences": reading.licences,
         "options": options.model_dump(mode="json") | {"seed": seed},
-        "data_hash": hash_rows((record for split in SPLITS for record in by_split[split]), reading.catalog),
+        "data_hash": "",  # known when the files are written
         "catalog_hash": reading.catalog.content_hash,
         "media_root": media_root,
-        "counts": {split: count_split(by_split[split]) for split in SPLITS},
-        "tools": count_tools(by_split, reading.catalog),
-        "dialogues": count_dialogues(by_split),
-        "leaks": {
-            "test_vs_train_and_val": audit.by_modality,
-            "val_vs_train": val_audit.by_modality,
-            "policy": options.leak,
-            "dropped": len(audit.leaked_ids) if options.leak == "drop" else 0,
-            "drop_rule": DROP_RULE,
-        },
+        "counts": count_splits(facts),
+        "tools": count_tools(facts, reading.catalog),
+        "dialogues": count_dialogues(facts),
+        "leaks": leaks,
         "missing_media": {
-            "files": len(cleaning.missing_media),
+            "files": cleaning.n_missing_media,
             "records": cleaning.n_missing_records,
             "policy": options.missing_media,
         },
         "duplicates_merged": cleaning.n_duplicates,
         "merged_source_indexes": {str(index): others for index, others in reading.merged_source_indexes.items()},
         "repairs": {kind: count for kind, count in sorted(reading.repairs.items()) if count},
-        "rejected": dict(Counter(item.reason for item in cleaning.rejected).most_common()),
+        "rejected": dict(cleaning.rejected.reasons.most_common()),
     }
 
 
@@ -196,17 +196,22 @@ def _write_corpus(
     manifest: dict[str, Any],
     reading: SourceReading,
     cleaning: Cleaning,
-    by_split: dict[str, list[ToolRecord]],
+    facts: Facts,
     shard_rows: int,
 ) -> None:
-    from data_pipeline.corpus.report import write_report  # lazily: it imports matplotlib
+    from data_pipeline.corpus.report import SHOWN_MISSING_MEDIA, write_report  # lazily: it imports matplotlib
 
-    manifest["files"] = write_shards(partial, by_split, shard_rows)
+    manifest["data_hash"], manifest["files"] = write_shards(
+        partial, cleaning.parts, facts.split, reading.catalog, shard_rows
+    )
     reading.catalog.save_jsonl(partial / CATALOG_FILE)
-    rejected = (*cleaning.rejected, *_missing_but_kept(cleaning))
-    lines = [json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) for item in rejected]
-    storage.write_file(partial / REJECTED_FILE, "".join(line + "\n" for line in lines))
+    with storage.writing_file(partial / REJECTED_FILE) as stream:
+        for file in cleaning.rejected.files:
+            stream.write(storage.read_bytes(file))
+        for item in cleaning.missing_but_kept():
+            stream.write(render_rejected(item).encode())
+    missing = () if cleaning.media is None else itertools.islice(cleaning.media.missing_uris(), SHOWN_MISSING_MEDIA)
     with storage.staged_locally(partial) as folder:
-        write_report(folder, manifest, by_split, cleaning.missing_media)
+        write_report(folder, manifest, facts, list(missing))
     storage.write_file(partial / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     logger.info("corpus written source=%s data_hash=%s", reading.name, manifest["data_hash"][:12])

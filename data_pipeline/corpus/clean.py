@@ -1,22 +1,26 @@
-"""From a source to distinct records: read them, hash their media, join those of one question."""
+"""From a source to distinct records: read them, hash their media, join those of one question.
+
+Records lie in parts in a work folder; this process knows of each record its facts alone.
+"""
 
 from __future__ import annotations
 
-import os
-import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from data_pipeline.errors import InputError
-from data_pipeline.media.hashing import hash_media
-from data_pipeline.records.keys import question_keys
-from data_pipeline.records.schema import SPLITS, ToolRecord
-from data_pipeline.sources.reading import Rejected, SourceReading, merge_records
+import numpy as np
 
-MissingMedia = Literal["keep", "drop", "error"]
-ShowProgress = Callable[[int, int | None, str], None]  # done, of how many where that is known, of what
+from data_pipeline.corpus.attach import FactsForm, Media, MissingMedia, attach_media
+from data_pipeline.corpus.collect import ShowProgress, collect
+from data_pipeline.corpus.digests import DIGEST_BYTES, digest_text, number_digests, to_digests
+from data_pipeline.corpus.facts import Facts, read_column
+from data_pipeline.corpus.join import join_questions
+from data_pipeline.corpus.parts import Parts, Rejections, read_rows, to_records
+from data_pipeline.locations import Location
+from data_pipeline.records.schema import ToolRecord
+from data_pipeline.sources.reading import Rejected, SourceReading
+
+__all__ = ["Cleaning", "MissingMedia", "ShowProgress", "clean_records"]
 
 
 @dataclass
@@ -24,154 +28,74 @@ class Cleaning:
     """Records on their way into the corpus, and what was found wrong with the others.
 
     Attributes:
-        records: distinct questions, in the sources' order.
+        parts: distinct questions, in the sources' order.
+        facts: of them; None where there is none, or where they name tools that the catalogue lacks.
         rejected: what is not among them, and why.
+        missing_tools: some tools that records name and the catalogue lacks, sorted.
+        media: of the records before they were joined; None where there are none.
         n_duplicates: records that were joined to an earlier one.
         n_missing_records: records whose medium is missing.
-        missing_media: their files, in order.
     """
 
-    records: list[ToolRecord]
-    rejected: list[Rejected]
+    parts: Parts
+    facts: Facts | None
+    rejected: Rejections
+    missing_tools: Sequence[str]
+    media: Media | None
     n_duplicates: int = 0
     n_missing_records: int = 0
-    missing_media: list[str] = field(default_factory=list)
+
+    @property
+    def n_missing_media(self) -> int:
+        return 0 if self.media is None else int(self.media.is_missing.sum())
+
+    def records(self) -> Iterator[ToolRecord]:
+        """The distinct questions."""
+        for part in range(len(self.parts)):
+            yield from to_records(read_rows(self.parts.rows(part)))
+
+    def missing_but_kept(self) -> Iterator[Rejected]:
+        """Files that are missing, where their questions stay: nothing else names them all."""
+        if not self.n_missing_media or self.media is None:
+            return
+        kept = [to_digests(column) for column in read_column(self.parts.facts, "file")]
+        missing = b"".join(map(digest_text, self.media.missing_uris()))
+        digests = np.frombuffer(missing, ">u8").astype(np.uint64).reshape(-1, DIGEST_BYTES // 8)
+        numbers, n_distinct = number_digests(np.concatenate([*kept, digests]))
+        is_kept = np.zeros(n_distinct + 1, bool)
+        is_kept[numbers[: -len(digests)]] = True
+        for uri, number in zip(self.media.missing_uris(), numbers[-len(digests) :], strict=True):
+            if is_kept[number]:
+                yield Rejected("the media file is missing; its questions are kept", uri)
 
 
 def clean_records(
     reading: SourceReading,
+    folder: Location,
     missing_media: MissingMedia,
     resplit: bool,
+    seed: int = 0,
     show: ShowProgress = lambda done, total, unit: None,
 ) -> Cleaning:
     """Read a source to its end.
 
     Args:
         reading: the source; what is mended here is counted there.
+        folder: an empty one for the records, which every Ray node can read and write.
         missing_media: what becomes of records whose file is absent.
         resplit: forget the splits that the source prescribes.
+        seed: of the splits that will be made.
         show: is told how many records are read and how many media files are hashed.
 
     Raises:
         InputError: a record id is used twice, or media are missing and may not be.
     """
-    cleaning = _read_all(reading, show)
-    _attach_media_hashes(cleaning, reading, missing_media, show)
-    if resplit:  # before questions are joined: one may stand in both prescribed splits
-        cleaning.records = [replace(record, split="") for record in cleaning.records]
-    _join_questions(cleaning, reading)
+    collected = collect(reading, folder, show)
+    form = FactsForm(seed, reading.catalog.tool_ids)
+    attached = attach_media(collected, reading, missing_media, resplit, form, show)
+    cleaning = Cleaning(attached.parts, None, collected.rejected, attached.missing_tools, attached.media)
+    cleaning.n_missing_records = attached.n_missing_records
+    if attached.parts.n_rows and not attached.missing_tools:
+        cleaning.parts, cleaning.n_duplicates = join_questions(attached.parts, reading, form)
+        cleaning.facts = Facts.of_files(cleaning.parts.facts, form.tool_ids)
     return cleaning
-
-
-def _read_all(reading: SourceReading, show: ShowProgress) -> Cleaning:
-    records, rejected, ids = [], [], set()
-    for number, item in enumerate(reading, start=1):
-        show(number, reading.n_expected, "records")
-        if isinstance(item, Rejected):
-            rejected.append(item)
-        elif item.record_id in ids:
-            raise InputError(f"record id {item.record_id!r} of source {reading.name!r} is used twice; make it unique.")
-        else:
-            ids.add(item.record_id)
-            records.append(item)
-    return Cleaning(records, rejected)
-
-
-def _attach_media_hashes(
-    cleaning: Cleaning, reading: SourceReading, missing_media: MissingMedia, show: ShowProgress
-) -> None:
-    """Hash the media that are there; treat records whose file is absent as the option says."""
-    root = None if reading.media_root is None else reading.media_root.absolute()
-    uris = list(dict.fromkeys(record.media_uri for record in cleaning.records if record.has_media))
-    if isinstance(root, Path):
-        spelt = find_spellings(root, uris)
-        if spelt:
-            reading.repairs["media path in another Unicode spelling than the file's name"] += len(spelt)
-            cleaning.records = [
-                replace(record, media_uri=spelt.get(record.media_uri, record.media_uri)) for record in cleaning.records
-            ]
-            uris = list(dict.fromkeys(spelt.get(uri, uri) for uri in uris))
-    hashes = dict.fromkeys(uris, "")
-    if root is not None:
-        for number, (uri, sha256) in enumerate(hash_media(root, uris), start=1):
-            hashes[uri] = sha256
-            show(number, len(uris), "media files")
-    cleaning.missing_media = [uri for uri in uris if not hashes[uri]]
-    if cleaning.missing_media and missing_media == "error":
-        raise InputError(
-            f"{len(cleaning.missing_media)} of {len(uris)} media files are missing or unreadable below media_root "
-            f"{reading.media_root}, the first is {cleaning.missing_media[0]!r}; fetch them, or set missing_media to "
-            "keep or drop."
-        )
-    kept, modality_by_sha256 = [], {}
-    for record in cleaning.records:
-        sha256 = hashes.get(record.media_uri, "")
-        if record.has_media and not sha256:
-            cleaning.n_missing_records += 1
-            if missing_media == "drop":
-                cleaning.rejected.append(
-                    Rejected("the media file is missing", f"{record.record_id}: {record.media_uri}")
-                )
-                continue
-        elif sha256 and modality_by_sha256.setdefault(sha256, record.modality) is not record.modality:
-            # the feature lake holds one vector per content hash
-            reason = "the same file serves as two modalities; store the sound track as a file of its own"
-            cleaning.rejected.append(Rejected(reason, f"{record.record_id}: {record.media_uri}"))
-            continue
-        kept.append(replace(record, media_sha256=sha256))
-    cleaning.records = kept
-
-
-def find_spellings(root: Path, uris: Sequence[str]) -> dict[str, str]:
-    """Paths below `root` that exist only in another Unicode spelling (NFC for NFD or the other way): path -> that."""
-    listed: dict[Path, dict[str, str]] = {}
-
-    def find(folder: Path, part: str) -> str:
-        if os.path.lexists(folder / part):
-            return part
-        if folder not in listed:
-            try:
-                names = sorted(os.listdir(folder))
-            except OSError:  # no such folder, or not readable: its files count as missing
-                names = []
-            listed[folder] = {unicodedata.normalize("NFC", name): name for name in names if not name.isascii()}
-        return listed[folder].get(unicodedata.normalize("NFC", part), part)
-
-    spelt = {}
-    for uri in uris:
-        if uri.isascii():
-            continue
-        parts: list[str] = []
-        for part in uri.split("/"):
-            parts.append(find(root.joinpath(*parts), part))
-        if "/".join(parts) != uri and root.joinpath(*parts).is_file():
-            spelt[uri] = "/".join(parts)
-    return spelt
-
-
-def _join_questions(cleaning: Cleaning, reading: SourceReading) -> None:
-    """Join records of one question within one split; media are compared by content where it is known.
-
-    A question without a split is joined to one of another source that prescribes its own (training, where several are).
-    """
-    prescribed: dict[tuple[str, str], str] = {}
-    for split in reversed(SPLITS):  # training last, so that it wins
-        prescribed |= {question_keys(record)[0]: split for record in cleaning.records if record.split == split}
-    records: dict[tuple[str, tuple[str, str]], ToolRecord] = {}
-    for record in cleaning.records:
-        question = question_keys(record)[0]
-        key = (record.split or prescribed.get(question, ""), question)
-        first = records.get(key)
-        if first is None:
-            records[key] = record
-            continue
-        cleaning.n_duplicates += 1
-        if record.split and not first.split:
-            first, record = record, first
-        records[key] = merge_records(first, record)
-        if first.source_index is not None and record.source_index is not None:
-            merged = reading.merged_source_indexes
-            merged.setdefault(first.source_index, []).extend(
-                [record.source_index, *merged.pop(record.source_index, ())]
-            )
-    cleaning.records = list(records.values())

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality, ToolRecord
+from data_pipeline.corpus.facts import Facts
+from data_pipeline.corpus.stats import count_answers, count_per_tool
+from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality
 
 
-def draw_figures(counts: Mapping[str, Any], by_split: Mapping[str, Sequence[ToolRecord]]) -> dict[str, Figure]:
+def draw_figures(counts: Mapping[str, Any], facts: Facts) -> dict[str, Figure]:
     """Name -> figure: questions by modality and by ambiguity, right answers per question, the long tail of tools.
 
     Args:
         counts: of each split, as the manifest has them.
-        by_split: the records.
+        facts: of the records, with their splits.
     """
     ambiguous = [kind.value for kind in AmbiguityType if kind is not AmbiguityType.NONE]
     return {
         "modality": _draw_stacked("modality", [m.value for m in Modality], counts, "by_modality"),
         "ambiguity": _draw_stacked("ambiguity type", ambiguous, counts, "by_ambiguity_type"),
-        "answers": _draw_answers(by_split),
-        "tools": _draw_tools(by_split),
+        "answers": _draw_answers(facts),
+        "tools": _draw_tools(facts),
     }
 
 
@@ -50,21 +51,21 @@ def _draw_stacked(what: str, kinds: Sequence[str], counts: Mapping[str, Any], gr
     return figure
 
 
-def _draw_answers(by_split: Mapping[str, Sequence[ToolRecord]]) -> Figure:
+def _draw_answers(facts: Facts) -> Figure:
     figure, axes = new_figure("Right answers per question", "right answers", "questions")
     for split in SPLITS:
-        numbers = sorted(Counter(len(record.valid_tool_ids) for record in by_split[split]).items())
+        numbers = count_answers(facts, split).items()
         axes.plot([n for n, _ in numbers], [count for _, count in numbers], marker="o", markersize=3, label=split)
     axes.set_yscale("symlog", linthresh=1)
     axes.legend()
     return figure
 
 
-def _draw_tools(by_split: Mapping[str, Sequence[ToolRecord]]) -> Figure:
+def _draw_tools(facts: Facts) -> Figure:
     figure, axes = new_figure("The long tail of tools", "tool, by rank", "questions")
     for split in SPLITS:
-        counts = Counter(tool_id for record in by_split[split] for tool_id in record.valid_tool_ids)
-        axes.plot(range(1, len(counts) + 1), sorted(counts.values(), reverse=True), label=split)
+        counts = count_per_tool(facts, split)
+        axes.plot(range(1, len(counts) + 1), counts, label=split)
     axes.set_yscale("symlog", linthresh=1)
     axes.legend()
     return figure

@@ -5,9 +5,8 @@ Its files are `{train,val,test}/*.parquet`, `catalog.jsonl`, `manifest.json` and
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -105,54 +104,6 @@ class Corpus:
         names = [filesystem_of(shard)[1] for shard in shards]
         filesystem = filesystem_of(self.path)[0]
         return ray.data.read_parquet(names, filesystem=filesystem, override_num_blocks=len(shards))
-
-
-def write_shards(
-    folder: Location, records_by_split: dict[str, list[ToolRecord]], shard_rows: int
-) -> list[dict[str, Any]]:
-    """Write the rows as Parquet in Ray tasks; file names and bytes depend on the rows and `shard_rows` alone.
-
-    Returns:
-        the manifest's entries: path (relative), split, rows, bytes, sha256; in order.
-    """
-    import ray
-
-    write = ray.remote(_write_shard)
-    jobs = []
-    for split in SPLITS:
-        records = records_by_split.get(split, [])
-        for number, start in enumerate(range(0, len(records), shard_rows)):
-            rows = [record.to_row() for record in records[start : start + shard_rows]]
-            path = f"{split}/part-{number:05d}.parquet"
-            jobs.append(write.remote(pa.Table.from_pylist(rows, CORPUS_SCHEMA), str(folder), path, split))
-    return ray.get(jobs)
-
-
-def _write_shard(table: pa.Table, folder: str, path: str, split: str) -> dict[str, Any]:
-    file = locate(folder) / path
-    with storage.writing_file(file) as stream:
-        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
-    return {
-        "path": path,
-        "split": split,
-        "rows": len(table),
-        "bytes": storage.size_of(file),
-        "sha256": storage.hash_file(file),
-    }
-
-
-def hash_rows(records: Iterable[ToolRecord], catalog: ToolCatalog) -> str:
-    """The corpus's `data_hash`: sha256 over the catalogue's hash and all rows as canonical JSON, in order."""
-    digest = hashlib.sha256(catalog.content_hash.encode())
-    for record in records:
-        digest.update(json.dumps(record.to_row(), sort_keys=True, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def find_missing_tools(records: Sequence[ToolRecord], catalog: ToolCatalog) -> list[str]:
-    """Tool ids that records name and the catalogue lacks."""
-    named = (tool_id for record in records for tool_id in record.valid_tool_ids + record.candidate_tool_ids)
-    return sorted({tool_id for tool_id in named if tool_id not in catalog})
 
 
 def _load_manifest(folder: Location) -> dict[str, Any]:

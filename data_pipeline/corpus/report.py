@@ -6,23 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.corpus.facts import Facts
 from data_pipeline.corpus.figures import draw_figures
 from data_pipeline.markdown import render_table
-from data_pipeline.records.schema import SPLITS, ToolRecord
+from data_pipeline.records.schema import SPLITS
 
 FIGURES = "figures"
 SHOWN_MISSING_MEDIA = 100
 
 
-def write_report(
-    folder: Path,
-    manifest: Mapping[str, Any],
-    by_split: Mapping[str, Sequence[ToolRecord]],
-    missing_media: Sequence[str] = (),
-) -> None:
-    """Write `report.md` and `figures/*.png` into the corpus folder; `missing_media` are the paths of absent files."""
+def write_report(folder: Path, manifest: Mapping[str, Any], facts: Facts, missing_media: Sequence[str] = ()) -> None:
+    """Write `report.md` and `figures/*.png` into the corpus folder.
+
+    Args:
+        folder: of the corpus.
+        manifest: with every number.
+        facts: of the records, with their splits.
+        missing_media: the first `SHOWN_MISSING_MEDIA` paths of absent files.
+    """
     (folder / FIGURES).mkdir()
-    for name, figure in draw_figures(manifest["counts"], by_split).items():
+    for name, figure in draw_figures(manifest["counts"], facts).items():
         # no version in the file: the same input, the same bytes
         figure.savefig(folder / FIGURES / f"{name}.png", dpi=110, metadata={"Software": None})
     (folder / "report.md").write_text(render_report(manifest, missing_media), encoding="utf-8")
@@ -55,7 +58,7 @@ def render_report(manifest: Mapping[str, Any], missing_media: Sequence[str] = ()
         render_table(["", "number"], _defect_rows(manifest)),
         "Rejected items are listed one by one in `rejected.jsonl`. Media that cannot be decoded are found when they "
         "are encoded: see the feature lake's quarantine.",
-        *_missing_section(missing_media),
+        *_missing_section(missing_media, manifest["missing_media"]["files"]),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -116,11 +119,11 @@ def _defect_rows(manifest: Mapping[str, Any]) -> list[list[Any]]:
     return rows
 
 
-def _missing_section(missing_media: Sequence[str]) -> list[str]:
+def _missing_section(missing_media: Sequence[str], n_missing: int) -> list[str]:
     """The names of the first missing files; nothing where all are there."""
     if not missing_media:
         return []
     shown = [f"- `{uri}`" for uri in missing_media[:SHOWN_MISSING_MEDIA]]
-    rest = len(missing_media) - len(shown)
+    rest = n_missing - len(shown)
     more = [f"And {rest} more; all are in `rejected.jsonl`."] if rest else []
     return ["## Missing media", "\n".join(shown), *more]

@@ -8,115 +8,121 @@ of its tools is still answered there.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
 
+import numpy as np
+
+from data_pipeline.corpus.facts import MODALITIES, NO_SPLIT, Facts, split_code
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
-from data_pipeline.records.keys import group_key
-from data_pipeline.records.schema import SPLITS, ToolRecord
+from data_pipeline.records.schema import SPLITS
+
+TRAIN, VAL, TEST = (split_code(split) for split in SPLITS)
 
 
-def assign_splits(
-    records: Sequence[ToolRecord], test_frac: float, val_frac: float, seed: int, unseen_tools: float = 0.0
-) -> list[str]:
+def assign_splits(facts: Facts, test_frac: float, val_frac: float, seed: int, unseen_tools: float = 0.0) -> np.ndarray:
     """Choose the split of every record; splits that a source prescribes stand.
 
     A question that belongs to a group of which another source prescribes the split goes there (training where it is
     prescribed several ones).
 
     Args:
-        records: of any number of sources; in each, `split` is set on all or on none.
+        facts: of the records of any number of sources, made with the same seed; in each source, `split` is set on all
+            or on none. The seed chooses the groups, in an order that does not depend on that of the records.
         test_frac: share of the questions of each source and modality that becomes the test split, where the source
             prescribes none.
         val_frac: share of the remaining training questions that becomes the val split, where the source prescribes
             none.
-        seed: chooses the groups and the tools held out; the choice does not depend on the order of the records.
+        seed: chooses the tools held out.
         unseen_tools: share of the tools that training never sees: all groups in which one of them is right are test.
 
     Returns:
-        one of `SPLITS` for each record. A split may stay smaller than asked, where tools are too rare to spare.
+        int8, the code of one of `SPLITS` for each record. A split may stay smaller than asked, where tools are too rare
+        to spare.
 
     Raises:
         InputError: some records of a source have a split and some have none, or splits are prescribed where tools are
             to be held out.
     """
-    prescribed = _prescribed_splits(records)
-    if unseen_tools and any(splits != {""} for splits in prescribed.values()):
-        names = ", ".join(source for source, splits in prescribed.items() if splits != {""})
+    prescribed = _prescribed_splits(facts)
+    if unseen_tools and any(splits != {NO_SPLIT} for splits in prescribed.values()):
+        names = ", ".join(facts.sources[source] for source, splits in prescribed.items() if splits != {NO_SPLIT})
         raise InputError(
             f"prepare.unseen_tools holds tools out of training, but {names} prescribes its splits; set "
             "prepare.resplit=true."
         )
-    keys = [group_key(record) for record in records]
-    settled: dict[str, str] = {}
-    for split in reversed(SPLITS):  # training last, so that it wins
-        settled |= {key: split for key, record in zip(keys, records, strict=True) if record.split == split}
-    held_out = _choose_tools(records, unseen_tools, seed)
-    unseen = {key for key, record in zip(keys, records, strict=True) if held_out.intersection(record.valid_tool_ids)}
-    settled |= dict.fromkeys(unseen, "test")
-    splits = [record.split or settled.get(key, "train") for key, record in zip(keys, records, strict=True)]
-    free = [i for i, record in enumerate(records) if not record.split and keys[i] not in settled]
-    for index in _choose(records, keys, splits, free, test_frac, f"test:{seed}"):
-        splits[index] = "test"
-    training = [i for i, split in enumerate(splits) if split == "train" and "val" not in prescribed[records[i].source]]
-    for index in _choose(records, keys, splits, training, val_frac, f"val:{seed}"):
-        splits[index] = "val"
+    n_groups = len(facts.val_order)
+    settled = np.full(n_groups, NO_SPLIT, np.int8)
+    for code in (TEST, VAL, TRAIN):  # training last, so that it wins
+        settled[facts.group[facts.split == code]] = code
+    is_held_out = _choose_tools(facts, unseen_tools, seed)
+    owner = np.repeat(np.arange(len(facts), dtype=np.int32), facts.n_tools)
+    settled[facts.group[owner[is_held_out[facts.tools]]]] = TEST
+    del owner
+    splits = np.where(facts.split != NO_SPLIT, facts.split, settled[facts.group])
+    is_free = splits == NO_SPLIT
+    splits[is_free] = TRAIN
+    splits[_choose(facts, splits, is_free, test_frac, np.arange(n_groups, dtype=np.int32))] = TEST
+    has_val = np.array([VAL in prescribed[source] for source in range(len(facts.sources))])
+    pool = (splits == TRAIN) & ~has_val[facts.source]
+    splits[_choose(facts, splits, pool, val_frac, facts.val_order)] = VAL
     return splits
 
 
-def _choose_tools(records: Sequence[ToolRecord], frac: float, seed: int) -> set[str]:
-    """The tools that training is not to see, out of those that are right for some record; "none of them" is no tool."""
-    tools = {tool_id for record in records for tool_id in record.valid_tool_ids} - {UNKNOWN_TOOL_ID}
-    ordered = sorted(tools, key=lambda tool_id: hashlib.sha256(f"unseen:{seed}:{tool_id}".encode()).digest())
-    return set(ordered[: round(frac * len(tools))])
+def _choose_tools(facts: Facts, frac: float, seed: int) -> np.ndarray:
+    """Mask of the tools that training is not to see, of those that are right for some record; unknown is no tool."""
+    used = {facts.tool_ids[number] for number in np.unique(facts.tools)} - {UNKNOWN_TOOL_ID}
+    ordered = sorted(used, key=lambda tool_id: hashlib.sha256(f"unseen:{seed}:{tool_id}".encode()).digest())
+    chosen = set(ordered[: round(frac * len(used))])
+    return np.array([tool_id in chosen for tool_id in facts.tool_ids])
 
 
-def _prescribed_splits(records: Sequence[ToolRecord]) -> dict[str, set[str]]:
-    """Source -> the splits that it prescribes, {""} for none."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in records:
-        counts[record.source][record.split] += 1
-    for source, splits in counts.items():
-        if 0 < splits[""] < splits.total():
+def _prescribed_splits(facts: Facts) -> dict[int, set[int]]:
+    """Source -> the splits that it prescribes, {NO_SPLIT} for none."""
+    n_codes = len(SPLITS) + 1
+    counts = np.bincount(facts.source.astype(np.int64) * n_codes + facts.split, minlength=len(facts.sources) * n_codes)
+    prescribed = {}
+    for source, splits in enumerate(counts.reshape(-1, n_codes)):
+        if 0 < splits[NO_SPLIT] < splits.sum():
             raise InputError(
-                f"{splits.total() - splits['']} of {splits.total()} records of {source!r} prescribe a split and the "
-                "others do not; give all or none."
+                f"{splits.sum() - splits[NO_SPLIT]} of {splits.sum()} records of {facts.sources[source]!r} prescribe a "
+                "split and the others do not; give all or none."
             )
-    return {source: set(+splits) for source, splits in counts.items()}
+        prescribed[source] = set(np.flatnonzero(splits).tolist())
+    return prescribed
 
 
-def _choose(
-    records: Sequence[ToolRecord],
-    keys: Sequence[str],
-    splits: Sequence[str],
-    pool: Sequence[int],
-    frac: float,
-    salt: str,
-) -> list[int]:
-    """Indices out of `pool` that leave training: whole groups, in seeded order, up to `frac` of each kind of question.
+def _choose(facts: Facts, splits: np.ndarray, pool: np.ndarray, frac: float, order: np.ndarray) -> list[int]:
+    """Rows of the pool that leave training: whole groups, in the given order, up to `frac` of each kind of question.
 
     A group that has training questions outside of the pool stays.
     """
-    training = [index for index, split in enumerate(splits) if split == "train"]
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index in training:
-        groups[keys[index]].append(index)
-    remaining = Counter(tool_id for index in training for tool_id in records[index].valid_tool_ids)
-    kinds = [(record.source, record.modality) for record in records]
-    quota = {kind: round(frac * size) for kind, size in Counter(kinds[index] for index in pool).items()}
-    movable = set(pool)
+    is_training = splits == TRAIN
+    remaining = np.bincount(facts.tools_of(is_training), minlength=len(facts.tool_ids)).tolist()
+    kind = facts.source * np.int16(len(MODALITIES)) + facts.modality
+    quota = {int(k): round(frac * int(n)) for k, n in zip(*np.unique(kind[pool], return_counts=True), strict=True)}
+    n_groups = len(order)
+    sizes = np.bincount(facts.group[is_training], minlength=n_groups).astype(np.int32)
+    is_movable = sizes == np.bincount(facts.group[pool], minlength=n_groups)
+    is_movable &= sizes > 0
+    rows = np.flatnonzero(is_training).astype(np.int32)
+    rows = rows[np.argsort(facts.group[rows], kind="stable")]  # one group's after the other's
+    ends = np.cumsum(sizes, dtype=np.int32)
+    left = sum(quota.values())
     chosen: list[int] = []
-    for key in sorted(groups, key=lambda key: hashlib.sha256(f"{salt}:{key}".encode()).digest()):
-        members = groups[key]
-        if not movable.issuperset(members):
+    for group in order[is_movable[order]]:
+        if not left:
+            break
+        members = rows[ends[group] - sizes[group] : ends[group]].tolist()
+        kinds = Counter(kind[members].tolist())
+        if any(size > quota[k] for k, size in kinds.items()):
             continue
-        sizes = Counter(kinds[index] for index in members)
-        tool_counts = Counter(tool_id for index in members for tool_id in records[index].valid_tool_ids)
-        has_room = all(size <= quota[kind] for kind, size in sizes.items())
-        if has_room and all(remaining[tool_id] > count for tool_id, count in tool_counts.items()):
-            for kind, size in sizes.items():
-                quota[kind] -= size
-            remaining -= tool_counts
+        asked = Counter(tool for row in members for tool in facts.tools_of_row(row))
+        if all(remaining[tool] > count for tool, count in asked.items()):
+            for k, size in kinds.items():
+                quota[k] -= size
+            for tool, count in asked.items():
+                remaining[tool] -= count
+            left -= len(members)
             chosen += members
     return chosen

@@ -2,71 +2,104 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from data_pipeline.corpus.facts import AMBIGUITIES, MODALITIES, Facts, number_columns, split_code
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
-from data_pipeline.records.dialogue import count_calls, has_history
-from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
+from data_pipeline.records.schema import SPLITS
 
 
-def count_split(records: Sequence[ToolRecord]) -> dict[str, Any]:
-    """Questions of one split by kind; `rows` counts (question, right answer) pairs, as the papers count."""
-    modality = Counter(record.modality for record in records)
-    ambiguity = Counter(record.ambiguity_type for record in records)
+def count_splits(facts: Facts) -> dict[str, dict[str, Any]]:
+    """Questions of each split by kind; `rows` counts (question, right answer) pairs, as the papers count."""
+    (files,), _ = number_columns(facts.read, "file")
+    return {split: _count_split(facts, split, files) for split in SPLITS}
+
+
+def _count_split(facts: Facts, split: str, all_files: np.ndarray) -> dict[str, Any]:
+    is_in = facts.split == split_code(split)
+    n_tools = facts.n_tools[is_in]
+    first_tool = facts.tools[(facts.tool_ends - facts.n_tools)[is_in]]
+    modality = np.bincount(facts.modality[is_in], minlength=len(MODALITIES)).tolist()
+    ambiguity = np.bincount(facts.ambiguity[is_in], minlength=len(AMBIGUITIES)).tolist()
+    files = all_files[is_in]
     return {
-        "questions": len(records),
-        "rows": sum(len(record.valid_tool_ids) for record in records),
-        "by_modality": {kind.value: modality[kind] for kind in Modality},
-        "by_ambiguity_type": {kind.value: ambiguity[kind] for kind in AmbiguityType},
-        "one_to_one": sum(len(record.valid_tool_ids) == 1 for record in records),
-        "one_to_many": sum(len(record.valid_tool_ids) > 1 for record in records),
-        "unknown": sum(record.valid_tool_ids == (UNKNOWN_TOOL_ID,) for record in records),
-        "distinct_media": len({record.media_sha256 or record.media_uri for record in records if record.has_media}),
+        "questions": int(is_in.sum()),
+        "rows": int(n_tools.sum()),
+        "by_modality": {kind.value: n for kind, n in zip(MODALITIES, modality, strict=True)},
+        "by_ambiguity_type": {kind.value: n for kind, n in zip(AMBIGUITIES, ambiguity, strict=True)},
+        "one_to_one": int((n_tools == 1).sum()),
+        "one_to_many": int((n_tools > 1).sum()),
+        "unknown": int(((n_tools == 1) & (first_tool == _number_of(facts, UNKNOWN_TOOL_ID))).sum()),
+        "distinct_media": len(np.unique(files[files >= 0])),
     }
 
 
-def count_tools(by_split: Mapping[str, Sequence[ToolRecord]], catalog: ToolCatalog) -> dict[str, int]:
+def count_tools(facts: Facts, catalog: ToolCatalog) -> dict[str, int]:
     """How far the splits cover the catalogue."""
-    used = {
-        split: {tool_id for record in records for tool_id in record.valid_tool_ids}
-        for split, records in by_split.items()
-    }
-    unseen = used["test"] - used["train"]
+    used = {split: _find_used(facts, facts.split == split_code(split)) for split in SPLITS}
     return {
         "catalog": len(catalog),
-        **{f"in_{split}": len(tool_ids) for split, tool_ids in used.items()},
-        "in_test_but_not_in_train": len(unseen),
-        "test_questions_without_a_seen_tool": sum(
-            used["train"].isdisjoint(record.valid_tool_ids) for record in by_split["test"]
+        **{f"in_{split}": int(is_used.sum()) for split, is_used in used.items()},
+        "in_test_but_not_in_train": int((used["test"] & ~used["train"]).sum()),
+        "test_questions_without_a_seen_tool": int(
+            ((facts.split == split_code("test")) & (_count_in(facts, used["train"]) == 0)).sum()
         ),
     }
 
 
-def count_dialogues(by_split: Mapping[str, Sequence[ToolRecord]]) -> dict[str, dict[str, int]]:
+def count_dialogues(facts: Facts) -> dict[str, dict[str, int]]:
     """The dialogues of each split by kind; {} for a corpus without dialogues.
 
     A tool is seen if a dialogue of the training split calls it; a dialogue with any other tool counts as unseen.
     """
-    dialogues = {split: [record for record in records if record.is_dialogue] for split, records in by_split.items()}
-    if not any(dialogues.values()):
+    if not (facts.is_dialogue & (facts.split > 0)).any():
         return {}
-    seen = {tool_id for record in dialogues["train"] for tool_id in record.valid_tool_ids} | {UNKNOWN_TOOL_ID}
-    return {split: _count_kinds(records, seen) for split, records in dialogues.items()}
+    is_seen = _find_used(facts, facts.is_dialogue & (facts.split == split_code("train")))
+    if (unknown := _number_of(facts, UNKNOWN_TOOL_ID)) >= 0:
+        is_seen[unknown] = True
+    has_seen_alone = (facts.n_calls > 0) & (_count_in(facts, ~is_seen) == 0)
+    counts = {}
+    for split in SPLITS:
+        is_in = facts.is_dialogue & (facts.split == split_code(split))
+        n_calls, n_seen = facts.n_calls[is_in], int((is_in & has_seen_alone).sum())
+        counts[split] = {
+            "dialogues": int(is_in.sum()),
+            "single_call": int((n_calls == 1).sum()),
+            "chain": int((n_calls > 1).sum()),
+            "no_tool": int((n_calls == 0).sum()),
+            "with_history": int(facts.has_history[is_in].sum()),
+            "seen_tools": n_seen,
+            "unseen_tools": int((n_calls > 0).sum()) - n_seen,
+        }
+    return counts
 
 
-def _count_kinds(dialogues: Sequence[ToolRecord], seen: set[str]) -> dict[str, int]:
-    n_calls = [count_calls(record.turns) for record in dialogues]
-    n_seen = sum(
-        calls > 0 and seen.issuperset(record.valid_tool_ids) for calls, record in zip(n_calls, dialogues, strict=True)
-    )
-    return {
-        "dialogues": len(dialogues),
-        "single_call": n_calls.count(1),
-        "chain": sum(calls > 1 for calls in n_calls),
-        "no_tool": n_calls.count(0),
-        "with_history": sum(has_history(record.instruction) for record in dialogues),
-        "seen_tools": n_seen,
-        "unseen_tools": sum(calls > 0 for calls in n_calls) - n_seen,
-    }
+def count_answers(facts: Facts, split: str) -> dict[int, int]:
+    """How many questions of a split have so many right answers."""
+    numbers, counts = np.unique(facts.n_tools[facts.split == split_code(split)], return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+
+def count_per_tool(facts: Facts, split: str) -> list[int]:
+    """Questions of a split for each tool that it asks for, the most first."""
+    counts = np.bincount(facts.tools_of(facts.split == split_code(split)), minlength=1)
+    return np.sort(counts[counts > 0])[::-1].tolist()
+
+
+def _number_of(facts: Facts, tool_id: str) -> int:
+    return facts.tool_ids.index(tool_id) if tool_id in facts.tool_ids else -1
+
+
+def _find_used(facts: Facts, is_chosen: np.ndarray) -> np.ndarray:
+    """Mask of the tools that are right for some of these records."""
+    is_used = np.zeros(len(facts.tool_ids), bool)
+    is_used[facts.tools_of(is_chosen)] = True
+    return is_used
+
+
+def _count_in(facts: Facts, is_tool: np.ndarray) -> np.ndarray:
+    """How many of these tools are right for each record."""
+    counts = np.concatenate([[0], np.cumsum(is_tool[facts.tools], dtype=facts.tool_ends.dtype)])
+    return np.diff(counts[facts.tool_ends], prepend=0)

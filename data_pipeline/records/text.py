@@ -14,7 +14,7 @@ from data_pipeline.locations import Location
 
 MAX_TEXT_BYTES = 2 * 2**30  # of one file, unpacked; it is held in memory as a whole
 
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_text(path: Location) -> str:
@@ -25,7 +25,7 @@ def read_text(path: Location) -> str:
     """
     try:
         with storage.reading_file(path) as file:
-            is_packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+            is_packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
             file.seek(0)
             data = (gzip.GzipFile(fileobj=file) if is_packed else file).read(MAX_TEXT_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:

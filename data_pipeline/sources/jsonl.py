@@ -17,8 +17,8 @@ Rows in the form of another trainer (`FORMS`) are known by their keys and mapped
 from __future__ import annotations
 
 import reprlib
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,14 @@ from data_pipeline.sources.openai import parse_openai
 from data_pipeline.sources.reading import (
     Rejected,
     SourceReading,
+    UncutError,
     catalog_with_unknown,
     check_row_texts,
     find_dropped,
     join_line_breaks,
     relative_media_uri,
 )
-from data_pipeline.sources.rows import SourceRow, read_rows
+from data_pipeline.sources.rows import RowRange, SourceRow, cut_rows, read_range, read_rows
 from data_pipeline.sources.sharegpt import parse_sharegpt
 
 SOURCE = "jsonl"
@@ -71,8 +72,8 @@ def read_jsonl(path: Path, media_root: Location | None, catalog: Path | None = N
         form: one of `FORMS`, which all rows have and which names the source; "" = told row by row.
 
     Raises:
-        InputError: a file is missing or not well formed, or one of the user's own rows is malformed or names a tool not
-            in the catalogue.
+        InputError: a file is missing; (while iterating) it is not well formed, or one of the user's own rows is
+            malformed or names a tool not in the catalogue.
     """
     if not path.is_file():
         raise InputError(f"{form or SOURCE}: no file {path}; give the path of the file with the records.")
@@ -85,14 +86,47 @@ def read_jsonl(path: Path, media_root: Location | None, catalog: Path | None = N
         media_root=media_root if media_root is not None else path.parent,
         items=(),
     )
+    if given is not None:
+        reading.catalog = given
+    reading.items = _read_items(reading, path, form, given, read_rows(path))
+    if not form and given is not None:
+        reading.pieces = [_Piece(path, path.absolute(), rows, given) for rows in cut_rows(path)]
+    return reading
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a file. Those of the user's own need nothing of the rows before; others' bring tools that do."""
+
+    path: Path  # as the user wrote it
+    file: Path  # the same, wherever it is read
+    rows: RowRange
+    catalog: ToolCatalog
+
+    def read(self) -> SourceReading:
+        reading = SourceReading(SOURCE, LICENCE, self.catalog, None, ())
+        rows = read_range(self.file, self.rows)
+        reading.items = _read_items(reading, self.path, "", self.catalog, rows, is_piece=True)
+        return reading
+
+
+def _read_items(
+    reading: SourceReading,
+    path: Path,
+    form: str,
+    given: ToolCatalog | None,
+    rows: Iterable[SourceRow],
+    is_piece: bool = False,
+) -> Iterator[ToolRecord | Rejected]:
+    """The items of rows; at the end `reading` has what they count, and the tools that they bring."""
     known = KnownTools(given or ())
-    items: list[ToolRecord | Rejected] = []
-    licences: Counter[str] = Counter()
-    for row in read_rows(path):
+    for row in rows:
         where = f"{path}, {row.place}"
         row_form = form or _find_form(row.content)
+        if row_form and is_piece:
+            raise UncutError(where)
         if row_form:
-            items.append(_parse_foreign(row, row_form, reading, known, where))
+            yield _parse_foreign(row, row_form, reading, known, where)
         elif given is None:
             raise InputError(
                 f"{SOURCE}: no catalog.jsonl or catalog.txt beside {path}; write the tool ids there, one a line in "
@@ -100,15 +134,10 @@ def read_jsonl(path: Path, media_root: Location | None, catalog: Path | None = N
             )
         else:
             dropped = find_dropped(row.content, where)
-            items.append(_parse_own(row, reading, given, where) if dropped is None else dropped)
+            yield _parse_own(row, reading, given, where) if dropped is None else dropped
             if dropped is None and row.content.get(MEDIA_LICENCE):
-                licences[str(row.content[MEDIA_LICENCE])] += 1
+                reading.media_licences[str(row.content[MEDIA_LICENCE])] += 1
     reading.catalog = catalog_with_unknown(known.by_id.values())
-    reading.items = items
-    if licences:
-        listed = ", ".join(f"{terms} ({n} rows)" for terms, n in sorted(licences.items()))
-        reading.licence = f"{LICENCE}; media: {listed}"
-    return reading
 
 
 def _find_catalog(path: Path) -> Path | None:

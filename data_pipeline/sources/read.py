@@ -187,6 +187,7 @@ def _chain(united: SourceReading) -> Iterator[ToolRecord | Rejected]:
             yield replace(item, source=reading.name, record_id=record_id) if is_renamed else item
         united.repairs.update(reading.repairs)
         united.merged_source_indexes.update(reading.merged_source_indexes)
+    united.catalog = _unite_catalogs(united.parts)  # anew: some are known only now
 
 
 def _read_toolmm_mini(out_dir: Location | None, size: str, seed: int) -> SourceReading:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
@@ -33,14 +34,34 @@ class Rejected:
     where: str
 
 
+class UncutError(Exception):
+    """A piece of a source cannot be read without those before it."""
+
+
+class SourcePiece(Protocol):
+    """Some consecutive items of a source; goes to another process."""
+
+    def read(self) -> SourceReading:
+        """Open it there; iterating raises `UncutError` where the source has to be read as a whole after all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What reading has counted beside the items."""
+
+    repairs: Counter[str]
+    media_licences: Counter[str]
+
+
 @dataclass
 class SourceReading:
     """One pass over a source.
 
     Attributes:
         name: of the source.
-        licence: terms of its data, as far as they are known.
-        catalog: every tool that an answer may name.
+        licence: terms of its data, as far as they are known; those of its media may stand in `media_licences`.
+        catalog: every tool that an answer may name; complete once `items` is exhausted.
         media_root: folder that `media_uri`s are relative to, or None where there are no media files.
         items: records and rejected items, in source order.
         repairs: what was mended, counted by kind; complete once `items` is exhausted.
@@ -48,6 +69,10 @@ class SourceReading:
             record's `source_index`; complete once `items` is exhausted.
         parts: the readings that this one unites; () for a single source.
         n_expected: how many items there will be, where that is known before they are read.
+        pieces: the items again, cut so that several processes can read them; () where they cannot. What they count has
+            to be added (`add`).
+        media_licences: rows by the terms of their media, where the source gives them row by row; complete once `items`
+            is exhausted.
     """
 
     name: str
@@ -59,11 +84,29 @@ class SourceReading:
     merged_source_indexes: dict[int, list[int]] = field(default_factory=dict)
     parts: tuple[SourceReading, ...] = ()
     n_expected: int | None = None
+    pieces: Sequence[SourcePiece] = ()
+    media_licences: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def counted(self) -> Counted:
+        """What was counted so far."""
+        return Counted(self.repairs, self.media_licences)
+
+    def add(self, counted: Counted) -> None:
+        """Add what was counted while a piece was read."""
+        self.repairs.update(counted.repairs)
+        self.media_licences.update(counted.media_licences)
 
     @property
     def licences(self) -> dict[str, str]:
         """Name of a source -> terms of its data."""
-        return {reading.name: reading.licence for reading in self.parts or (self,)}
+        return {reading.name: reading.all_terms for reading in self.parts or (self,)}
+
+    @property
+    def all_terms(self) -> str:
+        """Terms of the data and the media."""
+        listed = ", ".join(f"{terms} ({n} rows)" for terms, n in sorted(self.media_licences.items()))
+        return f"{self.licence}; media: {listed}" if listed else self.licence
 
     def __iter__(self) -> Iterator[ToolRecord | Rejected]:
         return iter(self.items)

@@ -1,28 +1,38 @@
-"""Files of rows, whatever their form: a JSON list, JSON Lines, CSV or Parquet, the texts packed with gzip or not."""
+"""Files of rows, whatever their form: a JSON list, JSON Lines, CSV or Parquet, the texts packed with gzip or not.
+
+JSON Lines and Parquet are read as they come, whatever their size; a JSON list and CSV are held in memory as a whole.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import io
+import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import InputError
-from data_pipeline.records.text import parse_json, parse_json_constant, read_text
+from data_pipeline.records.text import GZIP_MAGIC, parse_json, parse_json_constant, read_text
 
 PARQUET_MAGIC = b"PAR1"
+MAX_LINE_BYTES = 2**26  # of JSON Lines, unpacked
+PIECE_BYTES, PIECE_ROWS = 2**23, 20_000  # of a file that is cut: JSON Lines, Parquet
 LIST_COLUMNS = frozenset(  # those that hold lists or objects; a CSV holds them as JSON
     ["tools", "candidates", "turns", "conversations", "messages", "history", "images", "videos", "audios"]
 )
 _ROWS_PER_BATCH = 1024
 
+_BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(r"[ \t\n\r]*")
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)  # a string, whose brackets do not count, or one
 
@@ -49,6 +59,43 @@ class SourceRow:
         return self.place.split()[1]
 
 
+@dataclass(frozen=True)
+class RowRange:
+    """Some consecutive rows of a file.
+
+    Attributes:
+        start, end: bytes of JSON Lines, or row groups of Parquet.
+        n_before: lines or rows before them.
+    """
+
+    start: int
+    end: int
+    n_before: int
+
+
+def cut_rows(path: Path) -> list[RowRange]:
+    """A file cut so that several processes can read it (`read_range`); [] where it has to be read as a whole."""
+    if _begins_with(path, PARQUET_MAGIC):
+        return _cut_parquet(path)
+    if _begins_with(path, GZIP_MAGIC) or not _is_json_lines(path):
+        return []
+    ranges, start, n_before, n_lines = [], 0, 0, 0
+    with _reading(path), path.open("rb") as file:
+        while block := file.read(PIECE_BYTES):
+            block += file.readline()
+            n_lines += block.count(b"\n")
+            ranges.append(RowRange(start, start + len(block), n_before))
+            start, n_before = start + len(block), n_lines
+    return ranges
+
+
+def read_range(path: Path, rows: RowRange) -> Iterator[SourceRow]:
+    """The rows of one of `cut_rows`, counted as in the whole file; `position` of JSON Lines counts from the range."""
+    if _begins_with(path, PARQUET_MAGIC):
+        return _read_parquet(path, rows)
+    return _read_json_lines(path, rows)
+
+
 def read_rows(path: Path) -> Iterator[SourceRow]:
     """The rows of a file, one after the other.
 
@@ -61,12 +108,9 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
     """
     if _begins_with(path, PARQUET_MAGIC):
         return _read_parquet(path)
-    text = read_text(path)
-    if path.name.lower().removesuffix(".gz").endswith(".csv"):
-        return _read_csv(path, text)
-    if text.lstrip()[:1] == "[":
-        return read_json_list(path, text)
-    return _read_json_lines(path, text)
+    if _is_csv(path):
+        return _read_csv(path, read_text(path))
+    return _read_json_lines(path) if _is_json_lines(path) else read_json_list(path, read_text(path))
 
 
 def read_json_list(path: Path, text: str) -> Iterator[SourceRow]:
@@ -95,10 +139,20 @@ def read_json_list(path: Path, text: str) -> Iterator[SourceRow]:
         raise InputError(f"{path} is not valid JSON (something follows the list); copy the file again.")
 
 
-def _read_json_lines(path: Path, text: str) -> Iterator[SourceRow]:
+def _is_csv(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(".csv")
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Whether it is neither CSV nor a JSON list, which begins with a bracket."""
+    if _is_csv(path):
+        return False
+    return next((line.lstrip()[:1] != "[" for _, line in _read_lines(path, None) if line.strip()), True)
+
+
+def _read_json_lines(path: Path, rows: RowRange | None = None) -> Iterator[SourceRow]:
     position = 0
-    # not splitlines(): JSON may hold U+2028 or U+0085 unescaped, and they end no line
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in _read_lines(path, rows):
         if not line.strip():
             continue
         content, fault = None, ""
@@ -110,6 +164,40 @@ def _read_json_lines(path: Path, text: str) -> Iterator[SourceRow]:
             fault = _describe(error.__cause__)
         yield SourceRow(content, f"line {number}", position, fault)
         position += 1
+
+
+def _read_lines(path: Path, rows: RowRange | None) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers from 1. Nothing but a line feed ends one: JSON may hold U+2028 or U+0085 unescaped."""
+    with _reading(path), path.open("rb") as file:
+        is_packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        start = 0 if rows is None else rows.start
+        file.seek(start)
+        stream: BinaryIO = gzip.GzipFile(fileobj=file) if is_packed else file  # pyright: ignore[reportAssignmentType]
+        for number in itertools.count(1 if rows is None else rows.n_before + 1):
+            if rows is not None and start >= rows.end:
+                return
+            line = stream.readline(MAX_LINE_BYTES + 1)
+            if not line:
+                return
+            if len(line) > MAX_LINE_BYTES:
+                raise InputError(f"{path}, line {number} holds more than {MAX_LINE_BYTES:,} bytes; cut the record.")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                skipped = len(_BOM) if number == 1 and line.startswith(_BOM) else 0
+                raise InputError(
+                    f"{path} is not UTF-8 at byte {start + skipped + error.start}; save it as UTF-8."
+                ) from error
+            start += len(line)
+            yield number, text
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({error}); correct the path or copy the file again.") from error
 
 
 def _read_csv(path: Path, text: str) -> Iterator[SourceRow]:
@@ -144,15 +232,35 @@ def _read_cell(name: str, cell: str) -> Any:
         return cell
 
 
-def _read_parquet(path: Path) -> Iterator[SourceRow]:
-    position = 0
+def _cut_parquet(path: Path) -> list[RowRange]:
     try:
-        for batch in pq.ParquetFile(path).iter_batches(_ROWS_PER_BATCH):
-            for content in batch.to_pylist():
-                yield SourceRow(content, f"record {position}", position)
-                position += 1
+        metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}); write the Parquet file again.") from error
+        raise _unreadable_parquet(path, error) from error
+    ranges, first, n_before, n_rows = [], 0, 0, 0
+    for group in range(metadata.num_row_groups):
+        n_rows += metadata.row_group(group).num_rows
+        if n_rows - n_before >= PIECE_ROWS or group == metadata.num_row_groups - 1:
+            ranges.append(RowRange(first, group + 1, n_before))
+            first, n_before = group + 1, n_rows
+    return ranges
+
+
+def _read_parquet(path: Path, rows: RowRange | None = None) -> Iterator[SourceRow]:
+    position = 0 if rows is None else rows.n_before
+    groups = None if rows is None else range(rows.start, rows.end)
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=groups):
+                for content in batch.to_pylist():
+                    yield SourceRow(content, f"record {position}", position)
+                    position += 1
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable_parquet(path, error) from error
+
+
+def _unreadable_parquet(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} cannot be read ({error}); write the Parquet file again.")
 
 
 def _describe(error: BaseException | None) -> str:

@@ -23,13 +23,15 @@ from model.imagebind.network import ImageBind, ImageBindConfig
 CHECKPOINT_VARIABLE = "TOOLMM_IMAGEBIND_CHECKPOINT"
 WEIGHTS_DIR = Path(__file__).resolve().parents[1] / "weights"
 DEFAULT_RECIPE = "robust"
+BFLOAT16 = "bf16"  # in the id of an encoder that runs so
 
 
 class Encoder(Protocol):
     """What turns loaded media into vectors.
 
     Attributes:
-        encoder_id: name, hash of the weights, media recipe: equal ids give equal vectors. Safe as a folder name.
+        encoder_id: name, hash of the weights, media recipe, precision: equal ids give equal vectors. Safe as a
+            folder name.
         embed_dim: width E of the vectors.
         recipe: how `data_pipeline.media.load` has to load media for it.
     """
@@ -116,7 +118,8 @@ def load_encoder(
     content = storage.hash_file(weights)[:8]
     name = re.sub(r"[^A-Za-z0-9._]+", "_", Path(encoder_id).resolve().name)
     scaled = "-scaled_audio" if config.audio_logit_scale else ""  # the same weights, other vectors
-    return FrozenImageBind(net, f"{name}-{content}-{recipe}{scaled}", recipe, device, dtype)
+    precision = f"-{BFLOAT16}" if dtype is torch.bfloat16 else ""
+    return FrozenImageBind(net, f"{name}-{content}-{recipe}{scaled}{precision}", recipe, device, dtype)
 
 
 def vector_space(encoder_id: str) -> str:
@@ -124,9 +127,11 @@ def vector_space(encoder_id: str) -> str:
 
     It is the id with "mllm_tool" for "robust". These recipes give equal vectors but for media that the papers' recipe
     sees wrongly (a picture on its side, one that comes out all white), and for sounds of several channels, whose mean
-    is close to the first: so a model that learned from the one is served with the other.
+    is close to the first: so a model that learned from the one is served with the other. Likewise for bfloat16, whose
+    vectors are those of float32 within its rounding.
     """
-    return "-".join("mllm_tool" if part == "robust" else part for part in encoder_id.split("-"))
+    parts = [part for part in encoder_id.split("-") if part != BFLOAT16]
+    return "-".join("mllm_tool" if part == "robust" else part for part in parts)
 
 
 def _huge_checkpoint() -> Path:

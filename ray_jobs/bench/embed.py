@@ -94,7 +94,8 @@ class _BareForward:
         if not use_gpu:
             torch.set_num_threads(threads)
         self._device = "cuda" if use_gpu else "cpu"
-        self._encoder = load_encoder(encoder_dir, device=self._device)
+        dtype = torch.bfloat16 if use_gpu else torch.float32  # as `embed` does
+        self._encoder = load_encoder(encoder_dir, device=self._device, dtype=dtype)
         self._batch = torch.tensor(batch).to(self._device)  # (B, 3, 224, 224)
         self.time_batches(1)  # warm-up
 

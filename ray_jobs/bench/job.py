@@ -9,6 +9,7 @@ from model.llm.gguf import convert_backbone
 from ray_jobs.bench import decode as bench_decode
 from ray_jobs.bench import embed as bench_embed
 from ray_jobs.bench import memory as bench_memory
+from ray_jobs.bench import prepare as bench_prepare
 from ray_jobs.bench import sweep as bench_sweep
 from ray_jobs.bench import teacher as bench_teacher
 from ray_jobs.bench import train as bench_train
@@ -19,7 +20,7 @@ REAL_BACKBONE = "smollm2_135m"
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
-    """Training against Trainer and our row-by-row mode, and its memory; decoding; a teacher; embedding; a sweep."""
+    """Training against Trainer and row by row, its memory; preparing; decoding; a teacher; embedding; a sweep."""
     results = {"train": bench_train.run(), "decode": bench_decode.run()}
     try:
         backbone = convert_backbone(REAL_BACKBONE, spec.backbones_dir)
@@ -27,6 +28,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
         print(f"training a real backbone is not measured: {error}")
     else:
         results["train_real"] = bench_train.run(bench_train.REAL_TURNS, bench_train.REAL_STEPS_PER_TURN, str(backbone))
+    results["prepare"] = bench_prepare.run()
     connect(spec.ray)
     results["teacher"] = bench_teacher.run()
     results["memory"] = bench_memory.run()

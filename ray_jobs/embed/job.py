@@ -1,15 +1,17 @@
 """Encode every distinct medium of a corpus once, into the feature lake (DESIGN idea 1).
 
-Ray Data: batches of files are decoded by parallel tasks and encoded by actors, which write their vectors as they go. A
-row of the dataset is a whole batch, planned by the driver, so tensors travel as one buffer without being cut or joined.
+Ray Data: batches of files are decoded by parallel tasks and encoded by actors; the driver writes their vectors, which
+are small, as they come. A row of the dataset is a whole batch, planned by the driver, so tensors travel as one buffer
+without being cut or joined.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from data_pipeline.records.schema import SPLITS, Modality
 from ray_jobs.cluster import connect, tagged
 from ray_jobs.config import RunSpec
 from ray_jobs.embed.stages import EncodeBatch, decode_batch
+from ray_jobs.embed.writing import LakeWriter
 from ray_jobs.progress import Progress
 from ray_jobs.train.features import save_embed_info
 
@@ -51,15 +54,15 @@ class _Totals:
 
     started_s: float = field(default_factory=time.monotonic)
     counts: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     batches: list[tuple[float, int]] = field(default_factory=list)  # (end of the batch on the actor's clock, media)
 
     def add(self, row: dict[str, Any]) -> None:
-        for key in ("encoded", "quarantined", "changed"):
-            self.counts[key] += row[key]
-        for key in ("decode_s", "encode_s", "write_s"):
+        n_encoded = len(row["sha256"])
+        self.counts.update(encoded=n_encoded, quarantined=len(json.loads(row["faults"])), changed=row["changed"])
+        for key in ("decode_s", "encode_s"):
             self.seconds[key] += row[key]
-        self.batches.append((row["end_s"], row["encoded"]))
+        self.batches.append((row["end_s"], n_encoded))
 
     @property
     def n_done(self) -> int:
@@ -100,6 +103,7 @@ def embed_corpus(
     num_gpus: float = 0,
     node_resource: str | None = None,
     threads_per_actor: int = 1,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Encode the media of all splits that the lake lacks.
 
@@ -113,6 +117,7 @@ def embed_corpus(
         num_gpus: per actor; 0 = CPU.
         node_resource: custom resource of the nodes that actors may run on, of which each takes as much as of a GPU.
         threads_per_actor: torch threads of a CPU actor.
+        precision: "float32" or "bfloat16", in which the encoder runs; None = bfloat16 on a GPU.
 
     Returns:
         encoder_id, embed_dim, media (distinct, with a hash), known, encoded, quarantined (now), quarantined_before,
@@ -125,8 +130,9 @@ def embed_corpus(
     if Path(encoder_name).is_dir():  # workers may have another working directory
         encoder_name = str(Path(encoder_name).absolute())
     lake_path = locate(lake_path).absolute()
+    precision = precision or ("bfloat16" if num_gpus else "float32")
     with _unwrapped_input_errors():
-        identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name, _default_recipe(media)))
+        identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name, precision, _default_recipe(media)))
     lake = FeatureLake.create(lake_path, identity["encoder_id"], identity["embed_dim"], dtype)
     known, quarantined = lake.modalities(), lake.quarantined()
     _check_modalities(media, known, lake)
@@ -137,11 +143,12 @@ def embed_corpus(
         actor = _ActorResources(num_actors, num_gpus, node_resource, threads_per_actor)
         with _unwrapped_input_errors(), Progress("embed") as progress:
             progress.show(0, len(todo), "media")
-            for row in _stream_batches(
-                _plan(todo, batch_size), lake, lake_path, encoder_name, identity["recipe"], actor
-            ):
-                totals.add(row)
-                progress.show(totals.n_done, len(todo), "media", totals.render_faults())
+            with LakeWriter(lake) as writer:
+                for row in _stream_batches(_plan(todo, batch_size), lake, encoder_name, precision, identity, actor):
+                    writer.add(row)
+                    totals.add(row)
+                    progress.show(totals.n_done, len(todo), "media", totals.render_faults())
+            totals.seconds["write_s"] = writer.write_s
         lake.merge_files()
     else:
         print(f"encoder {lake.encoder_id}: all {len(media)} media are in the lake or quarantined; nothing to encode")
@@ -221,9 +228,9 @@ def _plan(media: list[_Medium], batch_size: int) -> list[pa.Table]:
 def _stream_batches(
     plan: list[pa.Table],
     lake: FeatureLake,
-    lake_path: str | Location,
     encoder_name: str,
-    recipe: str,
+    precision: str,
+    identity: dict[str, Any],
     resources: _ActorResources,
 ) -> Iterator[dict[str, Any]]:
     """Run the pipeline and yield the numbers of each batch as it is done.
@@ -232,18 +239,22 @@ def _stream_batches(
     extra concurrent calls decode the next batches while one encodes. With a GPU, all of the cluster's CPUs decode.
     """
     use_gpu = resources.num_gpus > 0
+    decode = functools.partial(decode_batch, recipe=identity["recipe"])
     with _quiet_ray_data():
         done = (
             ray.data.from_arrow(plan)
             .map_batches(
-                functools.partial(decode_batch, recipe=recipe), batch_format="pyarrow", batch_size=None, num_cpus=1
+                decode,
+                batch_format="pyarrow",
+                batch_size=None,
+                num_cpus=1,
             )
             .map_batches(
                 EncodeBatch,
                 fn_constructor_kwargs={
                     "encoder_name": encoder_name,
-                    "lake_path": str(lake_path),
-                    "encoder_id": lake.encoder_id,
+                    "precision": precision,
+                    "dtype": lake.dtype,
                     "threads": resources.threads,
                     "use_gpu": use_gpu,
                 },
@@ -268,11 +279,13 @@ def _node_arguments(resources: _ActorResources) -> dict[str, Any]:
     return {"resources": asked} if asked else {}
 
 
-def _describe_encoder(encoder_name: str, default_recipe: str) -> dict[str, Any]:
+def _describe_encoder(encoder_name: str, precision: str, default_recipe: str) -> dict[str, Any]:
     """Runs as a task: the driver needs the encoder's identity, not the encoder."""
+    import torch
+
     from model.imagebind.encoders import load_encoder
 
-    encoder = load_encoder(encoder_name, device="cpu", default_recipe=default_recipe)
+    encoder = load_encoder(encoder_name, "cpu", getattr(torch, precision), default_recipe)
     return {"encoder_id": encoder.encoder_id, "embed_dim": encoder.embed_dim, "recipe": encoder.recipe}
 
 
@@ -318,6 +331,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
         num_gpus=spec.embed.num_gpus,
         node_resource=spec.embed.node_resource,
         threads_per_actor=spec.embed.threads_per_actor,
+        precision=spec.embed.precision,
     )
     save_embed_info(spec.run_dir, result["encoder_id"], corpus.catalog.content_hash)
     return result

@@ -15,7 +15,6 @@ import pyarrow as pa
 from data_pipeline import storage
 from data_pipeline.errors import MediaError
 from data_pipeline.locations import locate
-from data_pipeline.media.feature_lake import FeatureLake
 from data_pipeline.media.limits import describe_source
 from data_pipeline.media.load import load_media
 from data_pipeline.records.schema import Modality
@@ -65,9 +64,16 @@ def decode_batch(batch: pa.Table, recipe: str) -> pa.Table:
 
 
 class EncodeBatch:
-    """Ray Data actor: encodes decoded batches and writes vectors and faults to the lake. Calls may run in parallel."""
+    """Ray Data actor: encodes decoded batches. Calls may run in parallel.
 
-    def __init__(self, encoder_name: str, lake_path: str, encoder_id: str, threads: int, use_gpu: bool) -> None:
+    Args:
+        encoder_name, precision: as `load_encoder` takes them.
+        dtype: of the vectors, as the lake stores them.
+        threads: of torch, on a CPU.
+        use_gpu: encode on the actor's GPU.
+    """
+
+    def __init__(self, encoder_name: str, precision: str, dtype: str, threads: int, use_gpu: bool) -> None:
         import torch
 
         from model.imagebind.encoders import load_encoder
@@ -75,35 +81,34 @@ class EncodeBatch:
         # Batches may be views of Ray's object store, which is read-only; the encoder only reads them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         self._device = "cuda" if use_gpu else "cpu"
-        self._encoder = load_encoder(encoder_name, device=self._device)
-        self._lake = FeatureLake(lake_path, encoder_id)
+        self._encoder = load_encoder(encoder_name, device=self._device, dtype=getattr(torch, precision))
+        self._dtype = np.dtype(dtype)
         # One thread encodes, whatever thread a call runs in: forwards do not compete, and there is one OpenMP team.
         initializer = None if use_gpu else functools.partial(torch.set_num_threads, threads)
         self._encode_thread = ThreadPoolExecutor(1, initializer=initializer)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row from `decode_batch` to one row of numbers: media by outcome, seconds by stage, end time."""
+        """One row from `decode_batch` to one row: vectors and faults, and what the batch took."""
         meta = batch.drop_columns(["tensor"]).to_pylist()[0]
         modality, sha256s, faults = meta["modality"], meta["sha256"], json.loads(meta["faults"])
-        n_encoded, encode_s, write_s = 0, 0.0, 0.0
+        matrix, encode_s = np.zeros((0, self._encoder.embed_dim), self._dtype), 0.0
         if sha256s:
             array = _from_binary(batch["tensor"], meta["shape"])  # (B, ...) float32, a view
-            matrix, encode_s = self._encode_thread.submit(self._encode, modality, array).result()  # (B, E)
-            started_s = time.perf_counter()
-            is_finite = np.isfinite(matrix.astype(self._lake.dtype)).all(axis=1)
+            found, encode_s = self._encode_thread.submit(self._encode, modality, array).result()  # (B, E)
+            matrix = found.astype(self._dtype)
+            is_finite = np.isfinite(matrix).all(axis=1)
             faults |= {sha256s[i]: "the encoder gave a vector that is not finite" for i in np.flatnonzero(~is_finite)}
             kept = np.flatnonzero(is_finite)
-            self._lake.write_features([sha256s[i] for i in kept], modality, matrix[kept])
-            n_encoded, write_s = len(kept), time.perf_counter() - started_s
-        self._lake.write_quarantine(list(faults), modality, list(faults.values()))
+            matrix, sha256s = matrix[kept], [sha256s[i] for i in kept]
         return pa.table(
             {
-                "encoded": [n_encoded],
-                "quarantined": [len(faults)],
+                "modality": [modality],
+                "sha256": pa.array([sha256s], pa.list_(pa.string())),
+                "vectors": pa.array([matrix.tobytes()], pa.large_binary()),
+                "faults": [json.dumps(faults)],
                 "changed": [meta["changed"]],
                 "decode_s": [meta["decode_s"]],
                 "encode_s": [encode_s],
-                "write_s": [write_s],
                 "end_s": [time.time()],
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,12 @@ import pyarrow as pa
 import ray.data
 
 from data_pipeline.batches.blocks import keep_order
-from data_pipeline.locations import locate
+from data_pipeline.locations import Location, locate
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 from ray_jobs.cluster import tagged, thread_env
 from ray_jobs.config import EvaluateOptions
+from ray_jobs.evaluate.answers import KeptAnswers, compute_key
 from ray_jobs.progress import Progress
 from ray_jobs.train.checkpoint import load_parameters
 
@@ -26,11 +28,13 @@ class TrainedModel:
         model_config: `ModelConfig` as a mapping.
         checkpoint: folder of the trained parameters, readable by every node.
         options: how to decode.
+        answers_dir: where answers lie until all are there.
     """
 
     model_config: dict[str, Any]
     checkpoint: str
     options: EvaluateOptions
+    answers_dir: Location
 
     def build(self) -> ToolLLM:
         """The model on the actor's device."""
@@ -39,28 +43,45 @@ class TrainedModel:
         return mllm.to("cuda" if self.options.num_gpus else "cpu").eval()
 
 
-def decode_on_actors(
-    actor: type, job: Any, table: pa.Table, options: EvaluateOptions, unit: str
-) -> list[dict[str, Any]]:
+def decode_on_actors(actor: type, job: Any, table: pa.Table, model: TrainedModel, unit: str) -> list[dict[str, Any]]:
     """Run batches of the table through actors and say how it goes on.
+
+    Answers are kept as they come. Asked the same again, after a kill, it goes on: batches are cut as before, and those
+    that are answered are not asked again, so that the answers are those of a run that nothing disturbed.
 
     Args:
         actor: class whose constructor takes `job` and whose call takes and returns a table with a column "position".
-        job: what an actor is built from.
+        job: what an actor is built from; its `repr` says all of it.
         table: one row per item, in the order in which they are put side by side, with a column "position" that counts
             the items from 0.
-        options: batch size and actors.
+        model: says how to decode, and where answers are kept.
         unit: what a row is, in the plural.
 
     Returns:
         one mapping per item, by position.
     """
-    keep_order(ray.data.DataContext.get_current())
-    dataset = ray.data.from_arrow(table).repartition(max(1, -(-table.num_rows // options.batch_size)))
+    options = model.options
+    folder = model.answers_dir / compute_key(actor, job, model.checkpoint, table)
+    with KeptAnswers(folder) as answers, Progress("evaluate") as progress:
+        batches = [table.slice(start, options.batch_size) for start in range(0, len(table), options.batch_size)]
+        todo = [batch for batch in batches if not answers.rows.keys() >= set(batch["position"].to_pylist())]
+        progress.show(len(answers.rows), len(table), unit)
+        for block in _decode(actor, job, todo, options):
+            answers.add(block)
+            progress.show(len(answers.rows), len(table), unit)
+    return [answers.rows[position] for position in sorted(answers.rows)]
+
+
+def _decode(actor: type, job: Any, batches: list[pa.Table], options: EvaluateOptions) -> Iterator[pa.Table]:
+    """The answers to each batch, in order."""
+    if not batches:
+        return
+    dataset = ray.data.from_arrow([batch.combine_chunks() for batch in batches])
+    keep_order(dataset.context)
     decoded = dataset.map_batches(
         actor,
         fn_constructor_args=(job,),
-        batch_size=options.batch_size,
+        batch_size=None,  # a block is a batch
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=options.num_actors),
         num_cpus=options.threads_per_actor,
@@ -68,11 +89,5 @@ def decode_on_actors(
         resources=tagged(options.node_resource, options.num_gpus),
         runtime_env={"env_vars": thread_env(options.threads_per_actor)},
     )
-    rows: list[dict[str, Any]] = []
     blocks: Any = decoded.iter_batches(batch_size=None, batch_format="pyarrow")
-    with Progress("evaluate") as progress:
-        progress.show(0, table.num_rows, unit)
-        for block in blocks:
-            rows += block.to_pylist()
-            progress.show(len(rows), table.num_rows, unit)
-    return sorted(rows, key=lambda row: row["position"])
+    yield from blocks

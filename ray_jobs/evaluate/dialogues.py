@@ -175,7 +175,7 @@ def evaluate_dialogues(
     order = np.lexsort(([len(prompt) for prompt in prompts], [len(each) for each in turns]))
     start = time.perf_counter()
     job = DialogueJob(model, {tool.call_name: tool for tool in catalog}, finds_cards)
-    decoded = decode_on_actors(DialogueDecoder, job, table.take(order), model.options, "dialogues")
+    decoded = decode_on_actors(DialogueDecoder, job, table.take(order), model, "dialogues")
     seconds = time.perf_counter() - start
     free, constrained = (
         score_dialogues(usable, [row[way] for row in decoded], seen_tool_ids) for way in ("texts", "constrained")

@@ -23,6 +23,7 @@ from ray_jobs.train.features import load_media_vectors, separate_usable
 from ray_jobs.train.job import TrainSummary
 
 FOLDER = "evaluation"  # in the run's folder
+ANSWERS = "evaluation-answers"  # beside it, until all are there
 REPORT_FILE = "report.md"
 EVALUATION_FILE = "evaluation.json"
 
@@ -54,7 +55,8 @@ def evaluate(spec: RunSpec) -> Evaluation:
         InputError: no corpus, no trained model, or nothing to evaluate.
     """
     summary = TrainSummary.load(spec.run_dir)
-    model = TrainedModel(summary.model_config, str(summary.find_best_checkpoint()), spec.evaluate)
+    checkpoint = str(summary.find_best_checkpoint())
+    model = TrainedModel(summary.model_config, checkpoint, spec.evaluate, (spec.run_dir / ANSWERS).absolute())
     corpus = summary.open_corpus(spec.corpus_dir)
     train_records, test_records = list(corpus.records("train")), list(corpus.records("test"))
     val_questions = [record for record in corpus.records("val") if not record.is_dialogue]
@@ -111,6 +113,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
         sections = [part.to_markdown() for part in (questions, retrieval, dialogues) if part is not None]
         storage.write_file(local / REPORT_FILE, "\n".join(["# Evaluation\n", *sections]))
         storage.write_file(local / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
+    storage.remove_folder(model.answers_dir)
     tracker = RunLogger(spec.tracking_uri, summary.mlflow_run_id, spool_dir=spec.spool_dir)
     tracker.log_metrics(name_metrics(result))
     tracker.log_artifacts(storage.fetch_folder(folder), FOLDER)

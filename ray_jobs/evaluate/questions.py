@@ -201,7 +201,7 @@ def _decode(
     # questions of like length side by side: less padding in a batch
     table = table.take(np.argsort([len(record.instruction) for record in records], kind="stable"))
     job = _Job(model, tool_ids, max_target_tokens, longest_answer(tokenizer, tool_ids), ranks_alone)
-    return decode_on_actors(Decoder, job, table, model.options, "questions")
+    return decode_on_actors(Decoder, job, table, model, "questions")
 
 
 def permute_media(

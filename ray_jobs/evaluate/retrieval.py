@@ -142,7 +142,7 @@ def evaluate_retrieval(
         }
     )
     table = table.take(np.argsort([len(prompt) for prompt in prompts], kind="stable"))  # less padding in a batch
-    rows = decode_on_actors(VectorEncoder, model, table, model.options, "prompts")
+    rows = decode_on_actors(VectorEncoder, model, table, model, "prompts")
     encoded = np.array([row["vector"] for row in rows], dtype=np.float32)
     p = compare_with_cards(encoded[len(tools) :], encoded[: len(tools)])  # [Q, K]
     nearest = np.argsort(-p, axis=1, kind="stable")[:, : max(DEPTHS)]
@@ -168,7 +168,7 @@ def _describe(model: TrainedModel, records: Sequence[ToolRecord]) -> list[str]:
     words = [record.instruction for record in records]
     table = pa.table({"position": pa.array(range(len(words)), pa.int64()), "instruction": pa.array(words, pa.string())})
     table = table.take(np.argsort([len(text) for text in words], kind="stable"))  # less padding in a batch
-    return [row["text"] for row in decode_on_actors(TaskDescriber, model, table, model.options, "descriptions")]
+    return [row["text"] for row in decode_on_actors(TaskDescriber, model, table, model, "descriptions")]
 
 
 def _score(

@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
+from ray_jobs.config import load_run_spec
 from ray_jobs.demo import STAGES
+from ray_jobs.train.job import TrainSummary
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -92,12 +95,34 @@ def test_a_terminal_sees_a_training_fill_its_bar(demo: tuple[Path, subprocess.Co
     assert json.loads(text.splitlines()[-1])["metrics"]["step"] == 10
 
 
-def test_warning_and_error_of_a_worker_reach_the_user(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_divergence_ends_at_once_and_says_what_to_change(
+    demo: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """It would repeat bit for bit: no restart, though three are allowed; what was trained before stays as it is."""
     folder, _ = demo
-    command = build_command(folder, "train", "train.lr=1e30", "train.warmup_steps=0")
+    spec = load_run_spec("demo", [f"runs_dir={folder}"])
+    summary = TrainSummary.load(spec.run_dir)
+    checkpoints = Path(summary.last_checkpoint).parent
+    before = sorted(checkpoints.rglob("*"))
+    command = build_command(folder, "train", "train.lr=1e30", "train.warmup_steps=0", "train.max_failures=3")
     result = subprocess.run(command, cwd=REPO, env=clean_env(), capture_output=True, text=True, timeout=300)
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert re.search(r"^error: the (loss|grad_norm) of step \d is (nan|inf): .*train\.lr", result.stderr, re.MULTILINE)
-    assert "[deepspeed] OVERFLOW! Skipping step." in result.stdout + result.stderr, "DeepSpeed's own, in the worker"
-    assert "\x1b[" not in result.stdout + result.stderr
+    said = result.stdout + result.stderr
+    assert result.returncode == 2, said
+    (fault,) = re.findall(r"^error: .*", result.stderr, re.MULTILINE)
+    assert re.fullmatch(
+        r"error: the (loss|grad_norm) of step (\d) is (nan|inf): the training has diverged, at a learning rate of .*; "
+        r"lower train\.lr=1e\+30 or train\.max_grad_norm=1, or raise train\.warmup_steps=0\.",
+        fault,
+    ), fault
+    assert "[deepspeed] OVERFLOW! Skipping step." in said, "DeepSpeed's own, in the worker"
+    assert "Traceback" not in said
+    assert "\x1b[" not in said
     assert not [line for line in result.stdout.splitlines() if line.startswith(("{", "train     5/5"))]
+    client = MlflowClient(spec.tracking_uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (failed,) = client.search_runs(experiments, "attributes.status = 'FAILED'")
+    assert failed.data.params["train.lr"] == "1e+30"
+    steps = [metric.step for metric in client.get_metric_history(failed.info.run_id, "train/loss")]
+    assert steps == list(range(len(steps))), "each step once: nothing was started again"
+    assert sorted(checkpoints.rglob("*")) == before
+    assert TrainSummary.load(spec.run_dir) == summary

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
-import pytest
 from PIL import Image
 
 from data_pipeline.corpus.audit import CHECKS, CorpusAudit, audit_corpus
 from data_pipeline.corpus.audit_page import render_audit_page
 from data_pipeline.corpus.build import Corpus, PrepareOptions, build_corpus
-
-
-@pytest.fixture(autouse=True)
-def tasks_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's tasks are called in this process: what is built is the same, without the seconds that Ray needs."""
-    monkeypatch.setattr("ray.remote", lambda function: SimpleNamespace(remote=function))
-    monkeypatch.setattr("ray.get", lambda done: done)
-    monkeypatch.setattr(
-        "data_pipeline.corpus.clean.hash_media",
-        lambda root, uris: [(uri, hashlib.sha256((root / uri).read_bytes()).hexdigest()) for uri in uris],
-    )
-
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 TASKS = {
@@ -55,10 +40,10 @@ def _counts(audit: CorpusAudit) -> dict[str, int]:
 
 
 def test_a_clean_corpus_has_no_finding(tmp_path: Path) -> None:
-    audit, by_split = audit_corpus(_build(tmp_path, CLEAN))
+    audit, facts = audit_corpus(_build(tmp_path, CLEAN))
     assert _counts(audit) == {}
     assert tuple(finding.check for finding in audit.findings) == tuple(CHECKS)
-    assert "None of the 8 checks found anything" in render_audit_page(audit, by_split)
+    assert "None of the 8 checks found anything" in render_audit_page(audit, facts)
 
 
 def test_planted_faults_are_found(tmp_path: Path) -> None:
@@ -80,7 +65,7 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
         {"instruction": f"Say {HOSTILE} to the next customers please", "tools": ["shop/stock"], "split": "train"},
     ]
     corpus = _build(tmp_path, [*CLEAN, *planted], ("shop/rare$x_$",))
-    audit, by_split = audit_corpus(corpus)
+    audit, facts = audit_corpus(corpus)
     assert _counts(audit) == {
         "exact_leaks": 1,
         "shared_media": 1,
@@ -101,7 +86,7 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     assert (found["unsafe_words"].examples[0].other, found["unsafe_words"].by) == ("nude", {"test": 1})
     assert audit.tools["shop/stock"] == {"train": 4, "val": 2, "test": 3}
     assert audit.tail["rare_in_training"] == 4
-    _check_page(render_audit_page(audit, by_split), audit)
+    _check_page(render_audit_page(audit, facts), audit)
     numbers = json.loads(json.dumps(audit.to_json()))
     assert numbers["findings"]["exact_leaks"]["n"] == 1
     assert numbers["licences"] == {"jsonl": {"terms": "the user's own data; terms not stated", "is_stated": False}}

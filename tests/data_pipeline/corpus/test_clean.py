@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 import unicodedata
 from pathlib import Path
 
-from data_pipeline.corpus.clean import clean_records, find_spellings
+import pytest
+
+from data_pipeline.corpus.attach import Spellings
+from data_pipeline.corpus.clean import clean_records
+from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import ToolCatalog
 from data_pipeline.records.schema import Modality, ToolRecord
 from data_pipeline.sources.reading import SourceReading
@@ -18,9 +23,15 @@ def _record(number: int, instruction: str, *tool_ids: str, **fields: object) -> 
     return ToolRecord(record_id=str(number), instruction=instruction, valid_tool_ids=tool_ids or ("a",), **values)  # type: ignore[arg-type]
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def _clean(*records: ToolRecord, resplit: bool = False) -> tuple[list[ToolRecord], SourceReading]:
-    reading = SourceReading("test", "", ToolCatalog(()), None, records)
-    return clean_records(reading, "keep", resplit).records, reading
+    reading = SourceReading("test", "", ToolCatalog.from_tool_ids("abc"), None, records)
+    folder = Path(tempfile.mkdtemp(dir="."))
+    return list(clean_records(reading, folder, "keep", resplit).records()), reading
 
 
 def test_questions_with_the_same_words_are_joined() -> None:
@@ -63,4 +74,9 @@ def test_files_are_found_in_another_unicode_spelling(tmp_path: Path) -> None:
     (tmp_path / f"{NFC}.png").write_bytes(b"y")
     uris = [f"{NFC}/{NFC}.png", f"{NFD}/{NFC}.png", f"{NFD}.png", f"{NFC}.png", f"{NFC}/absent.png", "absent/ü.png"]
     real = f"{NFD}/{NFD}.png"
-    assert find_spellings(tmp_path, uris) == {uris[0]: real, uris[1]: real, uris[2]: f"{NFC}.png"}
+    assert Spellings(tmp_path).find(uris) == {uris[0]: real, uris[1]: real, uris[2]: f"{NFC}.png"}
+
+
+def test_an_id_that_is_used_twice_is_named() -> None:
+    with pytest.raises(InputError, match="record id '1' of source 'test' is used twice"):
+        _clean(_record(0, "p"), _record(1, "q"), _record(1, "r"))

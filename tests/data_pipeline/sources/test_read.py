@@ -319,7 +319,7 @@ def test_jsonl_catalogue_faults(tmp_path: Path) -> None:
         read_source("jsonl", path)
     (tmp_path / "catalog.txt").unlink()
     with pytest.raises(InputError, match=r"no catalog\.jsonl or catalog\.txt beside"):
-        read_source("jsonl", path)
+        list(read_source("jsonl", path))
 
 
 def _own(folder: Path, name: str, *rows: dict[str, object], catalog: str = "look\nlisten\n") -> SourceOptions:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.errors import InputError
-from data_pipeline.sources.rows import read_rows
+from data_pipeline.sources import rows as rows_module
+from data_pipeline.sources.rows import cut_rows, read_range, read_rows
 
 ROWS = [{"instruction": "Grün?\u2028Ja", "tools": ["a", "b"]}, {"instruction": "[x", "tools": ["a"]}]
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -92,3 +93,33 @@ def test_a_csv_row_with_too_many_cells_is_at_fault(tmp_path: Path) -> None:
     first, second = read_rows(tmp_path / "a.csv")
     assert first.fault == "more cells than columns"
     assert second.content == {"a": "4"}
+
+
+def test_a_file_that_is_cut_has_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte order mark, blank lines, signs that only look like line breaks, and lines longer than a piece."""
+    monkeypatch.setattr(rows_module, "PIECE_BYTES", 64)
+    monkeypatch.setattr(rows_module, "PIECE_ROWS", 10)
+    texts = [json.dumps({"a": f"{number}\u2028\x85ü" * (1 + number % 9)}, ensure_ascii=False) for number in range(50)]
+    texts.insert(20, "\r")
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "\n\n".join(texts), encoding="utf-8", newline="")
+    pq.write_table(pa.table({"a": range(95)}), tmp_path / "a.parquet", row_group_size=4)
+    for name, n_pieces in (("a.jsonl", 25), ("a.parquet", 8)):
+        pieces = cut_rows(tmp_path / name)
+        assert len(pieces) >= n_pieces
+        rows = [row for piece in pieces for row in read_range(tmp_path / name, piece)]
+        assert [(row.content, row.place) for row in rows] == [
+            (row.content, row.place) for row in read_rows(tmp_path / name)
+        ]
+        assert len(rows) in (50, 95)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n'))
+    assert cut_rows(tmp_path / "b.jsonl.gz") == [], "what is packed cannot be read from its middle"
+
+
+def test_what_is_no_utf_8_and_what_has_no_end_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl is not UTF-8 at byte 16"):
+        list(read_rows(tmp_path / "a.jsonl"))
+    monkeypatch.setattr(rows_module, "MAX_LINE_BYTES", 1000)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' + b" " * 10**6))
+    with pytest.raises(InputError, match=r"line 2 holds more than 1,000 bytes"):
+        list(read_rows(tmp_path / "b.jsonl.gz"))

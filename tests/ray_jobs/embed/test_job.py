@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import wave
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from io import StringIO
@@ -18,6 +19,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -28,10 +30,12 @@ from data_pipeline.errors import InputError
 from data_pipeline.media.feature_lake import FeatureLake
 from data_pipeline.media.load import load_media
 from data_pipeline.records.schema import Modality
-from model.imagebind.encoders import load_encoder
+from model.imagebind.encoders import load_encoder, vector_space
 from model.imagebind.network import ImageBind, ImageBindConfig
+from ray_jobs.embed import writing
 from ray_jobs.embed.job import _default_recipe, _Medium, embed_corpus
 from ray_jobs.embed.stages import decode_batch
+from ray_jobs.embed.writing import LakeWriter
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -212,7 +216,9 @@ INTERRUPTED_PASS = """
 import sys
 import ray
 from data_pipeline.corpus.build import Corpus
+from ray_jobs.embed import writing
 from ray_jobs.embed.job import embed_corpus
+writing.WRITE_EVERY_S = 0.0
 ray.init(address=sys.argv[1], log_to_driver=False)
 embed_corpus(Corpus.open(sys.argv[2]), sys.argv[3], sys.argv[4], dtype="float32", batch_size=1)
 """
@@ -244,7 +250,8 @@ def test_a_killed_pass_continues(encoder_dir: Path, tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    result = embed_corpus(corpus, lake_path, str(encoder_dir), dtype="float32")
+    result = embed_corpus(corpus, lake_path, str(encoder_dir), dtype="float32", batch_size=1)
+    assert len(list(lake_path.glob("*/features/*.parquet"))) == 1, "its own is one file, to which the others are joined"
     assert result["known"] >= 3, "what the killed pass had written is kept"
     assert result["encoded"] > 0, "it was killed before its end"
     lake = FeatureLake(lake_path, result["encoder_id"])
@@ -257,6 +264,42 @@ def test_a_killed_pass_continues(encoder_dir: Path, tmp_path: Path) -> None:
     expected = load_encoder(str(encoder_dir)).encode("image", torch.from_numpy(batch)).numpy()
     np.testing.assert_allclose(matrix, expected, atol=2e-6)
     assert list(index) == [shas[name] for name in names]
+
+
+def test_an_encoder_in_bfloat16_has_vectors_of_its_own(
+    mixed: Corpus, encoder_dir: Path, first_pass: dict[str, Any]
+) -> None:
+    lake_path = mixed.path.parent / "lake"
+    result = embed_corpus(mixed, lake_path, str(encoder_dir), dtype="float32", precision="bfloat16")
+    assert result["encoder_id"] == first_pass["encoder_id"] + "-bf16"
+    assert result["encoded"] == len(GOOD), "float32's are not taken for them"
+    assert vector_space(result["encoder_id"]) == vector_space(first_pass["encoder_id"]), "a model may read either"
+    shas = [_shas(mixed)[name] for name in GOOD]
+    found, expected = (FeatureLake(lake_path, each["encoder_id"]).load(shas)[1] for each in (result, first_pass))
+    assert (found != expected).any()
+    assert ((found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)).min() > 0.999
+
+
+def test_vectors_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = FeatureLake.create(tmp_path, "encoder", 4, "float32")
+    monkeypatch.setattr(writing, "SHARD_ROWS", 10)
+    vectors = np.random.default_rng(0).normal(size=(25, 4)).astype(np.float32)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number, vector in enumerate(vectors):
+            faults = json.dumps({"bad": "why"} if number == 3 else {})
+            modality = "image" if number < 12 else "video"
+            yield {"modality": modality, "sha256": [str(number)], "vectors": vector.tobytes(), "faults": faults}
+
+    with pytest.raises(KeyboardInterrupt), LakeWriter(lake) as writer:  # noqa: PT012 - what is at hand is written then, too
+        for row in rows():
+            writer.add(row)
+        raise KeyboardInterrupt
+    assert sorted(pq.read_metadata(file).num_rows for file in lake.path.glob("features/*")) == [2, 5, 8, 10]
+    index, matrix = lake.load([str(number) for number in range(25)])
+    assert (matrix[[index[str(number)] for number in range(25)]] == vectors).all()
+    assert lake.modalities()["12"] == "video"
+    assert lake.quarantined() == {"bad": "why"}
 
 
 def test_decoding_stage_separates_good_bad_and_changed(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> job.DialogueEvaluation:
     monkeypatch.setattr(job, "write_dialogues", write)
     monkeypatch.setattr(job, "TurnWriter", lambda mllm, limits: None)
     monkeypatch.setattr(job, "decode_on_actors", decode)
-    model = TrainedModel({"backbone": "x"}, "", EvaluateOptions(turn_max_new_tokens=16))
+    model = TrainedModel({"backbone": "x"}, "", EvaluateOptions(turn_max_new_tokens=16), Path())
     catalog = ToolCatalog([Tool("lab/find", "Finds.", "image", name="Find It"), Tool("lab/other"), Tool("unknown")])
     result = job.evaluate_dialogues(model, RECORDS, 500, {"lab/find", "unknown"}, catalog, False)
     assert result is not None
