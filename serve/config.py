@@ -73,6 +73,13 @@ class ServeArgs(BaseModel):
         default="auto",
         description="of language model and encoder; auto: as trained for the first, float32 for the second",
     )
+    engine: Literal["local", "vllm"] = Field(
+        default="local",
+        description="what runs the language model: the predictor itself, or a vLLM server (docs/engines.md)",
+    )
+    vllm_url: str | None = Field(
+        default=None, description="of that server, such as http://127.0.0.1:8100; its key is in TOOLMM_VLLM_API_KEY"
+    )
     bundle_poll_s: float = Field(default=10.0, gt=0, description="how often a predictor replica looks for new bundles")
     top_k: int = Field(default=5, ge=1, description="tools named where a request does not say k")
 
@@ -167,6 +174,14 @@ class ServeArgs(BaseModel):
     def _check_replicas(self) -> ServeArgs:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, below min_replicas {self.min_replicas}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> ServeArgs:
+        if (self.engine == "vllm") != (self.vllm_url is not None):
+            raise ValueError("engine=vllm and vllm_url go together")
+        if self.vllm_url is not None and not _URL.fullmatch(self.vllm_url):
+            raise ValueError("vllm_url begins with http:// or https:// and holds neither blanks nor an @")
         return self
 
     @model_validator(mode="after")

@@ -19,7 +19,6 @@ from torch import Tensor
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from model.decode.tree_cache import (
-    CachedPath,
     DecodeStats,
     Prompt,
     TreeCache,
@@ -59,8 +58,11 @@ def p_unknown(ranking: Iterable[RankedTool]) -> float | None:
     return next((tool.probability for tool in ranking if tool.tool_id == UNKNOWN_TOOL_ID), None)
 
 
-class _Search:
-    """Uniform-cost search for the k likeliest leaves below one prompt, `width` nodes at a time."""
+class LeafSearch:
+    """Uniform-cost search for the k likeliest leaves below one prompt, `width` nodes at a time; it runs no model.
+
+    A path is whatever its user finds the tokens of a node's ancestors by.
+    """
 
     def __init__(self, trie: ChoiceTrie, k: int, also: Sequence[str], width: int) -> None:
         self._trie = trie
@@ -68,12 +70,12 @@ class _Search:
         self._width = width
         self._on_the_way = {node for tool_id in also for node in trie.ancestors(tool_id)}
         self._also = {trie.choices.index(tool_id) for tool_id in also}
-        self._required: list[tuple[float, int, CachedPath]] = []  # nodes on the way to a tool of `also`
-        self._frontier: list[tuple[float, int, CachedPath]] = []  # heap of (-log probability, node, parent's path)
+        self._required: list[tuple[float, int, Any]] = []  # nodes on the way to a tool of `also`
+        self._frontier: list[tuple[float, int, Any]] = []  # heap of (-log probability, node, parent's path)
         self._best: list[tuple[float, int]] = []  # heap of the k best (log probability, -tool): the worst comes first
         self._extra: dict[int, float] = {}
 
-    def add_children(self, node: int, log_probability: float, path: CachedPath, choices: np.ndarray) -> None:
+    def add_children(self, node: int, log_probability: float, path: Any, choices: np.ndarray) -> None:
         """Take note of an expanded node's children; `choices` are their log probabilities given the node."""
         for child, choice in zip(self._trie.children(node), choices.tolist(), strict=True):
             total = log_probability + choice
@@ -91,7 +93,7 @@ class _Search:
             else:
                 heapq.heappushpop(self._best, (total, -tool))
 
-    def next_nodes(self) -> list[tuple[float, int, CachedPath]]:
+    def next_nodes(self) -> list[tuple[float, int, Any]]:
         """The nodes to expand next, as (log probability, node, parent's path); none when the search is over."""
         taken, self._required = self._required, []
         for _ in range(self._width):
@@ -111,6 +113,11 @@ class _Search:
     def _is_hopeless(self, log_probability: float) -> bool:
         """No leaf below can beat the k tools at hand: it is at most as likely as its ancestor."""
         return len(self._best) == self._k and log_probability <= self._best[0][0]
+
+
+def default_width(k: int) -> int:
+    """Frontier nodes per prompt and pass for k tools: one more costs tokens and hardly saves a pass."""
+    return min(k // 2 + 2, MAX_DEFAULT_WIDTH)
 
 
 def top_k_tools(
@@ -159,15 +166,15 @@ class ToolSearch:
         self._trie = trie
         self._also = also
         self._stats = DecodeStats() if stats is None else stats
-        self._rows: list[_Search] = []
+        self._rows: list[LeafSearch] = []
         self._cache: TreeCache | None = None  # as many rows
 
     def add(self, prompts: Sequence[Prompt], k: int, width: int | None = None) -> None:
         """Run further prompts; not after `run`. Arguments and errors as of `top_k_tools`."""
-        width = min(k // 2 + 2, MAX_DEFAULT_WIDTH) if width is None else width
+        width = default_width(k) if width is None else width
         if k < 1 or width < 1:
             raise InputError(f"k is {k} and width {width}; both must be at least 1.")
-        rows = [_Search(self._trie, min(k, len(self._trie)), self._also, width) for _ in prompts]
+        rows = [LeafSearch(self._trie, min(k, len(self._trie)), self._also, width) for _ in prompts]
         if prompts and self._trie.n_nodes > 1:  # one tool: nothing to decide
             with decoding(self._mllm):
                 self._run_prompts(prompts, rows)
@@ -183,7 +190,7 @@ class ToolSearch:
             self._search(self._cache)
         return [row.ranking() for row in self._rows]
 
-    def _run_prompts(self, prompts: Sequence[Prompt], rows: Sequence[_Search]) -> None:
+    def _run_prompts(self, prompts: Sequence[Prompt], rows: Sequence[LeafSearch]) -> None:
         cache = TreeCache(self._mllm, prompts, self._trie.edge(0), self._stats)
         for row, path, choice in zip(rows, cache.paths, self._score(cache.hidden, [0] * len(prompts)), strict=True):
             row.add_children(0, 0.0, path, choice)

@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from data_pipeline.batches.encoding import encode_dialogue, encode_text
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import TURN_STOP, render_answer, render_call
 from model.decode.answer_text import finish_answer, settled_answer
 from model.decode.kept_prefixes import KeptPrefix, KeptPrefixes
+from model.decode.next_token import LocalNextToken, NextToken
 from model.decode.retrieval import compare_with_cards
-from model.decode.tree_cache import DecodeStats, Prompt, TreeCache, decoding
+from model.decode.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding
 from model.decode.turn_row import Blocks, Read, TokenKinds, TurnRow
 from model.decode.turn_types import (
     ANSWER,
@@ -61,14 +61,15 @@ class EncodedTurn:
     cards: np.ndarray | None
 
 
-class TurnWriter:
-    """Writes turns with one model; the rows of a batch step on their own, each through its own turn."""
+class TurnComposer:
+    """Decides what stands in a turn, by whatever tells the next token; it runs no model itself."""
 
-    def __init__(self, mllm: Any, limits: TurnLimits | None = None) -> None:
-        self._mllm = mllm
-        self._tokenizer = mllm.tokenizer
+    def __init__(self, next_token: NextToken, limits: TurnLimits | None = None) -> None:
+        self._next_token = next_token
+        self._tokenizer = next_token.tokenizer
         self._limits = TurnLimits() if limits is None else limits
-        self._kinds = TokenKinds(mllm)
+        self._max_positions = next_token.max_positions
+        self._kinds = TokenKinds(next_token.tokenizer, next_token.n_tokens)
 
     def encode(self, request: TurnRequest, cards: np.ndarray | None = None) -> EncodedTurn:
         """Tokenise what the model reads, turn by turn as in training.
@@ -86,12 +87,108 @@ class TurnWriter:
         prompt_ids = np.concatenate(pieces)
         _check_files(request.files)
         longest = max(self._longest_answer(), *(self._longest_call(tool, request) for tool in _offers(request)), 0)
-        if len(prompt_ids) + longest > self._mllm.max_positions:
+        if len(prompt_ids) + longest > self._max_positions:
             raise PromptTooLongError(
                 f"The dialogue has {len(prompt_ids)} tokens and a turn may need {longest}, but the model has "
-                f"{self._mllm.max_positions} positions; shorten the dialogue or offer fewer tools."
+                f"{self._max_positions} positions; shorten the dialogue or offer fewer tools."
             )
         return EncodedTurn(request, prompt_ids, cards)
+
+    def open_row(self, start: CachedPath, stats: DecodeStats, next_token: NextToken | None = None) -> TurnRow:
+        """A row behind a prompt that was read, for `compose`; `next_token` answers in the place of the composer's."""
+        return TurnRow(self._next_token if next_token is None else next_token, self._kinds, start, stats)
+
+    def compose(self, turn: EncodedTurn, row: TurnRow, end: Any) -> _Writing:
+        """Write one turn behind its prompt, whose end is given: yields blocks to read and is sent what `Read` names."""
+        request = turn.request
+        if not request.is_constrained:
+            room = self._max_positions - row.start.length
+            text = yield from row.write_freely(end, min(self._answer_limit(request), room))
+            return self._finish(turn, text, [])
+        offers = {tool.name: tool for tool in _offers(request)}
+        names = [ANSWER, *offers] if request.may_answer or not offers else list(offers)
+        scores = yield from row.score("", [_head(name) for name in names])  # [names]
+        if turn.cards is not None and offers:
+            rows = {tool.name: card for tool, card in zip(request.tools, turn.cards, strict=True)}
+            at_hand = np.stack([rows[name] for name in offers])  # [offers, D]
+            (by_card,) = compare_with_cards(to_vectors(end).cpu().numpy(), at_hand)
+            scores[-len(offers) :] = _agree(scores[-len(offers) :], np.log(by_card))
+        choices = sorted(zip(names, scores.tolist(), strict=True), key=lambda choice: -choice[1])
+        name = _decide(choices)
+        if name == ANSWER:
+            text = yield from self._write_answer(row, request)
+            return self._finish(turn, render_answer(text), choices)
+        values = yield from self._write_arguments(row, request, offers[name])
+        return self._finish(turn, render_call(name, ", ".join(values)), choices)
+
+    def _write_arguments(self, row: TurnRow, request: TurnRequest, tool: TurnTool) -> _Writing:
+        """The values in order, each within its kind."""
+        n_texts = sum(not _known_values(argument, request) for argument in tool.arguments)
+        spare = self._max_positions - row.start.length - self._longest_call(tool, request)
+        limit = min(self._limits.max_text_tokens, _MIN_TEXT_TOKENS + spare // max(1, n_texts))
+        text, values = _head(tool.name), []
+        for i, argument in enumerate(tool.arguments):
+            is_last = i == len(tool.arguments) - 1
+            closing, stops = (TURN_STOP, "\n") if is_last else (",", "\n,")
+            known = _known_values(argument, request)
+            if known:
+                scores = yield from row.score(text, [f" {value}{closing}" for value in known])
+                value = known[int(scores.argmax())]
+            elif argument.kind == "text":
+                value = yield from row.write_text(text, limit, stops)
+                value = value or _fallback_value(request.fallback_text, is_last)
+            else:
+                value = yield from row.write_text(text, min(limit, _MIN_TEXT_TOKENS), stops, is_number=True)
+                value = _read_number(value, argument)
+            values.append(value)
+            text += f" {value}{closing}"
+        return values
+
+    def _write_answer(self, row: TurnRow, request: TurnRequest) -> _Writing:
+        """The answer's text; where the model is about to make up a file name, it must choose a known one instead."""
+        head, text = _head(ANSWER), ""
+        room = self._max_positions - row.start.length - len(self._ids(head)) - _SLACK_TOKENS
+        limit = min(self._answer_limit(request), room)
+        for _ in range(_MAX_CORRECTIONS):
+            left = limit - len(self._ids(text))
+            if left < 1:
+                break
+            text, modality = yield from row.write_answer(head, text, left, request.files)
+            names = _files_of(modality, request)
+            if not names or len(self._ids(text + max(names, key=len))) > room:
+                break
+            # a comma behind it, so that no name begins another: a.tif and a.tiff may both be there
+            scores = yield from row.score(head + text, [f"{name}," for name in names])
+            text += names[int(scores.argmax())]
+        return finish_answer(text) or NO_ANSWER
+
+    def _finish(self, turn: EncodedTurn, text: str, choices: list[tuple[str, float]]) -> WrittenTurn:
+        n_tokens = len(self._ids(text)) + (not text.endswith(TURN_STOP))
+        return WrittenTurn(text, len(turn.prompt_ids), n_tokens, tuple(choices))
+
+    def _answer_limit(self, request: TurnRequest) -> int:
+        return min(self._limits.max_answer_tokens, request.max_answer_tokens or self._limits.max_answer_tokens)
+
+    def _longest_answer(self) -> int:
+        return len(self._ids(_head(ANSWER))) + _MIN_TEXT_TOKENS + _SLACK_TOKENS
+
+    def _longest_call(self, tool: TurnTool, request: TurnRequest) -> int:
+        """Tokens of a call with the longest of the known values and the shortest bound for its texts."""
+        known = [_known_values(argument, request) for argument in tool.arguments]
+        longest = ", ".join(max(values, key=len, default="") for values in known)
+        n_texts = sum(not values for values in known)
+        return len(self._ids(render_call(tool.name, longest))) + n_texts * _MIN_TEXT_TOKENS + _SLACK_TOKENS
+
+    def _ids(self, text: str) -> np.ndarray:
+        return encode_text(self._tokenizer, text)
+
+
+class TurnWriter(TurnComposer):
+    """Writes turns with one model; the rows of a batch step on their own, each through its own turn."""
+
+    def __init__(self, mllm: Any, limits: TurnLimits | None = None) -> None:
+        super().__init__(LocalNextToken(mllm), limits)
+        self._mllm = mllm
 
     def write(self, turns: Sequence[EncodedTurn], stats: DecodeStats | None = None) -> list[WrittenTurn]:
         """Write one turn for each request."""
@@ -102,7 +199,7 @@ class TurnWriter:
         with decoding(self._mllm):
             cache = TreeCache(self._mllm, [Prompt(turn.prompt_ids) for turn in turns], _NOTHING, stats)
             rows = [
-                self._write(turn, TurnRow(self._mllm, self._kinds, path, stats), cache.hidden[i : i + 1])
+                self.compose(turn, self.open_row(path, stats), cache.hidden[i : i + 1])
                 for i, (turn, path) in enumerate(zip(turns, cache.paths, strict=True))
             ]
             active = list(range(len(turns)))  # row i of the cache belongs to turn active[i]
@@ -158,8 +255,8 @@ class TurnWriter:
             with decoding(self._mllm):
                 block = ids[path.length : path.length + _PROMPT_BLOCK]
                 ((path,),), hidden = cache.extend([[(path, block)]], is_prompt=True)
-        row = TurnRow(self._mllm, self._kinds, path, stats)
-        writing = self._write(turn, row, hidden)
+        row = self.open_row(path, stats)
+        writing = self.compose(turn, row, hidden)
         reply: Read | None = None
         while True:
             yield settled_answer(row.answer)
@@ -176,89 +273,6 @@ class TurnWriter:
                 written_ids, path = row.find(written.text)
                 kept.put(owner, KeptPrefix(np.concatenate([ids, written_ids]), cache.copy_path(path)))
         return replace(written, cached_tokens=n_cached)
-
-    def _write(self, turn: EncodedTurn, row: TurnRow, hidden: Tensor) -> _Writing:
-        request = turn.request
-        if not request.is_constrained:
-            room = self._mllm.max_positions - row.start.length
-            text = yield from row.write_freely(hidden, min(self._answer_limit(request), room))
-            return self._finish(turn, text, [])
-        offers = {tool.name: tool for tool in _offers(request)}
-        names = [ANSWER, *offers] if request.may_answer or not offers else list(offers)
-        scores = yield from row.score("", [_head(name) for name in names])  # [names]
-        if turn.cards is not None and offers:
-            rows = {tool.name: card for tool, card in zip(request.tools, turn.cards, strict=True)}
-            at_hand = np.stack([rows[name] for name in offers])  # [offers, D]
-            (by_card,) = compare_with_cards(to_vectors(hidden).cpu().numpy(), at_hand)
-            scores[-len(offers) :] = _agree(scores[-len(offers) :], np.log(by_card))
-        choices = sorted(zip(names, scores.tolist(), strict=True), key=lambda choice: -choice[1])
-        name = _decide(choices)
-        if name == ANSWER:
-            text = yield from self._write_answer(row, request)
-            return self._finish(turn, render_answer(text), choices)
-        values = yield from self._write_arguments(row, request, offers[name])
-        return self._finish(turn, render_call(name, ", ".join(values)), choices)
-
-    def _write_arguments(self, row: TurnRow, request: TurnRequest, tool: TurnTool) -> _Writing:
-        """The values in order, each within its kind."""
-        n_texts = sum(not _known_values(argument, request) for argument in tool.arguments)
-        spare = self._mllm.max_positions - row.start.length - self._longest_call(tool, request)
-        limit = min(self._limits.max_text_tokens, _MIN_TEXT_TOKENS + spare // max(1, n_texts))
-        text, values = _head(tool.name), []
-        for i, argument in enumerate(tool.arguments):
-            is_last = i == len(tool.arguments) - 1
-            closing, stops = (TURN_STOP, "\n") if is_last else (",", "\n,")
-            known = _known_values(argument, request)
-            if known:
-                scores = yield from row.score(text, [f" {value}{closing}" for value in known])
-                value = known[int(scores.argmax())]
-            elif argument.kind == "text":
-                value = yield from row.write_text(text, limit, stops)
-                value = value or _fallback_value(request.fallback_text, is_last)
-            else:
-                value = yield from row.write_text(text, min(limit, _MIN_TEXT_TOKENS), stops, is_number=True)
-                value = _read_number(value, argument)
-            values.append(value)
-            text += f" {value}{closing}"
-        return values
-
-    def _write_answer(self, row: TurnRow, request: TurnRequest) -> _Writing:
-        """The answer's text; where the model is about to make up a file name, it must choose a known one instead."""
-        head, text = _head(ANSWER), ""
-        room = self._mllm.max_positions - row.start.length - len(self._ids(head)) - _SLACK_TOKENS
-        limit = min(self._answer_limit(request), room)
-        for _ in range(_MAX_CORRECTIONS):
-            left = limit - len(self._ids(text))
-            if left < 1:
-                break
-            text, modality = yield from row.write_answer(head, text, left, request.files)
-            names = _files_of(modality, request)
-            if not names or len(self._ids(text + max(names, key=len))) > room:
-                break
-            # a comma behind it, so that no name begins another: a.tif and a.tiff may both be there
-            scores = yield from row.score(head + text, [f"{name}," for name in names])
-            text += names[int(scores.argmax())]
-        return finish_answer(text) or NO_ANSWER
-
-    def _finish(self, turn: EncodedTurn, text: str, choices: list[tuple[str, float]]) -> WrittenTurn:
-        n_tokens = len(self._ids(text)) + (not text.endswith(TURN_STOP))
-        return WrittenTurn(text, len(turn.prompt_ids), n_tokens, tuple(choices))
-
-    def _answer_limit(self, request: TurnRequest) -> int:
-        return min(self._limits.max_answer_tokens, request.max_answer_tokens or self._limits.max_answer_tokens)
-
-    def _longest_answer(self) -> int:
-        return len(self._ids(_head(ANSWER))) + _MIN_TEXT_TOKENS + _SLACK_TOKENS
-
-    def _longest_call(self, tool: TurnTool, request: TurnRequest) -> int:
-        """Tokens of a call with the longest of the known values and the shortest bound for its texts."""
-        known = [_known_values(argument, request) for argument in tool.arguments]
-        longest = ", ".join(max(values, key=len, default="") for values in known)
-        n_texts = sum(not values for values in known)
-        return len(self._ids(render_call(tool.name, longest))) + n_texts * _MIN_TEXT_TOKENS + _SLACK_TOKENS
-
-    def _ids(self, text: str) -> np.ndarray:
-        return encode_text(self._tokenizer, text)
 
 
 def _head(name: str) -> str:

@@ -1,8 +1,9 @@
 """One row of a batch that writes turns: weighing closed alternatives, and writing open text under a stop.
 
 What writes is a generator: it yields the blocks of tokens that the model shall read next and gets back their paths in
-the cache and the hidden states at their ends, so that rows at different places of their turns share every pass. No
-token is read twice behind the same ones: what was weighed is the beginning of what is written, and of the next turn.
+the cache and their ends (the hidden states there, or what stands for them), so that rows at different places of their
+turns share every pass. No token is read twice behind the same ones: what was weighed is the beginning of what is
+written, and of the next turn.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from data_pipeline.batches.encoding import encode_text
 from data_pipeline.records.dialogue import FILE_NAME, TURN_STOP, Answer, parse_turn, render_answer
 from model.decode.free import decode_text
-from model.decode.tools import score_children
-from model.decode.tree_cache import CachedPath, DecodeStats, causal_lm_of, token_logits
+from model.decode.next_token import NextToken
+from model.decode.tree_cache import CachedPath, DecodeStats
 from model.decode.trie import ChoiceTrie
 
 Blocks = list[tuple[CachedPath, np.ndarray]]
-Read = tuple[list[CachedPath], Tensor]  # hidden states [N, D], one per block
+Read = tuple[list[CachedPath], Any]  # the N ends, one per block: hidden states [N, D] of a model in this process
 
 _NUMBER_TOKEN = re.compile(r"\s*[-+.\d]*")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # of vocabularies that spell rare characters so
@@ -43,10 +42,9 @@ class TokenKinds:
         byte: a byte by itself; what its text is, the bytes beside it decide.
     """
 
-    def __init__(self, mllm: Any) -> None:
-        tokenizer = mllm.tokenizer
+    def __init__(self, tokenizer: Any, n_tokens: int) -> None:
+        """`n_tokens` is V, of the backbone's head."""
         n_known = len(tokenizer)
-        n_tokens = causal_lm_of(mllm).get_output_embeddings().weight.shape[0]
         texts: list[str] = tokenizer.batch_decode([[i] for i in range(n_known)], clean_up_tokenization_spaces=False)
         texts += [""] * (n_tokens - n_known)
         pieces = [*tokenizer.convert_ids_to_tokens(range(n_known)), *[""] * (n_tokens - n_known)]
@@ -96,14 +94,14 @@ class TurnRow:
             back (`settled_answer`).
     """
 
-    def __init__(self, mllm: Any, kinds: TokenKinds, start: CachedPath, stats: DecodeStats) -> None:
+    def __init__(self, next_token: NextToken, kinds: TokenKinds, start: CachedPath, stats: DecodeStats) -> None:
         """`start` is the cached prompt."""
         self.start = start
         self.answer = ""
         self._n_sure = 0  # characters of the text that is being written, up to its last bytes
         self._prompt = _ReadToken(start)
-        self._mllm = mllm
-        self._tokenizer = mllm.tokenizer
+        self._next_token = next_token
+        self._tokenizer = next_token.tokenizer
         self._kinds = kinds
         self._stats = stats
 
@@ -117,21 +115,21 @@ class TurnRow:
             return result
         trie = ChoiceTrie(candidates, self._tokenizer, render=lambda candidate: prefix + candidate)
         nodes, totals = [0], [0.0]
-        ends, hidden = yield from self._read([(self._prompt, trie.edge(0))])
+        tokens, ends = yield from self._read([(self._prompt, trie.edge(0))])
         while True:
-            choices = score_children(self._mllm, trie, hidden, nodes, self._stats)
+            choices = self._next_token.score_children(trie, ends, nodes, self._stats)
             below: list[tuple[int, float, _ReadToken]] = []
-            for node, total, end, choice in zip(nodes, totals, ends, choices, strict=True):
+            for node, total, last, choice in zip(nodes, totals, tokens, choices, strict=True):
                 for child, log_probability in zip(trie.children(node), choice.tolist(), strict=True):
                     candidate = int(trie.leaf_choice[child])
                     if candidate >= 0:
                         result[candidate] = total + log_probability
                     else:
-                        below.append((child, total + log_probability, end))
+                        below.append((child, total + log_probability, last))
             if not below:
                 return result
             nodes, totals = [node for node, _, _ in below], [total for _, total, _ in below]
-            ends, hidden = yield from self._read([(end, trie.edge(node)) for node, _, end in below])
+            tokens, ends = yield from self._read([(last, trie.edge(node)) for node, _, last in below])
 
     def find(self, text: str) -> tuple[np.ndarray, CachedPath]:
         """Of a text behind the prompt, as training tokenises it: the first tokens, int32, that were read, and where."""
@@ -141,18 +139,18 @@ class TurnRow:
 
     def _read(
         self, blocks: Sequence[tuple[_ReadToken, np.ndarray]]
-    ) -> Generator[Blocks, Read, tuple[list[_ReadToken], Tensor]]:
+    ) -> Generator[Blocks, Read, tuple[list[_ReadToken], Any]]:
         """Read blocks of tokens behind earlier ones, without what was read there before; but always the last token.
 
         Returns:
-            the blocks' ends, and the hidden states there [N, D].
+            the blocks' last tokens, and the N ends there.
         """
         new: list[tuple[_ReadToken, np.ndarray]] = []
         for before, ids in blocks:
             known, n_known = before.follow(ids[:-1])
             new.append((known, ids[n_known:]))
-        paths, hidden = yield [(before.path, ids) for before, ids in new]
-        return [before.add(ids, path) for (before, ids), path in zip(new, paths, strict=True)], hidden
+        paths, ends = yield [(before.path, ids) for before, ids in new]
+        return [before.add(ids, path) for (before, ids), path in zip(new, paths, strict=True)], ends
 
     def write_text(
         self, prefix: str, max_tokens: int, stops: str, is_number: bool = False
@@ -200,10 +198,10 @@ class TurnRow:
         self.answer = answer[: name.start()]
         return self.answer, name["modality"]
 
-    def write_freely(self, hidden: Tensor, max_tokens: int) -> Generator[Blocks, Read, str]:
-        """Write a whole turn without constraints from the prompt's last hidden state [1, D], as `generate_dialogue`."""
+    def write_freely(self, end: Any, max_tokens: int) -> Generator[Blocks, Read, str]:
+        """Write a whole turn without constraints from the prompt's end, as `generate_dialogue`."""
         nothing = np.zeros_like(self._kinds.special)
-        text = yield from self._write("", max_tokens, lambda text: TURN_STOP in text, nothing, nothing, hidden)
+        text = yield from self._write("", max_tokens, lambda text: TURN_STOP in text, nothing, nothing, end)
         words, stop, _ = text.partition(TURN_STOP)
         return words + stop
 
@@ -214,27 +212,26 @@ class TurnRow:
         is_done: Callable[[str], bool],
         first_ban: np.ndarray,
         ban: np.ndarray,
-        hidden: Tensor | None = None,
+        end: Any = None,
     ) -> Generator[Blocks, Read, str]:
         """The likeliest tokens behind `prefix`, to the end token, until `is_done` of their text, or to the limit.
 
         Args:
             first_ban: bool [V], tokens that are not taken while nothing visible is written; nor is a second blank one.
             ban: bool [V], tokens that are never taken later; the end token is never among them.
-            hidden: [1, D] where the prefix has been read already.
+            end: of the prefix where that has been read already.
         """
         ids = encode_text(self._tokenizer, prefix)
         n_before = len(decode_text(self._tokenizer, ids.tolist()))
-        end, produced, text = self._prompt, [], ""
+        last, produced, text = self._prompt, [], ""
         self._n_sure = 0
-        if hidden is None:
-            (end,), hidden = yield from self._read([(end, ids)])
+        if end is None:
+            (last,), end = yield from self._read([(last, ids)])
         while True:
             banned = (
                 ban & ~self._kinds.end if text.strip() else first_ban | self._kinds.blank if produced else first_ban
             )
-            logits = token_logits(self._mllm, hidden)[0]  # [V]
-            token = int(logits.masked_fill(torch.from_numpy(banned).to(logits.device), -torch.inf).argmax())
+            token = self._next_token.likeliest(end, banned)
             self._stats.decisions += 1
             if token == self._tokenizer.eos_token_id:
                 return text
@@ -244,7 +241,7 @@ class TurnRow:
                 self._n_sure = len(text)
             if is_done(text) or len(produced) >= max_tokens:
                 return text
-            (end,), hidden = yield from self._read([(end, np.array([token]))])
+            (last,), end = yield from self._read([(last, np.array([token]))])
 
 
 def _find_made_up(answer: str, files: Sequence[str], is_whole: bool) -> re.Match[str] | None:

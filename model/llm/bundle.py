@@ -94,11 +94,7 @@ class Bundle:
             InputError: the adapter or the projector does not fit the backbone, or it was trained on a quantised one and
                 this machine cannot quantise.
         """
-        changes: dict[str, Any] = {"gradient_checkpointing": False}
-        if self.info.has_backbone:
-            changes["backbone"] = str(self.folder / _BACKBONE)
-        elif self.info.backbone in PACKAGED:
-            changes["backbone"] = str(open_packaged(self.info.backbone))
+        changes: dict[str, Any] = {"gradient_checkpointing": False, "backbone": self.backbone_source()}
         if dtype is not None:
             changes |= {"dtype": dtype, "quantize": "none"}
         mllm = ToolLLM.build(_parse_llm_config({**self.info.llm_config, **changes}, self.folder))
@@ -122,11 +118,25 @@ class Bundle:
         config = LoraConfig.from_pretrained(str(self.folder / _ADAPTER))
         mllm.llm.add_adapter(adapter_name, config)
         self._load_adapter(mllm, adapter_name)
-        projector = nn.Linear(
-            int(self.info.llm_config["encoder_dim"]), mllm.projector.out_features, dtype=mllm.projector.weight.dtype
-        )
+        projector = self.load_projector(mllm.projector.out_features, mllm.projector.weight.dtype)
+        return projector.to(mllm.projector.weight.device)
+
+    def load_projector(self, width: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
+        """The projector alone, for a backbone of that width; InputError where it does not fit."""
+        projector = nn.Linear(int(self.info.llm_config["encoder_dim"]), width, dtype=dtype)
         self._load_projector(projector)
-        return projector.to(mllm.projector.weight.device).eval()
+        return projector.eval()
+
+    def backbone_source(self) -> str:
+        """Where the backbone is loaded from: a folder, or the id of a hub model."""
+        if self.info.has_backbone:
+            return str(self.folder / _BACKBONE)
+        return str(open_packaged(self.info.backbone)) if self.info.backbone in PACKAGED else self.info.backbone
+
+    @property
+    def adapter_folder(self) -> Path:
+        """In PEFT's form."""
+        return self.folder / _ADAPTER
 
     def backbone_files(self) -> dict[str, str]:
         """File -> sha256 of a backbone that the bundle carries; equal for equal backbones."""

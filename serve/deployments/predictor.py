@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 
 from ray import serve as ray_serve
@@ -17,10 +17,11 @@ from model.decode.tools import Prompt
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle, find_bundle, load_bundle
 from serve.config import ServeArgs
-from serve.engine.answering import Engine, Question
-from serve.engine.batching import Batcher
+from serve.engine.choices import Question
+from serve.engine.local_engine import LocalEngine
 from serve.engine.messages import Ranking, SelectQuery, ServedModel
-from serve.engine.turns import Turns
+from serve.engine.model_engine import EngineUnavailableError, ModelEngine
+from serve.engine.vllm_engine import VllmEngine
 from serve.http.schemas import RequestError
 
 logger = logging.getLogger("ray.serve")
@@ -47,19 +48,13 @@ class Predictor:
         self._folders = args.bundles
         bundles = {name: load_bundle(folder) for name, folder in self._folders.items()}
         self._device = args.resolve_device()
-        dtype = None if args.dtype == "auto" else args.dtype
-        self._engine = Engine(bundles, self._device, dtype, args.prefix_cache_bytes)
+        self._engine = _open_engine(args, bundles, self._device)
         self._tokenizer = self._engine.tokenizer
         self._models = {name: self._prepare(name, bundle) for name, bundle in bundles.items()}
         self._followed = {name: find_bundle(folder) for name, folder in self._folders.items()}
         self._following: asyncio.Task[None] | None = None
-        self._engine_free = asyncio.Lock()  # one batch of questions, or one pass of a turn, at a time
-        self._rankings: Batcher[Question, Ranking] = Batcher(
-            self._engine.rank, args.max_batch_size, args.batch_wait_timeout_s, self._engine_free, self._engine.read
-        )
-        self._turns = Turns(self._engine.write, self._engine_free, args.max_batch_size)
         # the first pass allocates and compiles; better before the replica is called ready than in a user's request
-        self._engine.rank([self._warm_up(name) for name in self._models])
+        self._engine.warm_up([self._warm_up(name) for name in self._models])
 
     async def check_health(self) -> None:
         """Ray Serve calls this every `bundle_poll_s`: the occasion to look where links to bundles point now."""
@@ -97,18 +92,20 @@ class Predictor:
     async def stream_turn(self, model: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         """Write one turn of a dialogue: its answer so far whenever that has grown, then the turn. Errors as above."""
         self._model(model)
-        async with aclosing(self._turns.write(model, request)) as events:
-            async for event in events:
-                yield event
+        with _telling_outages():
+            async with aclosing(self._engine.write(model, request)) as events:
+                async for event in events:
+                    yield event
 
     async def describe(self) -> dict[str, object]:
         """What this replica runs; answered only when it can answer requests too."""
         revisions = {name: model.bundle.revision for name, model in self._models.items()}
-        return {"device": self._device, "largest_batch": self._rankings.largest_batch, "revisions": revisions}
+        return {"device": self._device, "largest_batch": self._engine.largest_batch, "revisions": revisions}
 
     async def _answer_or_error(self, query: SelectQuery) -> Ranking | InputError:
         try:
-            return await self._answer(query)
+            with _telling_outages():
+                return await self._answer(query)
         except InputError as error:
             return error
 
@@ -119,7 +116,7 @@ class Predictor:
         if len(prompt.prompt_ids) + model.reserve_tokens > model.max_target_tokens:  # it may be too long
             whole, prompt = prompt, self._prompt(model, query, model.max_target_tokens)
             is_cut = len(prompt.prompt_ids) < len(whole.prompt_ids)
-        ranking = await self._rankings.ask(Question(query.model, prompt, query.k, query.tools, query.takes))
+        ranking = await self._engine.answer(Question(query.model, prompt, query.k, query.tools, query.takes))
         return replace(ranking, is_instruction_cut=is_cut)
 
     async def _follow(self) -> None:
@@ -138,10 +135,11 @@ class Predictor:
                 logger.info("model %s took over bundle %s of %s", name, bundle.revision, target)
 
     async def _take_over(self, name: str, bundle: Bundle) -> None:
-        async with self._turns.paused(), self._engine_free:
-            await asyncio.to_thread(self._engine.take_over, name, bundle)
+        def adopt() -> Question:
             self._models[name] = self._prepare(name, bundle)
-            await asyncio.to_thread(self._engine.rank, [self._warm_up(name)])
+            return self._warm_up(name)
+
+        await self._engine.take_over(name, bundle, adopt)
 
     def _warm_up(self, name: str) -> Question:
         model = self._models[name]
@@ -168,3 +166,31 @@ class Predictor:
             reserve_tokens=model.reserve_tokens,
         )
         return Prompt(encoded.prompt_ids, query.vector)
+
+
+@contextmanager
+def _telling_outages() -> Iterator[None]:
+    """What is wrong with the engine goes into the log; who asked is told that it is not there."""
+    try:
+        yield
+    except EngineUnavailableError as error:
+        logger.error("%s", error)
+        message = "The model is not available right now; try again in a moment."
+        raise RequestError(message, 503, "unavailable") from error
+
+
+def _open_engine(args: ServeArgs, bundles: dict[str, Bundle], device: str) -> ModelEngine:
+    """The engine that the config names; InputError where a bundle does not fit it."""
+    dtype = None if args.dtype == "auto" else args.dtype
+    if args.vllm_url is not None:
+        return VllmEngine(
+            bundles, args.vllm_url, n_requests=2 * args.max_batch_size, timeout_s=args.request_timeout_s, dtype=dtype
+        )
+    return LocalEngine(
+        bundles,
+        device,
+        dtype,
+        prefix_cache_bytes=args.prefix_cache_bytes,
+        max_batch_size=args.max_batch_size,
+        wait_s=args.batch_wait_timeout_s,
+    )

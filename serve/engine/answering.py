@@ -7,44 +7,30 @@ gathers prompts into batches, and here a batch goes through the model (serve/REA
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from data_pipeline.batches.cards import encode_card
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from data_pipeline.records.catalog import Tool
 from model.decode.kept_prefixes import KeptPrefixes
 from model.decode.retrieval import CardSearch, encode_vectors
-from model.decode.tools import Prompt, RankedTool, ToolSearch
+from model.decode.tools import Prompt, ToolSearch
 from model.decode.trie import ChoiceTrie
 from model.decode.turn import TurnWriter
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle
 from model.llm.shared_backbone import SharedBackbone
 from serve.engine.cards import MAX_CARDS, CardVectors
+from serve.engine.choices import Choices, Question, to_ranking
 from serve.engine.messages import Ranking
 
-MAX_TRIES = 64  # of callers' own tools, and of catalogues for one kind of medium
 _Tools = tuple[str, tuple[Tool, ...] | None, str]  # a model, a caller's own tools, the medium that they must take
 _Key = TypeVar("_Key", bound=Hashable)
-
-
-class Question(NamedTuple):
-    """A question to a model: how many tools, and among which; None = those of the model's catalogue.
-
-    `takes` leaves out those of the catalogue that take another medium; "" leaves none out.
-    """
-
-    model: str
-    prompt: Prompt
-    k: int
-    tools: tuple[Tool, ...] | None
-    takes: str = ""
 
 
 @dataclass
@@ -74,8 +60,7 @@ class Engine:
         """
         self._shared = SharedBackbone(bundles, device, dtype)
         self.tokenizer = self._shared.mllm.tokenizer
-        self._catalog_tries = {name: self._build_trie(bundle) for name, bundle in bundles.items()}
-        self._tries: OrderedDict[tuple[str, ...], ChoiceTrie] = OrderedDict()
+        self._choices = Choices(bundles, self.tokenizer)
         self._cards = CardVectors()
         self._card_ids = lru_cache(MAX_CARDS)(partial(encode_card, self.tokenizer))
         self._writer = TurnWriter(self._shared.mllm)
@@ -86,7 +71,7 @@ class Engine:
 
     def longest_answer(self, name: str) -> int:
         """Tokens of the longest answer that names one of a model's tools: so much room must a prompt leave."""
-        return max(map(len, self._catalog_tries[name].sequences))
+        return self._choices.longest_answer(name)
 
     def read(self, questions: Sequence[Question]) -> None:
         """Run the prompts of a batch's first questions; `rank` brings the others, and answers all of them."""
@@ -128,7 +113,7 @@ class Engine:
                 rankings = group.search.run()
                 bundle = self._shared.bundles[name]
                 for place, question, ranking in zip(group.places, group.questions, rankings, strict=True):
-                    found[place] = _cut(question, ranking, group, bundle)
+                    found[place] = to_ranking(question, ranking, group.trie, group.also, bundle)
             return [found[i] for i in range(self._n_read)]
         finally:
             self._forget()
@@ -156,9 +141,9 @@ class Engine:
 
     def take_over(self, name: str, bundle: Bundle) -> None:
         """Put a bundle in a model's place; where it does not fit, everything is as before. Errors as of `attach`."""
-        trie = self._build_trie(bundle)
+        trie = self._choices.build(bundle)
         self._shared.attach(name, bundle)
-        self._catalog_tries[name] = trie
+        self._choices.put(name, bundle, trie)
         self._kept.clear()
 
     def _forget(self) -> None:
@@ -168,11 +153,7 @@ class Engine:
     def _open_group(self, name: str, tools: tuple[Tool, ...] | None, takes: str) -> _Group:
         """A caller's own tools are chosen by their descriptions where the model learnt to, else by their names."""
         bundle, mllm = self._shared.bundles[name], self._shared.mllm
-        also = (UNKNOWN_TOOL_ID,) if UNKNOWN_TOOL_ID in bundle.catalog else ()
-        if tools is None:
-            trie = self._catalog_trie(name, takes)
-        else:
-            trie = self._own_trie((*(tool.tool_id for tool in tools), *also))
+        also, trie = self._choices.also(name), self._choices.find(name, tools, takes)
         search: ToolSearch | CardSearch
         if tools is None or not bundle.finds_cards:
             search = ToolSearch(mllm, trie, also)
@@ -190,41 +171,6 @@ class Engine:
         cards = [self._card_ids(*tool) for tool in tools]
         model_id = f"{self._shared.bundles[name].revision}-{str(mllm.llm.dtype).removeprefix('torch.')}"
         return self._cards.find(model_id, cards, lambda new: encode_vectors(mllm, [Prompt(card) for card in new]))
-
-    def _catalog_trie(self, name: str, takes: str) -> ChoiceTrie:
-        """Over a model's catalogue, or those of its tools that take a medium or do not say what they take."""
-        whole, catalog = self._catalog_tries[name], self._shared.bundles[name].catalog
-        fitting = tuple(tool_id for tool_id in whole.choices if catalog[tool_id].input_modality in ("", takes))
-        return self._own_trie(fitting) if takes and 0 < len(fitting) < len(whole) else whole
-
-    def _own_trie(self, tool_ids: tuple[str, ...]) -> ChoiceTrie:
-        tool_ids = tuple(dict.fromkeys(tool_ids))
-        trie = self._tries.get(tool_ids)
-        if trie is None:
-            trie = self._tries[tool_ids] = ChoiceTrie(tool_ids, self.tokenizer)
-            if len(self._tries) > MAX_TRIES:
-                self._tries.popitem(last=False)
-        self._tries.move_to_end(tool_ids)
-        return trie
-
-    def _build_trie(self, bundle: Bundle) -> ChoiceTrie:
-        return ChoiceTrie(bundle.catalog.selection_tool_ids, self.tokenizer)
-
-
-def _cut(question: Question, ranking: list[RankedTool], group: _Group, bundle: Bundle) -> Ranking:
-    """Questions are ranked together to their largest k; each gets back what it asked for, and `unknown`."""
-    tools = ranking[: question.k] + [tool for tool in ranking[question.k :] if tool.tool_id in group.also]
-    trie = group.trie
-    return Ranking(
-        tools=[(_entry(bundle.catalog, tool.tool_id), tool.probability) for tool in tools],
-        revision=bundle.revision,
-        n_prompt_tokens=len(question.prompt.prompt_ids),
-        n_answer_tokens=len(trie.sequences[trie.choices.index(tools[0].tool_id)]),
-    )
-
-
-def _entry(catalog: ToolCatalog, tool_id: str) -> Tool:
-    return catalog[tool_id] if tool_id in catalog else Tool(tool_id)
 
 
 def _group(keys: Sequence[_Key]) -> dict[_Key, list[int]]:

@@ -92,3 +92,15 @@ def test_origins_are_as_browsers_send_them() -> None:
     for origin in ("chat.example.org", "https://chat.example.org/", "https://Chat.example.org", "null", ""):
         with pytest.raises(InputError, match="cors_origins holds"):
             ServeArgs.parse({"bundle": "b", "cors_origins": [origin]})
+
+
+def test_an_engine_elsewhere_and_its_address_go_together() -> None:
+    args = ServeArgs.parse({"bundle": "b", "engine": "vllm", "vllm_url": "http://127.0.0.1:8100"})
+    assert args.vllm_url == "http://127.0.0.1:8100"
+    assert ServeArgs.parse({"bundle": "b"}).engine == "local"
+    for values in ({"engine": "vllm"}, {"vllm_url": "http://127.0.0.1:8100"}):
+        with pytest.raises(InputError, match="go together"):
+            ServeArgs.parse({"bundle": "b", **values})
+    for url in ("file:///etc/passwd", "http://user:key@host:1", "127.0.0.1:8100"):
+        with pytest.raises(InputError, match="vllm_url begins with"):
+            ServeArgs.parse({"bundle": "b", "engine": "vllm", "vllm_url": url})

@@ -387,7 +387,7 @@ def test_tokens_of_a_vocabulary_that_are_no_text_are_never_written(mllm: ToolLLM
     assert reserved not in tokenizer.all_special_ids
     head = torch.nn.Linear(4, len(tokenizer))
     model = SimpleNamespace(get_output_embeddings=lambda: head)
-    kinds = TokenKinds(SimpleNamespace(tokenizer=tokenizer, llm=model))
+    kinds = TokenKinds(tokenizer, model.get_output_embeddings().weight.shape[0])
     assert kinds.special[[reserved, plain, tokenizer.eos_token_id]].tolist() == [True, False, True]
 
 

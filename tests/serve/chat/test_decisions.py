@@ -19,7 +19,8 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from model.decode.tools import Prompt
 from serve.chat.served_models import ServedModels
-from serve.engine.answering import Engine, Question
+from serve.engine.answering import Engine
+from serve.engine.choices import Question
 from serve.engine.messages import Ranking, SelectQuery, ServedModel
 
 CATALOG_CHOICE = {"type": "choice", "instructions": ""}

@@ -16,7 +16,8 @@ from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import Prompt
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
-from serve.engine.answering import Engine, Question
+from serve.engine.answering import Engine
+from serve.engine.choices import Question
 from serve.engine.messages import Ranking
 
 

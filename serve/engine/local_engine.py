@@ -1,0 +1,58 @@
+"""The language model in the predictor's own process: questions in batches, turns pass by pass between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+
+from model.decode.turn_types import TurnRequest, WrittenTurn
+from model.llm.bundle import Bundle
+from serve.engine.answering import Engine
+from serve.engine.batching import Batcher
+from serve.engine.choices import Question
+from serve.engine.messages import Ranking
+from serve.engine.turns import Turns
+
+
+class LocalEngine:
+    """A `ModelEngine`; the others are held against it."""
+
+    def __init__(
+        self,
+        bundles: Mapping[str, Bundle],
+        device: str,
+        dtype: str | None,
+        *,
+        prefix_cache_bytes: int = 0,
+        max_batch_size: int = 16,
+        wait_s: float = 0.005,
+    ) -> None:
+        """The first four arguments and errors as of `Engine`, the last two as of `Batcher`."""
+        self._engine = Engine(bundles, device, dtype, prefix_cache_bytes)
+        self.tokenizer = self._engine.tokenizer
+        self._is_free = asyncio.Lock()  # one batch of questions, or one pass of a turn, at a time
+        self._rankings: Batcher[Question, Ranking] = Batcher(
+            self._engine.rank, max_batch_size, wait_s, self._is_free, self._engine.read
+        )
+        self._turns = Turns(self._engine.write, self._is_free, max_batch_size)
+
+    @property
+    def largest_batch(self) -> int:
+        return self._rankings.largest_batch
+
+    def longest_answer(self, name: str) -> int:
+        return self._engine.longest_answer(name)
+
+    def warm_up(self, questions: Sequence[Question]) -> None:
+        self._engine.rank(questions)
+
+    async def answer(self, question: Question) -> Ranking:
+        return await self._rankings.ask(question)
+
+    def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
+        return self._turns.write(name, request)
+
+    async def take_over(self, name: str, bundle: Bundle, adopt: Callable[[], Question]) -> None:
+        async with self._turns.paused(), self._is_free:
+            await asyncio.to_thread(self._engine.take_over, name, bundle)
+            await asyncio.to_thread(self._engine.rank, [adopt()])
