@@ -53,16 +53,11 @@ def build_client(uri: str) -> MlflowClient:
     Raises:
         InputError: MLflow cannot use `uri`.
     """
-    for key, value in HTTP_SETTINGS.items():
-        os.environ.setdefault(key, value)
+    check_uri(uri)
     database = sqlite_file(uri)
     with explained(uri):
         if database is None:
             return MlflowClient(tracking_uri=uri)
-        if database.is_dir():
-            raise InputError(
-                f"tracking.uri {uri!r} names a folder; name a file in it, as in {uri.rstrip('/')}/mlflow.db."
-            )
         try:
             database.parent.mkdir(parents=True, exist_ok=True)
             lock = database.with_name(f"{database.name}.lock").open("a")
@@ -74,6 +69,20 @@ def build_client(uri: str) -> MlflowClient:
             # the client makes missing tables, and two at once would get in each other's way
             fcntl.flock(lock, fcntl.LOCK_EX)
             return MlflowClient(tracking_uri=uri)
+
+
+def check_uri(uri: str) -> None:
+    """Refuse an address that MLflow cannot use at all (InputError); nothing is made for it, and no server is asked."""
+    for key, value in HTTP_SETTINGS.items():
+        os.environ.setdefault(key, value)
+    database = sqlite_file(uri)
+    with explained(uri):
+        if database is None:
+            MlflowClient(tracking_uri=uri)
+        elif database.is_dir():
+            raise InputError(
+                f"tracking.uri {uri!r} names a folder; name a file in it, as in {uri.rstrip('/')}/mlflow.db."
+            )
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -33,6 +33,7 @@ from ray_jobs.cluster import connect, ray_storage, tagged, thread_env
 from ray_jobs.config import RunSpec
 from ray_jobs.places import hide_secrets
 from ray_jobs.progress import Progress
+from ray_jobs.tracking.client import check_uri
 from ray_jobs.tracking.runs import RunLogger, open_run
 from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_metrics
 from ray_jobs.train.inputs import TrainInputs, build_inputs
@@ -141,6 +142,7 @@ def launch(spec: RunSpec, parent_run_id: str | None = None, callbacks: Sequence[
     """
     if not spec.train.use_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed, once imported here, warns that it found none
+    check_uri(spec.tracking_uri)  # before hours of tokenising
     corpus = Corpus.open(spec.corpus_dir)
     inputs = build_inputs(spec, corpus)
     fingerprint = compute_fingerprint(

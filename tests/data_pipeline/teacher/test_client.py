@@ -221,7 +221,7 @@ def test_a_limit_of_requests_holds_for_retries_too(tmp_path: Path) -> None:
         server.on_request = lambda: times_s.append(clock.now_s())
         ask(server, tmp_path, make_requests(100), clock, requests_per_minute=120)
     assert len(times_s) == 200
-    assert max(sum(start <= time_s < start + 60 for time_s in times_s) for start in times_s) <= 123
+    assert max(sum(start <= time_s < start + 60 for time_s in times_s) for start in times_s) <= 130  # as they arrive
     assert clock.time_s >= 198 / 2
 
 

@@ -57,6 +57,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             records={"train": train_records, "val": [build_record(102, False)], "test": test_records}.__getitem__,
             catalog=ToolCatalog([Tool("lab/tool"), Tool("lab/dialogue-tool", name="Dialogue Tool")]),
             manifest={},
+            media_hashes=lambda *splits: [],
         )
         summary = SimpleNamespace(
             model_config={},

@@ -63,8 +63,9 @@ def test_a_shops_tools_become_a_corpus(shop: Path, capsys: pytest.CaptureFixture
     assert result["kept"] == 6 * 10
     assert result["ambiguous"] == 2 * 5
     reading = read_jsonl(shop / "runs/q/generated/records.jsonl", shop, None)
-    records = [item for item in reading.items if isinstance(item, ToolRecord)]
-    assert len(records) == 60 == len(reading.items)
+    items = list(reading.items)
+    records = [item for item in items if isinstance(item, ToolRecord)]
+    assert len(records) == 60 == len(items)
     by_kind = Counter((record.ambiguity_type.value, record.media_uri) for record in records)
     assert by_kind["quality", "rain.png"] == by_kind["quality", "haze.png"] == 5
     for record in records:
