@@ -39,7 +39,7 @@ class Service:
 
     def holds(self, data: bytes) -> bool:
         """Whether the store has exactly these bytes."""
-        return any(file.read_bytes() == data for file in self.artifacts.glob("*.data"))
+        return any(file.read_bytes() == data for file in self.artifacts.rglob("*.data"))
 
     def artifact(self, result: CallToolResult) -> bytes:
         """The artifact that a result names, as its own route gives it."""
