@@ -320,7 +320,11 @@ def test_another_backbone_is_refused(bundle_dir: Path, tmp_path: Path) -> None:
         intermediate_size=48,
     )
     info = bundle.info.model_copy(
-        update={"has_backbone": False, "llm_config": {**bundle.info.llm_config, "backbone": str(other)}}
+        update={
+            "has_backbone": False,
+            "backbone": str(other),
+            "llm_config": {**bundle.info.llm_config, "backbone": str(other)},
+        }
     )
     with pytest.raises(InputError, match="does not fit the backbone"):
         Bundle(bundle.folder, info, bundle.catalog, bundle.revision).build_mllm()
