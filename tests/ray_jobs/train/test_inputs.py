@@ -84,7 +84,7 @@ def _run_epoch(multiple: int, steps: int) -> list[float]:
 @pytest.mark.slow
 def test_the_memory_of_a_training_in_bfloat16_stays_flat() -> None:
     spec = RunSpec.model_validate({"name": "x", "model": {"dtype": "bfloat16"}, "train": {"use_gpu": False}})
-    flat = _run_epoch(length_multiple(spec), 60)
+    flat = _run_epoch(length_multiple(spec), 40)
     assert max(flat[10:]) <= 1.05 * max(flat[:10])
-    as_they_come = _run_epoch(1, 15)
-    assert as_they_come[-1] > 1.1 * flat[-1], "the kernels of odd lengths take no memory: is rounding still of use?"
+    as_they_come = _run_epoch(1, 25)
+    assert as_they_come[-1] > 1.1 * as_they_come[4], "odd lengths cost no memory: is rounding still of use?"
