@@ -53,11 +53,13 @@ def build_client(uri: str) -> MlflowClient:
     Raises:
         InputError: MLflow cannot use `uri`.
     """
-    check_uri(uri)
+    for key, value in HTTP_SETTINGS.items():
+        os.environ.setdefault(key, value)
     database = sqlite_file(uri)
     with explained(uri):
         if database is None:
             return MlflowClient(tracking_uri=uri)
+        _check_database(database, uri)
         try:
             database.parent.mkdir(parents=True, exist_ok=True)
             lock = database.with_name(f"{database.name}.lock").open("a")
@@ -73,16 +75,16 @@ def build_client(uri: str) -> MlflowClient:
 
 def check_uri(uri: str) -> None:
     """Refuse an address that MLflow cannot use at all (InputError); nothing is made for it, and no server is asked."""
-    for key, value in HTTP_SETTINGS.items():
-        os.environ.setdefault(key, value)
     database = sqlite_file(uri)
-    with explained(uri):
-        if database is None:
-            MlflowClient(tracking_uri=uri)
-        elif database.is_dir():
-            raise InputError(
-                f"tracking.uri {uri!r} names a folder; name a file in it, as in {uri.rstrip('/')}/mlflow.db."
-            )
+    if database is None:
+        build_client(uri)
+    else:
+        _check_database(database, uri)
+
+
+def _check_database(database: Path, uri: str) -> None:
+    if database.is_dir():
+        raise InputError(f"tracking.uri {uri!r} names a folder; name a file in it, as in {uri.rstrip('/')}/mlflow.db.")
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -78,10 +78,9 @@ def test_a_stream_without_news_is_kept_alive_by_comments(monkeypatch: pytest.Mon
     monkeypatch.setattr(routes.EventSourceResponse, "DEFAULT_PING_INTERVAL", 0.1)
     world = World()
     answer_with(world, monkeypatch, events())
-    *blocks, end = world.client.post(CHATS, json=CHAT).content.split(b"\n\n")
+    *comments, end = world.client.post(CHATS, json=CHAT).content.split(b"\n\n")
     assert end == b""
-    blocks.remove(b"data: {}")  # a comment may still follow it
-    comments = blocks
+    comments.remove(b"data: {}")  # a comment may still follow it
     assert comments
     assert all(comment.startswith(b": ") for comment in comments)
 
