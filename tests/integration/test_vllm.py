@@ -22,6 +22,7 @@ from typing import TypeVar
 import httpx
 import numpy as np
 import pytest
+from whole_turn import write_whole
 
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
@@ -172,7 +173,7 @@ def test_the_agents_turns_are_the_same_token_by_token(bundle: Bundle, local: Eng
     here, there, texts, gap, cached = [], [], [], 0.0, []
     requests = _turns(bundle)
     for request in requests:
-        expected, seconds = _timed(lambda request=request: _written(local, request))
+        expected, seconds = _timed(lambda request=request: write_whole(local, "agent", request))
         here.append(seconds)
         found, seconds = _timed(lambda request=request: _last(remote, request))
         there.append(seconds)
@@ -221,15 +222,6 @@ def _turns(bundle: Bundle) -> list[TurnRequest]:
         request("What can you do with image/cd34.png?", may_call=False, max_answer_tokens=40),
         request("Tell me about Paris", is_constrained=False, max_answer_tokens=24),
     ]
-
-
-def _written(engine: Engine, request: TurnRequest) -> WrittenTurn:
-    passes = engine.write("agent", request)
-    while True:
-        try:
-            next(passes)
-        except StopIteration as end:
-            return end.value
 
 
 def _last(engine: VllmEngine, request: TurnRequest) -> WrittenTurn:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
+from whole_turn import write_whole
 
 from data_pipeline.batches.cards import encode_card
 from data_pipeline.batches.encoding import encode_question, longest_answer
@@ -15,7 +16,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import Prompt
-from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
+from model.decode.turn_types import PromptTooLongError, TurnRequest
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
 from serve.engine.messages import Ranking
@@ -85,18 +86,10 @@ def test_a_fault_belongs_to_its_question(engine: Engine) -> None:
 
 def test_a_turn_that_has_no_room_is_told(engine: Engine) -> None:
 
-    def write(name: str, request: TurnRequest) -> WrittenTurn:
-        passes = engine.write(name, request)
-        while True:
-            try:
-                next(passes)
-            except StopIteration as end:
-                return end.value
-
     short = TurnRequest("Human: Improve this\n", may_call=False, max_answer_tokens=4)
-    assert write("a", short) == write("a", short)
+    assert write_whole(engine, "a", short) == write_whole(engine, "a", short)
     with pytest.raises(PromptTooLongError):
-        write("b", TurnRequest("Improve this " * 400))
+        write_whole(engine, "b", TurnRequest("Improve this " * 400))
 
 
 def test_room_is_left_for_the_longest_answer_as_in_training(engine: Engine) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from random_bundle import ENCODER_DIM, build_backbone, build_bundle
 from stand_in_vllm import API_KEY, StandIn, standing_in
+from whole_turn import write_whole
 
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
@@ -80,15 +81,6 @@ def _ask(tokenizer: Any, model: str, words: str, k: int, seed: int | None = None
     return Question(model, prompt, k, choice.get("tools"))
 
 
-def _written(engine: Engine, name: str, request: TurnRequest) -> WrittenTurn:
-    passes = engine.write(name, request)
-    while True:
-        try:
-            next(passes)
-        except StopIteration as end:
-            return end.value
-
-
 async def _streamed(engine: Any, name: str, request: TurnRequest) -> list[str | WrittenTurn]:
     return [event async for event in engine.write(name, request)]
 
@@ -135,7 +127,7 @@ def test_turns_are_those_of_the_engine_in_this_process(
         ):
             request = TurnRequest(words, tools=TOOLS, files=("image/a.png", "image/b.png", "audio/c.wav"))
             request = replace(request, **changes)
-            expected = _written(local, name, request)
+            expected = write_whole(local, name, request)
             *texts, found = asyncio.run(_streamed(engine, name, request))
             assert isinstance(found, WrittenTurn)
             assert found.text == expected.text
@@ -172,7 +164,7 @@ def test_the_predictor_takes_it_by_one_key(bundles: dict[str, Bundle], local: En
     expected = local.rank([_ask(local.tokenizer, "a", "Improve this", 3)])[0]
     assert isinstance(expected, Ranking)
     assert [tool for tool, _ in ranking.tools] == [tool for tool, _ in expected.tools]
-    assert turn.text == _written(local, "a", TurnRequest("Improve this\n", tools=TOOLS, may_call=False)).text
+    assert turn.text == write_whole(local, "a", TurnRequest("Improve this\n", tools=TOOLS, may_call=False)).text
     for error in (outage, broken):
         assert (error.status, error.code) == (503, "unavailable")
         assert server.url not in error.message, "where the server is, is nothing for callers"
