@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import urllib.error
+import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 
 from serve.tools.spec import ToolError
 
 MODEL_TIMEOUT_S = 600.0  # the first call loads the weights, which the hub may have to send
 MODEL_MEMORY_MB = 16_384
+HUB_TIMEOUT_S = 5.0  # to answer at all
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
@@ -99,6 +102,7 @@ def load_parts(class_names: tuple[str, ...], model_id: str) -> LoadedModel:
     import torch
     import transformers
 
+    check_within_reach(model_id)
     options = {"local_files_only": is_offline(), "trust_remote_code": False}
     transformers.logging.disable_progress_bar()  # they would fill the log
     model_class, *part_classes = (getattr(transformers, name) for name in class_names)
@@ -134,6 +138,7 @@ def load_diffusion(class_name: str, model_id: str) -> LoadedModel:
         ) from error
     import torch
 
+    check_within_reach(model_id)
     diffusers.utils.logging.disable_progress_bar()  # they would fill the log
     loaded_class = getattr(diffusers, class_name)
     options = {"local_files_only": is_offline(), "trust_remote_code": False}
@@ -160,6 +165,23 @@ def has_weights(model_id: str) -> bool:
         return Path(model_id).is_dir()
     in_cache = (try_to_load_from_cache(model_id, name) for name in ("config.json", "model_index.json"))
     return any(isinstance(path, str) for path in in_cache)
+
+
+def check_within_reach(model_id: str) -> None:
+    """Ask once whether the hub answers, where its files are needed: a load asks for each of many files again and again.
+
+    Raises:
+        ToolError: "weights_not_available" where it does not.
+    """
+    if is_offline() or os.path.isabs(model_id) or has_weights(model_id):
+        return
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # it answers
+    except OSError as error:
+        raise not_available(model_id, "the hub does not answer") from error
 
 
 def not_available(model_id: str, reason: str) -> ToolError:

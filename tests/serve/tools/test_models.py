@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,7 @@ from transformers import (
 
 from serve.tools.all_tools import load_tools
 from serve.tools.media import png_file, wav_file
-from serve.tools.models import LoadedModel, ModelCache
+from serve.tools.models import LoadedModel, ModelCache, load_parts
 from serve.tools.run import ToolRunner
 from serve.tools.spec import Sound, ToolError
 
@@ -202,6 +203,22 @@ def test_missing_weights_are_told_by_that_tool_alone(runner: ToolRunner, tool_id
     with pytest.raises(ToolError, match=words) as caught:
         runner.run(spec, {argument.name: "a" for argument in spec.arguments}, {"a": picture()})
     assert caught.value.code == "weights_not_available"
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a network a load would ask for each file, several times each, for half a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("serve.tools.models.HUB_TIMEOUT_S", 0.2)
+        with pytest.raises(ToolError, match=r"nobody/nothing are not available \(the hub does not answer\)") as caught:
+            load_parts(("AutoModel",), "nobody/nothing")
+        assert caught.value.code == "weights_not_available"
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
 
 
 def test_pickled_weights_are_not_loaded(runner: ToolRunner, model_ids: dict[str, str], tmp_path: Path) -> None:
