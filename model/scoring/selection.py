@@ -184,6 +184,26 @@ def score_records(
     return score_selection([GoldItem.from_record(record) for record in records], responses, catalog_ids)
 
 
+def score_abstention(abstained: np.ndarray, unanswerable: np.ndarray) -> dict[str, int | float | None]:
+    """How well `unknown` was answered where no tool fits, and only there.
+
+    Args:
+        abstained: [Q] bool: `unknown` came first.
+        unanswerable: [Q] bool: `unknown` is right.
+
+    Returns:
+        {"n_unknown", "n_abstained", "precision", "recall", "f1"}; a share of nothing is None.
+    """
+    hits, n_abstained, n_unknown = (int(mask.sum()) for mask in (abstained & unanswerable, abstained, unanswerable))
+    return {
+        "n_unknown": n_unknown,
+        "n_abstained": n_abstained,
+        "precision": hits / n_abstained if n_abstained else None,
+        "recall": hits / n_unknown if n_unknown else None,
+        "f1": 2 * hits / (n_abstained + n_unknown) if n_unknown else None,
+    }
+
+
 def _group_masks(gold: Sequence[GoldItem]) -> dict[str, np.ndarray]:
     """Group name -> bool [N]."""
     modality = np.array([item.modality.value for item in gold])

@@ -34,7 +34,7 @@ from model.scoring.calibration import (
     expected_calibration_error,
     fit_temperature,
 )
-from model.scoring.selection import SelectionScores, score_records
+from model.scoring.selection import SelectionScores, score_abstention, score_records
 from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown
 from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
 from ray_jobs.evaluate.predictions import write_predictions
@@ -301,12 +301,7 @@ def _summarise(
     ]
     if pairs:  # MetaTool's multi-tool selection: both tools, and no other
         summary["two_tools"] = {"n": len(pairs), "acc": float(np.mean(pairs))}
-    summary["abstention"] = {
-        "n_unknown": int(unanswerable.sum()),
-        "n_abstained": int(abstained.sum()),
-        "precision": float(unanswerable[abstained].mean()) if abstained.any() else None,
-        "recall": float(abstained[unanswerable].mean()) if unanswerable.any() else None,
-    }
+    summary["abstention"] = score_abstention(abstained, unanswerable)
     return summary
 
 
@@ -342,7 +337,7 @@ def render_report(result: dict[str, Any], scores: dict[str, SelectionScores]) ->
         f"Guessing among the tools that the words of an ambiguous question allow: {percent(chance)} %.",
         f"Abstention (`unknown` ranked first): {abstention['n_abstained']} of {result['n_questions']}, where "
         f"{abstention['n_unknown']} should be; precision {percent(abstention['precision'])} %, "
-        f"recall {percent(abstention['recall'])} %.",
+        f"recall {percent(abstention['recall'])} %, F1 {percent(abstention['f1'])} %.",
         "",
         *_describe_calibration(result.get("calibration")),
         *_describe_pairs(result.get("two_tools")),

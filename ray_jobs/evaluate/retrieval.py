@@ -17,7 +17,7 @@ import pyarrow as pa
 from data_pipeline.batches.cards import encode_card
 from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.markdown import render_table
-from data_pipeline.records.catalog import Tool
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
 from model.decode.retrieval import compare_with_cards, encode_vectors
@@ -26,7 +26,7 @@ from model.decode.tree_cache import Prompt
 from model.llm.backbone import load_tokenizer
 from model.llm.tool_llm import ToolLLM
 from model.scoring.baselines import description_baseline
-from model.scoring.selection import score_records
+from model.scoring.selection import score_abstention, score_records
 from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
 from ray_jobs.train.features import MediaVectors
 
@@ -39,7 +39,7 @@ class RetrievalEvaluation:
 
     Attributes:
         result: {"retriever", "tf-idf" or "task description":
-            {"all", "seen", "unseen": {"n", "acc", "acc_low", "acc_high", "recall@K"}}}.
+            {"all", "seen", "unseen": {"n", "acc", "acc_low", "acc_high", "recall@K", "abstention_f1"}}}.
     """
 
     result: dict[str, Any]
@@ -53,12 +53,13 @@ class RetrievalEvaluation:
                 str(score["n"]),
                 f"{100 * score['acc']:.1f} [{100 * score['acc_low']:.1f}, {100 * score['acc_high']:.1f}]",
                 *(f"{100 * score[f'recall@{k}']:.1f}" for k in DEPTHS),
+                "–" if score["abstention_f1"] is None else f"{100 * score['abstention_f1']:.1f}",
             ]
             for who, groups in self.result.items()
             if isinstance(groups, dict)
             for group, score in groups.items()
         ]
-        header = ["by", "tools", "n", "Acc % [95 %]", *(f"Recall@{k} %" for k in DEPTHS)]
+        header = ["by", "tools", "n", "Acc % [95 %]", *(f"Recall@{k} %" for k in DEPTHS), "abstention F1 %"]
         return "\n".join(
             [
                 f"## Retrieval among the cards of {self.result['n_cards']} tools",
@@ -67,7 +68,8 @@ class RetrievalEvaluation:
                 "",
                 "Unseen: training was asked for none of the right tools. Recall@K = share of the right tools among the "
                 "K nearest cards; a question with more than K right tools cannot reach 1. Task description: the "
-                "backbone as released says from the words what a tool would do, and tf-idf finds the nearest card.",
+                "backbone as released says from the words what a tool would do, and tf-idf finds the nearest card. "
+                "Abstention: `unknown` first, of the group's questions and those that no tool meets.",
                 "",
             ]
         )
@@ -173,10 +175,10 @@ def _describe(model: TrainedModel, records: Sequence[ToolRecord]) -> list[str]:
 
 def _score(
     records: Sequence[ToolRecord], answers: Sequence[Sequence[str]], mask: np.ndarray, tool_ids: Sequence[str]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     chosen: list[int] = np.flatnonzero(mask).tolist()
     own = [records[i] for i in chosen]
-    scores: dict[str, float] = {}
+    scores: dict[str, float | None] = {}
     for k in DEPTHS:
         responses = [[render_target(tool_id) for tool_id in answers[i][:k]] for i in chosen]
         overall = score_records(own, responses, tool_ids).groups["overall"]
@@ -187,4 +189,8 @@ def _score(
             "acc_high": overall.acc.high,
             f"recall@{k}": overall.recall.value,
         }
+    unanswerable = np.array([UNKNOWN_TOOL_ID in record.valid_tool_ids for record in records])
+    abstained = np.array([found[0] == UNKNOWN_TOOL_ID for found in answers])
+    both = mask | unanswerable
+    scores["abstention_f1"] = score_abstention(abstained[both], unanswerable[both])["f1"]
     return scores

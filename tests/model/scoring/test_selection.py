@@ -6,12 +6,14 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
-from model.scoring.selection import GoldItem, parse_answer, score_records, score_selection
+from model.scoring.selection import GoldItem, parse_answer, score_abstention, score_records, score_selection
 from ray_jobs.score.files import read_catalog_names, read_selection_gold, read_selection_predictions
 
 
@@ -159,3 +161,18 @@ def test_ten_thousand_questions_take_seconds() -> None:
     scores = score_selection(gold, responses, [f"t{i}" for i in range(13)])
     assert time.process_time() - start < 5
     assert scores.groups["overall"].n == 10_000
+
+
+def test_abstention_is_scored_as_scikit_learn_scores_a_class() -> None:
+    rng = np.random.default_rng(0)
+    abstained, unanswerable = rng.random((2, 200)) < [[0.3], [0.2]]
+    scores = score_abstention(abstained, unanswerable)
+    expected = precision_recall_fscore_support(unanswerable, abstained, average="binary")[:3]
+    assert [scores[key] for key in ("precision", "recall", "f1")] == pytest.approx(expected)
+    assert (scores["n_abstained"], scores["n_unknown"]) == (abstained.sum(), unanswerable.sum())
+
+
+def test_abstention_of_nothing_is_no_number() -> None:
+    none, some = np.zeros(3, dtype=bool), np.array([True, False, False])
+    assert [score_abstention(none, none)[key] for key in ("precision", "recall", "f1")] == [None, None, None]
+    assert [score_abstention(none, some)[key] for key in ("precision", "recall", "f1")] == [None, 0.0, 0.0]

@@ -126,7 +126,7 @@ def test_summary_holds_what_the_report_and_the_demo_show() -> None:
     }
     assert summary["unambiguous_text"]["constrained"] == 1.0
     assert summary["unambiguous_text"]["majority"] == pytest.approx(1 / 3)
-    assert summary["abstention"] == {"n_unknown": 1, "n_abstained": 1, "precision": 1.0, "recall": 1.0}
+    assert summary["abstention"] == {"n_unknown": 1, "n_abstained": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0}
     names = name_metrics(summary | {"n_questions": 5})
     assert names["eval/constrained/acc"] == pytest.approx(4 / 5)
     assert names["eval/constrained/recall_at_1"] == pytest.approx(3.5 / 5), "one of the two tools of a question"
@@ -141,7 +141,7 @@ def test_nobody_abstained_is_no_number() -> None:
         for mode, score in scores.items()
     }
     summary = _summarise([records[i] for i in keep], [decoded[i] for i in keep], parts)
-    assert summary["abstention"] == {"n_unknown": 0, "n_abstained": 0, "precision": None, "recall": None}
+    assert summary["abstention"] == {"n_unknown": 0, "n_abstained": 0, "precision": None, "recall": None, "f1": None}
     assert "eval/abstention/precision" not in name_metrics(summary)
 
 
