@@ -44,13 +44,13 @@ own: $(if $(filter own_smollm2,$(OWN_CONFIG)),smollm2,install)
 	$(RUN) -m ray_jobs own --config $(OWN_CONFIG) "name=$$(basename "$$FOLDER")" "generate.tools=$$FOLDER/tools.jsonl" \
 		$(if $(TEACHER_URL),$(TEACHER)) $(if $(ASK),--ask "$$ASK") $(if $(KEEP),--keep)
 
-# In two processes; a file's tests stay together, whose fixtures are made once.
+# In two processes, by the groups of tests/conftest.py; in the order of the folders, which begins what is long early.
+PYTEST = $(RUN) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 test: install
-	$(RUN) -m pytest -m 'not slow' --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
-# One after the other: two trainings at once take more than twice as long on two cores, and clocks run out.
 test-slow: install
-	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -19,6 +19,17 @@ PASSED_ON = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "RAY_TRAIN_H
 REPO = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In several processes a file's tests stay together, whose fixtures are made once.
+
+    All trainings are one group: two at once take more than twice as long on two cores, and clocks run out.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder of papers, golden values and real media beside the project; tests that need it skip without it."""

@@ -147,10 +147,11 @@ def model_ids(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[ToolRunner]:
+def runner(model_ids: dict[str, str]) -> Iterator[ToolRunner]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         runner = ToolRunner(model_cache_bytes=400_000)
+        runner.start(has_models=True, specs=load_tools(model_ids).values())  # as a host does, not folder by folder
         yield runner
         runner.close()
 
