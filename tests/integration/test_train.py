@@ -131,7 +131,8 @@ def test_a_broken_run_goes_on_elsewhere_as_if_nothing_had_happened(
 
     losses = history(spec, run_id, "train/loss")
     assert list(losses) == list(range(EPOCHS_COMPARED * steps_per_epoch))
-    assert losses == pytest.approx({step: expected[step] for step in losses}, rel=1e-5)
+    # one rank adds in another order than two, and each step multiplies what that changes
+    assert losses == pytest.approx({step: expected[step] for step in losses}, rel=1e-4)
     for key in ("train/lr", "val/tool_accuracy"):
         found = history(spec, run_id, key)
         wanted = history(whole_spec, whole_summary.mlflow_run_id, key)
