@@ -21,7 +21,8 @@ from ray_jobs.estimate.speed import MicroStep
 def test_every_config_has_a_dry_run(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_jobs.estimate.speed.TOTAL_S", 0.1)
+    for constant, value in (("TOTAL_S", 0.1), ("PASS_S", 0.1), ("MIN_PASSES", 1)):
+        monkeypatch.setattr(f"ray_jobs.estimate.speed.{constant}", value)
     report = run_dry(load_run_spec(name, [f"runs_dir={tmp_path}"]))
     spec = load_run_spec(name, [])
     printed = capsys.readouterr().out
