@@ -44,8 +44,8 @@ own: $(if $(filter own_smollm2,$(OWN_CONFIG)),smollm2,install)
 	$(RUN) -m ray_jobs own --config $(OWN_CONFIG) "name=$$(basename "$$FOLDER")" "generate.tools=$$FOLDER/tools.jsonl" \
 		$(if $(TEACHER_URL),$(TEACHER)) $(if $(ASK),--ask "$$ASK") $(if $(KEEP),--keep)
 
-# In two processes, by the groups of tests/conftest.py; in the order of the folders, which begins what is long early.
-PYTEST = $(RUN) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# In two processes, shared out by tests/conftest.py, in the folders' order, which begins early what takes long.
+PYTEST = $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: install
 	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 

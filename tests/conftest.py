@@ -6,8 +6,10 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # one mode for ray.init and the command line alike
@@ -19,15 +21,25 @@ PASSED_ON = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "RAY_TRAIN_H
 REPO = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In several processes a file's tests stay together, whose fixtures are made once.
+# One process runs them all: two trainings at once take more than twice as long on two cores, and clocks run out.
+TRAININGS = {
+    *(f"tests/integration/test_{name}.py" for name in ("demo_output", "dialogues", "job_submit", "losses")),
+    *(f"tests/integration/test_{name}.py" for name in ("real_data", "resume", "tune")),
+    *(f"tests/ray_jobs/{name}.py" for name in ("bench/test_decode", "bench/test_train", "own/test_job")),
+    *(f"tests/ray_jobs/train/test_{name}.py" for name in ("inputs", "partitioned", "zero")),
+}
 
-    All trainings are one group: two at once take more than twice as long on two cores, and clocks run out.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+class FilesAndTrainings(LoadFileScheduling):
+    """In several processes a file's tests stay together, whose fixtures are made once, and so do all trainings."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "trainings" if file in TRAININGS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndTrainings:
+    return FilesAndTrainings(config, log)
 
 
 @pytest.fixture(scope="session")

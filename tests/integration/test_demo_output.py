@@ -20,7 +20,7 @@ from ray_jobs.config import load_run_spec
 from ray_jobs.demo import STAGES
 from ray_jobs.train.job import TrainSummary
 
-pytestmark = [pytest.mark.xdist_group("trainings"), pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 REPO = Path(__file__).resolve().parents[2]
 NOISE = re.compile(r"\(.*pid=\d+|\x1b\[|WARNING|raylet|\[E |E0000| E \d+ \d+\] |toolmm-tells")

@@ -22,12 +22,7 @@ from ray_jobs.train import job as train
 from ray_jobs.train.job import TrainSummary
 from serve.app import build_app
 
-pytestmark = [
-    pytest.mark.xdist_group("trainings"),
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.usefixtures("ray_session"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture(scope="module")

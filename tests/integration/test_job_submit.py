@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.xdist_group("trainings"), pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -14,12 +14,7 @@ from ray_jobs.config import RunSpec
 from ray_jobs.evaluate import job as evaluate
 from ray_jobs.train import job as train
 
-pytestmark = [
-    pytest.mark.xdist_group("trainings"),
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.usefixtures("ray_session"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture(scope="module")

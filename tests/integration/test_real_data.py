@@ -11,7 +11,7 @@ from ray_jobs.config import load_run_spec
 from ray_jobs.evaluate import job as evaluate
 from ray_jobs.train import job as train
 
-pytestmark = [pytest.mark.xdist_group("trainings"), pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_released_records_train_and_evaluate(ray_session: None, shared_dir: Path, tmp_path: Path) -> None:

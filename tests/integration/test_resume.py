@@ -29,12 +29,7 @@ from ray_jobs.train.checkpoint import CheckpointStore, load_cursor, load_moments
 from ray_jobs.train.job import TrainSummary
 from ray_jobs.train.validation import SCORE_KEY
 
-pytestmark = [
-    pytest.mark.xdist_group("trainings"),
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.usefixtures("ray_session"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 EPOCHS = 3
 SETTINGS = (

@@ -21,12 +21,7 @@ from ray_jobs.tracking.model_versions import get_champion
 from ray_jobs.tracking.runs import PARENT_TAG
 from ray_jobs.tune import job as tune
 
-pytestmark = [
-    pytest.mark.xdist_group("trainings"),
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.usefixtures("ray_session"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 EPOCHS = 8
 GOOD, LEARNS_NOTHING = 1e-2, 1e-7  # learning rates

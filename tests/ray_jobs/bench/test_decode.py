@@ -6,8 +6,6 @@ import pytest
 
 from ray_jobs.bench import decode as bench_decode
 
-pytestmark = pytest.mark.xdist_group("trainings")
-
 
 @pytest.mark.slow
 def test_search_is_exact_and_takes_few_passes(

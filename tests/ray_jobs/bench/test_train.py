@@ -13,8 +13,6 @@ from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.bench import train as bench_train
 from ray_jobs.bench.train import build_data, build_questions, build_trainer_rows, pad_right
 
-pytestmark = pytest.mark.xdist_group("trainings")
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:

@@ -15,8 +15,6 @@ from data_pipeline.records.schema import Modality, ToolRecord
 from ray_jobs.config import load_run_spec
 from ray_jobs.own.job import choose_questions, settle
 
-pytestmark = pytest.mark.xdist_group("trainings")
-
 REPO = Path(__file__).resolve().parents[3]
 SHOP = REPO / "ray_jobs" / "examples" / "shop" / "tools.jsonl"
 

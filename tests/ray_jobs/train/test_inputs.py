@@ -27,8 +27,6 @@ from model.llm.tool_llm import to_tensors
 from model.llm.tool_llm import ToolLLM
 from ray_jobs.train.inputs import CPU_SEQUENCE_TOKENS
 
-pytestmark = pytest.mark.xdist_group("trainings")
-
 multiple, steps = map(int, sys.argv[1:])
 torch.set_num_threads(1)
 shape = LlamaConfig(

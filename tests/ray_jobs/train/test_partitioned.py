@@ -18,8 +18,6 @@ from ray_jobs.train_options import TrainOptions
 sys.path.insert(0, str(Path(__file__).parents[2] / "model"))
 from toy_batches import build_toy_backbone, toy_texts
 
-pytestmark = pytest.mark.xdist_group("trainings")
-
 REPO = Path(__file__).resolve().parents[3]
 
 

@@ -34,8 +34,6 @@ from zero_mllm import (
     step_weight,
 )
 
-pytestmark = pytest.mark.xdist_group("trainings")
-
 REPO = Path(__file__).resolve().parents[3]
 STAGES = (0, 1, 2, 3)
 BREAK_AFTER = 3
