@@ -212,6 +212,6 @@ def _write_corpus(
             stream.write(render_rejected(item).encode())
     missing = () if cleaning.media is None else itertools.islice(cleaning.media.missing_uris(), SHOWN_MISSING_MEDIA)
     with storage.staged_locally(partial) as folder:
-        write_report(folder, manifest, facts, list(missing))
+        write_report(folder, manifest, facts, reading.catalog, list(missing))
     storage.write_file(partial / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     logger.info("corpus written source=%s data_hash=%s", reading.name, manifest["data_hash"][:12])

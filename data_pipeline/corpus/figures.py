@@ -1,16 +1,21 @@
-"""Figures of what a corpus holds: those of the report and of the audit."""
+"""Figures of what a corpus holds: those of the report and of the audit (after MLLM-Tool, Figures 2 and 3)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from matplotlib import get_data_path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from wordcloud import STOPWORDS, WordCloud
 
 from data_pipeline.corpus.facts import Facts
 from data_pipeline.corpus.stats import count_answers, count_per_tool
 from data_pipeline.records.schema import SPLITS, AmbiguityType, Modality
+
+MAX_CLOUD_WORDS = 80
 
 
 def draw_figures(counts: Mapping[str, Any], facts: Facts) -> dict[str, Figure]:
@@ -68,4 +73,26 @@ def _draw_tools(facts: Facts) -> Figure:
         axes.plot(range(1, len(counts) + 1), counts, label=split)
     axes.set_yscale("symlog", linthresh=1)
     axes.legend()
+    return figure
+
+
+def draw_words(words: Mapping[str, int]) -> Figure:
+    """A cloud of words, larger where there are more; the same words always lie alike.
+
+    Args:
+        words: word -> how many questions; English words that say nothing are left out.
+    """
+    figure, axes = new_figure("What the tools are for", "", "")
+    axes.set_axis_off()
+    if telling := {word: n for word, n in words.items() if word not in STOPWORDS}:
+        cloud = WordCloud(
+            font_path=str(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")),  # more scripts than its own
+            width=260,  # words are laid out on a small canvas, which takes a tenth of the time, and drawn larger
+            height=140,
+            scale=4,
+            max_words=MAX_CLOUD_WORDS,
+            background_color="white",
+            random_state=0,
+        )
+        axes.imshow(cloud.generate_from_frequencies(telling).to_array(), interpolation="antialiased")
     return figure

@@ -7,25 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.corpus.facts import Facts
-from data_pipeline.corpus.figures import draw_figures
+from data_pipeline.corpus.figures import draw_figures, draw_words
+from data_pipeline.corpus.stats import count_words
 from data_pipeline.markdown import render_table
+from data_pipeline.records.catalog import ToolCatalog
 from data_pipeline.records.schema import SPLITS
 
 FIGURES = "figures"
 SHOWN_MISSING_MEDIA = 100
 
 
-def write_report(folder: Path, manifest: Mapping[str, Any], facts: Facts, missing_media: Sequence[str] = ()) -> None:
+def write_report(
+    folder: Path, manifest: Mapping[str, Any], facts: Facts, catalog: ToolCatalog, missing_media: Sequence[str] = ()
+) -> None:
     """Write `report.md` and `figures/*.png` into the corpus folder.
 
     Args:
         folder: of the corpus.
         manifest: with every number.
         facts: of the records, with their splits.
+        catalog: of the corpus.
         missing_media: the first `SHOWN_MISSING_MEDIA` paths of absent files.
     """
     (folder / FIGURES).mkdir()
-    for name, figure in draw_figures(manifest["counts"], facts).items():
+    figures = draw_figures(manifest["counts"], facts) | {"words": draw_words(count_words(facts, catalog))}
+    for name, figure in figures.items():
         # no version in the file: the same input, the same bytes
         figure.savefig(folder / FIGURES / f"{name}.png", dpi=110, metadata={"Software": None})
     (folder / "report.md").write_text(render_report(manifest, missing_media), encoding="utf-8")
@@ -45,6 +51,7 @@ def render_report(manifest: Mapping[str, Any], missing_media: Sequence[str] = ()
         f"![right answers per question]({FIGURES}/answers.png) ![questions per tool]({FIGURES}/tools.png)",
         "## Tools",
         render_table(["", "tools"], [[key.replace("_", " "), value] for key, value in manifest["tools"].items()]),
+        f"![words of the tools, by questions]({FIGURES}/words.png)",
         *_dialogue_sections(manifest["dialogues"]),
         "## Leaks",
         "Held-out questions that training has seen: the same words with the same medium, or just the same medium. "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ import numpy as np
 from data_pipeline.corpus.facts import AMBIGUITIES, MODALITIES, Facts, number_columns, split_code
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
 from data_pipeline.records.schema import SPLITS
+
+_WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def count_splits(facts: Facts) -> dict[str, dict[str, Any]]:
@@ -86,6 +90,20 @@ def count_per_tool(facts: Facts, split: str) -> list[int]:
     """Questions of a split for each tool that it asks for, the most first."""
     counts = np.bincount(facts.tools_of(facts.split == split_code(split)), minlength=1)
     return np.sort(counts[counts > 0])[::-1].tolist()
+
+
+def count_words(facts: Facts, catalog: ToolCatalog) -> dict[str, int]:
+    """The words that say what the tools are for, each with the questions that some tool with it is right for.
+
+    They are those of a tool's description, or of its name behind the owner's where there is none.
+    """
+    counts = np.bincount(facts.tools_of(facts.split > 0), minlength=len(facts.tool_ids)).tolist()
+    words: Counter[str] = Counter()
+    for tool_id, n in zip(facts.tool_ids, counts, strict=True):
+        if n and tool_id in catalog and tool_id != UNKNOWN_TOOL_ID:
+            text = catalog[tool_id].description or tool_id.rpartition("/")[2]
+            words.update(dict.fromkeys(_WORD.findall(text.casefold()), n))
+    return dict(words)
 
 
 def _number_of(facts: Facts, tool_id: str) -> int:

@@ -1,9 +1,10 @@
 """Catalogues from what others say of their tools (MLLM-Tool, sections 3.1, 8.2 and 8.3).
 
 Read are the Hugging Face Hub's list of models (``/api/models``, with `description` where it is known), Gorilla's API
-database, the tools of an MCP server (`tools/list`), an OpenAPI file, a plain object of names and descriptions, and
-entries of a catalogue. What is left out is counted by its reason: cards that say too little, unsafe ones, licences that
-were not asked for, repetitions, and more than a few tools of one function.
+database, the tools of an MCP server (`tools/list`), functions as OpenAI's API takes them, an OpenAPI file, a plain
+object of names and descriptions, and entries of a catalogue. What is left out is counted by its reason: cards that say
+too little, unsafe ones, parameters that are no JSON Schema, licences that were not asked for, repetitions, and more
+than a few tools of one function.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 import yaml
 
 from data_pipeline.errors import InputError
+from data_pipeline.instruct.openapi import build_parameters, read_operations
 from data_pipeline.records.catalog import Tool
+from data_pipeline.records.parameters import check_parameters
 from data_pipeline.records.text import parse_json, read_text, words_key
 from data_pipeline.records.unsafe import find_unsafe_words
 from data_pipeline.sources.apibench import build_tool, read_card
@@ -29,11 +32,11 @@ MIN_WORDS = 4  # of a description
 MAX_DESCRIPTION_CHARS = 400
 MAX_PER_FUNCTION = 5  # tools, those with the most downloads (section 8.2)
 
-_METHODS = ("get", "post", "put", "patch", "delete")
 _WORD = re.compile(r"[^\W_]+")
 _STEM_CHARS = 5
 # in names of subtasks and of no use to tell them apart
 _PLAIN = frozenset(["to", "2d", "of", "image", "promp", "guide", "condi", "gener", "speci", "type", "based"])
+_FUNCTION_KEYS = frozenset(["function", "parameters", "inputSchema"])
 _FOREIGN = re.compile(r"[\s{}\[\],'\"]+")
 
 
@@ -133,21 +136,21 @@ def _read_object(content: Any, path: Path) -> Iterator[Card | LeftOut]:
         listed = content.get("result", content)
         if isinstance(listed, Mapping) and isinstance(listed.get("tools"), list):
             for number, each in enumerate(listed["tools"]):
-                yield _read_mcp(each, f"tool {number}")
+                yield _read_function(each, f"tool {number}")
             return
         if "openapi" in content and isinstance(content.get("paths"), Mapping):
-            yield from _read_openapi(content["paths"])
+            yield from _read_openapi(content)
             return
         if content and all(isinstance(value, str) for value in content.values()):
             for name, description in content.items():
                 yield _build(str(name), description)
             return
-        if set(content) & {"tool_id", "api_data", "api_name", "modelId"}:
+        if set(content) & {"tool_id", "api_data", "api_name", "modelId", *_FUNCTION_KEYS}:
             yield from _read_row(content, "line 1")
             return
     raise InputError(
-        f"{path} is in no known form; give the Hub's list of models, API cards, an MCP server's tools/list, an OpenAPI "
-        "file, an object of names and descriptions, or catalogue entries."
+        f"{path} is in no known form; give the Hub's list of models, API cards, an MCP server's tools/list, "
+        "functions in OpenAI's form, an OpenAPI file, an object of names and descriptions, or catalogue entries."
     )
 
 
@@ -166,6 +169,8 @@ def _read_row(content: Any, place: str) -> list[Card | LeftOut]:
             return [Card(build_tool(card), card.domain)]
         except InputError as error:
             return [LeftOut(place, str(error))]
+    if set(content) & _FUNCTION_KEYS:
+        return [_read_function(content, place)]
     name = content.get("modelId") or content.get("id")
     if isinstance(name, str) and ("pipeline_tag" in content or "modelId" in content):
         return [_read_hub(content, name)]
@@ -202,31 +207,24 @@ def find_function(task: str, text: str) -> str:
     return f"{task}: {found}" if found else task
 
 
-def _read_mcp(content: Any, place: str) -> Card | LeftOut:
-    """A tool of `tools/list`; its arguments are the properties of its schema, the required ones first."""
-    if not isinstance(content, Mapping) or not isinstance(content.get("name"), str):
+def _read_function(content: Any, place: str) -> Card | LeftOut:
+    """A tool of `tools/list`, or a function as OpenAI's API takes it."""
+    function = content.get("function", content) if isinstance(content, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         return LeftOut(place, "it has no name")
-    schema = content.get("inputSchema")
-    properties = schema.get("properties") if isinstance(schema, Mapping) else None
-    required = schema.get("required") if isinstance(schema, Mapping) else None
-    names = [str(name) for name in properties] if isinstance(properties, Mapping) else []
-    first = [name for name in names if isinstance(required, list) and name in required]
-    arguments = tuple(dict.fromkeys([*first, *names]))
-    return _build(content["name"], str(content.get("description") or content.get("title") or ""), arguments=arguments)
+    words = str(function.get("description") or function.get("title") or "")
+    parameters = function.get("inputSchema", function.get("parameters"))
+    return _build(function["name"], words, parameters=parameters)
 
 
-def _read_openapi(paths: Mapping[str, Any]) -> Iterator[Card | LeftOut]:
-    for path, operations in paths.items():
-        if not isinstance(operations, Mapping):
+def _read_openapi(content: Mapping[str, Any]) -> Iterator[Card | LeftOut]:
+    for operation in read_operations(content):
+        try:
+            parameters = build_parameters(content, operation)
+        except InputError as error:
+            yield LeftOut(operation.name[:100], f"its parameters {error}")
             continue
-        for method, operation in operations.items():
-            if method not in _METHODS or not isinstance(operation, Mapping):
-                continue
-            name = operation.get("operationId") or f"{method}-{str(path).strip('/').replace('/', '-')}"
-            words = [str(operation.get(key) or "").strip() for key in ("summary", "description")]
-            parameters = [each for each in operation.get("parameters") or [] if isinstance(each, Mapping)]
-            arguments = tuple(dict.fromkeys(str(each["name"]) for each in parameters if each.get("name")))
-            yield _build(str(name), ". ".join(word.rstrip(".") for word in words if word), arguments=arguments)
+        yield _build(operation.name, operation.words, parameters=parameters)
 
 
 def _build(
@@ -235,14 +233,19 @@ def _build(
     given: str = "",
     made: str = "",
     backend: str = "",
-    arguments: tuple[str, ...] = (),
+    parameters: Any = None,
 ) -> Card | LeftOut:
     tool_id = _FOREIGN.sub("-", name.strip()).strip("-")
     words = " ".join(description.split())
     if len(words) > MAX_DESCRIPTION_CHARS:
         words = words[:MAX_DESCRIPTION_CHARS].rpartition(" ")[0].rstrip(",;:") + "…"
+    parameters = {} if parameters is None else parameters
     try:
-        return Card(Tool(tool_id, words, given, made, backend, arguments=arguments))
+        check_parameters(parameters)
+    except InputError as error:
+        return LeftOut(name[:100], f"its parameters {error}")
+    try:
+        return Card(Tool(tool_id, words, given, made, backend, parameters=parameters))
     except InputError as error:
         return LeftOut(name[:100], str(error))
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from data_pipeline.instruct.captions import CaptionedImage
@@ -142,7 +143,7 @@ def parse_reply(text: str, tools: Sequence[Tool], known: Sequence[Tool] = ()) ->
     """
     lines = (_LEAD.sub("", line).strip() for line in text.splitlines())
     by_name = {words_key(tool.call_name): tool for tool in tools}
-    marks = _find_marks(known or tools)
+    marks = _find_marks(tuple(known or tools))
     return [_parse_line(line, by_name, marks) for line in lines if line]
 
 
@@ -205,7 +206,8 @@ class _Marks:
     usage: frozenset[str]
 
 
-def _find_marks(tools: Sequence[Tool]) -> dict[str, _Marks]:
+@lru_cache(maxsize=8)  # the same tools with every answer of a run
+def _find_marks(tools: tuple[Tool, ...]) -> dict[str, _Marks]:
     """Call name -> marks."""
     words = {
         tool.call_name: tuple(_list_words(text) - _COMMON for text in (tool.call_name, _usage(tool))) for tool in tools

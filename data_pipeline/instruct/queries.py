@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from data_pipeline.instruct.languages import find_language, is_foreign
 from data_pipeline.records.catalog import Tool
 from data_pipeline.records.text import words_key
 
@@ -27,6 +28,7 @@ Fault = Literal["format", "prohibited", "length", "repeated", "language"]
 _QUERY = re.compile(r"^\s*(?:Query\s*)?\d{1,2}\s*[.:)]\s*(?P<words>.+?)\s*$", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 _PART = re.compile(r"[^\W_]+")
+_LATIN = "LATIN"
 _ASIAN = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}  # Japanese mixes the three
 _MEDIA = {"image": "a picture", "audio": "a sound recording", "video": "a video"}
 
@@ -125,6 +127,7 @@ def parse_queries(text: str, tool: Tool, prohibited: Sequence[str], is_ambiguous
     """
     banned = {word.casefold() for word in prohibited}
     script = _find_script(tool.description)
+    language = find_language(tool.description) if script == _LATIN else ""
     found: list[Query | Refused] = []
     shown = [frozenset(_list_words(query)) for _, queries in (*_EXAMPLES, *_OPEN_EXAMPLES) for query in queries]
     said: list[frozenset[str]] = []
@@ -138,6 +141,8 @@ def parse_queries(text: str, tool: Tool, prohibited: Sequence[str], is_ambiguous
             found.append(Refused(line, "length", f"a query has {MIN_CHARS} to {MAX_CHARS} characters"))
         elif _find_script(words) != script:
             found.append(Refused(line, "language", "it is in another script than the tool's description"))
+        elif is_foreign(words, language):
+            found.append(Refused(line, "language", "it is in another language than the tool's description"))
         elif hits := sorted(own & banned):
             found.append(Refused(line, "prohibited", f"it says {', '.join(hits)}"))
         elif any(_share(own, other) >= _ALIKE for other in shown):

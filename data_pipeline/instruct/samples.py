@@ -193,8 +193,8 @@ class _Draw:
 
     def _name(self) -> str:
         """A file that nobody else speaks of."""
-        letters = self._rng.choice(list(string.ascii_lowercase), 8)
-        return f"image/{''.join(letters)}.png"
+        letters = self._rng.integers(len(string.ascii_lowercase), size=8)
+        return f"image/{''.join(string.ascii_lowercase[i] for i in letters)}.png"
 
 
 def _call(asked: Instruction, image: str) -> str:

@@ -6,12 +6,13 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
+from data_pipeline.records.parameters import MAX_SCHEMA_CHARS, check_parameters, list_arguments
 from data_pipeline.records.schema import Modality
 from data_pipeline.records.text import check_encodable, parse_json, read_text
 
@@ -37,8 +38,10 @@ class Tool:
         backend: "local" (a function of ours), "huggingface" (a hub model by its id) or "" (not callable from here).
         name: what a dialogue calls it; may hold spaces; "" where the tool_id is the name.
         usage: the line about it in a dialogue's prompt: when to use it and what to give it; "" = the description.
-        arguments: what one call takes, in order, such as ("image_path", "text"); () where the source does not say.
+        arguments: what one call takes, in order, such as ("image_path", "text"); where they are not given, those of
+            `parameters`; () where the source does not say.
         call: the code that calls it, such as "torch.hub.load('a/b', 'c')", on one line; "" where there is none.
+        parameters: JSON Schema (2020-12) of an object that holds the arguments; {} where the source has none.
     """
 
     tool_id: str
@@ -50,6 +53,7 @@ class Tool:
     usage: str = ""
     arguments: tuple[str, ...] = ()
     call: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -65,11 +69,21 @@ class Tool:
         for key in ("usage", "call"):
             if len(getattr(self, key).splitlines()) > 1:
                 raise InputError(f"the {key} of tool {self.tool_id!r} holds a line break; write it on one line.")
-        object.__setattr__(self, "arguments", tuple(self.arguments))  # JSON has lists only
+        arguments = tuple(self.arguments) or list_arguments(self.parameters)  # JSON has lists only
+        object.__setattr__(self, "arguments", arguments)
 
     def _check_types(self) -> None:
         """What JSON may hold in a field and no file or program could use later."""
         for key, value in vars(self).items():
+            if key == "parameters":
+                try:
+                    check_parameters(value)
+                except InputError as error:
+                    raise InputError(
+                        f"the parameters of tool {reprlib.repr(self.tool_id)} {error}; give a JSON Schema of an object "
+                        f"with at most {MAX_SCHEMA_CHARS:,} characters."
+                    ) from error
+                continue
             if key == "arguments":
                 if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
                     raise InputError(
@@ -97,7 +111,7 @@ class Tool:
         return {key: value for key, value in entry.items() if value or key not in _OPTIONAL_FIELDS}
 
 
-_OPTIONAL_FIELDS = ("name", "usage", "arguments", "call")
+_OPTIONAL_FIELDS = ("name", "usage", "arguments", "call", "parameters")
 
 
 class ToolCatalog:

@@ -121,6 +121,8 @@ def build_record(
         InputError: it cannot be mapped; equal faults have equal words.
     """
     chat = replace(chat, tools=_adopt(chat.tools, known))
+    if n_unknown := sum(bool(tool.arguments) and not tool.parameters for tool in chat.tools):
+        repairs["an offered tool's parameters left out: no JSON schema"] += n_unknown
     exchanges, system = _cut_exchanges(chat.messages, repairs)
     if not exchanges or not any(exchange.steps for exchange in exchanges):
         raise InputError("the chat holds no answer of an assistant")
@@ -264,7 +266,9 @@ def _called_tools(exchanges: Sequence[_Exchange], known: KnownTools) -> tuple[To
     return _adopt(tuple(called.values()), known)
 
 
-def build_tool(name: str, description: str, arguments: tuple[str, ...]) -> Tool:
+def build_tool(
+    name: str, description: str, arguments: tuple[str, ...], parameters: dict[str, Any] | None = None
+) -> Tool:
     """A function of somebody's as a tool: its usage is worded as the service words it.
 
     Raises:
@@ -276,7 +280,14 @@ def build_tool(name: str, description: str, arguments: tuple[str, ...]) -> Tool:
     try:
         has_sign = any(c.isspace() or c in "{}[],'\"" for c in name)
         tool_id = "".join("-" if c.isspace() or c in "{}[],'\"" else c for c in name)
-        return Tool(tool_id, description, name=name if has_sign else "", usage=usage, arguments=arguments)
+        return Tool(
+            tool_id,
+            description,
+            name=name if has_sign else "",
+            usage=usage,
+            arguments=arguments,
+            parameters=parameters or {},
+        )
     except InputError as error:
         raise InputError("a tool's name, description or arguments cannot stand in a prompt") from error
 

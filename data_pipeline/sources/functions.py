@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
+from data_pipeline.records.parameters import check_parameters
 from data_pipeline.records.schema import Modality
 from data_pipeline.records.text import parse_json
 from data_pipeline.sources.chat import ChatCall, build_tool
@@ -54,25 +55,43 @@ def parse_functions(value: Any) -> tuple[Tool, ...]:
         description = function.get("description") or ""
         if not isinstance(description, str):
             raise InputError("the description of an offered tool is no text")
-        tools.append(build_tool(function["name"], description, _argument_names(function.get("parameters"))))
+        schema = _read_schema(function.get("parameters"))
+        arguments = tuple(schema.get("properties", {}))
+        tools.append(build_tool(function["name"], description, arguments, schema if _is_valid(schema) else {}))
     if len({tool.call_name for tool in tools}) != len(tools):
         raise InputError("two offered tools have one name")
     return tuple(tools)
 
 
-def _argument_names(parameters: Any) -> tuple[str, ...]:
-    """The names in a JSON schema, or in its properties alone; Parquet has null for those of other rows' tools."""
+def _read_schema(parameters: Any) -> dict[str, Any]:
+    """A JSON schema, also where its properties alone are given; {} for none."""
     if isinstance(parameters, str) and parameters.strip():
         try:
             parameters = parse_json(parameters)
         except InputError as error:
             raise InputError("the parameters of an offered tool are not JSON") from error
     if not isinstance(parameters, Mapping):
-        return ()
-    properties = parameters.get("properties", {} if parameters.get("type") == "object" else parameters)
-    if not isinstance(properties, Mapping):
-        return ()
-    return tuple(name for name, schema in properties.items() if schema is not None)
+        return {}
+    schema = _drop_nulls(parameters)
+    if "properties" not in schema and schema.get("type") != "object":
+        schema = {"type": "object", "properties": schema}
+    return schema if isinstance(schema.get("properties", {}), dict) else {}
+
+
+def _drop_nulls(value: Any) -> Any:
+    """Parquet has null for each key of other rows' tools."""
+    if isinstance(value, Mapping):
+        return {key: _drop_nulls(each) for key, each in value.items() if each is not None}
+    return [_drop_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_valid(schema: Mapping[str, Any]) -> bool:
+    """Others train on chats whose functions are described otherwise, as in Python's types: these keep their names."""
+    try:
+        check_parameters(schema)
+    except InputError:
+        return False
+    return True
 
 
 def parse_call(value: Any, call_id: Any = None) -> ChatCall:

@@ -60,7 +60,7 @@ def render_report(tools: list[Tool], left_out: list[LeftOut]) -> str:
 
 def _kind(reason: str) -> str:
     """A reason without what differs from card to card."""
-    for beginning in ("it says the same", "its licence", "its task"):
+    for beginning in ("it says the same", "its licence", "its task", "its parameters"):
         if reason.startswith(beginning):
             return beginning
     return "enough tools of the function" if reason.endswith("have more downloads") else reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from serve.chat.content import Conversation
 from serve.chat.schemas import AllowedToolsChoice, ChatRequest, FunctionDefinition, NamedTool
 from serve.http.schemas import RequestError
 from serve.tools.spec import ToolSpec
+
+logger = logging.getLogger(__name__)
 
 MAX_SCHEMA_CHARS = 100_000  # of a request's tools together
 _MEDIA_WORDS = {
@@ -93,7 +96,16 @@ def offer_spec(spec: ToolSpec) -> OfferedTool:
 
 
 def offer_entry(tool: Tool) -> OfferedTool:
-    """A catalogue entry that only names a tool: its input's modality is all that is known of its arguments."""
+    """A tool that only the catalogue tells of: by its schema, or, where it has none that arguments can be made for, by
+    what its input's modality says of them."""
+    if tool.parameters:
+        try:
+            check_schema(tool.parameters)
+        except InputError as error:
+            logger.info("tool=%s problem=its schema %s", tool.tool_id, error)
+        else:
+            known = FunctionDefinition(name=tool.tool_id, description=tool.description, parameters=tool.parameters)
+            return offer_function(known)
     modality = tool.input_modality
     properties: dict[str, Any] = {"text": {"type": "string", "description": "what is wanted, in words"}}
     media = {modality: modality} if modality in ("image", "audio", "video") else {}

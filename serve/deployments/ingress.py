@@ -139,8 +139,8 @@ class SelectionService:
 
 
 def _describe_tool(tool: Tool, spec: ToolSpec | None, ready: Collection[str]) -> ToolEntry:
-    parameters = None if spec is None else spec.json_schema()
-    return ToolEntry(**vars(tool), parameters=parameters, ready=tool.tool_id in ready)
+    fields: dict[str, Any] = {**vars(tool), "parameters": None if spec is None else spec.json_schema()}
+    return ToolEntry(**fields, ready=tool.tool_id in ready)
 
 
 def _describe_spec(spec: ToolSpec, ready: Collection[str]) -> ToolEntry:

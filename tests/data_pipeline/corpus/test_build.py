@@ -80,7 +80,7 @@ def test_corpus_files_follow_the_contract(built: CorpusSummary) -> None:
     report = (built.path / "report.md").read_text()
     for heading in ("## Questions", "## Tools", "## Leaks", "## Missing, duplicate, mended, rejected"):
         assert heading in report
-    for figure in ("modality", "ambiguity", "answers", "tools"):
+    for figure in ("modality", "ambiguity", "answers", "tools", "words"):
         assert (built.path / f"figures/{figure}.png").stat().st_size > 1000
         assert f"figures/{figure}.png" in report
     assert built.manifest["licences"]["jsonl"]

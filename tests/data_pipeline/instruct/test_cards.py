@@ -107,12 +107,36 @@ def test_five_of_each_subtask_are_kept(tmp_path: Path) -> None:
 
 
 def test_an_mcp_servers_tools(tmp_path: Path) -> None:
-    schema = {"type": "object", "properties": {"unit": {}, "city": {}}, "required": ["city"]}
-    tools = [{"name": "get weather", "description": "Tells the weather of a city.", "inputSchema": schema}, {"name": 4}]
+    schema = {"type": "object", "properties": {"unit": {}, "city": {"type": "string"}}, "required": ["city"]}
+    broken = {"type": "object", "properties": {"city": {"type": "word"}}}
+    tools = [
+        {"name": "get weather", "description": "Tells the weather of a city.", "inputSchema": schema},
+        {"name": 4},
+        {"name": "broken", "description": "Tells the weather of a city.", "inputSchema": broken},
+        {"name": "bare", "description": "Tells the time of this place.", "inputSchema": None},
+    ]
+    expected = Tool("get-weather", "Tells the weather of a city.", arguments=("city", "unit"), parameters=schema)
     for content in ({"tools": tools}, {"jsonrpc": "2.0", "id": 1, "result": {"tools": tools}}):
-        (card, fault) = read_cards(write(tmp_path / "list.json", content))
-        assert card == Card(Tool("get-weather", "Tells the weather of a city.", arguments=("city", "unit")))
-        assert fault == LeftOut("tool 1", "it has no name")
+        card, nameless, fault, bare = read_cards(write(tmp_path / "list.json", content))
+        assert card == Card(expected)
+        assert nameless == LeftOut("tool 1", "it has no name")
+        assert isinstance(fault, LeftOut)
+        assert (fault.name, fault.reason[:60]) == (
+            "broken",
+            "its parameters are no JSON schema: properties.city.type: 'word'"[:60],
+        )
+        assert bare == Card(Tool("bare", "Tells the time of this place."))
+
+
+def test_functions_in_openais_form(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    function = {"name": "get_weather", "description": "Tells the weather of a city.", "parameters": schema}
+    expected = Card(Tool("get_weather", "Tells the weather of a city.", arguments=("city",), parameters=schema))
+    wrapped = {"type": "function", "function": function}
+    for content in ([wrapped], [function], {"tools": [wrapped]}, wrapped, function):
+        assert read_cards(write(tmp_path / "functions.json", content)) == [expected]
+    bad = read_cards(write(tmp_path / "functions.json", [function | {"parameters": "city"}]))
+    assert bad == [LeftOut("get_weather", "its parameters are no JSON object")]
 
 
 def test_an_openapi_file(tmp_path: Path) -> None:
@@ -123,7 +147,7 @@ def test_an_openapi_file(tmp_path: Path) -> None:
                 "get": {
                     "operationId": "showPet",
                     "summary": "Shows a pet.",
-                    "parameters": [{"name": "id", "in": "path"}],
+                    "parameters": [{"name": "id", "in": "path", "schema": {"type": "integer"}}],
                 },
                 "delete": {"description": "Removes a pet for ever."},
                 "parameters": [],
@@ -131,7 +155,7 @@ def test_an_openapi_file(tmp_path: Path) -> None:
         },
     }
     expected = [
-        Card(Tool("showPet", "Shows a pet", arguments=("id",))),
+        Card(Tool("showPet", "Shows a pet", parameters={"type": "object", "properties": {"id": {"type": "integer"}}})),
         Card(Tool("delete-pets--id", "Removes a pet for ever")),
     ]
     found = read_cards(write(tmp_path / "api.json", content))

@@ -45,6 +45,8 @@ def test_lines_are_checked() -> None:
             "Query11: I took this at our reunion. How many of us are on it?",
             "Query9: Почини мою фотографию, пожалуйста.",
             "Query10: Привет is what I wrote on this photo, mend it.",
+            "Query12: Kannst du dieses Bild bitte in Ordnung bringen?",
+            "Query13: I wrote 'Herzlichen Glückwunsch zum Geburtstag' on this photo, mend it.",
         ]
     )
     found = parse_queries(text, RAIN, list_prohibited(RAIN, [HAZE]), is_ambiguous=True)
@@ -52,6 +54,7 @@ def test_lines_are_checked() -> None:
         "It poured when I took this, can you mend it?",
         "My holiday shot is spoilt, please repair it.",
         "Привет is what I wrote on this photo, mend it.",
+        "I wrote 'Herzlichen Glückwunsch zum Geburtstag' on this photo, mend it.",
     ]
     reasons = [line.reason for line in found if isinstance(line, Refused)]
     assert reasons == [
@@ -63,6 +66,7 @@ def test_lines_are_checked() -> None:
         "length",
         "format",
         "repeated",
+        "language",
         "language",
     ]
     assert all(query.is_ambiguous and query.tool_id == RAIN.tool_id for query in found if isinstance(query, Query))

@@ -61,6 +61,21 @@ def test_what_only_dialogues_need_is_kept_and_changes_no_older_hash(tmp_path: Pa
     assert ToolCatalog(TOOLS).content_hash == older, "of catalogues written before these fields were there"
 
 
+def test_the_schema_of_a_tools_parameters_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.jsonl"
+    schema = {"type": "object", "properties": {"unit": {"type": "string"}, "city": {}}, "required": ["city"]}
+    tool = Tool("weather", "Tells the weather.", parameters=schema)
+    assert tool.arguments == ("city", "unit")
+    assert Tool("weather", arguments=("unit",), parameters=schema).arguments == ("unit",), "as they were given"
+    catalog = ToolCatalog([*TOOLS, tool])
+    catalog.save_jsonl(path)
+    again = ToolCatalog.load_jsonl(path)
+    assert (again["weather"], hash(again["weather"])) == (tool, hash(tool))
+    assert again.content_hash == catalog.content_hash
+    other = Tool("weather", "Tells the weather.", arguments=("city", "unit"))
+    assert ToolCatalog([*TOOLS, other]).content_hash != catalog.content_hash
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -81,6 +96,10 @@ def test_what_only_dialogues_need_is_kept_and_changes_no_older_hash(tmp_path: Pa
         {"backend": "gpu"},
         {"description": "a\ud800"},
         {"arguments": ("a\ud800",)},
+        {"parameters": []},
+        {"parameters": {"type": "array"}},
+        {"parameters": {"properties": {"a\ud800": {}}}},
+        {"parameters": {"properties": {"a": {"type": "int"}}}},
     ],
 )
 def test_what_a_prompt_could_not_hold_is_refused(fields: dict[str, Any]) -> None:
@@ -122,7 +141,7 @@ def test_null_is_absent_and_a_byte_order_mark_is_none_of_the_text(tmp_path: Path
     """pandas writes null for every field that another entry has; editors write the mark."""
     path = tmp_path / "catalog.jsonl"
     fields = dict.fromkeys(
-        ("description", "input_modality", "output_modality", "backend", "name", "usage", "arguments")
+        ("description", "input_modality", "output_modality", "backend", "name", "usage", "arguments", "parameters")
     )
     path.write_text("\ufeff" + json.dumps({"tool_id": "a", **fields}) + "\r\n", encoding="utf-8")
     assert tuple(ToolCatalog.load_jsonl(path)) == (Tool("a"),)

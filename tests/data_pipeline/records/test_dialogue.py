@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ import pytest
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from data_pipeline.records.dialogue import (
+    FILE_NAME,
     TURN_STOP,
     Answer,
     DialoguePrompt,
     ToolCall,
     check_turn_order,
     count_calls,
+    find_files,
     has_history,
     parse_dialogue_prompt,
     parse_offered_tools,
@@ -23,6 +26,7 @@ from data_pipeline.records.dialogue import (
     parse_turns,
     read_observations,
     read_turns,
+    rename_files,
     render_answer,
     render_call,
     render_dialogue_prompt,
@@ -195,3 +199,35 @@ def test_observations_and_calls_are_told_by_their_roles() -> None:
     for wrong in ((), turns[:2], turns[1:], (Turn("user", "x"),)):
         with pytest.raises(InputError, match="do not go assistant, observation"):
             check_turn_order(wrong)
+
+
+def test_files_are_found_as_their_pattern_finds_them() -> None:
+    """What begins at the slash, for speed, and what `FILE_NAME` says agree wherever names touch or are none."""
+    parts = ["image", "audio", "video/", "/", ".", "a", "-", "png", " ", "_", "é", "image/a.png"]
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(parts, k=rng.randrange(12))) for _ in range(3000)]
+    texts.append("image/a.image/b.png")
+    names = {"image/a.png": "image/1.png"}
+    for text in texts:
+        assert find_files(text) == list(dict.fromkeys(found[0] for found in FILE_NAME.finditer(text))), text
+        assert rename_files(text, names) == FILE_NAME.sub(lambda found: names.get(found[0], found[0]), text), text
+    assert sum(bool(find_files(text)) for text in texts) > 500
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("Previous conversation:\n\nNew input: Crop it\nBegin with a thought.\n", "Crop it"),
+        ("Say Previous conversation: x\nPrevious conversation:\nNew input: Crop it", "Crop it"),
+        ("Previous conversation:\nPrevious conversation:\nNew input: a\nNew input: b", "a\nNew input: b"),
+        ("New input: a\nPrevious conversation:\n", None),
+        ("Previous conversation: New input: a", None),
+        ("", None),
+    ],
+)
+def test_a_prompt_is_cut_at_the_lines_that_begin_so(prompt: str, words: str | None) -> None:
+    if words is None:
+        with pytest.raises(InputError, match="has no 'Previous conversation:'"):
+            parse_dialogue_prompt(prompt)
+    else:
+        assert parse_dialogue_prompt(prompt).new_input == words

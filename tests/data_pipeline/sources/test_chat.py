@@ -119,8 +119,26 @@ def test_a_chat_with_calls_becomes_a_dialogue(tmp_path: Path, source: str, row: 
     assert (record.valid_tool_ids, record.candidate_tool_ids) == (("crop",), ("crop", "read_text"))
     assert reading.catalog.tool_ids == ("crop", "read_text", "unknown")
     assert reading.catalog["crop"] == Tool(
-        "crop", "Crops.", usage="Crops. Input: image, what", arguments=("image", "what")
+        "crop",
+        "Crops.",
+        usage="Crops. Input: image, what",
+        arguments=("image", "what"),
+        parameters=CROP["parameters"],
     )
+
+
+def test_the_schemas_of_offered_functions_are_kept_where_they_are_schemas(tmp_path: Path) -> None:
+    """Others write Python's types, or the properties alone; a chat is not lost for that, and neither are the names."""
+    city = {"type": "string"}
+    plain = _function("plain") | {"parameters": {"city": city}}
+    typed = _function("typed") | {"parameters": {"city": {"type": "str, optional"}, "day": {"type": "int"}}}
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+    reading, (record,) = _read(tmp_path, chat | {"tools": [plain, typed, _function("bare")]}, source="openai")
+    assert isinstance(record, ToolRecord), record
+    assert reading.catalog["plain"].parameters == {"type": "object", "properties": {"city": city}}
+    assert (reading.catalog["typed"].arguments, reading.catalog["typed"].parameters) == (("city", "day"), {})
+    assert reading.catalog["bare"].parameters == {"type": "object", "properties": {}}
+    assert reading.repairs == {"an offered tool's parameters left out: no JSON schema": 1}
 
 
 def test_parquet_holds_chats_as_structs(tmp_path: Path) -> None:
@@ -131,10 +149,12 @@ def test_parquet_holds_chats_as_structs(tmp_path: Path) -> None:
     ]
     rows.append(other | {"tools": [{"type": "function", "function": _function("x", "other")}]})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    first, second = read_source("openai", tmp_path / "rows.parquet")
+    reading = read_source("openai", tmp_path / "rows.parquet")
+    first, second = reading
     assert isinstance(first, ToolRecord), first
     assert isinstance(second, ToolRecord), second
     assert parse_offered_tools(first.instruction)["crop"] == "Crops. Input: image, what"
+    assert reading.catalog["x"].parameters == {"type": "object", "properties": {"other": {"type": "string"}}}
     assert read_turns(first.turns)[0] == ToolCall("crop", "a.png, the dog, left")
     assert (second.valid_tool_ids, read_turns(second.turns)) == (("unknown",), [Answer("Ho")])
 

@@ -261,6 +261,14 @@ def test_long_schemas_are_refused_before_they_are_worked_on() -> None:
     assert (raised.value.status, raised.value.code) == (413, "schema_too_large")
 
 
+def test_an_entry_is_offered_with_the_schema_that_the_catalogue_keeps() -> None:
+    schema = {"type": "object", "properties": {"image_path": {"type": "string"}, "size": {"type": "integer"}}}
+    entry = Tool("lab/crop", "Crops.", "image", parameters=schema)
+    assert offer_entry(entry) == OfferedTool("lab/crop", "Crops.", schema, {"image_path": "image"})
+    odd = Tool("lab/crop", "Crops.", "image", parameters={**schema, "patternProperties": {"^x": {}}})
+    assert offer_entry(odd) == offer_entry(Tool("lab/crop", "Crops.", "image")), "as no arguments can be made for it"
+
+
 def test_what_is_offered_and_wanted() -> None:
     plain = read_tool_choice(request_with(), CATALOG)
     assert (plain.mode, [tool.name for tool in plain.tools], plain.is_catalog) == ("auto", list(CATALOG), True)
