@@ -102,6 +102,12 @@ def find_mechanisms() -> Mechanisms:
     return Mechanisms(user, landlock_abi, has_filter)
 
 
+def tell_gaps(mechanisms: Mechanisms, what: str) -> None:
+    """Put what does not hold on standard error, in one line; `what` begins it: "tools run"."""
+    if gaps := mechanisms.gaps():
+        print(f"{what} with {mechanisms.describe()}: {'; '.join(gaps)} (docs/security.md)", file=sys.stderr)
+
+
 def enter_worker(mechanisms: Mechanisms, *, has_network: bool) -> None:
     """Go on as a child in namespaces of its own, whose end is the end of all that it has started.
 
