@@ -123,7 +123,9 @@ class ToolRunner:
             ) from error
         return self._read_reply(spec, reply, files, limits)
 
-    def _read_reply(self, spec: ToolSpec, reply: dict[str, Any], files: list[bytes], limits: ToolLimits) -> ToolOutput:
+    def _read_reply(
+        self, spec: ToolSpec, reply: dict[str, Any], files: list[bytearray], limits: ToolLimits
+    ) -> ToolOutput:
         """What a call gave; nothing in it is believed, as hostile media may have taken over its process."""
         counts = reply.get("cache")
         if isinstance(counts, dict) and all(isinstance(count, int) for count in counts.values()):
@@ -136,7 +138,7 @@ class ToolRunner:
         media_type = reply.get("media_type") if files else ""
         if not isinstance(text, str) or len(text) > limits.max_output_chars or not isinstance(media_type, str):
             raise ToolError("failed", f"the process of {spec.call_name} answered what is no result.")
-        return ToolOutput(text, ToolFile(files[0], media_type) if files else None)
+        return ToolOutput(text, ToolFile(bytes(files[0]), media_type) if files else None)
 
     def close(self) -> None:
         """End the worker processes."""

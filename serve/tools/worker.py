@@ -44,7 +44,7 @@ def _answer(sock: socket.socket, models: Any) -> None:
     """Receive one call, do it and send what came of it."""
     call, blocks = receive_message(sock, max_block_bytes=2**40)
     limits: ToolLimits = _limits(call["limits"])
-    blobs = iter(blocks)
+    blobs = map(bytes, blocks)
     try:
         arguments = {
             name: decode_media(kind, next(blobs), limits) if kind else value for name, kind, value in call["arguments"]
