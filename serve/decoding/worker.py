@@ -13,6 +13,7 @@ import io
 import resource
 import socket
 import traceback
+from pathlib import Path
 from typing import Any
 
 import av
@@ -30,7 +31,9 @@ from serve.tools.wire import WireError, receive_message, send_message
 
 MAX_TRACE_CHARS = 2000
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt (malloc.h)
-_KEPT_BYTES, _LARGEST_KEPT_BYTES = 64 * 2**20, 32 * 2**20  # the second is the most that glibc takes
+_KEPT_BYTES = 128 * 2**20  # by a decoder from medium to medium, with what it shares
+_LARGEST_KEPT_BYTES = 32 * 2**20  # in one piece: the most that glibc takes
+_libc = ctypes.CDLL(None)
 _MAX_BYTES = 2**40  # of a medium: the replica has counted them
 
 
@@ -55,17 +58,24 @@ def serve_decoders(fd: int, mechanisms: Mechanisms, folder: str, users: range) -
         with contextlib.suppress(WireError):  # the replica has closed the line
             while True:
                 _answer(call.sock)
-                gc.collect()  # frames lie in cycles, and the next medium may need their memory
+                _tidy_up()
 
     ForkServer(socket.socket(fileno=fd), mechanisms, folder, users, run).serve()
 
 
 def _keep_freed_memory() -> None:
     """Let a decoder keep some memory from medium to medium: to be given it anew cost a third of a picture's time."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc's
-        libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
-        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
+    if hasattr(_libc, "mallopt"):  # glibc's
+        _libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+        _libc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
+
+
+def _tidy_up() -> None:
+    """Free what a medium has left behind, frames lie in cycles, and give back what is more than some."""
+    gc.collect()
+    n_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    if n_pages * resource.getpagesize() > _KEPT_BYTES and hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def _answer(sock: socket.socket) -> None:
