@@ -29,6 +29,7 @@ from pathlib import Path
 from data_pipeline.records.schema import Modality
 from serve.artifact_files import ARTIFACT_ID, DATA, META, ArtifactFiles
 from serve.config import ServeArgs
+from serve.decoding.decoder import shared_decoder
 from serve.http.schemas import RequestError
 from serve.http.uploads import FILE_EXTENSIONS, media_type_of, sniff_modality
 from serve.tools.run import DEFAULT_LIMITS
@@ -231,7 +232,7 @@ class CallerArtifacts:
 
         Raises:
             ArtifactError: too large or beyond the caller's share (413), or the store is full (507).
-            RequestError: the bytes are of no accepted kind, or not of the claimed one.
+            RequestError: the bytes are of no accepted kind, or not of the claimed one; or nobody can tell now (503).
         """
         store = self.store
         if len(data) > store.max_bytes:
@@ -239,7 +240,7 @@ class CallerArtifacts:
                 f"The medium has {len(data)} bytes; at most {store.max_bytes} are stored.", 413, "media_too_large"
             )
         claimed = media_type.partition("/")[0].lower()
-        modality = sniff_modality(data, claimed if claimed in _DIALOGUE_EXTENSIONS else None)
+        modality = sniff_modality(data, claimed if claimed in _DIALOGUE_EXTENSIONS else None, shared_decoder())
         name, created_s = _clean_name(name), time.time()
         artifact = Artifact(
             id=self._id_of(data, modality, name),

@@ -88,7 +88,11 @@ class ServeArgs(BaseModel):
     encoder_max_batch_size: int = Field(
         default=8, ge=1, description="media of one modality that are encoded in one batch"
     )
-    encoder_threads: int = Field(default=4, ge=1, description="media decoded at the same time in one encoder replica")
+    encoder_threads: int = Field(
+        default=4,
+        ge=1,
+        description="media decoded at the same time in one encoder replica, each by a process of its own",
+    )
     media_cache_entries: int = Field(default=2048, ge=0, description="media vectors that an encoder replica remembers")
     max_queued_requests: int = Field(
         default=256, ge=1, description="requests that may wait per deployment; more: HTTP 503"

@@ -104,7 +104,8 @@ def sample_frames(
 
 def to_pixels(frame: av.VideoFrame) -> np.ndarray:
     """uint8 (H, W, 3) RGB, upright: turned and mirrored as the file's display matrix says, to the nearest quarter."""
-    pixels = frame.to_ndarray(format="rgb24")
+    # by default each frame starts a thread for every core, which live as long as it does; the pixels are the same
+    pixels = frame.to_ndarray(format="rgb24", threads=1)
     side_data: Any = frame.side_data  # its stub knows of motion vectors alone
     matrix = side_data.get(Type.DISPLAYMATRIX)
     if matrix is None:

@@ -1,4 +1,4 @@
-"""The deployment that turns a medium's bytes into one vector: decodes in threads, encodes in batches, remembers."""
+"""The deployment that turns a medium's bytes into one vector: has it decoded, encodes in batches, remembers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from ray import serve as ray_serve
 
-from data_pipeline.media.load import MediaLimits, load_media
+from data_pipeline.media.load import MediaLimits
 from data_pipeline.records.schema import Modality
 from model.imagebind.encoders import FrozenImageBind, load_encoder
 from model.llm.bundle import check_encoder, load_bundle
 from serve.config import ServeArgs
+from serve.decoding.decoder import MediaDecoder
 from serve.engine.batching import Batcher
 from serve.engine.messages import EncodedMedium
 from serve.http.schemas import RequestError
-from serve.http.uploads import sniff_modality
+from serve.http.uploads import sniff_modality, telling_of_decoders
 
+DECODING_SHARE = 0.5  # of a request's time, that one medium may take to be decoded
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -30,6 +32,7 @@ class MediaEncoder:
     """The frozen encoder; media of one modality that arrive together go through it together."""
 
     def __init__(self, args: ServeArgs) -> None:
+        self._decoder = MediaDecoder(args.encoder_threads, DECODING_SHARE * args.request_timeout_s)
         bundle = load_bundle(args.bundle)  # further models were checked to share its encoder
         self._device = args.resolve_device()
         self._encoder: FrozenImageBind | None = None  # for a model of words alone
@@ -41,7 +44,9 @@ class MediaEncoder:
         self._limits = MediaLimits(
             max_bytes=args.max_upload_bytes, max_pixels=args.max_pixels, max_duration_s=args.max_duration_s
         )
-        self._threads = ThreadPoolExecutor(args.encoder_threads, thread_name_prefix="decode")
+        if self._encoder is not None:
+            self._decoder.start()
+        self._threads = ThreadPoolExecutor(args.encoder_threads, thread_name_prefix="decode")  # they wait for it
         self._vectors: OrderedDict[tuple[str, Modality], np.ndarray] = OrderedDict()
         self._max_vectors = args.media_cache_entries
         self._batchers = {
@@ -59,7 +64,8 @@ class MediaEncoder:
             claimed_modality: what the request calls it, or None.
 
         Raises:
-            RequestError: the bytes are of no accepted kind, or not of the claimed modality, or the model sees no media.
+            RequestError: the bytes are of no accepted kind, or not of the claimed modality, or the model sees no media;
+                or nobody can decode them now (503).
             MediaError: they cannot be decoded, or exceed a limit.
         """
         if self._encoder is None:
@@ -70,7 +76,7 @@ class MediaEncoder:
                 param="media",
             )
         loop = asyncio.get_running_loop()
-        modality = await loop.run_in_executor(self._threads, sniff_modality, data, claimed_modality)
+        modality = await loop.run_in_executor(self._threads, sniff_modality, data, claimed_modality, self._decoder)
         key = (hashlib.sha256(data).hexdigest(), modality)
         if key in self._vectors:
             self._vectors.move_to_end(key)
@@ -93,7 +99,8 @@ class MediaEncoder:
         }
 
     def _decode(self, recipe: str, modality: Modality, data: bytes) -> np.ndarray:
-        return load_media(modality, data, recipe=recipe, limits=self._limits)
+        with telling_of_decoders():
+            return self._decoder.load(modality, data, recipe, self._limits)
 
     def _forward(self, modality: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
         assert self._encoder is not None, "media are refused before they get here"
@@ -101,3 +108,6 @@ class MediaEncoder:
             batch = torch.from_numpy(np.stack(arrays)).to(self._device)  # [B, ...] as DESIGN 4.5 says per modality
             vectors = self._encoder.encode(modality, batch).float().cpu().numpy()  # [B, E]
         return [vector.copy() for vector in vectors]  # copies: a cached row must not keep its whole batch alive
+
+    def __del__(self) -> None:
+        self._decoder.close()

@@ -21,6 +21,7 @@ from serve.chat.routes import add_chat_routes
 from serve.chat.selection import Selector
 from serve.chat.served_models import ServedModels
 from serve.config import ServeArgs
+from serve.decoding.decoder import shared_decoder
 from serve.engine.calls import ask
 from serve.engine.messages import ServedModel
 from serve.http.access import add_cors, build_gate
@@ -253,6 +254,7 @@ class Ingress:
         local_tools: Any,
         model_tools: Any,
     ) -> None:
+        shared_decoder().start()  # so that the first upload does not wait for it
         selector = Selector(args, ServedModels(models, predictor), predictor, encoder, Telemetry())
         self._service = SelectionService(args, selector, predictor, encoder)
         self._chat = ChatService(args, selector, predictor, local_tools, model_tools)

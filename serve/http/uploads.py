@@ -6,13 +6,13 @@ other files and addresses that it would then read on this machine's behalf.
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import av
-from av.stream import Disposition
-
+from data_pipeline.errors import MediaError
 from data_pipeline.media.limits import FILE_TYPE_BYTES, picture_container
 from data_pipeline.records.schema import Modality
+from serve.decoding.decoder import DecoderUnavailableError, MediaDecoder
 from serve.http.schemas import RequestError
 
 ALLOWED_KINDS = (
@@ -43,19 +43,30 @@ FILE_EXTENSIONS = {
 }
 
 
-def sniff_modality(data: bytes, claimed: str | None) -> Modality:
+@contextmanager
+def telling_of_decoders() -> Iterator[None]:
+    """That no decoder is free is told with 503."""
+    try:
+        yield
+    except DecoderUnavailableError as error:
+        raise RequestError(str(error), status=503, code="unavailable") from error
+
+
+def sniff_modality(data: bytes, claimed: str | None, decoder: MediaDecoder) -> Modality:
     """Tell a medium's modality from its bytes.
 
     Args:
         data: the whole file.
         claimed: the modality that the request names, or None; it decides only where a file has more than one.
+        decoder: asked what a container of sound or video holds. What else there is, the first bytes tell.
 
     Raises:
-        RequestError: empty (400), unknown kind (415), unreadable container (422), or not of the claimed modality (400).
+        RequestError: empty (400), unknown kind (415), unreadable container (422), not of the claimed modality (400), or
+            no decoder is free (503).
     """
     if not data:
         raise RequestError("The medium is empty; send the file's bytes.", code="empty_media", param="media")
-    available = _available_modalities(data)
+    available = _available_modalities(data, decoder)
     if claimed is None:
         return available[0]
     if claimed not in available:
@@ -94,7 +105,7 @@ def media_type_of(data: bytes, modality: Modality) -> str:
     return "audio/mpeg"
 
 
-def _available_modalities(data: bytes) -> list[Modality]:
+def _available_modalities(data: bytes, decoder: MediaDecoder) -> list[Modality]:
     if data.startswith((b"GIF87a", b"GIF89a")):
         return [Modality.IMAGE, Modality.VIDEO]  # a still, unless the request says that the motion is meant
     picture = picture_container(data[:FILE_TYPE_BYTES])
@@ -116,18 +127,10 @@ def _available_modalities(data: bytes) -> list[Modality]:
             param="media",
         )
     try:
-        with av.open(io.BytesIO(data), format=container_format) as container:
-            # a cover picture inside a sound file counts as a video stream to FFmpeg
-            has_video = any(not stream.disposition & Disposition.attached_pic for stream in container.streams.video)
-            has_audio = len(container.streams.audio) > 0
-    except (av.FFmpegError, ValueError) as error:
-        raise RequestError(
-            "The medium cannot be read: its container is truncated or damaged; send the whole file.",
-            status=422,
-            code="bad_media",
-            param="media",
-        ) from error
-    available = [Modality.VIDEO] * has_video + [Modality.AUDIO] * has_audio
+        with telling_of_decoders():
+            available = decoder.list_modalities(data, container_format)
+    except MediaError as error:
+        raise RequestError(str(error), status=422, code="bad_media", param="media") from error
     if not available:
         raise RequestError(
             "The medium holds neither pictures nor sound; send a file that does.",

@@ -1,4 +1,4 @@
-"""The start of a tools' process: `python -m serve.tools.launch {fork|online|resident} FD CACHE_BYTES FOLDER READABLE`.
+"""The start of a tools' process: `python -m serve.tools.launch {fork|online|resident} CACHE_BYTES FD FOLDER READABLE`.
 
 It is shut in before it imports anything of weight: namespaces can only be entered by a process with one thread.
 """
@@ -9,25 +9,23 @@ import json
 import os
 import sys
 
-from serve.tools.sandbox.confine import enter_models, enter_worker, find_mechanisms, own_user_numbers
+from serve.tools.sandbox.confine import enter_models, enter_worker, find_mechanisms, own_user_numbers, tell_gaps
 
 
-def main(mode: str, fd: int, cache_bytes: int, folder: str, readable: list[str]) -> None:
+def main(mode: str, cache_bytes: int, fd: int, folder: str, readable: list[str]) -> None:
     """Shut in this process and become the worker.
 
     Args:
         mode: "fork" forks for each call, without network; "online" likewise with it; "resident" keeps models.
-        fd: the control socket.
         cache_bytes: for models.
+        fd: the control socket.
         folder: an empty one for this worker, which its starter removes.
         readable: for "resident": files and folders beside Python, this code and the caches of weights.
     """
-    mechanisms = find_mechanisms()
-    gaps = mechanisms.gaps()
-    if gaps:
-        print(f"tools run with {mechanisms.describe()}: {'; '.join(gaps)} (docs/security.md)", file=sys.stderr)
     is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     users = own_user_numbers(os.getpid())
+    mechanisms = find_mechanisms()
+    tell_gaps(mechanisms, "tools run")
     enter_worker(mechanisms, has_network=mode == "online" or (mode == "resident" and not is_offline))
     if mode == "resident":
         enter_models(mechanisms, folder, readable, is_offline=is_offline)

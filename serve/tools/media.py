@@ -99,7 +99,7 @@ def _decode_video(data: bytes, limits: ToolLimits) -> Clip:
         for frame in container.decode(stream):
             size = size or (frame.width, frame.height)
             if (frame.width, frame.height) != size:
-                frame = frame.reformat(*size)
+                frame = frame.reformat(*size, threads=1)
             frames.append(to_pixels(frame))
             total += frames[-1].nbytes
             times_s += [] if frame.time is None else [frame.time]

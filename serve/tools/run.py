@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import inspect
-import json
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -21,108 +14,15 @@ from typing import Any, get_args
 
 from data_pipeline.errors import InputError
 from serve.tools.media import ToolLimits
+from serve.tools.process import START_S, WorkerProcess
 from serve.tools.spec import ErrorCode, ToolError, ToolFile, ToolOutput, ToolSpec
 from serve.tools.wire import WireError, receive_message, send_message
 
 DEFAULT_LIMITS = ToolLimits()
 MODEL_CACHE_BYTES = 8 * 2**30
-START_S = 120.0  # for a worker's imports on a slow machine
-STOP_S = 1.0  # for a worker to end what it has forked
 MAX_FAULT_CHARS = 1000  # of what a tool's process says went wrong
-# The environment of tools: what programs need to run, and none of the service's secrets.
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "TESSDATA_PREFIX", "SSL_CERT_FILE")
+_MODULE = "serve.tools.launch"
 _MODEL_ENVIRONMENT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "CUDA_", "OMP_")
-
-
-class _Worker:
-    """One process of `serve.tools.launch`, started at the first call and again after its death."""
-
-    def __init__(self, mode: str, cache_bytes: int = 0) -> None:
-        self._mode = mode
-        self._cache_bytes = cache_bytes
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-        self._folder = ""
-        self._readable: set[str] = set()
-
-    def submit(self, request: dict[str, Any], deadline: float) -> socket.socket:
-        """Begin a call.
-
-        Returns:
-            the socket to talk to it over; closing it ends a call that was forked.
-
-        Raises:
-            TimeoutError: the worker did not take it before the deadline.
-            WireError: the worker cannot be started.
-        """
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs, self._lock:
-                for attempt in range(2):
-                    try:
-                        self._start_locked(request["readable"])
-                        assert self._control is not None
-                        self._control.settimeout(max(START_S if attempt else deadline - time.monotonic(), 0.01))
-                        socket.send_fds(self._control, [json.dumps(request).encode()], [theirs.fileno()])
-                        if self._control.recv(256):
-                            return ours
-                    except (BrokenPipeError, ConnectionResetError):
-                        pass  # it died since the last call
-                    self._stop_locked()
-        except BaseException:
-            ours.close()
-            raise
-        ours.close()
-        raise WireError("the worker of the tools does not start")
-
-    def start(self, readable: Iterable[str] = ()) -> None:
-        """Start the process where none runs, and let it import what it needs while nobody waits for it."""
-        with self._lock:
-            self._start_locked(readable)
-
-    def _start_locked(self, readable: Iterable[str]) -> None:
-        is_running = self._process is not None and self._process.poll() is None
-        if is_running and (self._mode != "resident" or self._readable.issuperset(readable)):
-            return
-        self._stop_locked()
-        self._readable |= set(readable)  # a resident worker is shut in once, so for new files it starts anew
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        names = [name for name in os.environ if name in _ENVIRONMENT]
-        if self._mode == "resident":
-            names += [name for name in os.environ if name.startswith(_MODEL_ENVIRONMENT)]
-            threads = {}
-        else:
-            # a process that forks must have no threads, and many calls run side by side
-            threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-        environment = {name: os.environ[name] for name in names} | threads
-        self._folder = tempfile.mkdtemp(prefix="toolmm-tools-")
-        words = [self._mode, str(theirs.fileno()), str(self._cache_bytes), self._folder]
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "serve.tools.launch", *words, json.dumps(sorted(self._readable))],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=environment | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-            )
-
-    def _stop_locked(self) -> None:
-        if self._control is not None:
-            self._control.close()  # it ends by itself on that
-            self._control = None
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if self._mode != "resident":  # which may be at work; the others end their calls first
-                    self._process.wait(STOP_S)
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stop_locked()
 
 
 class ToolRunner:
@@ -133,9 +33,11 @@ class ToolRunner:
     """
 
     def __init__(self, model_cache_bytes: int = MODEL_CACHE_BYTES) -> None:
-        self._fork = _Worker("fork")
-        self._online = _Worker("online")
-        self._resident = _Worker("resident", model_cache_bytes)
+        self._fork = WorkerProcess(_MODULE, "fork", "0")
+        self._online = WorkerProcess(_MODULE, "online", "0")
+        self._resident = WorkerProcess(
+            _MODULE, "resident", str(model_cache_bytes), variables=_MODEL_ENVIRONMENT, is_resident=True
+        )
         self._resident_turn = threading.Lock()
         self.model_counts: dict[str, int] = {}
 
@@ -187,7 +89,7 @@ class ToolRunner:
 
     def _call(
         self,
-        worker: _Worker,
+        worker: WorkerProcess,
         spec: ToolSpec,
         call: dict[str, Any],
         blocks: list[bytes],
@@ -221,7 +123,9 @@ class ToolRunner:
             ) from error
         return self._read_reply(spec, reply, files, limits)
 
-    def _read_reply(self, spec: ToolSpec, reply: dict[str, Any], files: list[bytes], limits: ToolLimits) -> ToolOutput:
+    def _read_reply(
+        self, spec: ToolSpec, reply: dict[str, Any], files: list[bytearray], limits: ToolLimits
+    ) -> ToolOutput:
         """What a call gave; nothing in it is believed, as hostile media may have taken over its process."""
         counts = reply.get("cache")
         if isinstance(counts, dict) and all(isinstance(count, int) for count in counts.values()):
@@ -234,7 +138,7 @@ class ToolRunner:
         media_type = reply.get("media_type") if files else ""
         if not isinstance(text, str) or len(text) > limits.max_output_chars or not isinstance(media_type, str):
             raise ToolError("failed", f"the process of {spec.call_name} answered what is no result.")
-        return ToolOutput(text, ToolFile(files[0], media_type) if files else None)
+        return ToolOutput(text, ToolFile(bytes(files[0]), media_type) if files else None)
 
     def close(self) -> None:
         """End the worker processes."""

@@ -1,6 +1,6 @@
-"""What passes between a replica and its tool processes: a JSON header and blocks of bytes over a socket.
+"""What passes between a replica and the processes that it shuts in: a JSON header and blocks of bytes over a socket.
 
-No pickle: a tool's process decodes foreign media, so what comes back from it is foreign too.
+No pickle: they decode foreign media, so what comes back from them is foreign too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ class WireError(ConnectionError):
 
 
 def send_message(
-    sock: socket.socket, header: dict[str, Any], blocks: Sequence[bytes] = (), deadline: float | None = None
+    sock: socket.socket,
+    header: dict[str, Any],
+    blocks: Sequence[bytes | memoryview] = (),
+    deadline: float | None = None,
 ) -> None:
     """Send one message.
 
@@ -38,7 +41,7 @@ def send_message(
         WireError: the other side is gone.
     """
     encoded = json.dumps(header).encode()
-    parts = [_PREFIX.pack(len(encoded), len(blocks)), encoded]
+    parts: list[bytes | memoryview] = [_PREFIX.pack(len(encoded), len(blocks)), encoded]
     for block in blocks:
         parts += [_BLOCK.pack(len(block)), block]
     try:
@@ -50,8 +53,12 @@ def send_message(
 
 
 def receive_message(
-    sock: socket.socket, max_block_bytes: int, deadline: float | None = None, max_blocks: int = MAX_BLOCKS
-) -> tuple[dict[str, Any], list[bytes]]:
+    sock: socket.socket,
+    max_block_bytes: int,
+    deadline: float | None = None,
+    max_blocks: int = MAX_BLOCKS,
+    max_header_bytes: int = MAX_HEADER_BYTES,
+) -> tuple[dict[str, Any], list[bytearray]]:
     """Receive one message.
 
     Returns:
@@ -59,10 +66,11 @@ def receive_message(
 
     Raises:
         TimeoutError: the deadline has passed.
-        WireError: the other side is gone, or sent no message, more than `max_blocks` or one over `max_block_bytes`.
+        WireError: the other side is gone, or sent no message, a header over `max_header_bytes`, more than `max_blocks`
+            or one over `max_block_bytes`.
     """
     header_bytes, n_blocks = _PREFIX.unpack(_receive_exactly(sock, _PREFIX.size, deadline))
-    if header_bytes > MAX_HEADER_BYTES or n_blocks > max_blocks:
+    if header_bytes > max_header_bytes or n_blocks > max_blocks:
         raise WireError("a header is larger than allowed")
     try:
         header = json.loads(_receive_exactly(sock, header_bytes, deadline))
@@ -89,15 +97,16 @@ def _set_timeout(sock: socket.socket, deadline: float | None) -> None:
     sock.settimeout(left)
 
 
-def _receive_exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:
-    data = bytearray()
-    while len(data) < size:
+def _receive_exactly(sock: socket.socket, size: int, deadline: float | None) -> bytearray:
+    data = bytearray(size)
+    left = memoryview(data)
+    while left:
         _set_timeout(sock, deadline)
         try:
-            part = sock.recv(min(size - len(data), 2**20))
+            n_bytes = sock.recv_into(left)
         except ConnectionResetError as error:
             raise WireError("the other side is gone") from error
-        if not part:
+        if n_bytes == 0:
             raise WireError("the other side is gone")
-        data += part
-    return bytes(data)
+        left = left[n_bytes:]
+    return data

@@ -1,8 +1,9 @@
 """How a tool's process is shut in: which of the kernel's means hold on this machine, and in which order they are used.
 
 A worker is put into namespaces when it starts (`enter_worker`), each call that it forks into further ones, behind
-Landlock and a filter of system calls (`enter_call`). Where a kernel or a container refuses one of them the others are
-used all the same, and `Mechanisms.gaps` says what then does not hold.
+Landlock and a filter of system calls (`enter_call`). What decodes media (`serve/decoding/`) is such a call, which takes
+one medium after another. Where a kernel or a container refuses one of these means the others are used all the same, and
+`Mechanisms.gaps` says what then does not hold.
 """
 
 from __future__ import annotations
@@ -76,15 +77,15 @@ class Mechanisms:
         """What does not hold, each in a few words; [] where all does."""
         found = []
         if not self.landlock_abi:
-            found.append("tools may read and write whatever files the service's user may")
+            found.append("tools and decoders may read and write whatever files the service's user may")
         if self.user == "shared":
-            found.append("the number of a tool's processes and the size of its folder are not bounded")
+            found.append("the number of a call's processes and the size of its folder are not bounded")
             if not self.has_filter:
-                found.append("tools may use the network")
+                found.append("tools and decoders may use the network")
             if self.landlock_abi < kernel.LANDLOCK_SCOPES_ABI:
-                found.append("tools may signal the service's processes")
+                found.append("tools and decoders may signal the service's processes")
             if not self.landlock_abi:
-                found.append("tools may read the keys in the environment of the service's processes")
+                found.append("tools and decoders may read the keys in the environment of the service's processes")
         if not self.has_filter:
             found.append("no system call is refused")
         return found
@@ -100,6 +101,12 @@ def find_mechanisms() -> Mechanisms:
         user = "namespace"
     has_filter = can_filter() and _succeeds(lambda: filter_calls(has_network=False))
     return Mechanisms(user, landlock_abi, has_filter)
+
+
+def tell_gaps(mechanisms: Mechanisms, what: str) -> None:
+    """Put what does not hold on standard error, in one line; `what` begins it: "tools run"."""
+    if gaps := mechanisms.gaps():
+        print(f"{what} with {mechanisms.describe()}: {'; '.join(gaps)} (docs/security.md)", file=sys.stderr)
 
 
 def enter_worker(mechanisms: Mechanisms, *, has_network: bool) -> None:
@@ -126,13 +133,16 @@ def enter_worker(mechanisms: Mechanisms, *, has_network: bool) -> None:
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
-def enter_call(mechanisms: Mechanisms, number: int, folder: str, readable: Sequence[str], *, has_network: bool) -> None:
+def enter_call(
+    mechanisms: Mechanisms, number: int, folder: str | None, readable: Sequence[str], *, has_network: bool
+) -> None:
     """Shut in this process, a fresh child with one thread, for good.
 
     Args:
         mechanisms: of the worker.
         number: of the call, counted by its worker; no two calls at a time share a user where users are their own.
-        folder: becomes its private folder and working directory: empty, gone with it, bounded.
+        folder: becomes its private folder and working directory: empty, gone with it, bounded. None: it may write
+            nothing at all.
         readable: files and folders beside Python and this code.
         has_network: whether the tool declares that it needs the network.
     """
@@ -145,12 +155,15 @@ def enter_call(mechanisms: Mechanisms, number: int, folder: str, readable: Seque
         kernel.unshare(kernel.NEW_USER | kernel.NEW_MOUNTS | kernel.NEW_IPC)
         kernel.map_own_ids(uid, gid)
     if mechanisms.user != "shared":
-        kernel.mount_private_folder(folder, MAX_PRIVATE_BYTES, uid)
+        if folder is not None:
+            kernel.mount_private_folder(folder, MAX_PRIVATE_BYTES, uid)
         resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
-    os.chdir(folder)
-    os.environ.update(TMPDIR=folder, HOME=folder)
-    tempfile.tempdir = None  # what it was told before
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_PRIVATE_BYTES, MAX_PRIVATE_BYTES))
+    if folder is not None:
+        os.chdir(folder)
+        os.environ.update(TMPDIR=folder, HOME=folder)
+        tempfile.tempdir = None  # what it was told before
+    max_file_bytes = 0 if folder is None else MAX_PRIVATE_BYTES
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if mechanisms.user == "own":
         kernel.become_user(uid)
@@ -159,7 +172,7 @@ def enter_call(mechanisms: Mechanisms, number: int, folder: str, readable: Seque
     elif mechanisms.user == "namespace":
         kernel.keep_capabilities()
     kernel.die_with_parent()
-    _restrict(mechanisms, readable, [folder], has_network=has_network)
+    _restrict(mechanisms, readable, [] if folder is None else [folder], has_network=has_network)
 
 
 def enter_models(mechanisms: Mechanisms, folder: str, readable: Sequence[str], *, is_offline: bool) -> None:

@@ -124,7 +124,7 @@ def test_what_does_not_hold_of_the_tools_confinement_is_said_by_node() -> None:
     assert finding.state == "warning", "no job needs it"
     assert "Landlock 7, filtered system calls on a" in finding.found
     assert "no Landlock, unfiltered system calls on b and c" in finding.found
-    assert "tools may use the network" in finding.found
+    assert "tools and decoders may use the network" in finding.found
 
 
 def test_this_machines_confinement_is_what_its_tools_get(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.errors import MediaError
+from data_pipeline.records.schema import Modality
+from serve.decoding.decoder import DecoderUnavailableError, MediaDecoder, shared_decoder
+from serve.http import uploads
 from serve.http.schemas import RequestError
-from serve.http.uploads import sniff_modality
+
+
+def sniff_modality(data: bytes, claimed: str | None) -> str:
+    return uploads.sniff_modality(data, claimed, shared_decoder())
 
 
 def _picture(kind: str) -> bytes:
@@ -127,6 +134,23 @@ def test_empty_and_damaged_media_are_refused() -> None:
     with pytest.raises(RequestError) as caught:
         sniff_modality(_clip("mp4", video="mpeg4")[:60], None)
     assert (caught.value.status, caught.value.code) == (422, "bad_media")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MediaError("the given data (9 bytes) took long."), (422, "bad_media", "the given data (9 bytes) took long.")),
+        (DecoderUnavailableError("Try again."), (503, "unavailable", "Try again.")),
+    ],
+)
+def test_a_decoder_that_fails_is_told(error: Exception, told: tuple[int, str, str]) -> None:
+    class Failing(MediaDecoder):
+        def list_modalities(self, data: bytes, container_format: str) -> list[Modality]:
+            raise error
+
+    with pytest.raises(RequestError) as caught:
+        uploads.sniff_modality(_clip("mp4", video="mpeg4"), None, Failing(1, 1.0))
+    assert (caught.value.status, caught.value.code, caught.value.message) == told
 
 
 def test_real_media(shared_dir: Path) -> None:
