@@ -21,21 +21,19 @@ PASSED_ON = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "RAY_TRAIN_H
 REPO = Path(__file__).resolve().parent.parent
 
 
-# One process runs them all: two trainings at once take more than twice as long on two cores, and clocks run out.
-TRAININGS = {
-    *(f"tests/integration/test_{name}.py" for name in ("demo_output", "dialogues", "job_submit", "losses")),
-    *(f"tests/integration/test_{name}.py" for name in ("real_data", "resume", "tune")),
-    *(f"tests/ray_jobs/{name}.py" for name in ("bench/test_decode", "bench/test_train", "own/test_job")),
-    *(f"tests/ray_jobs/train/test_{name}.py" for name in ("inputs", "partitioned", "zero")),
+# One process runs these: two long trainings at once take more than twice as long on two cores, and clocks run out.
+LONG_TRAININGS = {
+    *(f"tests/integration/test_{name}.py" for name in ("demo_output", "dialogues", "losses", "resume")),
+    "tests/ray_jobs/own/test_job.py",
 }
 
 
 class FilesAndTrainings(LoadFileScheduling):
-    """In several processes a file's tests stay together, whose fixtures are made once, and so do all trainings."""
+    """In several processes a file's tests stay together, whose fixtures are made once, and so do the long trainings."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "trainings" if file in TRAININGS else file
+        return "trainings" if file in LONG_TRAININGS else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndTrainings:
