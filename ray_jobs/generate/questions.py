@@ -114,7 +114,12 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     by_tool: defaultdict[str, list[Query]] = defaultdict(list)
     for number in sorted(found):
         by_tool[plan.asked[number][0].tool_id] += [line for line in found[number] if isinstance(line, Query)]
-    queries = [query for own in by_tool.values() for query in keep_best(own)]
+    kept: dict[str, list[Query]] = {}
+    for tool_id, own in by_tool.items():
+        shared = [query for other in plan.groups.same.get(tool_id, ()) for query in kept.get(other, ())]
+        kept[tool_id], repeated = keep_best(own, shared)
+        refused += repeated
+    queries = [query for own in kept.values() for query in own]
     if not queries:
         reasons = dict(Counter(each.reason for each in refused)) or errors[:1]
         raise InputError(f"nothing of the teacher's answers can be used ({reasons}); look at {spec.work_dir / CACHE}.")
