@@ -134,6 +134,28 @@ def test_near_repetitions_across_answers_are_left_out_in_whatever_order_they_com
     assert n_common == [[5, 3], [8, 0]]
 
 
+def test_tools_of_one_functionality_share_their_questions(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tools = [  # in words so different that the teacher is not asked which of them are right as well
+        Tool("lab/a", "Dries wet streets.", "image", "image", fine_functionality="Deraining"),
+        Tool("lab/b", "Wipes drops off.", "image", "image", fine_functionality="Deraining"),
+        Tool("lab/c", "Lifts morning fog.", "image", "image", fine_functionality="Dehazing"),
+    ]
+    ToolCatalog(tools).save_jsonl(shop / "tools.jsonl")
+    (shop / "own.jsonl").write_text('{"tools": ["lab/b", "lab/c"]}\n', encoding="utf-8")
+    with scripted_teacher() as teacher:
+        assert generate(shop, teacher, "generate.media=null", "generate.groups=null") == 0
+        counts = json.loads(capsys.readouterr().out.splitlines()[-1])
+        own = f"generate.groups={shop / 'own.jsonl'}"
+        assert generate(shop, teacher, "generate.media=null", own, "name=own") == 0
+    assert counts["tools_that_share"] == 2
+    answers = Counter(frozenset(row["tools"]) for row in read_rows(shop, "q"))
+    assert answers == {frozenset({"lab/a", "lab/b"}): 20, frozenset({"lab/c"}): 10}
+    answers = Counter(frozenset(row["tools"]) for row in read_rows(shop, "own"))
+    assert answers == {frozenset({"lab/a"}): 10, frozenset({"lab/b", "lab/c"}): 20}, "the user's own groups alone"
+    reading = read_jsonl(shop / "runs/q/generated/records.jsonl", shop, None)
+    assert reading.catalog["lab/a"].fine_functionality == "Deraining", "as prepare keeps it"
+
+
 def test_bad_settings_are_one_sentence(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with scripted_teacher() as teacher:
         assert generate(shop, teacher, "generate.tools=null") == 2
