@@ -37,6 +37,7 @@ _STEM_CHARS = 5
 # in names of subtasks and of no use to tell them apart
 _PLAIN = frozenset(["to", "2d", "of", "image", "promp", "guide", "condi", "gener", "speci", "type", "based"])
 _FUNCTION_KEYS = frozenset(["function", "parameters", "inputSchema"])
+_MAX_CODE_DEPTH = 4  # of lists and objects in which a card gives its code; released ones have two
 _FOREIGN = re.compile(r"[\s{}\[\],'\"]+")
 _DOMAINS = (
     "Audio",
@@ -242,13 +243,14 @@ def _build_gorilla(content: dict[str, Any]) -> Tool:
     )
 
 
-def _list_code(code: Any) -> Iterator[str]:
-    """The lines of example code, which cards give as a text, a list of texts, or an object of steps."""
+def _list_code(code: Any, depth: int = 0) -> Iterator[str]:
+    """The lines of example code, which cards give as a text, a list of texts, or an object of steps; what lies deeper
+    than `_MAX_CODE_DEPTH` is no code."""
     if isinstance(code, str):
         yield from code.splitlines()
-    elif isinstance(code, list | dict):
+    elif isinstance(code, list | dict) and depth < _MAX_CODE_DEPTH:
         for part in code.values() if isinstance(code, dict) else code:
-            yield from _list_code(part)
+            yield from _list_code(part, depth + 1)
 
 
 def _cut_code(code: str) -> str:

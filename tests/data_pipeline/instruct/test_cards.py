@@ -248,6 +248,8 @@ def test_example_code_in_every_form(tmp_path: Path) -> None:
         read(["import lab", "x = lab.load()"]) == read("import lab\nx = lab.load()\n") == "import lab\nx = lab.load()"
     )
     assert read({"load": "x = 1", "run": {"a": "y = x", "b": ["z = y"]}}) == "x = 1\ny = x\nz = y"
+    assert read([[[["x = 1"]]]]) == "x = 1"
+    assert read([[[[["x = 1"]]]]]) == "", "no card nests its code so deep"
     line = "x" * (MAX_EXAMPLE_CHARS // 4 - 1)
     assert read([line] * 5) == "\n".join([line] * 4), "whole lines"
     assert read(line * 5) == ""
