@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import yaml
 
 from data_pipeline.errors import InputError
 from data_pipeline.instruct.openapi import build_parameters, read_operations
-from data_pipeline.records.catalog import Tool
+from data_pipeline.records.catalog import MAX_EXAMPLE_CHARS, MAX_LABEL_CHARS, Tool
 from data_pipeline.records.parameters import check_parameters
 from data_pipeline.records.text import parse_json, read_text, words_key
 from data_pipeline.records.unsafe import find_unsafe_words
@@ -37,18 +37,32 @@ _STEM_CHARS = 5
 # in names of subtasks and of no use to tell them apart
 _PLAIN = frozenset(["to", "2d", "of", "image", "promp", "guide", "condi", "gener", "speci", "type", "based"])
 _FUNCTION_KEYS = frozenset(["function", "parameters", "inputSchema"])
+_MAX_CODE_DEPTH = 4  # of lists and objects in which a card gives its code; released ones have two
 _FOREIGN = re.compile(r"[\s{}\[\],'\"]+")
+_DOMAINS = (
+    "Audio",
+    "Computer Vision",
+    "Multimodal",
+    "Natural Language Processing",
+    "Tabular",
+    "Reinforcement Learning",
+)
+# before a task, as Gorilla's cards of the Hub's models have it: "Computer Vision Depth Estimation"
+_DOMAIN = re.compile(rf"(?P<domain>{'|'.join(_DOMAINS)})\s+(?P<task>.+)")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a tool: its entry, what kind of tool it is ("" = unknown; of the Hub's the task, and the subtask
-    where its words tell it), downloads, and its licence."""
+    """What is known of a tool: its entry, downloads, and its licence."""
 
     tool: Tool
-    function: str = ""
     downloads: int = 0
     licence: str = ""
+
+    @property
+    def function(self) -> str:
+        """What kind of tool it is: the task, and the subtask where that is known; "" = unknown."""
+        return ": ".join(filter(None, (self.tool.coarse_functionality, self.tool.fine_functionality)))
 
 
 @dataclass(frozen=True)
@@ -165,8 +179,7 @@ def _read_row(content: Any, place: str) -> list[Card | LeftOut]:
             return [LeftOut(str(content["tool_id"]), str(error))]
     if "api_data" in content or "api_name" in content:
         try:
-            card = read_card(dict(content))
-            return [Card(build_tool(card), card.domain)]
+            return [Card(_build_gorilla(dict(content)))]
         except InputError as error:
             return [LeftOut(place, str(error))]
     if set(content) & _FUNCTION_KEYS:
@@ -188,23 +201,62 @@ def _read_hub(content: Mapping[str, Any], name: str) -> Card | LeftOut:
     if isinstance(details, Mapping) and isinstance(details.get("license"), str):
         licence = details["license"]
     description = content.get("description") or (details.get("summary") if isinstance(details, Mapping) else "") or ""
-    given, made = load_tasks()[task]
+    domain, given, made = load_tasks()[task]
     downloads = content.get("downloads")
     card = _build(name, str(description), given, made, "huggingface")
     if isinstance(card, LeftOut):
         return card
-    function = find_function(task, " ".join([name, card.tool.description, *tags]))
-    return Card(card.tool, function, downloads if isinstance(downloads, int) else 0, licence)
+    subtask = find_subtask(task, " ".join([name, card.tool.description, *tags]))
+    tool = replace(card.tool, domain=domain, coarse_functionality=task, fine_functionality=subtask)
+    return Card(tool, downloads if isinstance(downloads, int) else 0, licence)
 
 
-def find_function(task: str, text: str) -> str:
-    """The task, and behind it the subtask of which the text says most: every word that tells it from others."""
-    said = {_stem(word) for word in _WORD.findall(text)}
+def find_subtask(task: str, text: str) -> str:
+    """The task's subtask of which the text says most: every word that tells it from others; "" where it says none."""
+    said = _list_stems(text)
     found, most = "", 0
     for name, telling in load_subtasks().get(task, {}).items():
         if most < len(telling) and telling <= said:
             found, most = name, len(telling)
-    return f"{task}: {found}" if found else task
+    return found
+
+
+def _build_gorilla(content: dict[str, Any]) -> Tool:
+    """An API card's entry. Its domain names the task, with the field before it or alone; its functionality is the
+    subtask, where it is more than the task or the framework once again, as on many cards.
+
+    Raises:
+        InputError: see `read_card` and `build_tool`.
+    """
+    card = read_card(content)
+    stated = content.get("api_data", content)
+    found = _DOMAIN.fullmatch(card.domain)
+    domain, task = (found["domain"], found["task"]) if found else (card.domain, card.domain)
+    said = _list_stems(f"{task} {stated.get('framework', '')}")
+    subtask = "" if _list_stems(card.functionality) <= said else card.functionality
+    return replace(
+        build_tool(card),
+        domain=_cut(domain, MAX_LABEL_CHARS),
+        coarse_functionality=_cut(task, MAX_LABEL_CHARS),
+        fine_functionality=_cut(subtask, MAX_LABEL_CHARS),
+        example_code=_cut_code("\n".join(_list_code(stated.get("example_code")))),
+    )
+
+
+def _list_code(code: Any, depth: int = 0) -> Iterator[str]:
+    """The lines of example code, which cards give as a text, a list of texts, or an object of steps; what lies deeper
+    than `_MAX_CODE_DEPTH` is no code."""
+    if isinstance(code, str):
+        yield from code.splitlines()
+    elif isinstance(code, list | dict) and depth < _MAX_CODE_DEPTH:
+        for part in code.values() if isinstance(code, dict) else code:
+            yield from _list_code(part, depth + 1)
+
+
+def _cut_code(code: str) -> str:
+    """At most `MAX_EXAMPLE_CHARS`, whole lines."""
+    code = code.strip("\n")
+    return code if len(code) <= MAX_EXAMPLE_CHARS else code[: MAX_EXAMPLE_CHARS + 1].rpartition("\n")[0].rstrip()
 
 
 def _read_function(content: Any, place: str) -> Card | LeftOut:
@@ -236,9 +288,7 @@ def _build(
     parameters: Any = None,
 ) -> Card | LeftOut:
     tool_id = _FOREIGN.sub("-", name.strip()).strip("-")
-    words = " ".join(description.split())
-    if len(words) > MAX_DESCRIPTION_CHARS:
-        words = words[:MAX_DESCRIPTION_CHARS].rpartition(" ")[0].rstrip(",;:") + "…"
+    words = _cut(" ".join(description.split()), MAX_DESCRIPTION_CHARS)
     parameters = {} if parameters is None else parameters
     try:
         check_parameters(parameters)
@@ -250,26 +300,28 @@ def _build(
         return LeftOut(name[:100], str(error))
 
 
+def _cut(words: str, max_chars: int) -> str:
+    """At most so many characters, broken off behind a word."""
+    return words if len(words) <= max_chars else words[:max_chars].rpartition(" ")[0].rstrip(",;:") + "…"
+
+
 @cache
 def load_subtasks() -> dict[str, dict[str, frozenset[str]]]:
     """The Hub's tasks -> their subtasks -> the stems that tell each from the task and from general words."""
     content = yaml.safe_load(Path(__file__).with_name("subtasks.yaml").read_text(encoding="utf-8"))
     return {
-        task: {
-            name: frozenset(map(_stem, _WORD.findall(name))) - set(map(_stem, _WORD.findall(task))) - _PLAIN
-            for name in names
-        }
+        task: {name: _list_stems(name) - _list_stems(task) - _PLAIN for name in names}
         for task, names in content.items()
     }
 
 
-def _stem(word: str) -> str:
-    """Deblurring, deblurs and Deblur are one word."""
-    return word.casefold()[:_STEM_CHARS]
+def _list_stems(text: str) -> frozenset[str]:
+    """The beginnings of its words: Deblurring, deblurs and Deblur are one."""
+    return frozenset(word.casefold()[:_STEM_CHARS] for word in _WORD.findall(text))
 
 
 @cache
-def load_tasks() -> dict[str, tuple[str, str]]:
-    """The Hub's tasks -> (what goes in, what comes out)."""
+def load_tasks() -> dict[str, tuple[str, str, str]]:
+    """The Hub's tasks -> (domain, what goes in, what comes out)."""
     content = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
-    return {task: (given, made) for task, (given, made) in content.items()}
+    return {task: (domain, given, made) for domain, own in content.items() for task, (given, made) in own.items()}

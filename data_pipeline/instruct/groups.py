@@ -3,18 +3,21 @@
 Rows of groups are ``{"tools": ["a", "b"]}`` for tools of one function, and ``{"tools": ["a", "b"], "ambiguity":
 "quality"}`` for tools whose questions may be worded alike (MLLM-Tool, section 3.2 names five such kinds). Rows of media
 are ``{"media": "rain/1.png", "tools": ["a"]}``: a file below the media root, and every tool that is right for it.
+Where nobody says which tools do the same, the catalogue tells it of those whose subtask it knows.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
 from data_pipeline.records.schema import AmbiguityType
+from data_pipeline.records.text import words_key
 from data_pipeline.sources.rows import SourceRow, read_rows
 
 _KINDS = tuple(kind.value for kind in AmbiguityType if kind is not AmbiguityType.NONE)
@@ -65,6 +68,24 @@ def read_groups(path: Path, tool_ids: Collection[str]) -> ToolGroups:
             else:
                 ambiguous[tool] = AmbiguousGroup(tools, AmbiguityType(kind))
     return ToolGroups(same, ambiguous)
+
+
+def group_by_functionality(tools: Iterable[Tool]) -> ToolGroups:
+    """Tools of the same fine functionality, of one task, that take and give the same media; those whose fine
+    functionality is not known belong to no group."""
+    members: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for tool in tools:
+        if fine := words_key(tool.fine_functionality):
+            task = words_key(tool.coarse_functionality)
+            members[task, fine, tool.input_modality, tool.output_modality].append(tool.tool_id)
+    return ToolGroups(
+        {
+            tool_id: tuple(other for other in own if other != tool_id)
+            for own in members.values()
+            for tool_id in own
+            if len(own) > 1
+        }
+    )
 
 
 def read_media(path: Path, tool_ids: Collection[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, list[str]]]:

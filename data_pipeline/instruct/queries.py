@@ -155,14 +155,34 @@ def parse_queries(text: str, tool: Tool, prohibited: Sequence[str], is_ambiguous
     return found
 
 
-def keep_best(queries: Sequence[Query]) -> list[Query]:
-    """The first `KEPT` queries of a tool: as many ambiguous ones as others, more of one kind where the other lacks."""
-    seen: dict[str, Query] = {}
+def keep_best(queries: Sequence[Query], earlier: Sequence[Query] = ()) -> tuple[list[Query], list[Refused]]:
+    """The first `KEPT` queries of a tool: as many ambiguous ones as others, more of one kind where the other lacks.
+
+    Args:
+        queries: of all answers for the tool, in a fixed order.
+        earlier: kept ones of tools that share their queries with it.
+
+    Returns:
+        the kept ones, and those that have almost the same words as one before them or an earlier one.
+    """
+    said = [_key_words(query) for query in earlier]
+    new: list[Query] = []
+    repeated: list[Refused] = []
     for query in queries:
-        seen.setdefault(words_key(query.words), query)
-    open_, plain = ([q for q in seen.values() if q.is_ambiguous is kind] for kind in (True, False))
+        own = _key_words(query)
+        if any(_share(own, other) >= _ALIKE for other in said):
+            why = "a query of another answer has almost the same words"
+            repeated.append(Refused(query.words, "repeated", why))
+            continue
+        said.append(own)
+        new.append(query)
+    open_, plain = ([query for query in new if query.is_ambiguous is kind] for kind in (True, False))
     n_open = min(len(open_), max(KEPT // 2, KEPT - len(plain)))
-    return [*open_[:n_open], *plain[: KEPT - n_open]]
+    return [*open_[:n_open], *plain[: KEPT - n_open]], repeated
+
+
+def _key_words(query: Query) -> frozenset[str]:
+    return frozenset(_list_words(words_key(query.words)))
 
 
 def _share(one: frozenset[str], other: frozenset[str]) -> float:

@@ -18,6 +18,8 @@ from data_pipeline.records.text import check_encodable, parse_json, read_text
 
 CATALOG_FILE = "catalog.jsonl"  # its name wherever it lies: in a corpus, a bundle, beside a user's records
 UNKNOWN_TOOL_ID = "unknown"  # the answer "none of them" (MLLM-Tool section 3.1)
+MAX_LABEL_CHARS = 200  # of a domain and of either functionality
+MAX_EXAMPLE_CHARS = 4000  # of example code
 
 _ALLOWED = {
     "input_modality": ("", *Modality),
@@ -42,6 +44,11 @@ class Tool:
             `parameters`; () where the source does not say.
         call: the code that calls it, such as "torch.hub.load('a/b', 'c')", on one line; "" where there is none.
         parameters: JSON Schema (2020-12) of an object that holds the arguments; {} where the source has none.
+        domain: the field that it belongs to, such as "Computer Vision"; "" where the source does not say, as in the
+            next three (MLLM-Tool, section 3.1, notes these four of each model).
+        coarse_functionality: its task, such as "image-to-image".
+        fine_functionality: its subtask, such as "Image Deraining"; tools of one subtask do the same.
+        example_code: code that uses it, of any number of lines.
     """
 
     tool_id: str
@@ -54,6 +61,10 @@ class Tool:
     arguments: tuple[str, ...] = ()
     call: str = ""
     parameters: dict[str, Any] = field(default_factory=dict, hash=False)
+    domain: str = ""
+    coarse_functionality: str = ""
+    fine_functionality: str = ""
+    example_code: str = ""
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -66,9 +77,12 @@ class Tool:
                 f"name {self.name!r} of tool {self.tool_id!r} begins or ends with white space or holds a line break or "
                 "one of : , [ ]; a dialogue could not tell where it ends: rename the tool."
             )
-        for key in ("usage", "call"):
+        for key in ("usage", "call", *_LABELS):
             if len(getattr(self, key).splitlines()) > 1:
                 raise InputError(f"the {key} of tool {self.tool_id!r} holds a line break; write it on one line.")
+        for key, most in (*((label, MAX_LABEL_CHARS) for label in _LABELS), ("example_code", MAX_EXAMPLE_CHARS)):
+            if len(getattr(self, key)) > most:
+                raise InputError(f"the {key} of tool {self.tool_id!r} has more than {most:,} characters; shorten it.")
         arguments = tuple(self.arguments) or list_arguments(self.parameters)  # JSON has lists only
         object.__setattr__(self, "arguments", arguments)
 
@@ -111,7 +125,8 @@ class Tool:
         return {key: value for key, value in entry.items() if value or key not in _OPTIONAL_FIELDS}
 
 
-_OPTIONAL_FIELDS = ("name", "usage", "arguments", "call", "parameters")
+_LABELS = ("domain", "coarse_functionality", "fine_functionality")
+_OPTIONAL_FIELDS = ("name", "usage", "arguments", "call", "parameters", *_LABELS, "example_code")
 
 
 class ToolCatalog:

@@ -14,7 +14,7 @@ from data_pipeline import storage
 from data_pipeline.errors import InputError
 from data_pipeline.instruct.captioned_media import CaptionedMedium
 from data_pipeline.instruct.cases import Case, QuestionForm
-from data_pipeline.instruct.groups import ToolGroups, read_groups, read_media
+from data_pipeline.instruct.groups import ToolGroups, group_by_functionality, read_groups, read_media
 from data_pipeline.instruct.matching import find_similar, parse_matches, render_match_prompt, share_answers
 from data_pipeline.instruct.queries import (
     KEPT,
@@ -78,7 +78,7 @@ def make_plan(spec: RunSpec) -> Plan:
     if not tools:
         raise InputError(f"no tool of {options.tools} has a description; say in a sentence what each does.")
     tools = tools[: options.limit]
-    groups = read_groups(options.groups, catalog.tool_ids) if options.groups else ToolGroups()
+    groups = read_groups(options.groups, catalog.tool_ids) if options.groups else group_by_functionality(catalog)
     tools_of, media_of = read_media(options.media, catalog.tool_ids) if options.media else ({}, {})
     asked: list[tuple[Tool, tuple[str, ...], bool]] = []
     requests = []
@@ -114,7 +114,12 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     by_tool: defaultdict[str, list[Query]] = defaultdict(list)
     for number in sorted(found):
         by_tool[plan.asked[number][0].tool_id] += [line for line in found[number] if isinstance(line, Query)]
-    queries = [query for own in by_tool.values() for query in keep_best(own)]
+    kept: dict[str, list[Query]] = {}
+    for tool_id, own in by_tool.items():
+        shared = [query for other in plan.groups.same.get(tool_id, ()) for query in kept.get(other, ())]
+        kept[tool_id], repeated = keep_best(own, shared)
+        refused += repeated
+    queries = [query for own in kept.values() for query in own]
     if not queries:
         reasons = dict(Counter(each.reason for each in refused)) or errors[:1]
         raise InputError(f"nothing of the teacher's answers can be used ({reasons}); look at {spec.work_dir / CACHE}.")
@@ -132,6 +137,7 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
         record[MEDIA_LICENCE] = medium.licence if medium else ""
     counts: dict[str, Any] = {
         "tools": len(plan.tools),
+        "tools_that_share": sum(tool.tool_id in plan.groups.same for tool in plan.tools),
         **describe_usage(teacher),
         "kept": len(queries),
         "ambiguous": sum(query.is_ambiguous for query in queries),
@@ -247,7 +253,8 @@ def render_report(counts: dict[str, Any], records: Sequence[dict[str, Any]], ref
         "",
         render_table(["right tools", "questions"], [[str(n), str(many)] for n, many in counts["answers"].items()]),
         "",
-        f"{counts['tools']} tools; {counts['kept']} questions kept, {counts['ambiguous']} of them ambiguous; rejected "
+        f"{counts['tools']} tools, {counts['tools_that_share']} of them share their questions with others of the same "
+        f"function; {counts['kept']} questions kept, {counts['ambiguous']} of them ambiguous; rejected "
         f"by reason: {reasons}; {counts['matches_unclear']} judgements in no form. Requests: {requests['sent']} sent, "
         f"{requests['from_cache']} answered before, {requests['failed']} failed. Spent: {counts['money']:.4f}"
         + (" (the budget is spent: run again to go on)." if counts["is_budget_spent"] else "."),

@@ -75,6 +75,10 @@ class ToolEntry(BaseModel):
     input_modality: str
     output_modality: str
     backend: str
+    domain: str = Field("", description="such as Computer Vision; empty, like the next three, where it is not known")
+    coarse_functionality: str = Field("", description="its task")
+    fine_functionality: str = Field("", description="its subtask")
+    example_code: str = ""
     parameters: dict[str, Any] | None = Field(
         None,
         description="JSON schema of what `/v1/tools/{tool_id}/invoke` takes; null where this service does not run it",

@@ -23,7 +23,13 @@ from serve.deployments.ingress import SelectionService, build_api
 from serve.engine.messages import EncodedMedium, Ranking, SelectQuery, ServedModel
 from serve.http.telemetry import Telemetry
 
-CATALOG = ToolCatalog([Tool("deblur", "Sharpens.", "image", "image", "local"), Tool("dehaze"), Tool("unknown")])
+CATALOG = ToolCatalog(
+    [
+        Tool("deblur", "Sharpens.", "image", "image", "local", fine_functionality="Image Deblurring"),
+        Tool("dehaze"),
+        Tool("unknown"),
+    ]
+)
 RANKING = [("deblur", 0.7), ("unknown", 0.2), ("dehaze", 0.1)]
 SELECT = "/v1/tools/select"
 

@@ -13,12 +13,12 @@ from data_pipeline.instruct.cards import (
     Card,
     LeftOut,
     choose_cards,
-    find_function,
+    find_subtask,
     load_subtasks,
     load_tasks,
     read_cards,
 )
-from data_pipeline.records.catalog import Tool
+from data_pipeline.records.catalog import MAX_EXAMPLE_CHARS, Tool
 
 SHARED = Path(__file__).parents[4] / "shared"
 
@@ -88,7 +88,7 @@ def test_the_hubs_models(tmp_path: Path) -> None:
     ],
 )
 def test_a_models_words_tell_its_subtask(task: str, text: str, subtask: str) -> None:
-    assert find_function(task, text) == (f"{task}: {subtask}" if subtask else task)
+    assert find_subtask(task, text) == subtask
 
 
 def test_five_of_each_subtask_are_kept(tmp_path: Path) -> None:
@@ -99,6 +99,9 @@ def test_five_of_each_subtask_are_kept(tmp_path: Path) -> None:
     ]
     tools, left_out = choose_cards(read_cards(write(tmp_path / "models.json", rows)))
     assert len(tools) == 10
+    assert {(tool.domain, tool.coarse_functionality, tool.fine_functionality) for tool in tools} == {
+        ("Computer Vision", "image-to-image", f"Image {what}") for what in ("Deblurring", "Dehazing")
+    }
     assert {each.reason for each in left_out} == {
         f"5 tools for image-to-image: Image {what} have more downloads" for what in ("Deblurring", "Dehazing")
     }
@@ -195,6 +198,61 @@ def test_apibenchs_cards_give_each_api_once() -> None:
         names |= {tool.tool_id for tool in tools}
     assert n_rows > 1000
     assert len(names) > 100
+
+
+@pytest.mark.skipif(not (SHARED / "apibench").is_dir(), reason="no apibench beside the project")
+def test_apibenchs_cards_keep_domain_functionality_and_code() -> None:
+    tools: dict[str, Tool] = {}
+    n_cards = n_with_code = n_plain = 0
+    for file in ("huggingface_eval.json", "torchhub_eval.json", "torchhub_train.json"):
+        rows = [json.loads(line) for line in (SHARED / "apibench" / file).read_text(encoding="utf-8").splitlines()]
+        for row, card in zip(rows, read_cards(SHARED / "apibench" / file), strict=True):
+            if isinstance(card, LeftOut):
+                continue
+            stated, tool = row["api_data"], card.tool
+            n_cards += 1
+            tools.setdefault(tool.tool_id, tool)
+            parts = dict.fromkeys((tool.domain, tool.coarse_functionality))
+            assert " ".join(parts).split() == stated["domain"].split()
+            if tool.fine_functionality and isinstance(stated["functionality"], str):
+                assert tool.fine_functionality == " ".join(stated["functionality"].split())
+            if str(stated["functionality"]) in (stated.get("framework"), tool.coarse_functionality):
+                assert tool.fine_functionality == "", "the framework's name or the task is no subtask"
+                n_plain += 1
+            code = stated.get("example_code")
+            if isinstance(code, str | list):
+                n_with_code += bool(tool.example_code)
+                given = code if isinstance(code, str) else "\n".join(code)
+                assert tool.example_code.splitlines() == given.strip("\n").splitlines()
+    assert n_cards > 1900
+    assert n_with_code > 1500
+    assert n_plain > 100
+    entry = tools["facebookresearch/pytorchvideo:slow_r50"]
+    assert (entry.domain, entry.fine_functionality) == ("Video Classification", "3D ResNet")
+    assert entry.example_code.splitlines()[0] == "import torch"
+    detr = tools["facebook/detr-resnet-50-panoptic"]
+    assert (detr.domain, detr.coarse_functionality) == ("Computer Vision", "Image Segmentation")
+
+
+def test_example_code_in_every_form(tmp_path: Path) -> None:
+    card = {"api_name": "lab/x", "domain": "Audio Noise", "functionality": "Hiss", "description": "Takes hiss away."}
+
+    def read(code: Any) -> str:
+        row = {"api_call": "load('lab/x')", "api_data": card | {"example_code": code}}
+        (card_,) = read_cards(write(tmp_path / "c.json", [row]))
+        assert isinstance(card_, Card)
+        return card_.tool.example_code
+
+    assert read(None) == read(7) == read("") == ""
+    assert (
+        read(["import lab", "x = lab.load()"]) == read("import lab\nx = lab.load()\n") == "import lab\nx = lab.load()"
+    )
+    assert read({"load": "x = 1", "run": {"a": "y = x", "b": ["z = y"]}}) == "x = 1\ny = x\nz = y"
+    assert read([[[["x = 1"]]]]) == "x = 1"
+    assert read([[[[["x = 1"]]]]]) == "", "no card nests its code so deep"
+    line = "x" * (MAX_EXAMPLE_CHARS // 4 - 1)
+    assert read([line] * 5) == "\n".join([line] * 4), "whole lines"
+    assert read(line * 5) == ""
 
 
 @pytest.mark.skipif(not (SHARED / "metatool").is_dir(), reason="no metatool beside the project")

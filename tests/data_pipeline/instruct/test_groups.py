@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import InputError
-from data_pipeline.instruct.groups import read_groups, read_media
+from data_pipeline.instruct.groups import group_by_functionality, read_groups, read_media
+from data_pipeline.records.catalog import Tool
 from data_pipeline.records.schema import AmbiguityType
 
 TOOLS = ("a", "b", "c", "d")
@@ -32,6 +33,27 @@ def test_groups_and_media(tmp_path: Path) -> None:
         {"1.png": ("c", "d"), "2.png": ("c",)},
         {"c": ["1.png", "2.png"], "d": ["1.png"]},
     )
+
+
+def test_tools_of_one_subtask_and_the_same_media_are_of_one_function() -> None:
+    def make(tool_id: str, coarse: str, fine: str, given: str = "image") -> Tool:
+        return Tool(tool_id, "", given, "image", coarse_functionality=coarse, fine_functionality=fine)
+
+    tools = [
+        make("a", "image-to-image", "Image Deraining"),
+        make("b", "image-to-image", "Image Dehazing"),
+        make("c", "image-to-image", "image  deraining"),
+        make("d", "image-to-image", "Image Deraining", "video"),
+        make("e", "mask-generation", "Image Deraining"),
+        make("f", "image-to-image", ""),
+        make("g", "image-to-image", ""),
+        make("h", "image-to-image", "Image Deraining"),
+        Tool("i"),
+        Tool("j"),
+    ]
+    groups = group_by_functionality(tools)
+    assert groups.same == {"a": ("c", "h"), "c": ("a", "h"), "h": ("a", "c")}
+    assert groups.ambiguous == {}
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,22 @@ def test_as_many_of_either_kind_are_kept() -> None:
         ]
 
     for n_open, n_plain, kept in ((20, 20, (5, 5)), (3, 20, (3, 7)), (20, 2, (8, 2)), (0, 4, (0, 4)), (20, 0, (10, 0))):
-        best = keep_best(make(n_open, n_plain))
+        best, repeated = keep_best(make(n_open, n_plain))
+        assert repeated == []
         assert (sum(q.is_ambiguous for q in best), sum(not q.is_ambiguous for q in best)) == kept
         assert len(best) <= KEPT
     twice = [Query("Mend it", "t", False), Query("mend  IT", "t", False)]
-    assert keep_best(twice) == twice[:1]
+    assert keep_best(twice)[0] == twice[:1]
+
+
+def test_near_repetitions_of_other_answers_are_left_out() -> None:
+    first = Query("It poured when I took this, can you mend it?", "t", False)
+    near = Query("It poured when I took this, can you mend it now?", "t", True)
+    other = Query("My holiday shot is spoilt, please repair it.", "t", True)
+    kept, repeated = keep_best([first, near, other])
+    assert kept == [other, first]
+    assert [(each.line, each.reason) for each in repeated] == [(near.words, "repeated")]
+    spelt = Query("Der Hund sa\u00df auf dem gr\u00fcnen Sofa, bitte sch\u00e4rfer", "t", False)
+    apart = Query("Der Hund sa\u00df auf dem gru\u0308nen Sofa, bitte scha\u0308rfer", "u", False)
+    assert keep_best([apart], [spelt])[0] == []
+    assert keep_best([other], [spelt])[0] == [other], "another tool's, in other words"

@@ -76,6 +76,21 @@ def test_the_schema_of_a_tools_parameters_is_kept(tmp_path: Path) -> None:
     assert ToolCatalog([*TOOLS, other]).content_hash != catalog.content_hash
 
 
+def test_what_a_card_says_of_a_tools_function_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.jsonl"
+    tool = Tool(
+        "lab/derain",
+        domain="Computer Vision",
+        coarse_functionality="image-to-image",
+        fine_functionality="Image Deraining",
+        example_code="import lab\n\nlab.derain('wet.png')",
+    )
+    ToolCatalog([TOOLS[0], tool]).save_jsonl(path)
+    assert tuple(ToolCatalog.load_jsonl(path)) == (TOOLS[0], tool)
+    first, _ = path.read_text(encoding="utf-8").splitlines()
+    assert list(json.loads(first)) == ["tool_id", "description", "input_modality", "output_modality", "backend"]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -84,6 +99,10 @@ def test_the_schema_of_a_tools_parameters_is_kept(tmp_path: Path) -> None:
         {"name": " a"},
         {"name": "a\u2028b"},
         {"usage": "a\nb"},
+        {"fine_functionality": "a\nb"},
+        {"domain": "a" * 201},
+        {"example_code": "a" * 4001},
+        {"example_code": ["a"]},
         {"arguments": "ab"},
         {"arguments": 5},
         {"arguments": ("a", 1)},

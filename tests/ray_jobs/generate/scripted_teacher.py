@@ -36,6 +36,7 @@ class ScriptedTeacher:
         prompts: every prompt that it answered.
         lines: line -> kind, of all that it wrote for tools.
         judge: prompt of a judge -> what it says.
+        queries: prompt for queries -> what it writes.
     """
 
     def __init__(self, noise_frac: float) -> None:
@@ -43,6 +44,7 @@ class ScriptedTeacher:
         self.prompts: list[str] = []
         self.lines: dict[str, str] = {}
         self.judge: Callable[[str], str] = lambda prompt: "Yes."
+        self.queries: Callable[[str], str] = self._write_queries
         self._noise_frac = noise_frac
         self._lock = threading.Lock()
 
@@ -55,7 +57,7 @@ class ScriptedTeacher:
             if "no tool is needed" in prompt:
                 return "User: Thank you.\nAssistant: You are welcome.\nUser: Open it.png\nAssistant: No."
             if "different queries" in prompt:
-                return self._write_queries(prompt)
+                return self.queries(prompt)
             if "solves exactly that" in prompt:
                 n_tools = len(re.findall(r"^\d+\. ", prompt, re.MULTILINE))
                 return "\n".join(f"{n}: {'yes' if n == 1 else 'no'}" for n in range(1, n_tools + 1))

@@ -10,6 +10,8 @@ import pytest
 from data_pipeline.records.catalog import ToolCatalog
 from ray_jobs.cli import main
 
+SHARED = Path(__file__).parents[4] / "shared"
+
 
 def test_an_mcp_servers_tools_become_a_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tools = [
@@ -24,6 +26,7 @@ def test_an_mcp_servers_tools_become_a_catalogue(tmp_path: Path, capsys: pytest.
     assert result["tools"] == 3
     folder = tmp_path / "runs" / "c" / "generated"
     assert ToolCatalog.load_jsonl(folder / "catalog.jsonl").tool_ids == ("find_shelf", "order", "unknown")
+    assert "functionality" not in (folder / "catalog.jsonl").read_text(encoding="utf-8"), "nobody has said it"
     (left_out,) = [json.loads(line) for line in (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
     assert left_out["name"] == "bare"
     more = ["generate.recipe=questions", f"generate.tools={folder / 'catalog.jsonl'}", "--dry-run"]
@@ -32,3 +35,19 @@ def test_an_mcp_servers_tools_become_a_catalogue(tmp_path: Path, capsys: pytest.
     assert main(given) == 2
     assert "generate.cards is not set" in capsys.readouterr().err
     assert main([*given, "--dry-run"]) == 2
+
+
+@pytest.mark.skipif(not (SHARED / "apibench").is_dir(), reason="no apibench beside the project")
+def test_apibenchs_cards_become_a_catalogue_with_functionality_and_code(tmp_path: Path) -> None:
+    cards = SHARED / "apibench" / "torchhub_eval.json"
+    given = ["generate", f"runs_dir={tmp_path / 'runs'}", "name=c", "generate.recipe=catalog"]
+    assert main([*given, f"generate.cards={cards}"]) == 0
+    file = tmp_path / "runs" / "c" / "generated" / "catalog.jsonl"
+    entries = {entry["tool_id"]: entry for entry in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
+    entry = entries["facebookresearch/pytorchvideo:slow_r50"]
+    stated = json.loads(cards.read_text(encoding="utf-8").split("\n")[0])["api_data"]
+    assert entry["coarse_functionality"] == entry["domain"] == stated["domain"]
+    assert entry["fine_functionality"] == stated["functionality"]
+    assert entry["example_code"] == "\n".join(stated["example_code"])
+    assert main([*given, f"generate.cards={file}", f"runs_dir={tmp_path / 'again'}"]) == 0
+    assert (tmp_path / "again/c/generated/catalog.jsonl").read_bytes() == file.read_bytes(), "a catalogue is cards too"

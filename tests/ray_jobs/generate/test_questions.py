@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from scripted_teacher import ScriptedTeacher, scripted_teacher
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.schema import ToolRecord
 from data_pipeline.sources.jsonl import read_jsonl
+from data_pipeline.teacher.cache import ReplyCache
+from data_pipeline.teacher.client import Teacher
+from data_pipeline.teacher.requests import TeacherReply, TeacherRequest
 from ray_jobs.cli import main
+from ray_jobs.config import load_run_spec
+from ray_jobs.generate import questions
 
 SHOP = ToolCatalog(
     [
@@ -44,11 +50,19 @@ def shop(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def generate(shop: Path, teacher: ScriptedTeacher, *more: str) -> int:
+def settings(shop: Path, teacher: ScriptedTeacher, *more: str) -> list[str]:
     files = [f"generate.{name}={shop / name}.jsonl" for name in ("tools", "groups", "media")]
-    settings = f"generate.teacher={{url: {teacher.url}, model: scripted, api_key_env: ''}}"
-    given = [f"runs_dir={shop / 'runs'}", "name=q", "generate.recipe=questions", *files, settings]
-    return main(["generate", *given, *more])
+    server = f"generate.teacher={{url: {teacher.url}, model: scripted, api_key_env: ''}}"
+    return [f"runs_dir={shop / 'runs'}", "name=q", "generate.recipe=questions", *files, server, *more]
+
+
+def generate(shop: Path, teacher: ScriptedTeacher, *more: str) -> int:
+    return main(["generate", *settings(shop, teacher, *more)])
+
+
+def read_rows(shop: Path, name: str, file: str = "records.jsonl") -> list[dict[str, Any]]:
+    text = (shop / "runs" / name / "generated" / file).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_a_shops_tools_become_a_corpus(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +92,68 @@ def test_a_shops_tools_become_a_corpus(shop: Path, capsys: pytest.CaptureFixture
             assert "shop/count" in record.valid_tool_ids, "they do the same"
     several = [record for record in records if "shop/stock-by-code" in record.valid_tool_ids]
     assert any(len(record.valid_tool_ids) == 3 for record in several), "the teacher said that it fits as well"
+
+
+class Backwards(Teacher):
+    """Gives the answer to the last request first."""
+
+    async def ask_all(self, requests: Iterable[TeacherRequest]) -> AsyncIterator[tuple[int, TeacherReply]]:
+        asked = super().ask_all(requests)
+        for reply in sorted([reply async for reply in asked], key=lambda numbered: -numbered[0]):
+            yield reply
+
+
+def test_near_repetitions_across_answers_are_left_out_in_whatever_order_they_come(shop: Path) -> None:
+    """Every answer begins with the same two queries but for a word: of 13, which is near, and of 7, which is not."""
+    common = (
+        "Before the place opens tomorrow morning we have to settle this {} matter",
+        "Hm, my {} boss waits for that",
+    )
+
+    def write(prompt: str) -> str:
+        own = prompt.rpartition("Description: ")[2].split()
+        said = [line.format(f"item{len(prompt)}") for line in common]
+        said += [f"{own[0]} thing{n} for box{n} of{n} door{n} number{n}, would you" for n in range(3)]
+        if "words alone must not" in prompt:
+            said[2:] = [f"Make this{n} better{n} than{n} before{n}" for n in range(3)]
+        return "\n".join(f"Query{n}: {line}" for n, line in enumerate(said, start=1))
+
+    with scripted_teacher() as teacher:
+        teacher.queries = write
+        assert generate(shop, teacher) == 0
+        spec = load_run_spec(None, settings(shop, teacher, "name=backwards"))
+        assert spec.generate.teacher is not None
+        questions.run(spec, Backwards(spec.generate.teacher, ReplyCache(shop / "replies")))
+    for file in ("records.jsonl", "rejected.jsonl", "catalog.jsonl"):
+        assert read_rows(shop, "q", file) == read_rows(shop, "backwards", file)
+    repeated = [row["line"] for row in read_rows(shop, "q", "rejected.jsonl") if row["reason"] == "repeated"]
+    said = [row["instruction"] for row in read_rows(shop, "q")]
+    begins = ("Before the place", "Hm, my item")
+    n_common = [[sum(line.startswith(each) for line in lines) for lines in (said, repeated)] for each in begins]
+    # the two ambiguous prompts repeat their tool's own first, and shop/count repeats shop/stock-by-name's
+    assert n_common == [[5, 3], [8, 0]]
+
+
+def test_tools_of_one_functionality_share_their_questions(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tools = [  # in words so different that the teacher is not asked which of them are right as well
+        Tool("lab/a", "Dries wet streets.", "image", "image", fine_functionality="Deraining"),
+        Tool("lab/b", "Wipes drops off.", "image", "image", fine_functionality="Deraining"),
+        Tool("lab/c", "Lifts morning fog.", "image", "image", fine_functionality="Dehazing"),
+    ]
+    ToolCatalog(tools).save_jsonl(shop / "tools.jsonl")
+    (shop / "own.jsonl").write_text('{"tools": ["lab/b", "lab/c"]}\n', encoding="utf-8")
+    with scripted_teacher() as teacher:
+        assert generate(shop, teacher, "generate.media=null", "generate.groups=null") == 0
+        counts = json.loads(capsys.readouterr().out.splitlines()[-1])
+        own = f"generate.groups={shop / 'own.jsonl'}"
+        assert generate(shop, teacher, "generate.media=null", own, "name=own") == 0
+    assert counts["tools_that_share"] == 2
+    answers = Counter(frozenset(row["tools"]) for row in read_rows(shop, "q"))
+    assert answers == {frozenset({"lab/a", "lab/b"}): 20, frozenset({"lab/c"}): 10}
+    answers = Counter(frozenset(row["tools"]) for row in read_rows(shop, "own"))
+    assert answers == {frozenset({"lab/a"}): 10, frozenset({"lab/b", "lab/c"}): 20}, "the user's own groups alone"
+    reading = read_jsonl(shop / "runs/q/generated/records.jsonl", shop, None)
+    assert reading.catalog["lab/a"].fine_functionality == "Deraining", "as prepare keeps it"
 
 
 def test_bad_settings_are_one_sentence(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -270,6 +270,7 @@ def test_tools_lists_the_catalogue(world: World) -> None:
     assert [tool["tool_id"] for tool in body["tools"]] == list(CATALOG.tool_ids)
     assert body["catalog_sha256"] == CATALOG.content_hash
     assert [tool["parameters"] for tool in body["tools"]] == [None] * 3, "names that nothing here runs"
+    assert [tool["fine_functionality"] for tool in body["tools"]] == ["Image Deblurring", "", ""]
     others = {tool["tool_id"]: tool for tool in body["others"]}
     assert others.keys() == world.chat.specs.keys()
     edges = others["local/detect-edges"]
