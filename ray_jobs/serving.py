@@ -58,7 +58,7 @@ def serving(spec: RunSpec, bundle: Path) -> Iterator[str]:
     log_path = spec.work_dir / "serve.log"
     address = ray.get_runtime_context().gcs_address
     project = Path(__file__).resolve().parent.parent
-    with log_path.open("wb") as log:
+    with log_path.open("wb") as log, _heeding_interrupts():
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("serve")), "run", "--app-dir", str(project), str(config_path)],
             env=os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"},
@@ -78,6 +78,16 @@ def serving(spec: RunSpec, bundle: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def _heeding_interrupts() -> Iterator[None]:
+    """Processes that are started within heed SIGINT, which a shell's background jobs ignore, and their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def ask(url: str, question: Question) -> dict[str, Any]:
