@@ -83,7 +83,8 @@ class Teacher:
         Replies that were not given yet when the caller goes away are in the cache for the next time.
 
         Args:
-            requests: drawn one by one, at most `max_concurrency` ahead of what has been given.
+            requests: drawn one by one, at most twice `max_concurrency` ahead of what has been given, so that the next
+                one waits where one is answered.
 
         Yields:
             (number in `requests`, reply). A request that cannot be answered has a reply with an error. Nothing for
@@ -98,15 +99,17 @@ class Teacher:
         async with AsyncExitStack() as stack:
             try:
                 while True:
-                    while asking.n_in_hand < self._options.max_concurrency and not self._is_over(asking):
+                    while asking.n_in_hand < 2 * self._options.max_concurrency and not self._is_over(asking):
                         if (drawn := next(numbered, None)) is None:
                             break
+                        asking.n_in_hand += 1
                         if (question := self._look_up(asking, *drawn)) is not None:
                             if asking.endpoint is None:
                                 asking.endpoint = await stack.enter_async_context(open_endpoint(self._options))
                             asking.start(question, self._ask(asking, question))
                     if asking.ready:
                         await asyncio.sleep(0)  # a caller that takes replies from the cache stops nothing in flight
+                        asking.n_in_hand -= 1
                         yield asking.ready.popleft()
                     elif asking.open:
                         if self._is_over(asking):
@@ -153,8 +156,10 @@ class Teacher:
 
     async def _collect(self, asking: _Asking) -> None:
         """Wait until a question is done, and take its reply."""
-        await asyncio.wait([question.task for question in asking.open.values()], return_when=asyncio.FIRST_COMPLETED)
-        for question in [question for question in asking.open.values() if question.task.done()]:
+        await asking.has_done.wait()
+        asking.has_done.clear()
+        while asking.done:
+            question = asking.done.popleft()
             del asking.open[question.key]
             if question.task.cancelled():
                 continue
@@ -262,18 +267,21 @@ class _Asking:
 
     endpoint: Endpoint | None = None  # opened for the first request that is not in the cache
     open: dict[str, _Question] = field(default_factory=dict)  # by key
+    n_in_hand: int = 0  # requests that were drawn and whose replies were not given yet, until nothing more is sent
+    done: deque[_Question] = field(default_factory=deque)  # of the open ones
+    has_done: asyncio.Event = field(default_factory=asyncio.Event)
     ready: deque[tuple[int, TeacherReply]] = field(default_factory=deque)
     failed: dict[str, TeacherReply] = field(default_factory=dict)  # by key; the cache keeps no errors
     fault: BaseException | None = None  # what ends the job
     is_left: bool = False  # nobody takes replies any more
 
-    @property
-    def n_in_hand(self) -> int:
-        """Requests that were drawn and whose replies were not given yet."""
-        return len(self.ready) + sum(len(question.numbers) for question in self.open.values())
-
     def start(self, question: _Question, answering: Coroutine[None, None, TeacherReply | None]) -> None:
+        def note(_: asyncio.Task[TeacherReply | None]) -> None:
+            self.done.append(question)
+            self.has_done.set()
+
         question.task = asyncio.create_task(answering)
+        question.task.add_done_callback(note)
         self.open[question.key] = question
 
     def cancel_unsent(self) -> None:
