@@ -23,7 +23,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.instruct.openapi import build_parameters, read_operations
 from data_pipeline.records.catalog import MAX_EXAMPLE_CHARS, MAX_LABEL_CHARS, Tool
 from data_pipeline.records.parameters import check_parameters
-from data_pipeline.records.text import parse_json, read_text, words_key
+from data_pipeline.records.text import cut_words, parse_json, read_text, words_key
 from data_pipeline.records.unsafe import find_unsafe_words
 from data_pipeline.sources.apibench import build_tool, read_card
 from data_pipeline.sources.rows import read_rows
@@ -236,9 +236,9 @@ def _build_gorilla(content: dict[str, Any]) -> Tool:
     subtask = "" if _list_stems(card.functionality) <= said else card.functionality
     return replace(
         build_tool(card),
-        domain=_cut(domain, MAX_LABEL_CHARS),
-        coarse_functionality=_cut(task, MAX_LABEL_CHARS),
-        fine_functionality=_cut(subtask, MAX_LABEL_CHARS),
+        domain=cut_words(domain, MAX_LABEL_CHARS),
+        coarse_functionality=cut_words(task, MAX_LABEL_CHARS),
+        fine_functionality=cut_words(subtask, MAX_LABEL_CHARS),
         example_code=_cut_code("\n".join(_list_code(stated.get("example_code")))),
     )
 
@@ -288,7 +288,7 @@ def _build(
     parameters: Any = None,
 ) -> Card | LeftOut:
     tool_id = _FOREIGN.sub("-", name.strip()).strip("-")
-    words = _cut(" ".join(description.split()), MAX_DESCRIPTION_CHARS)
+    words = cut_words(" ".join(description.split()), MAX_DESCRIPTION_CHARS)
     parameters = {} if parameters is None else parameters
     try:
         check_parameters(parameters)
@@ -298,11 +298,6 @@ def _build(
         return Card(Tool(tool_id, words, given, made, backend, parameters=parameters))
     except InputError as error:
         return LeftOut(name[:100], str(error))
-
-
-def _cut(words: str, max_chars: int) -> str:
-    """At most so many characters, broken off behind a word."""
-    return words if len(words) <= max_chars else words[:max_chars].rpartition(" ")[0].rstrip(",;:") + "…"
 
 
 @cache

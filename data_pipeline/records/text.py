@@ -38,6 +38,13 @@ def read_text(path: Location) -> str:
         raise InputError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8.") from error
 
 
+def cut_words(words: str, max_chars: int) -> str:
+    """At most so many characters, broken off behind a word."""
+    if len(words) <= max_chars:
+        return words
+    return words[: max_chars - 1].rsplit(" ", 1)[0].rstrip(",;:") + "…"
+
+
 def parse_json(text: str) -> Any:
     """One JSON value; NaN, which pandas writes for what is absent, is null.
 

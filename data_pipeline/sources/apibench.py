@@ -23,6 +23,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.api_calls import name_api, render_tool_id
 from data_pipeline.records.catalog import Tool
 from data_pipeline.records.schema import Modality, ToolRecord
+from data_pipeline.records.text import cut_words
 from data_pipeline.sources.reading import (
     Rejected,
     SourceReading,
@@ -247,14 +248,7 @@ def build_tool(card: ApiCard) -> Tool:
     if not tool_id:
         raise InputError("neither the call nor the card names the API")
     words = f"{card.domain}: {card.functionality.rstrip('.')}. {card.description}".strip()
-    return Tool(tool_id, description=_cut(words), call=card.call)
-
-
-def _cut(words: str) -> str:
-    """At most `MAX_DESCRIPTION_CHARS`, broken off behind a word."""
-    if len(words) <= MAX_DESCRIPTION_CHARS:
-        return words
-    return words[: MAX_DESCRIPTION_CHARS - 1].rsplit(" ", 1)[0].rstrip(",;:") + "…"
+    return Tool(tool_id, description=cut_words(words, MAX_DESCRIPTION_CHARS), call=card.call)
 
 
 def _join(reading: SourceReading, first: ToolRecord, other: ToolRecord) -> ToolRecord:

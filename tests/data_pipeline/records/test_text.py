@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline.errors import InputError
 from data_pipeline.records import text as text_module
-from data_pipeline.records.text import check_encodable, parse_json, read_text, words_key
+from data_pipeline.records.text import check_encodable, cut_words, parse_json, read_text, words_key
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,19 @@ def test_the_same_words_have_one_key(one: str, other: str) -> None:
 @pytest.mark.parametrize(("one", "other"), [("2²", "22"), ("resume", "résumé"), ("a b", "ab"), ("it?", "it")])
 def test_other_words_have_another(one: str, other: str) -> None:
     assert words_key(one) != words_key(other)
+
+
+@pytest.mark.parametrize(
+    ("words", "max_chars", "cut"),
+    [
+        ("Finds cats", 10, "Finds cats"),
+        ("Finds cats, dogs", 13, "Finds cats…"),
+        ("Finds all dogs", 13, "Finds all…"),
+        ("Antidisestablishment", 10, "Antidises…"),
+    ],
+)
+def test_words_are_broken_off_behind_one(words: str, max_chars: int, cut: str) -> None:
+    assert cut_words(words, max_chars) == cut
 
 
 def test_a_file_is_read_packed_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
