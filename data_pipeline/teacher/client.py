@@ -156,23 +156,20 @@ class Teacher:
 
     async def _collect(self, asking: _Asking) -> None:
         """Wait until a question is done, and take its reply."""
-        await asking.has_done.wait()
-        asking.has_done.clear()
-        while asking.done:
-            question = asking.done.popleft()
-            del asking.open[question.key]
-            if question.task.cancelled():
-                continue
-            if (fault := question.task.exception()) is not None:
-                asking.fault = asking.fault or fault
-            elif (reply := question.task.result()) is not None:
-                if reply.error:
-                    asking.failed[question.key] = reply
-                first, *others = question.numbers
-                asking.ready.append((first, reply))
-                again = reply if reply.error else replace(reply, from_cache=True)
-                asking.ready.extend((number, again) for number in others)
-                self._usage.from_cache += 0 if reply.error else len(others)
+        question = await asking.done.get()
+        del asking.open[question.key]
+        if question.task.cancelled():
+            return
+        if (fault := question.task.exception()) is not None:
+            asking.fault = asking.fault or fault
+        elif (reply := question.task.result()) is not None:
+            if reply.error:
+                asking.failed[question.key] = reply
+            first, *others = question.numbers
+            asking.ready.append((first, reply))
+            again = reply if reply.error else replace(reply, from_cache=True)
+            asking.ready.extend((number, again) for number in others)
+            self._usage.from_cache += 0 if reply.error else len(others)
 
     async def _ask(self, asking: _Asking, question: _Question) -> TeacherReply | None:
         """The reply to one request, which is in the cache then; None where it is not to be sent any more."""
@@ -268,20 +265,15 @@ class _Asking:
     endpoint: Endpoint | None = None  # opened for the first request that is not in the cache
     open: dict[str, _Question] = field(default_factory=dict)  # by key
     n_in_hand: int = 0  # requests that were drawn and whose replies were not given yet, until nothing more is sent
-    done: deque[_Question] = field(default_factory=deque)  # of the open ones
-    has_done: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Queue[_Question] = field(default_factory=asyncio.Queue)  # of the open ones
     ready: deque[tuple[int, TeacherReply]] = field(default_factory=deque)
     failed: dict[str, TeacherReply] = field(default_factory=dict)  # by key; the cache keeps no errors
     fault: BaseException | None = None  # what ends the job
     is_left: bool = False  # nobody takes replies any more
 
     def start(self, question: _Question, answering: Coroutine[None, None, TeacherReply | None]) -> None:
-        def note(_: asyncio.Task[TeacherReply | None]) -> None:
-            self.done.append(question)
-            self.has_done.set()
-
         question.task = asyncio.create_task(answering)
-        question.task.add_done_callback(note)
+        question.task.add_done_callback(lambda _: self.done.put_nowait(question))
         self.open[question.key] = question
 
     def cancel_unsent(self) -> None:
