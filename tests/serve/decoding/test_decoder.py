@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,6 +22,7 @@ from data_pipeline.records.schema import Modality
 from serve.decoding import decoder as decoding
 from serve.decoding.decoder import DecoderUnavailableError, MediaDecoder, shared_decoder
 from serve.tools.sandbox.confine import MAX_PROCESSES, Mechanisms
+from serve.tools.wire import MAX_FAULT_CHARS
 
 LIMITS = MediaLimits(max_pixels=10**6, max_duration_s=10.0, max_bytes=2**20)
 SECRET = "toolmm-secret-of-the-service"
@@ -37,13 +36,6 @@ def refusal(decoder: MediaDecoder, data: bytes) -> str:
     with pytest.raises(MediaError) as caught:
         load(decoder, data)
     return str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def mechanisms() -> Mechanisms:
-    """As a process with one thread finds them."""
-    code = "from serve.tools.sandbox.confine import *; print(find_mechanisms().to_json())"
-    return Mechanisms.parse(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +116,7 @@ def test_the_next_medium_does_not_pay_for_what_the_last_one_left_behind(hostile:
 def test_what_a_decoder_says_is_one_line_and_short(hostile: MediaDecoder) -> None:
     said = refusal(hostile, b"talk")
     assert said.startswith("a b")
-    assert len(said) == decoding.MAX_FAULT_CHARS
+    assert len(said) == MAX_FAULT_CHARS
 
 
 def test_the_death_of_the_process_that_forks_is_overcome(hostile: MediaDecoder) -> None:
@@ -142,19 +134,9 @@ def test_a_decoder_reaches_nothing(hostile: MediaDecoder, mechanisms: Mechanisms
     assert list(tmp_path.iterdir()) == [secret]
 
 
-@pytest.mark.parametrize("user", ["namespace", "shared"])
-def test_with_less_of_the_kernel_it_still_reaches_nothing(
-    user: str, mechanisms: Mechanisms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("less_of_the_kernel")
+def test_with_less_of_the_kernel_it_still_reaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder whose process is told that it has less."""
-    if not (mechanisms.landlock_abi and mechanisms.has_filter) or mechanisms.user == "shared":
-        pytest.skip(f"this kernel offers {mechanisms.describe()}")
-    less = Mechanisms(user, mechanisms.landlock_abi, True)  # pyright: ignore[reportArgumentType]
-    (tmp_path / "sitecustomize.py").write_text(
-        "import serve.tools.sandbox.confine as confine\n"
-        f"confine.find_mechanisms = lambda: confine.Mechanisms.parse({less.to_json()!r})\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("TOOLMM_TEST_KEY", SECRET)
     monkeypatch.setattr(decoding, "_MODULE", "hostile_decoder")
     secret = tmp_path / "secret.key"

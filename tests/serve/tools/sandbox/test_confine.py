@@ -107,13 +107,6 @@ def runner() -> Iterator[ToolRunner]:
         runner.close()
 
 
-@pytest.fixture(scope="module")
-def mechanisms() -> Mechanisms:
-    """As a process with one thread finds them."""
-    code = "from serve.tools.sandbox.confine import *; print(find_mechanisms().to_json())"
-    return Mechanisms.parse(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-
-
 @pytest.fixture
 def port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -191,19 +184,11 @@ def test_nothing_of_a_call_outlives_it(runner: ToolRunner, seconds: float) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("user", ["namespace", "shared"])
+@pytest.mark.usefixtures("less_of_the_kernel")
 def test_with_less_of_the_kernel_the_rest_still_holds(
-    user: str, mechanisms: Mechanisms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int
 ) -> None:
     """A worker that is told it has less: files, keys and network stay closed, and nothing is left running."""
-    if not (mechanisms.landlock_abi and mechanisms.has_filter) or mechanisms.user == "shared":
-        pytest.skip(f"this kernel offers {mechanisms.describe()}")
-    less = Mechanisms(user, mechanisms.landlock_abi, True)  # pyright: ignore[reportArgumentType]
-    (tmp_path / "sitecustomize.py").write_text(
-        "import serve.tools.sandbox.confine as confine\n"
-        f"confine.find_mechanisms = lambda: confine.Mechanisms.parse({less.to_json()!r})\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("TOOLMM_TEST_KEY", SECRET)
     runner = ToolRunner()
     try:
