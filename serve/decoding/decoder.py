@@ -20,7 +20,7 @@ from data_pipeline.media.limits import MediaLimits, describe_source
 from data_pipeline.media.load import LOADED_SHAPES
 from data_pipeline.records.schema import Modality
 from serve.tools.process import START_S, WorkerProcess
-from serve.tools.wire import WireError, receive_message, send_message
+from serve.tools.wire import WireError, read_fault, receive_message, send_message
 
 logger = logging.getLogger("ray.serve")
 
@@ -29,7 +29,6 @@ CPU_S = 600  # of one decoder in its whole life; then another takes its place, s
 LOOK_S = 10.0  # for a look at a container's head
 SHARED_DECODERS = 2
 MAX_HEADER_BYTES = 16 * 1024  # of a reply
-MAX_FAULT_CHARS = 1000
 _MODULE = "serve.decoding.launch"
 _FLOAT32 = np.dtype("<f4")
 
@@ -170,7 +169,7 @@ class MediaDecoder:
             if fault == "out_of_memory":
                 raise _MemoryFault
             if fault == "unforeseen":
-                logger.warning("a decoder failed: %s", _one_line(reply.get("trace")))
+                logger.warning("a decoder failed: %s", read_fault(reply.get("trace")))
                 raise WireError("a decoder failed")
             result = None if fault else read(reply, blocks)
         except BaseException:
@@ -178,12 +177,8 @@ class MediaDecoder:
             raise
         self._idle.append(line)
         if result is None:
-            raise MediaError(_one_line(reply.get("message")))
+            raise MediaError(read_fault(reply.get("message")))
         return result
-
-
-def _one_line(words: object) -> str:
-    return " ".join(str(words).split())[:MAX_FAULT_CHARS]
 
 
 @functools.cache

@@ -16,11 +16,10 @@ from data_pipeline.errors import InputError
 from serve.tools.media import ToolLimits
 from serve.tools.process import START_S, WorkerProcess
 from serve.tools.spec import ErrorCode, ToolError, ToolFile, ToolOutput, ToolSpec
-from serve.tools.wire import WireError, receive_message, send_message
+from serve.tools.wire import WireError, read_fault, receive_message, send_message
 
 DEFAULT_LIMITS = ToolLimits()
 MODEL_CACHE_BYTES = 8 * 2**30
-MAX_FAULT_CHARS = 1000  # of what a tool's process says went wrong
 _MODULE = "serve.tools.launch"
 _MODEL_ENVIRONMENT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "CUDA_", "OMP_")
 
@@ -132,9 +131,8 @@ class ToolRunner:
             self.model_counts = counts
         code, text = reply.get("code"), reply.get("text")
         if isinstance(code, str):
-            words = " ".join(str(reply.get("message")).split())[:MAX_FAULT_CHARS]
             known: ErrorCode = next((known for known in get_args(ErrorCode) if known == code), "failed")
-            raise ToolError(known, f"{spec.call_name}: {words}")
+            raise ToolError(known, f"{spec.call_name}: {read_fault(reply.get('message'))}")
         media_type = reply.get("media_type") if files else ""
         if not isinstance(text, str) or len(text) > limits.max_output_chars or not isinstance(media_type, str):
             raise ToolError("failed", f"the process of {spec.call_name} answered what is no result.")

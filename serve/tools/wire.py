@@ -14,6 +14,7 @@ from typing import Any
 
 _PREFIX = struct.Struct("<II")  # bytes of the header, number of blocks
 _BLOCK = struct.Struct("<Q")
+MAX_FAULT_CHARS = 1000
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_BLOCKS = 16
 
@@ -95,6 +96,11 @@ def _set_timeout(sock: socket.socket, deadline: float | None) -> None:
     if left <= 0:
         raise TimeoutError
     sock.settimeout(left)
+
+
+def read_fault(message: object) -> str:
+    """What the other side says went wrong, as one line of at most `MAX_FAULT_CHARS`."""
+    return " ".join(str(message).split())[:MAX_FAULT_CHARS]
 
 
 def _receive_exactly(sock: socket.socket, size: int, deadline: float | None) -> bytearray:
