@@ -24,6 +24,7 @@ from data_pipeline.batches.plan import TrainingPlan
 from data_pipeline.batches.question_table import QuestionTable
 from data_pipeline.batches.tokenized import StoredQuestions
 
+CPUS = 2  # of one rank's stream: one for the actor, one for the numbers of its steps
 STEPS_PER_BLOCK = 8  # steps that one Ray Data block carries; a few blocks are on their way at any time
 ARRAY_TYPES = {
     "input_ids": pa.int32(),
@@ -116,7 +117,7 @@ def stream_micro_steps(
     n_steps = end_step - first_step
     if n_steps <= 0:
         return
-    keep_order(ray.data.DataContext.get_current())
+    keep_order(ray.data.DataContext.get_current(), CPUS)
     dataset = ray.data.range(n_steps, override_num_blocks=-(-n_steps // STEPS_PER_BLOCK)).map_batches(
         MicroStepBuilder,
         fn_constructor_args=(questions, [plan], form, rank, world_size, first_step),
