@@ -171,7 +171,12 @@ def _read_trace(
             failed.append((step["tool_id"], step["error"]))
         if step["tool_id"] not in offered:
             faults.append(f"{record.record_id}: {step['tool_id']!r} was not offered")
-        strangers = [name for name in find_files(step["turn"]) if PurePosixPath(name).stem not in known_ids]
+        texts_given = [value for value in step["arguments"].values() if value not in known_ids]
+        strangers = [
+            name
+            for name in find_files(step["turn"])
+            if PurePosixPath(name).stem not in known_ids and not any(name in str(text) for text in texts_given)
+        ]
         faults += [f"{record.record_id}: {name!r} is a file that nobody gave" for name in strangers]
         made = step["artifact"]
         if made is not None:

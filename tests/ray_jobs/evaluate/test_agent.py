@@ -145,3 +145,9 @@ def test_what_went_wrong_is_counted() -> None:
     assert run.faults == ["r1: 'image/nobody.png' is a file that nobody gave"]
     unoffered, _ = _run({**_step("Find Edges", "image/u0.png"), "tool_id": "g/other"})
     assert unoffered.faults == ["r1: 'g/other' was not offered"]
+
+
+def test_a_name_in_the_words_for_a_tool_is_no_file_that_it_opens() -> None:
+    asked = _step("Ask The Image", "image/u0.png, is it like image/other.png")
+    run, _ = _run({**asked, "arguments": {"image": "u0", "text": "is it like image/other.png"}})
+    assert run.faults == []
