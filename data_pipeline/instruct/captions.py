@@ -21,7 +21,7 @@ MAX_CAPTION_CHARS = 2000
 MAX_OBJECTS = 30  # that a teacher is told of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CaptionedImage:
     """A picture in words.
 

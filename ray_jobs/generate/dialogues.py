@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,14 @@ _TOKENS_PER_INSTRUCTION = 40
 
 
 @dataclass(frozen=True)
+class Asked:
+    """One request: for which picture, with which tools; () asks for talk."""
+
+    image: int
+    tools: tuple[Tool, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is asked: the pictures with their splits and the tools that instructions are wanted for.
 
@@ -54,8 +61,8 @@ class Plan:
         splits: of each.
         left_out: rows of captions that could not be used, by reason.
         seen, unseen: tools by where they may be asked for.
-        asked: every request, by picture.
-        is_structured: whether the teacher takes a schema of its answer.
+        options: of the run.
+        seed: of what is drawn.
     """
 
     images: list[CaptionedImage]
@@ -63,12 +70,26 @@ class Plan:
     left_out: dict[str, int]
     seen: list[Tool]
     unseen: list[Tool]
-    asked: list[Asked]
-    is_structured: bool
+    options: GenerateOptions
+    seed: int
 
     @property
     def tools(self) -> list[Tool]:
         return [*self.seen, *self.unseen]
+
+    def ask(self, first: int = 0, end: int | None = None) -> Iterator[Asked]:
+        """The requests about the pictures first .. end - 1, drawn anew whenever they are asked for."""
+        for number, split in enumerate(self.splits[first:end], first):
+            rng = np.random.default_rng([self.seed, number])
+            pool = self.unseen if split == "test" else self.seen
+            yield Asked(number, tuple(pool[i] for i in rng.permutation(len(pool))[: self.options.tools_per_prompt]))
+            if split != "test" and rng.random() < self.options.talk_frac:
+                yield Asked(number, ())
+
+    def parts(self) -> Iterator[list[Asked]]:
+        """The requests about `PICTURES_AT_ONCE` pictures after the other."""
+        for first in range(0, len(self.images), PICTURES_AT_ONCE):
+            yield list(self.ask(first, first + PICTURES_AT_ONCE))
 
     def render(self, asked: Asked) -> TeacherRequest:
         """What is sent for one request."""
@@ -76,20 +97,7 @@ class Plan:
         if not asked.tools:
             return TeacherRequest((("user", render_talk_prompt(image)),))
         prompt = render_teacher_prompt(image, asked.tools)
-        return TeacherRequest((("user", prompt),), schema=INSTRUCTIONS if self.is_structured else None)
-
-    def parts(self) -> Iterator[list[Asked]]:
-        """The requests about `PICTURES_AT_ONCE` pictures after the other."""
-        for _, own in groupby(self.asked, key=lambda asked: asked.image // PICTURES_AT_ONCE):
-            yield list(own)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One request: for which picture, with which tools; () asks for talk."""
-
-    image: int
-    tools: tuple[Tool, ...]
+        return TeacherRequest((("user", prompt),), schema=INSTRUCTIONS if self.options.is_structured else None)
 
 
 @dataclass
@@ -113,15 +121,16 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     plan = make_plan(spec.generate, spec.seed)
     verification = Verification(spec)
     errors: list[str] = []
-    said: set[int] = set()
+    n_requests = sum(1 for _ in plan.ask())
+    said = np.zeros(0, dtype=np.uint64)  # hashes of all instructions so far, sorted
     folder = spec.run_dir / FOLDER
     with storage.replacing_folder(folder) as new, storage.staged_locally(new) as local:
         with RowFiles(local) as files:
             n_asked = 0
             for part in plan.parts():
-                taken = _ask(teacher, plan, part, n_asked, errors)
+                taken = _ask(teacher, plan, part, n_asked, n_requests, errors)
                 n_asked += len(part)
-                samples = _build(plan, taken.found, files, said, spec.seed)
+                samples, said = _build(plan, taken.found, files, said)
                 rows = _verify(verification, spec.generate, plan, samples, teacher, errors)
                 files.add(samples, rows, [line for number in sorted(taken.noise) for line in taken.noise[number]])
                 if teacher.is_budget_spent:
@@ -157,9 +166,9 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
     splits = Counter(plan.splits)
     print(f"pictures         {len(plan.images):,} ({', '.join(f'{split} {splits[split]:,}' for split in SPLITS)})")
     print(f"tools            {len(plan.seen)} asked for in training, {len(plan.unseen)} in the test split alone")
-    n_lines = sum(max(4, len(asked.tools)) for asked in plan.asked)
+    n_lines = sum(max(4, len(asked.tools)) for asked in plan.ask())
     tokens = _TOKENS_PER_INSTRUCTION * n_lines
-    requests = [plan.render(asked) for asked in plan.asked]
+    requests = [plan.render(asked) for asked in plan.ask()]
     n_judgements = 2 * n_lines if spec.generate.judge else 0
     return estimate(spec, requests, n_judgements, tokens / max(1, len(requests) + n_judgements))
 
@@ -175,16 +184,7 @@ def make_plan(options: GenerateOptions, seed: int) -> Plan:
     images, left_out = read_captions(options.captions)
     images = images[: options.limit]
     seen, unseen = _load_tools(options)
-    splits = assign_splits(len(images), bool(unseen), seed)
-    asked: list[Asked] = []
-    for number, split in enumerate(splits):
-        rng = np.random.default_rng([seed, number])
-        pool = unseen if split == "test" else seen
-        tools = tuple(pool[i] for i in rng.permutation(len(pool))[: options.tools_per_prompt])
-        asked.append(Asked(number, tools))
-        if split != "test" and rng.random() < options.talk_frac:
-            asked.append(Asked(number, ()))
-    return Plan(images, splits, left_out, seen, unseen, asked, options.is_structured)
+    return Plan(images, assign_splits(len(images), bool(unseen), seed), left_out, seen, unseen, options, seed)
 
 
 def _load_tools(options: GenerateOptions) -> tuple[list[Tool], list[Tool]]:
@@ -218,7 +218,9 @@ def _with_arguments(tool: Tool) -> Tool:
     return replace(tool, arguments=tool.arguments or own)
 
 
-def _ask(teacher: Teacher, plan: Plan, part: list[Asked], n_before: int, errors: list[str]) -> _Taken:
+def _ask(
+    teacher: Teacher, plan: Plan, part: list[Asked], n_before: int, n_requests: int, errors: list[str]
+) -> _Taken:
     taken = _Taken()
 
     def take(number: int, text: str) -> int:
@@ -233,24 +235,29 @@ def _ask(teacher: Teacher, plan: Plan, part: list[Asked], n_before: int, errors:
         taken.noise[number] = [line for line in lines if isinstance(line, Noise)]
         return len(taken.noise[number])
 
-    ask(teacher, [plan.render(asked) for asked in part], "requests", take, errors, n_before, len(plan.asked))
+    ask(teacher, [plan.render(asked) for asked in part], "requests", take, errors, n_before, n_requests)
     return taken
 
 
-def _build(plan: Plan, found: dict[int, _Found], files: RowFiles, said: set[int], seed: int) -> list[Sample]:
-    """All samples in the order of the pictures; an instruction whose words were there before is left out."""
+def _build(
+    plan: Plan, found: dict[int, _Found], files: RowFiles, said: np.ndarray
+) -> tuple[list[Sample], np.ndarray]:
+    """All samples in the order of the pictures, and the hashes of all words so far, these included; an instruction
+    whose words were there before is left out."""
     samples: list[Sample] = []
-    for number in sorted(found):
-        own = found[number]
-        keys = [_hash_words(each.words) for each in own.instructions]
-        fresh = [each for each, key in zip(own.instructions, keys, strict=True) if key not in said]
-        files.n_kept += len(own.instructions)
-        files.n_repeated += len(own.instructions) - len(fresh)
-        said.update(keys)
+    keys = {number: [_hash_words(each.words) for each in found[number].instructions] for number in sorted(found)}
+    own = np.array([key for each in keys.values() for key in each], dtype=np.uint64)
+    before = set(own[np.isin(own, said)].tolist())
+    for number, own_keys in keys.items():
+        instructions = found[number].instructions
+        fresh = [each for each, key in zip(instructions, own_keys, strict=True) if key not in before]
+        files.n_kept += len(instructions)
+        files.n_repeated += len(instructions) - len(fresh)
+        before.update(own_keys)
         split = plan.splits[number]
         offered = plan.tools if split == "test" else plan.seen
-        samples += build_samples(plan.images[number], number, split, fresh, own.talks, offered, seed)
-    return samples
+        samples += build_samples(plan.images[number], number, split, fresh, found[number].talks, offered, plan.seed)
+    return samples, np.union1d(said, own)
 
 
 def _hash_words(words: str) -> int:

@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -48,7 +47,7 @@ def fill(folder: Path, n_replies: int) -> list[str]:
     teacher = ScriptedTeacher(NOISE_FRAC)
     with ReplyCache(spec.work_dir / CACHE) as cache:
         plan = dialogues.make_plan(spec.generate, spec.seed)
-        for request in map(plan.render, plan.asked):
+        for request in map(plan.render, plan.ask()):
             message = {"role": "assistant", "content": teacher.answer(request.messages[-1][1])}
             usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -62,18 +61,24 @@ def generate(overrides: list[str]) -> None:
     """In a process of its own: its peak of memory is that of this run."""
     spec = load_run_spec(None, overrides)
     assert spec.generate.teacher is not None
-    base_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    base_mb = read_mb("VmRSS")
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         result = dialogues.run(spec, Teacher(spec.generate.teacher, ReplyCache(spec.work_dir / CACHE)))
     seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mb = read_mb("VmHWM")
     n_samples = sum(sum(kinds.values()) for kinds in result["samples"].values())
     print(
         f"{result['requests']['from_cache']:>8} replies, {result['requests']['sent']} sent, {n_samples:>8} samples: "
         f"{seconds:6.1f} s, {cpu_s:6.1f} s of CPU; memory {base_mb:.0f} MB before, {peak_mb:.0f} MB at most",
         flush=True,
     )
+
+
+def read_mb(name: str) -> float:
+    """A line of this process's status. `getrusage` would know the peak of the process that started it as well."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
