@@ -2,7 +2,7 @@
 
 The probability of a tool under the catalogue (or another set of tools) is the product, over the branching nodes on its
 way, of a softmax over the logits of that node's children alone; forced tokens have probability 1. So it sums to 1 over
-the set, and a tool that does not exist has none.
+the set, and a tool that does not exist has none. A temperature, by which logits are divided, changes nothing of that.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ def top_k_tools(
     also: Sequence[str] = (),
     width: int | None = None,
     stats: DecodeStats | None = None,
+    temperature: float = 1.0,
 ) -> list[list[RankedTool]]:
     """The exact k likeliest tools of every prompt, with their probabilities.
 
@@ -145,6 +146,7 @@ def top_k_tools(
         width: frontier nodes per prompt and pass; by default k / 2 + 2, at most 16: one more costs tokens
             and hardly saves a pass (docs/results.md).
         stats: filled with what it cost.
+        temperature: of every decision, above 0; a bundle has one under which its probabilities mean what they say.
 
     Returns:
         per prompt min(k, len(trie)) tools in descending order, then the rest of `also`.
@@ -152,7 +154,7 @@ def top_k_tools(
     Raises:
         InputError: k or width below 1, or a tool of `also` is not in the trie.
     """
-    search = ToolSearch(mllm, trie, also, stats)
+    search = ToolSearch(mllm, trie, also, stats, temperature)
     search.add(prompts, k, width)
     return search.run()
 
@@ -160,9 +162,17 @@ def top_k_tools(
 class ToolSearch:
     """What `top_k_tools` does, for prompts that come one after the other: run as they come, searched together."""
 
-    def __init__(self, mllm: Any, trie: ChoiceTrie, also: Sequence[str] = (), stats: DecodeStats | None = None) -> None:
+    def __init__(
+        self,
+        mllm: Any,
+        trie: ChoiceTrie,
+        also: Sequence[str] = (),
+        stats: DecodeStats | None = None,
+        temperature: float = 1.0,
+    ) -> None:
         """Arguments as of `top_k_tools`."""
         self._mllm = mllm
+        self._temperature = temperature
         self._trie = trie
         self._also = also
         self._stats = DecodeStats() if stats is None else stats
@@ -217,7 +227,7 @@ class ToolSearch:
                     row.add_children(node, log_probability, end, next(choices))
 
     def _score(self, hidden: Tensor, nodes: Sequence[int]) -> list[np.ndarray]:
-        return score_children(self._mllm, self._trie, hidden, nodes, self._stats)
+        return score_children(self._mllm, self._trie, hidden, nodes, self._stats, self._temperature)
 
 
 def greedy_tools(
@@ -257,7 +267,7 @@ def greedy_tools(
     return [answer for answer in answers if answer is not None]
 
 
-def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie) -> np.ndarray:
+def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie, temperature: float = 1.0) -> np.ndarray:
     """Constrained probability of every tool by brute force: one uncached pass over the batch per tool.
 
     Shares neither trie, search, cache, tree mask nor head rows with the functions above, so it can vouch for them.
@@ -286,12 +296,18 @@ def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie) -> n
                 if len(allowed) > 1:
                     before = torch.from_numpy(lengths - len(sequence) + i - 1)
                     logits = token_logits(mllm, hidden[torch.arange(len(prompts)), before])[:, allowed]  # [B, choices]
-                    result[:, tool] += logits.double().log_softmax(-1)[:, allowed.index(token)].cpu().numpy()
+                    log_p = (logits.double() / temperature).log_softmax(-1)  # [B, choices]
+                    result[:, tool] += log_p[:, allowed.index(token)].cpu().numpy()
     return np.exp(result)
 
 
 def score_children(
-    mllm: Any, trie: ChoiceTrie, hidden: Tensor, nodes: Sequence[int], stats: DecodeStats
+    mllm: Any,
+    trie: ChoiceTrie,
+    hidden: Tensor,
+    nodes: Sequence[int],
+    stats: DecodeStats,
+    temperature: float = 1.0,
 ) -> list[np.ndarray]:
     """Log probabilities (float64) of each node's children, from the hidden states [N, D] at these nodes."""
     logits = token_logits(mllm, hidden, trie.branch_tokens).cpu().numpy().astype(np.float64)  # [N, U]
@@ -299,7 +315,7 @@ def score_children(
     choices = []
     for row, node in zip(logits, nodes, strict=True):
         children = trie.children(node)
-        scores = row[trie.branch_slot[children.start : children.stop]]
+        scores = row[trie.branch_slot[children.start : children.stop]] / temperature
         scores -= scores.max()
         choices.append(scores - np.log(np.exp(scores).sum()))
     if not all(np.isfinite(choice).all() for choice in choices):

@@ -184,6 +184,7 @@ def save_bundle(
     backbone: str | None = None,
     max_target_tokens: int = MAX_TARGET_TOKENS,
     writes_dialogues: bool = True,
+    temperature: float = 1.0,
     adapter_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> BundleInfo:
     """Write a bundle, which appears whole; an older bundle of that name is replaced.
@@ -196,13 +197,11 @@ def save_bundle(
         encoder_name: what `load_encoder` is given for that encoder; a folder must be there when serving too.
         model_config: what `mllm` was built from.
         data_hash: `Corpus.data_hash`.
-        metrics: whatever is known of its quality.
-        resolved_config: the run config with all defaults filled in.
+        metrics, resolved_config: whatever is known of its quality; the run config with all defaults filled in.
         git_revision: of the code that trained it; "" if unknown.
-        backbone: hub id or folder; default: where the language model was loaded from. The folder of a packaged one is
-            written down by its name.
+        backbone: hub id or folder; default: where the language model came from. A packaged one's is told by its name.
         max_target_tokens: as in training.
-        writes_dialogues: whether it was trained on dialogues.
+        writes_dialogues, temperature: see `BundleInfo`.
         adapter_dtype: of the adapter's weights on disk; PEFT computes with them in float32 either way.
 
     Raises:
@@ -230,6 +229,7 @@ def save_bundle(
             dialogue_version=DIALOGUE_VERSION,
             max_target_tokens=max_target_tokens,
             writes_dialogues=writes_dialogues,
+            temperature=temperature,
             catalog_hash=catalog.content_hash,
             data_hash=data_hash,
             llm_config={**model_config.model_dump(mode="json"), "backbone": backbone},

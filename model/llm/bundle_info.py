@@ -33,6 +33,9 @@ class BundleInfo(BaseModel):
     )
     llm_config: dict[str, Any] = Field(description="`ModelConfig`")
     resolved_config: dict[str, Any] = Field(description="the whole run config")
+    temperature: float = Field(
+        default=1.0, gt=0, description="of every decision under the catalogue, fitted on the validation split"
+    )
     metrics: dict[str, Any]
     git_revision: str
     created_utc: str

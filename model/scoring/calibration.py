@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+Decision = tuple[int, np.ndarray]  # the child that is taken; float64 [C], log probabilities of it and its siblings
+
 N_BINS = 15  # of equal width, as in the paper
 _LOG_BOUNDS = (np.log(0.05), np.log(20.0))  # of the temperature
 
@@ -26,37 +28,27 @@ def expected_calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> 
     return float(np.abs(right - said).sum() / n.sum())
 
 
-def complete_rankings(probabilities: Sequence[Sequence[float]]) -> np.ndarray:
-    """Rankings of the k best as float [N, k + 1]: the last column is all that is not among them, 0 at least."""
-    k = max(map(len, probabilities))
-    rows = np.zeros((len(probabilities), k + 1))
-    for row, values in zip(rows, probabilities, strict=True):
-        row[: len(values)] = values
-        row[k] = max(0.0, 1.0 - sum(values))
-    return rows
-
-
-def apply_temperature(p: np.ndarray, temperature: float) -> np.ndarray:
-    """p ** (1 / T), each row normalised anew; float [N, k + 1]. The order within a ranking stays."""
-    with np.errstate(divide="ignore"):
-        scores = np.log(p) / temperature
-    scores -= scores.max(axis=1, keepdims=True)
-    tempered = np.exp(scores)
-    return tempered / tempered.sum(axis=1, keepdims=True)
-
-
-def fit_temperature(p: np.ndarray, is_right: np.ndarray) -> float:
-    """The temperature under which the right answers are likeliest.
+def fit_temperature(questions: Sequence[Sequence[Sequence[Decision]]]) -> float:
+    """The temperature of every decision under which the right answers are likeliest, together where there are several.
 
     Args:
-        p: float [N, k + 1] of `complete_rankings`.
-        is_right: bool [N, k + 1]; the last column where no right answer is among the k.
+        questions: by question and right answer, at least one each, the decisions on its way.
     """
     from scipy.optimize import minimize_scalar
 
     def cost(log_temperature: float) -> float:
-        right = (apply_temperature(p, float(np.exp(log_temperature))) * is_right).sum(axis=1)
-        return float(-np.log(np.maximum(right, 1e-12)).mean())
+        temperature = float(np.exp(log_temperature))
+        right = [np.logaddexp.reduce([log_probability(way, temperature) for way in ways]) for ways in questions]
+        return -float(np.mean(right))
 
     found: Any = minimize_scalar(cost, bounds=_LOG_BOUNDS, method="bounded")
     return float(np.exp(found.x))
+
+
+def log_probability(way: Sequence[Decision], temperature: float) -> float:
+    """Of the answer at the end of a way of decisions, under a temperature of each."""
+    total = 0.0
+    for taken, log_p in way:
+        scores = log_p / temperature
+        total += float(scores[taken] - np.logaddexp.reduce(scores))
+    return total

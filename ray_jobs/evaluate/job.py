@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from data_pipeline import storage
@@ -100,7 +101,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
             f"{len(test_dialogues)} dialogues are longer than train.max_dialogue_tokens = "
             f"{spec.train.max_dialogue_tokens}."
         )
-    result = {} if questions is None else questions.result
+    result = {"checkpoint": name_checkpoint(checkpoint)} | ({} if questions is None else questions.result)
     result |= {} if retrieval is None else {"retrieval": retrieval.result}
     result |= {} if dialogues is None else {"dialogues": dialogues.to_json()}
     folder = spec.run_dir / FOLDER
@@ -119,6 +120,11 @@ def evaluate(spec: RunSpec) -> Evaluation:
     tracker.log_artifacts(storage.fetch_folder(folder), FOLDER)
     tracker.close()
     return Evaluation(questions, retrieval, dialogues, result)
+
+
+def name_checkpoint(checkpoint: str) -> str:
+    """Its job's folder and its own, which tell it from all others of a run."""
+    return "/".join(PurePosixPath(checkpoint).parts[-2:])
 
 
 def name_metrics(result: dict[str, Any], prefix: str = "eval") -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,21 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline import storage
-from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.markdown import render_table
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
 from data_pipeline.sources.metatool import MULTI as TWO_TOOLS
 from model.decode.free import generate_free
-from model.decode.tools import Prompt, top_k_tools
+from model.decode.tools import top_k_tools
 from model.decode.trie import ChoiceTrie
-from model.llm.backbone import load_tokenizer
 from model.scoring.baselines import knn_baseline, majority_baseline
-from model.scoring.calibration import (
-    apply_temperature,
-    complete_rankings,
-    expected_calibration_error,
-    fit_temperature,
-)
 from model.scoring.selection import SelectionScores, score_abstention, score_records
 from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown
-from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
+from ray_jobs.evaluate.actors import TrainedModel
+from ray_jobs.evaluate.calibration import describe_calibration, find_temperature, measure_calibration
 from ray_jobs.evaluate.predictions import write_predictions
+from ray_jobs.evaluate.prompts import PromptReader, QuestionJob, vector_column
 from ray_jobs.train.features import MediaVectors
 
 MODES = ("constrained", "free", "shuffled_media")
@@ -75,43 +69,28 @@ class QuestionEvaluation:
         return render_report(self.result, self.scores)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a decoder needs; see `encode_question` for the two numbers.
-
-    `ranks_alone` leaves out every mode but the ranking under the catalogue.
-    """
-
-    model: TrainedModel
-    tool_ids: tuple[str, ...]
-    max_target_tokens: int
-    reserve_tokens: int
-    ranks_alone: bool
-
-
 class Decoder:
     """Ray Data actor: a built model that answers batches of questions in every mode."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: QuestionJob) -> None:
         self._options = job.model.options
         self._mllm = job.model.build()
         self._trie = ChoiceTrie(job.tool_ids, self._mllm.tokenizer)
-        self._max_target_tokens, self._reserve_tokens = job.max_target_tokens, job.reserve_tokens
-        self._ranks_alone = job.ranks_alone
+        self._prompts = PromptReader(self._mllm.tokenizer, job)
+        self._temperature = job.temperature
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
-        prompts = [self._prompt(row, "media") for row in rows]
-        options = self._options
-        also = [UNKNOWN_TOOL_ID] if UNKNOWN_TOOL_ID in self._trie.choices else []
-        ranked = top_k_tools(self._mllm, prompts, options.top_k, self._trie, also=also)
-        free: Sequence[Sequence[str]] = [[""]] * len(rows)
-        if not self._ranks_alone:
-            free = generate_free(self._mllm, prompts, max_new_tokens=options.free_max_new_tokens)
-        ablated = ranked
-        # of text there is nothing to shuffle
-        if not self._ranks_alone and any(row["media"] is not None for row in rows):
-            ablated = top_k_tools(self._mllm, [self._prompt(row, "shuffled_media") for row in rows], 1, self._trie)
+        prompts = [self._prompts.read(row) for row in rows]
+        options, mllm, trie = self._options, self._mllm, self._trie
+        also = [UNKNOWN_TOOL_ID] if UNKNOWN_TOOL_ID in trie.choices else []
+        ranked = top_k_tools(mllm, prompts, options.top_k, trie, also=also)
+        free = generate_free(mllm, prompts, max_new_tokens=options.free_max_new_tokens)
+        ablated = tempered = ranked
+        if any(row["media"] is not None for row in rows):  # of text there is nothing to shuffle
+            ablated = top_k_tools(mllm, [self._prompts.read(row, "shuffled_media") for row in rows], 1, trie)
+        if self._temperature is not None:
+            tempered = top_k_tools(mllm, prompts, 1, trie, temperature=self._temperature)
         return pa.table(
             {
                 "position": batch["position"],
@@ -123,20 +102,10 @@ class Decoder:
                 ],
                 "free": [samples[0] for samples in free],
                 "shuffled_media": [ranking[0].tool_id for ranking in ablated],
+                "tempered": [ranking[0].tool_id for ranking in tempered],
+                "tempered_p": [ranking[0].probability for ranking in tempered],
             }
         )
-
-    def _prompt(self, row: dict[str, Any], media_column: str) -> Prompt:
-        media = row[media_column]
-        encoded = encode_question(
-            self._mllm.tokenizer,
-            row["instruction"],
-            media is not None,
-            (),
-            self._max_target_tokens,
-            self._reserve_tokens,
-        )
-        return Prompt(encoded.prompt_ids, None if media is None else np.array(media, dtype=np.float32))
 
 
 def evaluate_questions(
@@ -161,47 +130,25 @@ def evaluate_questions(
         vectors: of the media of all.
         n_unusable: test questions that were left out for want of a media vector; reported.
     """
+    job = QuestionJob(model, tool_ids, max_target_tokens)
+    temperature = find_temperature(job, val_records, vectors)
     start = time.perf_counter()
-    decoded = _decode(model, tool_ids, max_target_tokens, records, vectors)
+    media = [vectors.get(record) for record in records]
+    permuted = permute_media(records, media, model.options.shuffle_seed)
+    decoded = replace(job, temperature=temperature).run(
+        Decoder, records, media=vector_column(media), shuffled_media=vector_column(permuted)
+    )
     seconds = time.perf_counter() - start
     scores = _score(tool_ids, train_records, records, vectors, decoded)
     result = _summarise(records, decoded, scores)
-    if val_records:
-        held_out = _decode(model, tool_ids, max_target_tokens, val_records, vectors, ranks_alone=True)
-        result["calibration"] = measure_calibration(_confidences(val_records, held_out), _confidences(records, decoded))
+    if temperature is not None:
+        result["calibration"] = measure_calibration(records, decoded, temperature, len(val_records))
     result |= {
         "n_questions": len(records),
         "n_unusable": n_unusable,
         "decode_s": round(seconds, 2),
     }
     return QuestionEvaluation(records, decoded, scores, result)
-
-
-def _decode(
-    model: TrainedModel,
-    tool_ids: tuple[str, ...],
-    max_target_tokens: int,
-    records: Sequence[ToolRecord],
-    vectors: MediaVectors,
-    ranks_alone: bool = False,
-) -> list[dict[str, Any]]:
-    """One row per record, in order."""
-    tokenizer = load_tokenizer(model.model_config["backbone"])  # here, where a backbone that is gone can be told
-    media = [vectors.get(record) for record in records]
-    permuted = permute_media(records, media, model.options.shuffle_seed)
-    vector_type = pa.list_(pa.float32())
-    table = pa.table(
-        {
-            "position": pa.array(range(len(records)), pa.int64()),
-            "instruction": [record.instruction for record in records],
-            "media": pa.array(media, vector_type),
-            "shuffled_media": pa.array(permuted, vector_type),
-        }
-    )
-    # questions of like length side by side: less padding in a batch
-    table = table.take(np.argsort([len(record.instruction) for record in records], kind="stable"))
-    job = _Job(model, tool_ids, max_target_tokens, longest_answer(tokenizer, tool_ids), ranks_alone)
-    return decode_on_actors(Decoder, job, table, model, "questions")
 
 
 def permute_media(
@@ -234,35 +181,6 @@ def _score(
         ),
     }
     return {mode: score_records(records, answers, tool_ids) for mode, answers in responses.items()}
-
-
-def _confidences(records: Sequence[ToolRecord], decoded: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """(p, is_right), both [N, k + 1], as `fit_temperature` takes them."""
-    p = complete_rankings([row["probabilities"] for row in decoded])
-    is_right = np.zeros(p.shape, dtype=bool)
-    for row, record, found in zip(is_right, records, decoded, strict=True):
-        row[: len(found["tool_ids"])] = [tool_id in record.valid_tool_ids for tool_id in found["tool_ids"]]
-        row[-1] = not row.any()
-    return p, is_right
-
-
-def measure_calibration(
-    validation: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
-) -> dict[str, float]:
-    """Expected calibration error of the first answers, as they are and at the temperature fitted on validation.
-
-    Args:
-        validation, test: (p, is_right), both [N, k + 1].
-    """
-    temperature = fit_temperature(*validation)
-    p, is_right = test
-    first_is_right = is_right[:, 0]
-    return {
-        "n_val": len(validation[0]),
-        "temperature": temperature,
-        "ece_uncalibrated": expected_calibration_error(p[:, 0], first_is_right),
-        "ece": expected_calibration_error(apply_temperature(p, temperature)[:, 0], first_is_right),
-    }
 
 
 def compute_candidate_chance(records: Sequence[ToolRecord]) -> float | None:
@@ -339,7 +257,7 @@ def render_report(result: dict[str, Any], scores: dict[str, SelectionScores]) ->
         f"{abstention['n_unknown']} should be; precision {percent(abstention['precision'])} %, "
         f"recall {percent(abstention['recall'])} %, F1 {percent(abstention['f1'])} %.",
         "",
-        *_describe_calibration(result.get("calibration")),
+        *describe_calibration(result.get("calibration")),
         *_describe_pairs(result.get("two_tools")),
         "## Questions under the catalogue (hallucination is 0 by construction)",
         "",
@@ -351,17 +269,6 @@ def render_report(result: dict[str, Any], scores: dict[str, SelectionScores]) ->
         "",
     ]
     return "\n".join(lines)
-
-
-def _describe_calibration(found: dict[str, float] | None) -> list[str]:
-    if found is None:
-        return []
-    return [
-        f"Calibration of the first answer: expected calibration error {found['ece_uncalibrated']:.3f}, "
-        f"{found['ece']:.3f} at the temperature {found['temperature']:.2f}, fitted on {found['n_val']} questions "
-        "of the validation split.",
-        "",
-    ]
 
 
 def _describe_pairs(found: dict[str, float] | None) -> list[str]:

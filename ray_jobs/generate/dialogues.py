@@ -218,9 +218,7 @@ def _with_arguments(tool: Tool) -> Tool:
     return replace(tool, arguments=tool.arguments or own)
 
 
-def _ask(
-    teacher: Teacher, plan: Plan, part: list[Asked], n_before: int, n_requests: int, errors: list[str]
-) -> _Taken:
+def _ask(teacher: Teacher, plan: Plan, part: list[Asked], n_before: int, n_requests: int, errors: list[str]) -> _Taken:
     taken = _Taken()
 
     def take(number: int, text: str) -> int:
@@ -239,9 +237,7 @@ def _ask(
     return taken
 
 
-def _build(
-    plan: Plan, found: dict[int, _Found], files: RowFiles, said: np.ndarray
-) -> tuple[list[Sample], np.ndarray]:
+def _build(plan: Plan, found: dict[int, _Found], files: RowFiles, said: np.ndarray) -> tuple[list[Sample], np.ndarray]:
     """All samples in the order of the pictures, and the hashes of all words so far, these included; an instruction
     whose words were there before is left out."""
     samples: list[Sample] = []

@@ -28,7 +28,8 @@ class ToolSelector(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Columns: instruction, modality ("text", "image", "audio", "video"), media (the file's bytes or None)."""
         prompts = [self._prompt(row) for row in model_input.to_dict("records")]
-        best = [ranking[0] for ranking in top_k_tools(self._mllm, prompts, 1, self._trie)]
+        rankings = top_k_tools(self._mllm, prompts, 1, self._trie, temperature=self._bundle.info.temperature)
+        best = [ranking[0] for ranking in rankings]
         return pd.DataFrame(
             {"tool_id": [tool.tool_id for tool in best], "probability": [tool.probability for tool in best]}
         )

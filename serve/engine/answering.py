@@ -156,7 +156,7 @@ class Engine:
         also, trie = self._choices.also(name), self._choices.find(name, tools, takes)
         search: ToolSearch | CardSearch
         if tools is None or not bundle.finds_cards:
-            search = ToolSearch(mllm, trie, also)
+            search = ToolSearch(mllm, trie, also, temperature=bundle.info.temperature)
         else:
             known = {tool.tool_id: tool for tool in (*(bundle.catalog[tool_id] for tool_id in also), *tools)}
             offered = [known[tool_id] for tool_id in trie.choices]

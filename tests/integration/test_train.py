@@ -171,6 +171,7 @@ def test_bundle_is_registered_as_champion_and_loads_without_unpickling(
     bundle = load_bundle(result["bundle"])
     assert bundle.revision == result["revision"]
     assert bundle.info.metrics["evaluation"]["constrained"] == evaluation["constrained"]
+    assert bundle.info.temperature == evaluation["calibration"]["temperature"] != 1
     assert bundle.info.data_hash == Corpus.open(spec.corpus_dir).data_hash
     client = MlflowClient(spec.tracking_uri)
     champion = client.get_model_version_by_alias("toolmm", "champion")

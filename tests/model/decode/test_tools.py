@@ -228,6 +228,18 @@ def test_batch_equals_single_prompts(small) -> None:
         assert greedy_tools(mllm, [prompt], trie)[0].tool_id == answer.tool_id
 
 
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_a_temperature_is_of_every_decision(small, temperature: float) -> None:
+    mllm, trie, prompts, plain = small
+    expected = score_all_tools(mllm, prompts, trie, temperature)
+    np.testing.assert_allclose(expected.sum(1), 1, atol=1e-6)
+    assert (expected.max(1) > plain.max(1)).all() == (temperature < 1)
+    for k in (3, len(trie)):
+        rankings = top_k_tools(mllm, prompts, k, trie, temperature=temperature)
+        for ranking, probabilities in zip(rankings, expected, strict=True):
+            assert_same_ranking(ranking, probabilities, trie.choices)
+
+
 FULLY_TRAINED_HEAD = {"target_modules": "all-linear", "modules_to_save": ["lm_head", "embed_tokens"]}
 ADAPTED_HEAD = {"target_modules": ["lm_head", "q_proj"]}
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.scoring.calibration import (
-    apply_temperature,
-    complete_rankings,
-    expected_calibration_error,
-    fit_temperature,
-)
+from model.scoring.calibration import expected_calibration_error, fit_temperature, log_probability
 
 
 def test_error_by_hand() -> None:
@@ -27,25 +22,30 @@ def test_perfect_confidence_has_no_error() -> None:
     assert expected_calibration_error(confidence, rng.random(200_000) < confidence) < 0.005
 
 
-def test_what_is_not_ranked_is_a_column_of_its_own() -> None:
-    rows = complete_rankings([[0.5, 0.2], [0.9], [0.6, 0.4000001]])
-    assert rows == pytest.approx(np.array([[0.5, 0.2, 0.3], [0.9, 0.0, 0.1], [0.6, 0.4000001, 0.0]]))
-
-
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])
 def test_the_temperature_of_a_model_is_found_and_mends_it(true_temperature: float) -> None:
+    """Two decisions to an answer; the model's logits are those of the world, times its temperature's inverse."""
     rng = np.random.default_rng(1)
-    honest = rng.dirichlet(np.full(6, 0.5), size=20_000)
-    right = (honest.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    said = apply_temperature(honest, 1 / true_temperature)  # too sure where the temperature is above 1
-    is_right = np.arange(6) == right[:, None]
-    found = fit_temperature(said, is_right)
-    assert found == pytest.approx(true_temperature, rel=0.05)
+    n = 4000
+    honest = np.log(rng.dirichlet(np.full(4, 0.5), size=(n, 2)))  # [N, 2 decisions, 4 children]
+    said = honest * true_temperature  # too sure where the temperature is above 1
+    said -= np.logaddexp.reduce(said, axis=2, keepdims=True)
+    right = (np.exp(honest).cumsum(axis=2) > rng.random((n, 2, 1))).argmax(axis=2)  # [N, 2]
+    ways = [[(int(taken), log_p) for taken, log_p in zip(*both, strict=True)] for both in zip(right, said, strict=True)]
+    found = fit_temperature([[way] for way in ways])
+    assert found == pytest.approx(true_temperature, rel=0.1)
 
-    def error(p: np.ndarray) -> float:
-        return expected_calibration_error(p.max(axis=1), p.argmax(axis=1) == right)
+    def error(temperature: float) -> float:
+        best = said.argmax(axis=2)
+        likeliest = [[*zip(taken.tolist(), log_p, strict=True)] for taken, log_p in zip(best, said, strict=True)]
+        confidence = np.exp([log_probability(way, temperature) for way in likeliest])
+        return expected_calibration_error(confidence, (best == right).all(axis=1))
 
-    assert error(apply_temperature(said, found)) < 0.015
+    assert error(found) < 0.03
     if true_temperature != 1:
-        assert error(said) > 0.05
-    assert (apply_temperature(said, found).argsort(axis=1) == said.argsort(axis=1)).all()
+        assert error(1.0) > 0.05
+
+
+def test_several_right_answers_count_together() -> None:
+    halves = np.log([0.5, 0.5])
+    assert fit_temperature([[[(0, halves)], [(1, halves)]], [[(0, np.log([0.9, 0.1]))]]]) < 0.1, "both of two are sure"

@@ -15,13 +15,13 @@ from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
 from model.scoring.selection import SelectionScores, score_records
 from model.scoring.tables import render_selection_markdown
+from ray_jobs.evaluate.calibration import measure_calibration
 from ray_jobs.evaluate.job import name_metrics
 from ray_jobs.evaluate.predictions import write_predictions
 from ray_jobs.evaluate.questions import (
     QuestionEvaluation,
     _summarise,
     compute_candidate_chance,
-    measure_calibration,
     permute_media,
     render_report,
 )
@@ -218,12 +218,13 @@ def test_queries_for_two_tools_want_both_first_and_no_other() -> None:
 
 
 def test_calibration_is_reported_where_there_was_a_validation_split() -> None:
-    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.9, 0.1]])
-    is_right = np.array([[True, False], [False, True], [True, False], [False, True]])
-    found = measure_calibration((p, is_right), (p, is_right))
-    assert found["n_val"] == 4
-    assert found["temperature"] > 1, "nine of ten were promised and one of three came"
-    assert found["ece"] < found["ece_uncalibrated"]
-    _, _, scores = build_evaluation()
+    records, _, scores = build_evaluation()
+    rows = [{"tool_ids": ["a"], "probabilities": [0.9], "tempered": "a", "tempered_p": 0.6} for _ in records]
+    found = measure_calibration(records, rows, 2.5, n_val=4)
+    share = np.mean(["a" in record.valid_tool_ids for record in records])
+    assert found["acc"] == share
+    assert found["ece_uncalibrated"] == pytest.approx(abs(0.9 - share))
+    assert found["ece"] == pytest.approx(abs(0.6 - share))
     summary = _summarise(*build_evaluation()) | {"n_questions": 5, "n_unusable": 0, "calibration": found}
-    assert "fitted on 4 questions of the validation split" in render_report(summary, scores)
+    said = render_report(summary, scores)
+    assert "at the temperature 2.50 of every decision, fitted on 4 questions of the validation split" in said

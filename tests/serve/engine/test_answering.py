@@ -15,7 +15,8 @@ from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.decode.retrieval import compare_with_cards, encode_vectors
-from model.decode.tools import Prompt
+from model.decode.tools import Prompt, score_all_tools
+from model.decode.trie import ChoiceTrie
 from model.decode.turn_types import PromptTooLongError, TurnRequest
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
@@ -132,6 +133,20 @@ def test_a_model_that_finds_cards_chooses_among_a_callers_tools_by_their_descrip
     )
     assert probabilities(together[2]) == first != probabilities(together[0])
     assert _tools(together[1]) == _tools(engine.rank([_ask(engine, "a", words, 2)])[0])
+
+
+def test_probabilities_have_the_temperature_of_the_bundle(tmp_path: Path) -> None:
+    backbone = build_backbone(tmp_path / "tiny", "### Human: <Img></Img> Improve this\n")
+    bundle = build_bundle(tmp_path / "a", backbone, 3)
+    warm = replace(bundle, info=bundle.info.model_copy(update={"temperature": 3.0}))
+    engine = Engine({"plain": bundle, "warm": warm}, "cpu", None)
+    questions = [_ask(engine, name, "Improve this", 9) for name in ("plain", "warm")]
+    plain, tempered = (dict(_tools(answer)) for answer in engine.rank(questions))
+    trie = ChoiceTrie(bundle.catalog.selection_tool_ids, engine.tokenizer)
+    for found, temperature in ((plain, 1.0), (tempered, 3.0)):
+        (expected,) = score_all_tools(bundle.build_mllm(), [questions[0].prompt], trie, temperature)
+        assert found == pytest.approx(dict(zip(trie.choices, expected, strict=True)), abs=2e-4)
+    assert max(abs(tempered[tool] - plain[tool]) for tool in plain) > 0.01
 
 
 def test_tools_that_cannot_take_the_medium_are_no_candidates(tmp_path: Path) -> None:
