@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,7 @@ class Dialogues:
         """The turn after a tool's result; `call` is the turn that called it, or the first tool's call."""
         call = call or render_call(self._offered[0].name, PICTURE)
         turns = (Turn(ASSISTANT, call), Turn(OBSERVATION, render_observation(RESULT)))
-        return TurnRequest(
-            request.prompt, turns, tools=self._offered, files=(PICTURE,), fallback_text=request.fallback_text
-        )
+        return replace(request, turns=turns)
 
 
 class FirstWordMeasurement:
@@ -150,7 +149,7 @@ class SecondTurn:
 
         kept = KeptPrefixes(1 << 30)
         first = dialogues.begin(REQUEST)
-        call, _ = write(TurnRequest(**{**vars(first), "may_answer": False}))
+        call, _ = write(replace(first, may_answer=False))
         second, self._read = write(dialogues.go_on(first, call.text))
         self._new = second.prompt_tokens - call.prompt_tokens
         third, self._read_third = write(dialogues.begin(THANKS, (render_exchange(REQUEST, RESULT),)))
