@@ -29,10 +29,10 @@ from serve.bench.service import Client
 from serve.tools.all_tools import load_tools
 
 N_TOOLS = 8  # that a dialogue offers, as many as a service's `agent_max_tools`
-N_ANSWERS = 2  # of each kind in a round
+N_ANSWERS = 2  # over HTTP in a round
 PICTURE = "image/bako3bam.png"
 RESULT = "Sharpness 0.71, noise 0.05, exposure 0.48, each between 0 and 1."
-REQUEST = "Look at this picture and tell me what you find."
+REQUEST = "How sharp is this picture?"
 THANKS = "Thank you. And what can you do for me?"
 _NOTHING = np.empty(0, dtype=np.int32)
 
@@ -64,8 +64,9 @@ class Dialogues:
 class FirstWordMeasurement:
     """The first word of an answer against one pass over its prompt, in this process and over HTTP.
 
-    In this process nothing of the prompt was read before, and the model may call any tool in place of answering. Over
-    HTTP it is an answer to words alone, the choice of the tools that are offered included.
+    In this process it is an answer to a tool's result and one to small talk; nothing of the prompt was read before, and
+    the model may call any tool in place of answering. Over HTTP it is an answer to small talk, the choice of the tools
+    that are offered included.
     """
 
     def __init__(self, mllm: ToolLLM, dialogues: Dialogues, port: int, words: Iterator[str]) -> None:
@@ -86,8 +87,9 @@ class FirstWordMeasurement:
     def run_round(self) -> None:
         """Some answers of each kind; turns that call a tool do not count."""
         client = Client(self._port)
-        for _ in range(N_ANSWERS):
-            turn = self._writer.encode(self._dialogues.go_on(self._dialogues.begin(next(self._words))))
+        result, talk = self._dialogues.go_on(self._dialogues.begin(REQUEST)), self._dialogues.begin(next(self._words))
+        for request in (result, talk):
+            turn = self._writer.encode(request)
             forward_s = self._run_forward(turn.prompt_ids)
             start = time.perf_counter()
             passes = self._writer.write_in_passes(turn)
