@@ -58,7 +58,7 @@ lint: install
 	$(VENV)/bin/pyright
 	$(VENV)/bin/lint-imports
 
-bench: install
+bench: smollm2
 	$(RUN) -m ray_jobs bench
 	$(RUN) -m serve.bench
 

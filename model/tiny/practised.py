@@ -83,15 +83,12 @@ def _build_tools() -> dict[tuple[str, str], list[str]]:
     return tools
 
 
-def build_practised_mllm(
-    folder: Path, n_steps: int = 200, n_layers: int = 4
-) -> tuple[ToolLLM, dict[tuple[str, str], list[str]]]:
+def build_practised_mllm(folder: Path, n_steps: int = 200) -> tuple[ToolLLM, dict[tuple[str, str], list[str]]]:
     """A tiny Llama, trained for some seconds to name any of the right tools for a wish; its adapter is untrained.
 
     Args:
         folder: where the backbone is saved.
         n_steps: of 16 questions each.
-        n_layers: of the backbone.
 
     Returns:
         the model, and the tools of each of `WISHES`.
@@ -101,7 +98,7 @@ def build_practised_mllm(
     questions = [render_question(wish, rng) for wish in WISHES for _ in range(3)]
     texts = [piece for question in questions for piece in render_prompt(question, False) if piece]
     texts += [render_target(tool) for tools in tools_of.values() for tool in tools]
-    build_tiny_backbone(folder, texts, vocab_size=VOCAB_SIZE, hidden_size=128, n_layers=n_layers, intermediate_size=384)
+    build_tiny_backbone(folder, texts, vocab_size=VOCAB_SIZE, hidden_size=128, intermediate_size=384)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     llm = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").train()
     optimizer = torch.optim.AdamW(llm.parameters(), lr=3e-3)

@@ -87,3 +87,5 @@ def test_the_retriever_is_validated_and_scored_on_seen_and_unseen_tools(
     )
     report = (spec.run_dir / "evaluation" / "report.md").read_text()
     assert "## Retrieval among the cards of 9 tools" in report
+    assert (retrieval["offered_tokens"], retrieval["tokens_saved"]) == (retrieval["all_tokens"], 0), "nine are offered"
+    assert "Tokens saved: the 9 nearest cards" in report
