@@ -71,7 +71,8 @@ class ServeArgs(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where the replica has a GPU")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="of language model and encoder; auto: as trained for the first, float32 for the second",
+        description="of language model and encoder; auto: as trained for the first, but no "
+        "bfloat16 on a processor without instructions for it; float32 for the second",
     )
     engine: Literal["local", "vllm"] = Field(
         default="local",

@@ -68,6 +68,11 @@ def load_tokenizer(backbone: str) -> Any:
     return tokenizer
 
 
+def is_slow_in(dtype: str, device: str) -> bool:
+    """Whether a processor has no instructions for a dtype, in which a model then takes some eight times as long."""
+    return dtype == "bfloat16" and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def load_backbone(config: ModelConfig) -> tuple[PreTrainedModel, AttentionBackend]:
     """Load the frozen LLM in the configured precision.
 

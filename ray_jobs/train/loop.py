@@ -20,6 +20,7 @@ from data_pipeline.batches.stream import BatchForm, MicroStep, stream_micro_step
 from data_pipeline.batches.tokenized import StoredQuestions
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
+from model.llm.backbone import is_slow_in
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import to_tensors
 from ray_jobs.config import RunSpec
@@ -30,6 +31,7 @@ from ray_jobs.train.run_folder import check_shared
 from ray_jobs.train.schedule import learning_rate
 from ray_jobs.train.validation import SCORE_KEY, ValidationSet, validate
 from ray_jobs.train_options import TrainOptions
+from ray_jobs.worker_output import tell_line
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,9 @@ def run_training(job: TrainJob) -> None:
     tracker = None
     if rank == 0:
         tracker = RunLogger(job.tracking_uri, job.mlflow_run_id, system_metrics=True, spool_dir=spec.spool_dir)
+        if is_slow_in(model_config.dtype, engine.device.type):
+            what = "this processor has no instructions for bfloat16; with model.dtype=float32 it goes far faster"
+            tell_line(job.checkpoints.name, what)
     progress = StepProgress(job.checkpoints.name, end_step, cursor.step, is_shown=rank == 0)
 
     # --- steps

@@ -15,6 +15,7 @@ from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from model.decode.tools import Prompt
 from model.decode.turn_types import TurnRequest, WrittenTurn
+from model.llm.backbone import is_slow_in
 from model.llm.bundle import Bundle, find_bundle, load_bundle
 from serve.config import ServeArgs
 from serve.engine.choices import Question
@@ -186,6 +187,9 @@ def _open_engine(args: ServeArgs, bundles: dict[str, Bundle], device: str) -> Mo
         return VllmEngine(
             bundles, args.vllm_url, n_requests=2 * args.max_batch_size, timeout_s=args.request_timeout_s, dtype=dtype
         )
+    trained = next(iter(bundles.values())).info.llm_config
+    if args.dtype == "auto" and is_slow_in(trained["dtype"], device) and trained.get("quantize", "none") == "none":
+        dtype = "float32"
     return LocalEngine(
         bundles,
         device,
