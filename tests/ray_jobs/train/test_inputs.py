@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from model.llm.backbone import is_slow_in
 from ray_jobs.config import RunSpec
 from ray_jobs.train.inputs import length_multiple
 
@@ -82,6 +83,7 @@ def _run_epoch(multiple: int, steps: int) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(is_slow_in("bfloat16", "cpu"), reason="this processor has no instructions for bfloat16: no kernels")
 def test_the_memory_of_a_training_in_bfloat16_stays_flat() -> None:
     spec = RunSpec.model_validate({"name": "x", "model": {"dtype": "bfloat16"}, "train": {"use_gpu": False}})
     flat = _run_epoch(length_multiple(spec), 40)
