@@ -35,7 +35,7 @@ from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import score_all_tools
 from model.decode.tree_cache import DecodeStats, Prompt
 from model.decode.trie import ChoiceTrie
-from model.decode.turn import NO_ANSWER, TurnWriter
+from model.decode.turn import NO_ANSWER
 from model.decode.turn_row import TokenKinds
 from model.decode.turn_types import (
     ANSWER,
@@ -46,6 +46,7 @@ from model.decode.turn_types import (
     TurnTool,
     WrittenTurn,
 )
+from model.decode.turn_writer import TurnWriter
 from model.llm.tool_llm import ToolLLM, to_tensors
 from model.tiny.backbone import build_tiny_backbone
 
