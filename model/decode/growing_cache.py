@@ -166,12 +166,12 @@ class GrowingCache(Cache):
 
         `states` is empty for rows that have read nothing.
         """
-        n_before, n_columns = len(self.lengths), int(lengths.max())
-        self.lengths = np.concatenate([self.lengths, lengths])
+        n_before, n_rows, n_columns = len(self.lengths), len(self.lengths) + len(lengths), int(lengths.max())
         self._add_layers(len(states))
         for layer, pair in zip_longest(self.layers, states):
-            for storage, new in zip(layer.reserve(len(self.lengths), n_columns, pair), pair or (), strict=False):
-                storage[n_before:, :, :n_columns] = new[:, :, :n_columns]
+            for storage, new in zip(layer.reserve(n_rows, n_columns, pair), pair or (), strict=False):
+                storage[n_before:n_rows, :, :n_columns] = new[:, :, :n_columns]
+        self.lengths = np.concatenate([self.lengths, lengths])  # last: where memory is short, nothing has changed
 
     def _add_layers(self, n_layers: int) -> None:
         while len(self.layers) < n_layers:

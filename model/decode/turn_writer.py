@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,8 @@ class _Row(RunningTurn):
     """
 
     encoded: EncodedTurn
-    writing: Writing[WrittenTurn]
-    blocks: Blocks
+    writing: Writing[WrittenTurn] = field(init=False)
+    blocks: Blocks = field(init=False)
     row: TurnRow | None = None
 
     @property
@@ -107,7 +107,7 @@ class TurnBatch:
         found = None if self._kept is None else self._kept.find(self._owner, turn.prompt_ids)
         with decoding(self._mllm):
             path = self._cache.add_row() if found is None else self._cache.add_row(found[0].columns, found[1])
-        row = _Row(turn, iter(()), [])
+        row = _Row(turn)
         row.writing = self._write(row, path)
         row.blocks = next(row.writing)
         self._rows.append(row)
