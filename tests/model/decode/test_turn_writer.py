@@ -161,7 +161,7 @@ def test_a_fault_is_one_turns_only(mllm: ToolLLM, writer: TurnWriter) -> None:
     expected = write_alone(writer, good)
     cards = np.zeros((len(TOOLS), 3), dtype=np.float32)  # of another width than the model's
     bad = writer.encode(REQUEST, cards)
-    strange = 419  # the last of the vocabulary: in no text here
+    strange = max(set(range(420)) - set(bad.prompt_ids.tolist()) - set(good[1].prompt_ids.tolist()))
     broken = EncodedTurn(FREE, np.append(good[0].prompt_ids, strange).astype(np.int32), None)
 
     def refuse(_: Any, __: Any, inputs: dict[str, Any]) -> None:
