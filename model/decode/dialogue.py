@@ -19,8 +19,8 @@ from data_pipeline.records.dialogue import TURN_STOP, ToolCall, find_files, pars
 from data_pipeline.records.schema import ASSISTANT, OBSERVATION, Turn
 from model.decode.free import decode_text, is_finished
 from model.decode.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding, token_logits
-from model.decode.turn import TurnWriter
 from model.decode.turn_types import PromptTooLongError, TurnRequest
+from model.decode.turn_writer import TurnWriter
 
 
 @dataclass

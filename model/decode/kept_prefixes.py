@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.decode.tree_cache import Columns
+from model.decode.growing_cache import Columns
 
 MIN_TOKENS = 16  # fewer are quicker read than copied
 

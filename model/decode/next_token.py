@@ -7,6 +7,7 @@ asked over the network.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,14 @@ import torch
 from model.decode.tools import score_children
 from model.decode.tree_cache import DecodeStats, causal_lm_of, token_logits
 from model.decode.trie import ChoiceTrie
+
+
+@dataclass(frozen=True, eq=False)
+class Likeliest:
+    """Asks for the likeliest token behind an end among those that bool [V] does not ban; of equal ones the first."""
+
+    end: Any
+    banned: np.ndarray
 
 
 class NextToken(Protocol):
@@ -34,8 +43,8 @@ class NextToken(Protocol):
         """Log probabilities (float64) of each node's children among themselves, each node standing at one of N ends."""
         ...
 
-    def likeliest(self, end: Any, banned: np.ndarray) -> int:
-        """The likeliest token behind one end among those that bool [V] does not ban; of equal ones the first."""
+    def likeliest(self, wishes: Sequence[Likeliest]) -> list[int]:
+        """The token that each asks for."""
         ...
 
 
@@ -52,6 +61,7 @@ class LocalNextToken:
     def score_children(self, trie: ChoiceTrie, ends: Any, nodes: Sequence[int], stats: DecodeStats) -> list[np.ndarray]:
         return score_children(self._mllm, trie, ends, nodes, stats)
 
-    def likeliest(self, end: Any, banned: np.ndarray) -> int:
-        logits = token_logits(self._mllm, end)[0]  # [V]
-        return int(logits.masked_fill(torch.from_numpy(banned).to(logits.device), -torch.inf).argmax())
+    def likeliest(self, wishes: Sequence[Likeliest]) -> list[int]:
+        logits = token_logits(self._mllm, torch.cat([wish.end for wish in wishes]))  # [N, V]
+        banned = torch.from_numpy(np.stack([wish.banned for wish in wishes])).to(logits.device)
+        return logits.masked_fill_(banned, -torch.inf).argmax(-1).tolist()

@@ -1,7 +1,8 @@
 """A key-value cache that grows as a tree behind every prompt of a batch.
 
 Prompts run once. Whatever follows is appended as blocks of tokens, many per pass, and each block sees its prompt, its
-own ancestors and itself only: the mask says which columns of the cache those are, and positions are depths.
+own ancestors and itself only: the mask says which columns of the cache those are, and positions are depths. Rows grow
+by themselves: they may join and leave between passes, and a pass may be some rows' only.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from torch import Tensor
 
 from data_pipeline.batches.encoding import MEDIA_SLOT_ID
 from data_pipeline.errors import InputError
-from model.decode.growing_cache import GrowingCache
+from model.decode.growing_cache import Columns, GrowingCache
 from model.llm.attention import AttentionWindow
 from model.llm.backbone import takes_packs
 
 CPU_LENGTH_MULTIPLE = 32  # what prompts in bfloat16 on a CPU are padded to
-Columns = list[tuple[Tensor, Tensor]]  # keys and values [1, H, columns, D] of each layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,78 +195,80 @@ class TreeCache:
 
         Leaves `paths` (one per row: prompt and forced tokens) and `hidden` [B, D] (at the last of these tokens).
         """
-        self._begin(mllm, stats)
-        ids, lengths = pad_prompts(prompts, forced, self._multiple, mllm.max_positions)  # [B, T]
-        self.n_columns = ids.shape[1]
-        self.paths = [CachedPath(((0, int(length)),)) for length in lengths]
-        embeds = mllm.embed_prompt(
-            torch.from_numpy(ids).to(self._device), stack_media(prompts, self._device)
-        )  # [B, T, D]
-        self._positions = np.tile(np.arange(self.n_columns), (len(ids), 1))  # [B, columns], of every cached column
-        hidden = self._run(None, self._positions, inputs_embeds=embeds)  # padding stands on the right: causal is enough
-        self.hidden = hidden[torch.arange(len(ids)), torch.from_numpy(lengths - 1)]  # [B, T, D] -> [B, D]
-        stats.prompt_tokens += int(lengths.sum())
-
-    def _begin(self, mllm: Any, stats: DecodeStats) -> None:
         self._base = causal_lm_of(mllm).base_model
-        self._cache = GrowingCache()
         self._stats = stats
         self._multiple = CPU_LENGTH_MULTIPLE if _keeps_kernels(mllm) else 1
         self._window: AttentionWindow = mllm.window
         self._backbone: str = mllm.config.backbone
+        self._cache = GrowingCache(len(prompts))
+        self._positions = np.zeros((len(prompts), 0), dtype=np.int64)  # [B, columns], of every cached column
+        self.paths: list[CachedPath] = []
+        if not prompts:  # rows come by `add_row`
+            return
+        ids, lengths = pad_prompts(prompts, forced, self._multiple, mllm.max_positions)  # [B, T]
+        self.paths = [CachedPath(((0, int(length)),)) for length in lengths]
+        embeds = mllm.embed_prompt(
+            torch.from_numpy(ids).to(self._device), stack_media(prompts, self._device)
+        )  # [B, T, D]
+        self._positions = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
+        hidden = self._run(range(len(ids)), lengths.tolist(), None, self._positions, inputs_embeds=embeds)
+        self.hidden = hidden[torch.arange(len(ids)), torch.from_numpy(lengths - 1)]  # [B, T, D] -> [B, D]
+        stats.prompt_tokens += int(lengths.sum())
 
-    @classmethod
-    def resumed(cls, mllm: Any, columns: Columns, n_tokens: int, stats: DecodeStats) -> TreeCache:
-        """One row that begins with the first `n_tokens`, at least one, of what another row read; nothing is run.
+    def __len__(self) -> int:
+        return len(self._cache.lengths)
 
-        Its `hidden` is empty: there is none before something is read behind them.
-        """
-        cache = cls.__new__(cls)
-        cache._begin(mllm, stats)
-        cache._cache = GrowingCache.load([(keys[:, :, :n_tokens], values[:, :, :n_tokens]) for keys, values in columns])
-        cache.n_columns = n_tokens
-        cache.paths = [CachedPath(((0, n_tokens),))]
-        cache.hidden = torch.empty(0)
-        cache._positions = np.arange(n_tokens)[None]
-        return cache
+    def add_row(self, columns: Columns | None = None, n_tokens: int = 0) -> CachedPath:
+        """Append a row that begins with the first `n_tokens` of what another row read (`copy_path`); nothing is run."""
+        self._cache.append_rows(np.array([n_tokens]), columns or [])
+        self._append_positions(np.arange(n_tokens)[None])
+        return CachedPath(((0, n_tokens),))
 
-    def copy_path(self, path: CachedPath) -> Columns:
-        """The keys and values along a path of the first row, for `resumed`."""
+    def copy_path(self, row: int, path: CachedPath) -> Columns:
+        """The keys and values along a path of a row, for `add_row`."""
         columns = np.concatenate([np.arange(start, end) for start, end in path.spans])
-        return self._cache.copy_columns(torch.from_numpy(columns).to(self._device))
+        return self._cache.copy_columns(row, torch.from_numpy(columns).to(self._device))
 
     def append_rows(self, other: TreeCache) -> None:
-        """Take over the rows of another cache, behind the own ones; neither may have been extended yet."""
-        self.n_columns = max(self.n_columns, other.n_columns)
-        self._positions = np.tile(np.arange(self.n_columns), (len(self.paths) + len(other.paths), 1))
-        self._cache.append_rows(other._cache)
+        """Take over the prompts of another cache, behind the own ones; neither may have been extended yet."""
+        self._cache.append_rows(other._cache.lengths, other._cache.states)
+        self._append_positions(other._positions)
         self.paths += other.paths
         self.hidden = torch.cat([self.hidden, other.hidden])  # [B, D] and [N, D] -> [B + N, D]
 
     def extend(
-        self, blocks: Sequence[Sequence[tuple[CachedPath, np.ndarray]]], is_prompt: bool = False
+        self,
+        blocks: Sequence[Sequence[tuple[CachedPath, np.ndarray]]],
+        rows: Sequence[int] | None = None,
+        *,
+        is_prompt: bool = False,
     ) -> tuple[list[list[CachedPath]], Tensor]:
         """Append blocks of tokens in one pass.
 
         Args:
             blocks: per row any number of (path that the block continues, its tokens int [L]).
+            rows: those that take part; None for all of them.
             is_prompt: they are parts of prompts, of any length, and counted and padded as these are.
 
         Returns:
             per row and block the path that ends in it; hidden states [N, D] at the blocks' last tokens, N counting
             through all rows' blocks in order.
         """
-        width = max(sum(len(tokens) for _, tokens in row) for row in blocks)
+        rows = range(len(self)) if rows is None else rows
+        starts = self._cache.lengths[list(rows)].tolist()
+        widths = [sum(len(tokens) for _, tokens in row) for row in blocks]
+        width = max(widths)
         if is_prompt:
             width += -width % self._multiple
-        start = self.n_columns
+        n_columns = max(starts) + width
         ids = np.zeros((len(blocks), width), dtype=np.int64)
         positions = np.zeros_like(ids)
-        visible = np.zeros((len(blocks), width, start + width), dtype=bool)
+        visible = np.zeros((len(blocks), width, n_columns), dtype=bool)
         visible[:, :, 0] = True  # the first prompt token is everyone's ancestor; padding needs something to look at
+        self._append_positions(np.zeros((0, n_columns), dtype=np.int64))
         paths: list[list[CachedPath]] = []
         last: list[tuple[int, int]] = []
-        for i, row in enumerate(blocks):
+        for i, (number, start, row) in enumerate(zip(rows, starts, blocks, strict=True)):
             offset = 0
             paths.append([])
             for path, tokens in row:
@@ -279,14 +281,17 @@ class TreeCache:
                 paths[i].append(path.extended(start + offset, start + end))
                 last.append((i, end - 1))
                 offset = end
-            if is_prompt:
-                self._stats.prompt_tokens += offset
-            else:
-                self._stats.answer_tokens += offset
-        self.n_columns += width
-        self._positions = np.concatenate([self._positions, positions], axis=1)  # [B, columns]
+            self._positions[number, start : start + offset] = positions[i, :offset]
+        if is_prompt:
+            self._stats.prompt_tokens += sum(widths)
+        else:
+            self._stats.answer_tokens += sum(widths)
         self._window.check(int(positions.max()) + 1, self._backbone)
-        hidden = self._run(visible, positions, input_ids=torch.from_numpy(ids).to(self._device))
+        # padding stands on the right: before anything was read, causal is enough
+        is_causal = max(starts) == 0 and all(len(row) == 1 for row in blocks)
+        hidden = self._run(
+            rows, widths, None if is_causal else visible, positions, input_ids=torch.from_numpy(ids).to(self._device)
+        )
         row_index, column_index = torch.tensor(last).T
         return paths, hidden[row_index, column_index]  # [B, Q, D] -> [N, D]
 
@@ -299,22 +304,42 @@ class TreeCache:
     def _device(self) -> torch.device:
         return self._base.device
 
-    def _run(self, visible: np.ndarray | None, positions: np.ndarray, **inputs: Tensor) -> Tensor:
-        """One pass of the base model without its head: hidden states [B, Q, D]; plain causal attention for None."""
+    def _append_positions(self, others: np.ndarray) -> None:
+        """Those of further rows, int64 [N, columns]; rows of either become as wide as the others."""
+        width = max(self._positions.shape[1], others.shape[1])
+        both = [np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in (self._positions, others)]
+        self._positions = np.concatenate(both)
+
+    def _run(
+        self,
+        rows: Sequence[int],
+        widths: Sequence[int],
+        visible: np.ndarray | None,
+        positions: np.ndarray,
+        **inputs: Tensor,
+    ) -> Tensor:
+        """One pass of the base model without its head: hidden states [b, Q, D] of b rows; plain causal attention where
+        `visible` is None. Of each row's Q tokens the first ones count, as many as `widths` says."""
+        self._cache.begin_pass(rows, positions.shape[1], self._device)
+        masks = None
+        if visible is not None:
+            columns = self._positions[list(rows), : visible.shape[2]]
+            masks = self._window.masks(partial(self._mask, visible, positions, columns))
         output = self._base(
-            attention_mask=None if visible is None else self._window.masks(partial(self._mask, visible, positions)),
+            attention_mask=masks,
             position_ids=torch.from_numpy(positions).to(self._device),
             past_key_values=self._cache,
             use_cache=True,
             **inputs,
         )
+        self._cache.end_pass(rows, widths)
         self._stats.forward_passes += 1
         return output.last_hidden_state
 
-    def _mask(self, visible: np.ndarray, positions: np.ndarray, window: int | None) -> Tensor:
-        """What is added to the scores [B, 1, Q, columns]: every layer would make it of a boolean mask anew."""
+    def _mask(self, visible: np.ndarray, positions: np.ndarray, columns: np.ndarray, window: int | None) -> Tensor:
+        """What is added to the scores [b, 1, Q, columns]: every layer would make it of a boolean mask anew."""
         if window is not None:
-            visible = visible & (positions[:, :, None] - self._positions[:, None, :] < window)
+            visible = visible & (positions[:, :, None] - columns[:, None, :] < window)
         seen = torch.from_numpy(visible).to(self._device)[:, None]
         return torch.zeros(seen.shape, dtype=self._base.dtype, device=self._device).masked_fill_(~seen, -torch.inf)
 

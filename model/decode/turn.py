@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Generator, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,11 @@ import numpy as np
 from data_pipeline.batches.encoding import encode_dialogue, encode_text
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import TURN_STOP, render_answer, render_call
-from model.decode.answer_text import finish_answer, settled_answer
-from model.decode.kept_prefixes import KeptPrefix, KeptPrefixes
-from model.decode.next_token import LocalNextToken, NextToken
+from model.decode.answer_text import finish_answer
+from model.decode.next_token import NextToken
 from model.decode.retrieval import compare_with_cards
-from model.decode.tree_cache import CachedPath, DecodeStats, Prompt, TreeCache, decoding
-from model.decode.turn_row import Blocks, Read, TokenKinds, TurnRow
+from model.decode.tree_cache import CachedPath, DecodeStats
+from model.decode.turn_row import TokenKinds, TurnRow, Writing
 from model.decode.turn_types import (
     ANSWER,
     MEDIA_KINDS,
@@ -44,12 +43,8 @@ NO_ANSWER = "I have no answer."
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _MIN_TEXT_TOKENS = 8  # room that a prompt must leave for each text of a call, and for an answer
-_PROMPT_BLOCK = 128  # tokens of a prompt that are read in one pass where others wait for the model between passes
 _MAX_CORRECTIONS = 8  # of made-up names in one answer
-_NOTHING = np.empty(0, dtype=np.int32)
 _SLACK_TOKENS = 8  # a text that the model spelt its own way may have more tokens when it is read again
-
-_Writing = Generator[Blocks, Read, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +93,8 @@ class TurnComposer:
         """A row behind a prompt that was read, for `compose`; `next_token` answers in the place of the composer's."""
         return TurnRow(self._next_token if next_token is None else next_token, self._kinds, start, stats)
 
-    def compose(self, turn: EncodedTurn, row: TurnRow, end: Any) -> _Writing:
-        """Write one turn behind its prompt, whose end is given: yields blocks to read and is sent what `Read` names."""
+    def compose(self, turn: EncodedTurn, row: TurnRow, end: Any) -> Writing[WrittenTurn]:
+        """Write one turn behind its prompt, whose end is given."""
         request = turn.request
         if not request.is_constrained:
             room = self._max_positions - row.start.length
@@ -121,7 +116,7 @@ class TurnComposer:
         values = yield from self._write_arguments(row, request, offers[name])
         return self._finish(turn, render_call(name, ", ".join(values)), choices)
 
-    def _write_arguments(self, row: TurnRow, request: TurnRequest, tool: TurnTool) -> _Writing:
+    def _write_arguments(self, row: TurnRow, request: TurnRequest, tool: TurnTool) -> Writing[list[str]]:
         """The values in order, each within its kind."""
         n_texts = sum(not _known_values(argument, request) for argument in tool.arguments)
         spare = self._max_positions - row.start.length - self._longest_call(tool, request)
@@ -144,7 +139,7 @@ class TurnComposer:
             text += f" {value}{closing}"
         return values
 
-    def _write_answer(self, row: TurnRow, request: TurnRequest) -> _Writing:
+    def _write_answer(self, row: TurnRow, request: TurnRequest) -> Writing[str]:
         """The answer's text; where the model is about to make up a file name, it must choose a known one instead."""
         head, text = _head(ANSWER), ""
         room = self._max_positions - row.start.length - len(self._ids(head)) - _SLACK_TOKENS
@@ -181,98 +176,6 @@ class TurnComposer:
 
     def _ids(self, text: str) -> np.ndarray:
         return encode_text(self._tokenizer, text)
-
-
-class TurnWriter(TurnComposer):
-    """Writes turns with one model; the rows of a batch step on their own, each through its own turn."""
-
-    def __init__(self, mllm: Any, limits: TurnLimits | None = None) -> None:
-        super().__init__(LocalNextToken(mllm), limits)
-        self._mllm = mllm
-
-    def write(self, turns: Sequence[EncodedTurn], stats: DecodeStats | None = None) -> list[WrittenTurn]:
-        """Write one turn for each request."""
-        if not turns:
-            return []
-        stats = DecodeStats() if stats is None else stats
-        written: list[WrittenTurn] = [WrittenTurn("", 0, 0)] * len(turns)
-        with decoding(self._mllm):
-            cache = TreeCache(self._mllm, [Prompt(turn.prompt_ids) for turn in turns], _NOTHING, stats)
-            rows = [
-                self.compose(turn, self.open_row(path, stats), cache.hidden[i : i + 1])
-                for i, (turn, path) in enumerate(zip(turns, cache.paths, strict=True))
-            ]
-            active = list(range(len(turns)))  # row i of the cache belongs to turn active[i]
-            replies: list[Read | None] = [None] * len(turns)
-            while active:
-                blocks: list[Blocks] = []
-                kept = []
-                for i, (turn, reply) in enumerate(zip(active, replies, strict=True)):
-                    try:
-                        blocks.append(next(rows[turn]) if reply is None else rows[turn].send(reply))
-                        kept.append(i)
-                    except StopIteration as end:
-                        written[turn] = end.value
-                if not kept:
-                    break
-                if len(kept) < len(active):
-                    cache.select_rows(kept)
-                    active = [active[i] for i in kept]
-                paths, hidden = cache.extend(blocks)
-                states = hidden.split([len(row) for row in blocks])
-                replies = list(zip(paths, states, strict=True))
-        return written
-
-    def write_in_passes(
-        self,
-        turn: EncodedTurn,
-        kept: KeptPrefixes | None = None,
-        owner: Hashable = None,
-        stats: DecodeStats | None = None,
-    ) -> Generator[str, None, WrittenTurn]:
-        """Write one turn as `write` does, pass by pass: between two of them the model may do other work.
-
-        Args:
-            turn: see `encode`.
-            kept: what was read before; what this turn reads and writes is kept there for the next ones.
-            owner: stands in `kept` for the weights.
-            stats: filled with what it cost.
-
-        Yields:
-            after every pass, what of the turn's answer is certain; "" as long as it may be a call.
-        """
-        stats = DecodeStats() if stats is None else stats
-        ids, found = turn.prompt_ids, None if kept is None else kept.find(owner, turn.prompt_ids)
-        with decoding(self._mllm):
-            if found is None:
-                cache = TreeCache(self._mllm, [Prompt(ids[:_PROMPT_BLOCK])], _NOTHING, stats)
-            else:
-                cache = TreeCache.resumed(self._mllm, found[0].columns, found[1], stats)
-        n_cached = 0 if found is None else found[1]
-        (path,), hidden = cache.paths, cache.hidden
-        while path.length < len(ids):
-            yield ""
-            with decoding(self._mllm):
-                block = ids[path.length : path.length + _PROMPT_BLOCK]
-                ((path,),), hidden = cache.extend([[(path, block)]], is_prompt=True)
-        row = self.open_row(path, stats)
-        writing = self.compose(turn, row, hidden)
-        reply: Read | None = None
-        while True:
-            yield settled_answer(row.answer)
-            with decoding(self._mllm):
-                try:
-                    blocks = next(writing) if reply is None else writing.send(reply)
-                except StopIteration as end:
-                    written: WrittenTurn = end.value
-                    break
-                (paths,), hidden = cache.extend([blocks])
-                reply = (paths, hidden)
-        if kept is not None:
-            with decoding(self._mllm):
-                written_ids, path = row.find(written.text)
-                kept.put(owner, KeptPrefix(np.concatenate([ids, written_ids]), cache.copy_path(path)))
-        return replace(written, cached_tokens=n_cached)
 
 
 def _head(name: str) -> str:

@@ -1,28 +1,30 @@
 """One row of a batch that writes turns: weighing closed alternatives, and writing open text under a stop.
 
 What writes is a generator: it yields the blocks of tokens that the model shall read next and gets back their paths in
-the cache and their ends (the hidden states there, or what stands for them), so that rows at different places of their
-turns share every pass. No token is read twice behind the same ones: what was weighed is the beginning of what is
-written, and of the next turn.
+the cache and their ends (the hidden states there, or what stands for them), or it asks for the likeliest token behind
+an end; so rows at different places of their turns share every pass and the head's product behind it. No token is read
+twice behind the same ones: what was weighed is the beginning of what is written, and of the next turn.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data_pipeline.batches.encoding import encode_text
 from data_pipeline.records.dialogue import FILE_NAME, TURN_STOP, Answer, parse_turn, render_answer
 from model.decode.free import decode_text
-from model.decode.next_token import NextToken
+from model.decode.next_token import Likeliest, NextToken
 from model.decode.tree_cache import CachedPath, DecodeStats
 from model.decode.trie import ChoiceTrie
 
 Blocks = list[tuple[CachedPath, np.ndarray]]
 Read = tuple[list[CachedPath], Any]  # the N ends, one per block: hidden states [N, D] of a model in this process
+_T = TypeVar("_T")
+Writing = Generator[Blocks | Likeliest, Any, _T]  # is sent `Read` for blocks, and a token's id for `Likeliest`
 
 _NUMBER_TOKEN = re.compile(r"\s*[-+.\d]*")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # of vocabularies that spell rare characters so
@@ -105,7 +107,7 @@ class TurnRow:
         self._kinds = kinds
         self._stats = stats
 
-    def score(self, prefix: str, candidates: Sequence[str]) -> Generator[Blocks, Read, np.ndarray]:
+    def score(self, prefix: str, candidates: Sequence[str]) -> Writing[np.ndarray]:
         """Log probabilities float64 [candidates] of what may follow `prefix` in this turn; exact, they sum to 1.
 
         Every branching node of the candidates' trie is expanded, level by level.
@@ -137,9 +139,7 @@ class TurnRow:
         end, n_read = self._prompt.follow(ids)
         return ids[:n_read], end.path
 
-    def _read(
-        self, blocks: Sequence[tuple[_ReadToken, np.ndarray]]
-    ) -> Generator[Blocks, Read, tuple[list[_ReadToken], Any]]:
+    def _read(self, blocks: Sequence[tuple[_ReadToken, np.ndarray]]) -> Writing[tuple[list[_ReadToken], Any]]:
         """Read blocks of tokens behind earlier ones, without what was read there before; but always the last token.
 
         Returns:
@@ -152,9 +152,7 @@ class TurnRow:
         paths, ends = yield [(before.path, ids) for before, ids in new]
         return [before.add(ids, path) for (before, ids), path in zip(new, paths, strict=True)], ends
 
-    def write_text(
-        self, prefix: str, max_tokens: int, stops: str, is_number: bool = False
-    ) -> Generator[Blocks, Read, str]:
+    def write_text(self, prefix: str, max_tokens: int, stops: str, is_number: bool = False) -> Writing[str]:
         """Write what follows `prefix` up to the first of the characters `stops` (a line break, a comma), on one line.
 
         Returns:
@@ -175,7 +173,7 @@ class TurnRow:
 
     def write_answer(
         self, prefix: str, text: str, max_tokens: int, files: Sequence[str]
-    ) -> Generator[Blocks, Read, tuple[str, str | None]]:
+    ) -> Writing[tuple[str, str | None]]:
         """Go on with an answer whose beginning is `prefix` and `text`, up to the end token or a file that is none.
 
         Returns:
@@ -198,7 +196,7 @@ class TurnRow:
         self.answer = answer[: name.start()]
         return self.answer, name["modality"]
 
-    def write_freely(self, end: Any, max_tokens: int) -> Generator[Blocks, Read, str]:
+    def write_freely(self, end: Any, max_tokens: int) -> Writing[str]:
         """Write a whole turn without constraints from the prompt's end, as `generate_dialogue`."""
         nothing = np.zeros_like(self._kinds.special)
         text = yield from self._write("", max_tokens, lambda text: TURN_STOP in text, nothing, nothing, end)
@@ -213,7 +211,7 @@ class TurnRow:
         first_ban: np.ndarray,
         ban: np.ndarray,
         end: Any = None,
-    ) -> Generator[Blocks, Read, str]:
+    ) -> Writing[str]:
         """The likeliest tokens behind `prefix`, to the end token, until `is_done` of their text, or to the limit.
 
         Args:
@@ -231,7 +229,7 @@ class TurnRow:
             banned = (
                 ban & ~self._kinds.end if text.strip() else first_ban | self._kinds.blank if produced else first_ban
             )
-            token = self._next_token.likeliest(end, banned)
+            token: int = yield Likeliest(end, banned)
             self._stats.decisions += 1
             if token == self._tokenizer.eos_token_id:
                 return text

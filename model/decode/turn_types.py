@@ -97,3 +97,16 @@ class WrittenTurn:
     completion_tokens: int
     choices: tuple[tuple[str, float], ...] = ()
     cached_tokens: int = 0
+
+
+@dataclass(eq=False, kw_only=True)
+class RunningTurn:
+    """A turn that is being written.
+
+    Attributes:
+        text: what of its answer is certain; "" as long as it may be a call.
+        end: the turn, or what went wrong; None as long as it is under way.
+    """
+
+    text: str = ""
+    end: WrittenTurn | Exception | None = None

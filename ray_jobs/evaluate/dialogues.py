@@ -24,8 +24,8 @@ from data_pipeline.records.schema import ToolRecord, Turn
 from model.decode.dialogue import generate_dialogue, write_dialogues
 from model.decode.retrieval import encode_vectors
 from model.decode.tree_cache import Prompt
-from model.decode.turn import TurnWriter
 from model.decode.turn_types import MEDIA_KINDS, TurnArgument, TurnLimits, TurnRequest, TurnTool
+from model.decode.turn_writer import TurnWriter
 from model.llm.backbone import load_tokenizer
 from model.scoring.dialogues import DialogueScores, join_gold, score_dialogues
 from model.scoring.tables import render_dialogue_markdown

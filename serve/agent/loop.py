@@ -91,7 +91,7 @@ async def iterate_agent(
     """Run the loop; cancelling it cancels the turn or the tool under way.
 
     Args:
-        write_turn: writes one turn (`model.decode.turn.TurnWriter` behind a deployment): gives what of an answer is
+        write_turn: writes one turn (`model.decode.turn_writer` behind a deployment): gives what of an answer is
             certain, each time from its first word on, or nothing of that, and at last the turn.
         invoke: runs a tool by its id with checked arguments, media as artifact ids. It raises `ToolError`, `InputError`
             or `TimeoutError` for what the model shall be told; anything else ends the loop.

@@ -19,8 +19,8 @@ from data_pipeline.records.dialogue import (
 from data_pipeline.records.schema import ASSISTANT, OBSERVATION, Turn
 from model.decode.kept_prefixes import KeptPrefixes
 from model.decode.tree_cache import DecodeStats, Prompt, TreeCache, decoding
-from model.decode.turn import TurnWriter
 from model.decode.turn_types import TurnRequest, WrittenTurn
+from model.decode.turn_writer import TurnBatch, TurnWriter
 from model.llm.bundle import Bundle
 from model.llm.tool_llm import ToolLLM
 from serve.agent.tools import build_dialogue_tool, build_turn_tool
@@ -92,10 +92,12 @@ class FirstWordMeasurement:
             turn = self._writer.encode(request)
             forward_s = self._run_forward(turn.prompt_ids)
             start = time.perf_counter()
-            passes = self._writer.write_in_passes(turn)
-            if any(passes):  # up to the first text that is certain
+            batch = TurnBatch(self._writer)
+            running = batch.begin(turn)
+            while running.end is None and not running.text:  # up to the first text that is certain
+                batch.step()
+            if running.text:
                 self._engine.append((time.perf_counter() - start) / forward_s)
-            passes.close()
         for _ in range(N_ANSWERS):
             answer = client.stream_agent(next(self._words))
             if answer.n_steps == 0 and answer.first_s is not None:
@@ -142,12 +144,13 @@ class SecondTurn:
         def write(request: TurnRequest) -> tuple[WrittenTurn, int]:
             """The turn, and the tokens that were read for it."""
             stats = DecodeStats()
-            passes = writer.write_in_passes(writer.encode(request), kept, stats=stats)
-            while True:
-                try:
-                    next(passes)
-                except StopIteration as end:
-                    return end.value, stats.prompt_tokens
+            batch = TurnBatch(writer, kept=kept, stats=stats)
+            running = batch.begin(writer.encode(request))
+            while running.end is None:
+                batch.step()
+            if isinstance(running.end, Exception):
+                raise running.end
+            return running.end, stats.prompt_tokens
 
         kept = KeptPrefixes(1 << 30)
         first = dialogues.begin(REQUEST)

@@ -1,5 +1,5 @@
-"""What a predictor replica does with its language model: batches of questions, and turns pass by pass between them; for
-one thread at a time.
+"""What a predictor replica does with its language model: batches of questions, and between them passes that turns
+share; for one thread at a time.
 
 The last of four steps: `questions.py` gathers questions into calls, the predictor makes prompts of them, `batching.py`
 gathers prompts into batches, and here a batch goes through the model (serve/README.md, Rooms).
@@ -7,7 +7,7 @@ gathers prompts into batches, and here a batch goes through the model (serve/REA
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TypeVar
@@ -21,14 +21,15 @@ from model.decode.kept_prefixes import KeptPrefixes
 from model.decode.retrieval import CardSearch, encode_vectors
 from model.decode.tools import Prompt, ToolSearch
 from model.decode.trie import ChoiceTrie
-from model.decode.turn import TurnWriter
-from model.decode.turn_types import TurnRequest, WrittenTurn
+from model.decode.turn_types import RunningTurn, TurnRequest
+from model.decode.turn_writer import TurnBatch, TurnWriter
 from model.llm.bundle import Bundle
 from model.llm.shared_backbone import SharedBackbone
 from serve.engine.cards import MAX_CARDS, CardVectors
 from serve.engine.choices import Choices, Question, to_ranking
 from serve.engine.messages import Ranking
 
+MAX_PASS_TOKENS = 128  # of turns, padding included: as long may a question wait
 _Tools = tuple[str, tuple[Tool, ...] | None, str]  # a model, a caller's own tools, the medium that they must take
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -65,6 +66,7 @@ class Engine:
         self._card_ids = lru_cache(MAX_CARDS)(partial(encode_card, self.tokenizer))
         self._writer = TurnWriter(self._shared.mllm)
         self._kept = KeptPrefixes(prefix_cache_bytes)
+        self._batches: dict[str, TurnBatch] = {}  # of the models that write; whose pass comes next stands first
         self._n_read = 0
         self._groups: dict[_Tools, _Group] = {}
         self._faults: dict[int, InputError] = {}
@@ -118,9 +120,8 @@ class Engine:
         finally:
             self._forget()
 
-    def write(self, name: str, request: TurnRequest) -> Generator[str, None, WrittenTurn]:
-        """Write a turn of a dialogue by the model of a name, pass by pass: between two the engine may do other work,
-        but for `take_over`. What it yields and returns is `TurnWriter.write_in_passes`'.
+    def begin(self, name: str, request: TurnRequest) -> RunningTurn:
+        """Put a turn of a dialogue by the model of a name among those under way; until it ends, no `take_over`.
 
         Raises:
             PromptTooLongError: the dialogue leaves no room for it.
@@ -130,14 +131,25 @@ class Engine:
         if request.tools and bundle.finds_cards:
             cards = self._encode_cards(name, [(tool.name, tool.description) for tool in request.tools])
         turn = self._writer.encode(request, cards)
-        passes = self._writer.write_in_passes(turn, self._kept, (name, bundle.revision))
-        while True:
+        if name not in self._batches:
+            owner = (name, bundle.revision)
+            self._batches[name] = TurnBatch(self._writer, MAX_PASS_TOKENS, self._kept, owner)
+        return self._batches[name].begin(turn)
+
+    def step(self) -> None:
+        """One pass for turns under way of one model, the models in turn; between two the engine may do other work."""
+        for name in list(self._batches)[:1]:
             self._shared.activate(name)
-            try:
-                text = next(passes)
-            except StopIteration as end:
-                return end.value
-            yield text
+            batch = self._batches.pop(name)
+            batch.step()
+            if len(batch):
+                self._batches[name] = batch  # behind the others
+
+    def leave(self, turn: RunningTurn) -> None:
+        """End a turn that is under way, or was."""
+        for batch in self._batches.values():
+            batch.leave(turn)
+        self._batches = {name: batch for name, batch in self._batches.items() if len(batch)}
 
     def take_over(self, name: str, bundle: Bundle) -> None:
         """Put a bundle in a model's place; where it does not fit, everything is as before. Errors as of `attach`."""

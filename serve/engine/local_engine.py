@@ -1,4 +1,4 @@
-"""The language model in the predictor's own process: questions in batches, turns pass by pass between them."""
+"""The language model in the predictor's own process: questions in batches, passes of turns between them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class LocalEngine:
         """The first four arguments and errors as of `Engine`, the last two as of `Batcher`."""
         self._engine = Engine(bundles, device, dtype, prefix_cache_bytes)
         self.tokenizer = self._engine.tokenizer
-        self._is_free = asyncio.Lock()  # one batch of questions, or one pass of a turn, at a time
+        self._is_free = asyncio.Lock()  # one batch of questions, or one pass of turns, at a time
         self._rankings: Batcher[Question, Ranking] = Batcher(
             self._engine.rank, max_batch_size, wait_s, self._is_free, self._engine.read
         )
-        self._turns = Turns(self._engine.write, self._is_free, max_batch_size)
+        self._turns = Turns(self._engine, self._is_free, max_batch_size)
 
     @property
     def largest_batch(self) -> int:

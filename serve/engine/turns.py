@@ -1,66 +1,86 @@
-"""Turns of dialogues under way: each takes a pass of the model in turn with the others and with batches of questions.
+"""Turns of dialogues under way: they share passes of the model, and batches of questions come between any two of these.
 
-A turn of hundreds of tokens so keeps a question waiting for one pass only, and another turn for one pass of each.
+A turn of hundreds of tokens so keeps a question waiting for one pass only, and another turn not at all.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
-from model.decode.turn_types import TurnRequest, WrittenTurn
+from model.decode.turn_types import RunningTurn, TurnRequest, WrittenTurn
 
-_Passes = Generator[str, None, WrittenTurn]
+_LEFT = ConnectionAbortedError("its caller has gone")
+
+
+class TurnEngine(Protocol):
+    """What makes the passes; all of it blocks, and runs in one thread at a time."""
+
+    def begin(self, name: str, request: TurnRequest) -> RunningTurn:
+        """Put a turn by the model of a name among those under way.
+
+        Raises:
+            PromptTooLongError: the dialogue leaves no room for it.
+        """
+        ...
+
+    def step(self) -> None:
+        """One pass for turns under way; those that end with it are under way no more."""
+        ...
+
+    def leave(self, turn: RunningTurn) -> None:
+        """End a turn that is under way, or was."""
+        ...
 
 
 class _Turn:
-    """One turn under way.
+    """One turn that was asked for.
 
     Attributes:
-        text: what of its answer is certain.
-        end: the turn, or what went wrong.
+        state: what of it is written; before it has begun, nothing.
+        has_begun: whether it was put among those under way.
         is_left: whether its caller has gone.
-        has_news: text or end have changed.
+        has_news: the state has changed.
     """
 
-    def __init__(self, passes: _Passes) -> None:
-        self._passes = passes
-        self.text = ""
-        self.end: WrittenTurn | Exception | None = None
+    def __init__(self, model: str, request: TurnRequest) -> None:
+        self._asked = model, request
+        self.state = RunningTurn()
+        self.has_begun = False
         self.is_left = False
         self.has_news = asyncio.Event()
 
-    def step(self) -> None:
-        """One pass; it blocks, and runs in a thread."""
+    def begin(self, engine: TurnEngine) -> None:
+        self.has_begun = True
         try:
-            self.text = next(self._passes)
-        except StopIteration as end:
-            self.end = end.value
+            self.state = engine.begin(*self._asked)
         except Exception as error:  # noqa: BLE001  (whatever it is, it goes to who waits)
-            self.end = error
+            self.state.end = error
 
-    def close(self) -> None:
-        """Give back its memory."""
-        self._passes.close()
+    def leave(self, engine: TurnEngine) -> None:
+        if self.has_begun:
+            engine.leave(self.state)
+        self.state.end = _LEFT
 
 
 class Turns:
-    """Writes turns, pass by pass; for one event loop."""
+    """Writes turns; for one event loop."""
 
-    def __init__(self, write: Callable[[str, TurnRequest], _Passes], is_free: asyncio.Lock, max_running: int) -> None:
+    def __init__(self, engine: TurnEngine, is_free: asyncio.Lock, max_running: int) -> None:
         """
         Args:
-            write: begins a turn by the model of a name: a generator that makes one pass between two of its values.
+            engine: makes the passes.
             is_free: held during each pass; shared by those that use one model.
             max_running: turns under way at most, as each holds memory; further ones wait.
         """
-        self._write = write
+        self._engine = engine
         self._is_free = is_free
         self._max_running = max_running
         self._waiting: deque[_Turn] = deque()
-        self._running: deque[_Turn] = deque()
+        self._running: list[_Turn] = []
         self._is_paused = False
         self._is_empty = asyncio.Event()
         self._is_empty.set()
@@ -75,20 +95,20 @@ class Turns:
         Raises:
             PromptTooLongError: the dialogue leaves no room for it.
         """
-        turn = _Turn(self._write(model, request))
+        turn = _Turn(model, request)
         self._waiting.append(turn)
         self._start()
         shown = ""
         try:
-            while turn.end is None:
+            while turn.state.end is None:
                 await turn.has_news.wait()
                 turn.has_news.clear()
-                if turn.end is None and turn.text != shown:
-                    shown = turn.text
+                if turn.state.end is None and turn.state.text != shown:
+                    shown = turn.state.text
                     yield shown
-            if isinstance(turn.end, Exception):
-                raise turn.end
-            yield turn.end
+            if isinstance(turn.state.end, Exception):
+                raise turn.state.end
+            yield turn.state.end
         finally:
             turn.is_left = True
 
@@ -108,22 +128,33 @@ class Turns:
             self._working = asyncio.create_task(self._work())
 
     async def _work(self) -> None:
-        """Until no turn can go on."""
+        """Until no turn can go on. One turn joins before each pass at most, so that no pass waits for many prompts."""
         self._is_empty.clear()
         try:
             while True:
-                while self._waiting and len(self._running) < self._max_running and not self._is_paused:
-                    self._running.append(self._waiting.popleft())
+                self._admit()
                 if not self._running:
                     return
-                turn = self._running.popleft()
-                if turn.is_left:
-                    turn.close()
-                    continue
                 async with self._is_free:
-                    await asyncio.to_thread(turn.step)
-                if turn.end is None:
-                    self._running.append(turn)
-                turn.has_news.set()
+                    await asyncio.to_thread(self._make_pass)
+                for turn in self._running:
+                    turn.has_news.set()
+                self._running = [turn for turn in self._running if turn.state.end is None]
         finally:
             self._is_empty.set()
+
+    def _admit(self) -> None:
+        while self._waiting and self._waiting[0].is_left:
+            self._waiting.popleft()
+        if self._waiting and len(self._running) < self._max_running and not self._is_paused:
+            self._running.append(self._waiting.popleft())
+
+    def _make_pass(self) -> None:
+        """It blocks, and runs in a thread."""
+        for turn in self._running:
+            if turn.is_left:
+                turn.leave(self._engine)
+            elif not turn.has_begun:
+                turn.begin(self._engine)
+        if any(turn.state.end is None for turn in self._running):
+            self._engine.step()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from model.decode.answer_text import settled_answer
+from model.decode.next_token import Likeliest
 from model.decode.tree_cache import CachedPath, DecodeStats
 from model.decode.trie import ChoiceTrie
 from model.decode.turn import TurnComposer
@@ -49,15 +50,18 @@ class VllmTurns:
         try:
             row = self._composer.open_row(tokens.prompt, DecodeStats(), next_token)
             composing = self._composer.compose(turn, row, [turn.prompt_ids])
-            reply: Read | None = None
+            reply: Read | int | None = None
             while True:
                 try:
-                    blocks = next(composing) if reply is None else composing.send(reply)
+                    wish = next(composing) if reply is None else composing.send(reply)
                 except StopIteration as end:
                     written: WrittenTurn = end.value
                     break
-                reply = tokens.extend(blocks)
-                yield settled_answer(row.answer)
+                if isinstance(wish, Likeliest):
+                    (reply,) = next_token.likeliest([wish])
+                else:
+                    reply = tokens.extend(wish)
+                    yield settled_answer(row.answer)
             yield replace(written, cached_tokens=min(next_token.n_cached, len(turn.prompt_ids)))
         finally:
             next_token.close()
@@ -105,13 +109,16 @@ class _NextToken:
         stats.decisions += len(nodes)
         return score_children(self._score, trie, ends, nodes)
 
-    def likeliest(self, end: Any, banned: np.ndarray) -> int:
-        (ids,) = end
+    def likeliest(self, wishes: Sequence[Likeliest]) -> list[int]:
+        return [self._pick(wish) for wish in wishes]
+
+    def _pick(self, wish: Likeliest) -> int:
+        (ids,) = wish.end
         sequence: list[int] = ids.tolist()
         token = self._look_ahead(sequence)
-        if banned[token]:
+        if wish.banned[token]:
             self.close()
-            return self._server.pick(self._model, sequence, np.flatnonzero(~banned).tolist())
+            return self._server.pick(self._model, sequence, np.flatnonzero(~wish.banned).tolist())
         self._next_ids = [*sequence, token]
         return token
 

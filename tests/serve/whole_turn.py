@@ -8,9 +8,18 @@ from serve.engine.answering import Engine
 
 def write_whole(engine: Engine, name: str, request: TurnRequest) -> WrittenTurn:
     """Make all passes."""
-    passes = engine.write(name, request)
-    while True:
-        try:
-            next(passes)
-        except StopIteration as end:
-            return end.value
+    return write_together(engine, [(name, request)])[0]
+
+
+def write_together(engine: Engine, asked: list[tuple[str, TurnRequest]]) -> list[WrittenTurn]:
+    """Make all passes of turns that begin together."""
+    turns = [engine.begin(name, request) for name, request in asked]
+    while any(turn.end is None for turn in turns):
+        engine.step()
+    written = []
+    for turn in turns:
+        if isinstance(turn.end, Exception):
+            raise turn.end
+        assert turn.end is not None
+        written.append(turn.end)
+    return written

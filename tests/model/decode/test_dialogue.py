@@ -18,8 +18,8 @@ from data_pipeline.records.schema import Turn
 from model.decode.dialogue import _advance, _Dialogue, generate_dialogue, write_dialogues
 from model.decode.free import is_finished
 from model.decode.tree_cache import CachedPath, DecodeStats
-from model.decode.turn import TurnWriter
 from model.decode.turn_types import TurnArgument, TurnLimits, TurnRequest, TurnTool
+from model.decode.turn_writer import TurnWriter
 from model.llm.tool_llm import ToolLLM, to_tensors
 from model.tiny.backbone import build_tiny_backbone
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import sys
-from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,93 +16,45 @@ from transformers import AddedToken
 from data_pipeline.batches.encoding import encode_dialogue
 from data_pipeline.batches.packing import build_micro_batch
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import Tool
 from data_pipeline.records.dialogue import (
     Answer,
     ToolCall,
     parse_turn,
     render_answer,
     render_call,
-    render_dialogue_prompt,
-    render_observation,
 )
 from data_pipeline.records.schema import Turn
 from model.decode.dialogue import generate_dialogue
-from model.decode.kept_prefixes import KeptPrefixes
 from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import score_all_tools
 from model.decode.tree_cache import DecodeStats, Prompt
 from model.decode.trie import ChoiceTrie
-from model.decode.turn import NO_ANSWER, TurnWriter
+from model.decode.turn import NO_ANSWER
 from model.decode.turn_row import TokenKinds
 from model.decode.turn_types import (
     ANSWER,
     PromptTooLongError,
-    TurnArgument,
     TurnLimits,
     TurnRequest,
-    TurnTool,
     WrittenTurn,
 )
+from model.decode.turn_writer import TurnWriter
 from model.llm.tool_llm import ToolLLM, to_tensors
-from model.tiny.backbone import build_tiny_backbone
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tokenizer_kinds import KINDS, put_llama_tokenizer
+from tokenizer_kinds import KINDS
 from toy_batches import build_toy_mllm
-
-IMAGE, AUDIO, TEXT = TurnArgument("image"), TurnArgument("audio"), TurnArgument("text")
-TOOLS = (
-    TurnTool("Blur It", (IMAGE,)),
-    TurnTool("Blur It Again", (IMAGE, TEXT)),
-    TurnTool("Mix Two", (IMAGE, IMAGE)),
-    TurnTool("Draw", (TEXT,)),
-    TurnTool("Swap", (IMAGE, TEXT, TEXT)),
-    TurnTool("Pitch", (AUDIO, TurnArgument("integer", default=2, minimum=-12, maximum=12), TurnArgument("number"))),
-    TurnTool("Style", (IMAGE, TurnArgument("choice", choices=("oil", "oil paint", "pencil")))),
-    TurnTool("Tell Time", ()),
-)
-FILES = ("image/a.png", "image/ab.png", "audio/c.wav")
-PROMPT = render_dialogue_prompt([Tool("x", name=tool.name) for tool in TOOLS], "", "blur the dog, now")
-REQUEST = TurnRequest(PROMPT, tools=TOOLS, files=FILES, fallback_text="the dog, or so")
-NOW = (
-    Turn("assistant", render_call("Blur It", "image/a.png")),
-    Turn("observation", render_observation("image/ab.png")),
-)
+from toy_turns import FILES, NOW, PROMPT, REQUEST, TOOLS, build_turn_backbone, shaken
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = [
-        PROMPT,
-        *(render_call(tool.name, "image/a.png, the dog") for tool in TOOLS),
-        render_answer("a dog, image/"),
-    ]
-    folder = build_tiny_backbone(
-        tmp_path_factory.mktemp("backbone") / "tiny",
-        texts * 2,
-        vocab_size=420,
-        hidden_size=32,
-        n_layers=2,
-        n_heads=4,
-        intermediate_size=48,
-        max_positions=900,
-    )
-    return put_llama_tokenizer(folder, texts, 420) if request.param == "llama" else folder
+    return build_turn_backbone(tmp_path_factory.mktemp("backbone") / "tiny", request.param)
 
 
 @pytest.fixture(scope="module")
 def mllm(backbone: Path) -> ToolLLM:
     return build_toy_mllm(backbone)
-
-
-def shaken(mllm: ToolLLM, seed: int) -> ToolLLM:
-    """Other random weights in the head: other answers."""
-    with torch.no_grad():
-        for name, parameter in mllm.named_parameters():
-            if "lm_head" in name and parameter.requires_grad:
-                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(seed))
-    return mllm
 
 
 def check(written: WrittenTurn, request: TurnRequest = REQUEST) -> ToolCall | Answer:
@@ -199,54 +149,6 @@ def test_neighbours_in_a_batch_change_nothing(mllm: ToolLLM) -> None:
         (alone,) = writer.write([turn])
         assert alone.text == written.text
     assert writer.write([]) == []
-
-
-def drain(passes: Generator[str, None, WrittenTurn], ended: list[WrittenTurn]) -> Iterator[str]:
-    ended.append((yield from passes))
-
-
-def finish(passes: Generator[str, None, WrittenTurn]) -> tuple[list[str], WrittenTurn]:
-    """What was certain after each pass, and the turn."""
-    ended: list[WrittenTurn] = []
-    return list(drain(passes, ended)), ended[0]
-
-
-def test_pass_by_pass_and_with_what_was_read_before_turns_are_the_same(mllm: ToolLLM) -> None:
-    """Two at a time, whose passes alternate, over dialogues that grow; `write` reads everything anew."""
-    writer = TurnWriter(mllm, TurnLimits(max_text_tokens=8, max_answer_tokens=24))
-    for seed in range(3):
-        shaken(mllm, seed)
-        kept = KeptPrefixes(1 << 28)
-        first = replace(REQUEST, may_answer=False) if seed else REQUEST
-        for request in (first, replace(first, turns=NOW), replace(REQUEST, turns=NOW * 2, may_call=False)):
-            turn, other = writer.encode(request), writer.encode(replace(request, is_constrained=False))
-            (expected, free), stats = writer.write([turn, other]), DecodeStats()
-            passes, others = writer.write_in_passes(turn, kept, "m", stats), writer.write_in_passes(other)
-            ended: list[WrittenTurn] = []
-            other_ended: list[WrittenTurn] = []
-            alternating = itertools.zip_longest(drain(passes, ended), drain(others, other_ended))
-            texts = [text for text, _ in alternating if text is not None]
-            (written,), (freely,) = ended, other_ended
-            assert (written.text, written.completion_tokens) == (expected.text, expected.completion_tokens)
-            assert dict(written.choices) == pytest.approx(dict(expected.choices), abs=1e-3)
-            assert freely.text == free.text
-            assert stats.prompt_tokens == len(turn.prompt_ids) - written.cached_tokens
-            step = parse_turn(written.text)
-            for text in texts:
-                assert (step.text if isinstance(step, Answer) else "").startswith(text)
-    # what the model wrote itself is not read again either: of a second turn, only what the tool gave is new
-    request = replace(REQUEST, tools=TOOLS[:1], may_answer=False)
-    kept = KeptPrefixes(1 << 28)
-    turn = writer.encode(request)
-    _, called = finish(writer.write_in_passes(turn, kept, "m"))
-    observed = Turn("observation", render_observation("image/ab.png"))
-    again = writer.encode(replace(request, turns=(Turn("assistant", called.text), observed)))
-    _, second = finish(writer.write_in_passes(again, kept, "m"))
-    n_new = len(again.prompt_ids) - len(turn.prompt_ids)
-    assert called.cached_tokens == 0
-    assert len(again.prompt_ids) - second.cached_tokens < 0.9 * n_new
-    assert len(kept) == 1
-    assert finish(writer.write_in_passes(again, kept, "another model"))[1].cached_tokens == 0
 
 
 def test_a_turn_reads_no_token_twice(mllm: ToolLLM) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.decode.turn import TurnWriter
+from model.decode.turn_writer import TurnWriter
 from model.llm.bundle import Bundle, load_bundle
 from serve.bench.agent import PICTURE, REQUEST, Dialogues, SecondTurn
 from tests.integration.small_service import make_bundle, make_encoder

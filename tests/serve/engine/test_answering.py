@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
-from whole_turn import write_whole
+from whole_turn import write_together, write_whole
 
 from data_pipeline.batches.cards import encode_card
 from data_pipeline.batches.encoding import encode_question, longest_answer
@@ -17,7 +17,8 @@ from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import Prompt, score_all_tools
 from model.decode.trie import ChoiceTrie
-from model.decode.turn_types import PromptTooLongError, TurnRequest
+from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
+from model.decode.turn_writer import TurnBatch
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
 from serve.engine.messages import Ranking
@@ -91,6 +92,37 @@ def test_a_turn_that_has_no_room_is_told(engine: Engine) -> None:
     assert write_whole(engine, "a", short) == write_whole(engine, "a", short)
     with pytest.raises(PromptTooLongError):
         write_whole(engine, "b", TurnRequest("Improve this " * 400))
+
+
+def test_turns_of_two_models_do_not_mix(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take passes in turn, each with its own adapter; questions to either come between."""
+    words = ("Improve this\n", "Improve this, please, and that\n", "Take the haze out\n")
+    asked = [(name, TurnRequest(text, may_call=False, max_answer_tokens=6)) for text in words for name in "ab"]
+    alone = [write_whole(engine, name, request) for name, request in asked]
+    question = _ask(engine, "a", "Improve this", 2)
+    expected = _tools(engine.rank([question])[0])
+    order, step = [], TurnBatch.step
+
+    def step_noted(batch: TurnBatch) -> None:
+        order.append((engine._shared._active, len(batch)))
+        step(batch)
+        assert _tools(engine.rank([question])[0]) == expected
+
+    monkeypatch.setattr(TurnBatch, "step", step_noted)
+    together = write_together(engine, asked)
+    assert [turn.text for turn in together] == [turn.text for turn in alone]
+    assert len({turn.text for turn in alone}) > 1
+    assert order[:4] == [("a", 3), ("b", 3)] * 2
+    monkeypatch.undo()
+    left, stays = engine.begin(*asked[0]), engine.begin(*asked[1])
+    engine.step()
+    engine.leave(left)
+    while stays.end is None:
+        engine.step()
+    assert left.end is None
+    assert isinstance(stays.end, WrittenTurn)
+    assert stays.end.text == alone[1].text
+    assert not engine._batches, "nothing is held for turns that are no more"
 
 
 def test_room_is_left_for_the_longest_answer_as_in_training(engine: Engine) -> None:
