@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import os
 import signal
 import threading
@@ -13,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 import ray
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 from ray import serve as ray_serve
 from ray.util.state import list_actors
 from small_service import APP, CATALOG, SELECT, Service, make_bundle, picture
@@ -47,9 +52,8 @@ class Load:
 @contextmanager
 def load(post: Callable[[httpx.Client], httpx.Response]) -> Iterator[Load]:
     """Clients that ask one question after the other until the block ends."""
-    found, stop = Load(), threading.Event()
 
-    def ask_on() -> None:
+    def ask_on(found: Load, stop: threading.Event) -> None:
         with httpx.Client(timeout=120) as client:
             while not stop.is_set():
                 sent = time.perf_counter()
@@ -60,7 +64,38 @@ def load(post: Callable[[httpx.Client], httpx.Response]) -> Iterator[Load]:
                     status = repr(error)
                 found.answers.append((time.perf_counter() - sent, status))
 
-    threads = [threading.Thread(target=ask_on, daemon=True) for _ in range(CLIENTS)]
+    with _running(CLIENTS, ask_on) as found:
+        yield found
+
+
+@contextmanager
+def load_by_mcp(url: str, tool: str, arguments: dict[str, Any]) -> Iterator[Load]:
+    """MCP's own clients, which call a tool again and again until the block ends."""
+
+    async def call_on(found: Load, stop: threading.Event) -> None:
+        async with (
+            httpx2.AsyncClient(timeout=120) as http,
+            Client(streamable_http_client(url, http_client=http)) as client,
+        ):
+            while not stop.is_set():
+                sent = time.perf_counter()
+                result = await client.call_tool(tool, arguments)
+                found.answers.append((time.perf_counter() - sent, result.content if result.is_error else 200))
+
+    def run(found: Load, stop: threading.Event) -> None:
+        try:
+            asyncio.run(call_on(found, stop))
+        except Exception as error:  # noqa: BLE001  (whatever it is, the call has failed)
+            found.answers.append((0.0, repr(error)))
+
+    with _running(CLIENTS // 3, run) as found:
+        yield found
+
+
+@contextmanager
+def _running(n: int, ask_on: Callable[[Load, threading.Event], None]) -> Iterator[Load]:
+    found, stop = Load(), threading.Event()
+    threads = [threading.Thread(target=ask_on, args=(found, stop), daemon=True) for _ in range(n)]
     for thread in threads:
         thread.start()
     try:
@@ -114,12 +149,15 @@ def test_a_killed_tool_host_fails_no_request(service: Service) -> None:
     def post(client: Any) -> httpx.Response:
         return client.post(f"{service.url}/v1/tools/{EDGES}/invoke", json=arguments, timeout=120)
 
-    with load(post) as found:
-        wait_until(lambda: len(found.answers) > 10)
-        n_before = len(found.answers)
+    by_mcp = load_by_mcp(f"{service.url}/mcp", "local__detect-edges", {"image": base64.b64encode(picture()).decode()})
+    with load(post) as found, by_mcp as found_by_mcp:
+        wait_until(lambda: len(found.answers) > 10 and len(found_by_mcp.answers) > 2)
+        n_before, n_by_mcp = len(found.answers), len(found_by_mcp.answers)
         seconds = kill_one("LocalTools", lambda: post(httpx))
         wait_until(lambda: len(found.answers) > n_before + 3 * CLIENTS)
+        wait_until(lambda: len(found_by_mcp.answers) > n_by_mcp + CLIENTS)
     assert found.failures == []
+    assert found_by_mcp.failures == []
     print(f"a request sent when the tools died took {seconds:.1f} s, the longest one {found.longest_s:.1f} s")
 
 
