@@ -109,7 +109,9 @@ class TurnBatch:
             path = self._cache.add_row() if found is None else self._cache.add_row(found[0].columns, found[1])
         row = _Row(turn)
         row.writing = self._write(row, path)
-        row.blocks = next(row.writing)
+        first = next(row.writing)
+        assert not isinstance(first, Likeliest)  # the prompt's last token at least is read
+        row.blocks = first
         self._rows.append(row)
         self._waiting.append(row)
         return row
