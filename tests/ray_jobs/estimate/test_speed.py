@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.batches.packing import build_micro_batch
+from model.llm.backbone import is_slow_in
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
 from model.tiny.backbone import build_tiny_backbone
@@ -24,7 +25,10 @@ from ray_jobs.estimate.speed import MicroStep, count_parallel, measure_training_
 N_QUESTIONS = 16
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+_HAS_BFLOAT16 = pytest.mark.skipif(is_slow_in("bfloat16", "cpu"), reason="no bfloat16 in this processor")
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=_HAS_BFLOAT16)])
 def test_within_a_factor_of_two_of_a_real_model(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the thread's own clock, so that whatever else the machine does slows neither."""
     monkeypatch.setattr(time, "perf_counter", time.thread_time)
