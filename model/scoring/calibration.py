@@ -31,6 +31,9 @@ def expected_calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> 
 def fit_temperature(questions: Sequence[Sequence[Sequence[Decision]]]) -> float:
     """The temperature of every decision under which the right answers are likeliest, together where there are several.
 
+    One near 1 is preferred as strongly as one question speaks for it, since a model that is always right on a few
+    would be taken for sure of everything.
+
     Args:
         questions: by question and right answer, at least one each, the decisions on its way.
     """
@@ -39,7 +42,7 @@ def fit_temperature(questions: Sequence[Sequence[Sequence[Decision]]]) -> float:
     def cost(log_temperature: float) -> float:
         temperature = float(np.exp(log_temperature))
         right = [np.logaddexp.reduce([log_probability(way, temperature) for way in ways]) for ways in questions]
-        return -float(np.mean(right))
+        return 0.5 * log_temperature**2 - float(np.sum(right))
 
     found: Any = minimize_scalar(cost, bounds=_LOG_BOUNDS, method="bounded")
     return float(np.exp(found.x))

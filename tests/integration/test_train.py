@@ -22,7 +22,10 @@ from ray import serve as ray_serve
 from small_service import free_port
 from small_training import VERBS, build_base, build_spec, history
 
+from data_pipeline.batches.encoding import encode_question
 from data_pipeline.corpus.files import Corpus
+from model.decode.tools import Prompt, top_k_tools
+from model.decode.trie import ChoiceTrie
 from model.llm.bundle import load_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
@@ -200,8 +203,12 @@ def test_bundle_is_registered_as_champion_and_loads_without_unpickling(
 
 
 def test_the_bundle_answers_over_http(exported: tuple[RunSpec, dict[str, Any], dict[str, Any]]) -> None:
-    """Ray Serve gives the tools, and the probabilities, that evaluation found in the same questions."""
+    """Ray Serve gives the tools that evaluation found in the same questions, with probabilities at the temperature that
+    it fitted."""
     spec, _, result = exported
+    bundle = load_bundle(result["bundle"])
+    mllm = bundle.build_mllm()
+    trie = ChoiceTrie(bundle.catalog.selection_tool_ids, mllm.tokenizer)
     rows = (spec.run_dir / "evaluation" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     evaluated = [json.loads(row) for row in rows]
     records = list(Corpus.open(spec.corpus_dir).records("test"))
@@ -210,11 +217,17 @@ def test_the_bundle_answers_over_http(exported: tuple[RunSpec, dict[str, Any], d
     try:
         ray_serve.run(build_app({"bundle": result["bundle"]}), name="small-path")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            for record, expected in zip(records, evaluated, strict=True):
+            for record, said in zip(records, evaluated, strict=True):
+                prompt = Prompt(encode_question(mllm.tokenizer, record.instruction, False, ()).prompt_ids)
+                [plain] = top_k_tools(mllm, [prompt], 3, trie)
+                assert [tool.probability for tool in plain] == pytest.approx(said["probabilities"], abs=1e-5)
+                assert all(tool.tool_id in words for tool, words in zip(plain, said["responses"], strict=True))
+                [expected] = top_k_tools(mllm, [prompt], 3, trie, temperature=bundle.info.temperature)
                 answer = client.post("/v1/tools/select", json={"instruction": record.instruction, "k": 3})
                 assert answer.status_code == 200, answer.text
                 found = answer.json()["tools"]
-                assert [tool["probability"] for tool in found] == pytest.approx(expected["probabilities"], abs=1e-5)
-                assert all(tool["tool_id"] in said for tool, said in zip(found, expected["responses"], strict=True))
+                assert [tool["tool_id"] for tool in found[:1]] == [tool.tool_id for tool in expected[:1]]
+                p = [tool["probability"] for tool in found]
+                assert p == pytest.approx([tool.probability for tool in expected], abs=1e-5)
     finally:
         ray_serve.shutdown()

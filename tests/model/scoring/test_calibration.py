@@ -48,4 +48,13 @@ def test_the_temperature_of_a_model_is_found_and_mends_it(true_temperature: floa
 
 def test_several_right_answers_count_together() -> None:
     halves = np.log([0.5, 0.5])
-    assert fit_temperature([[[(0, halves)], [(1, halves)]], [[(0, np.log([0.9, 0.1]))]]]) < 0.1, "both of two are sure"
+    either = [[(0, halves)], [(1, halves)]]  # says nothing: one of two that are both right
+    other = [[(0, np.log([0.4, 0.6]))]]
+    assert fit_temperature([other] * 9) == pytest.approx(fit_temperature([either, *[other] * 9]), rel=1e-3)
+    assert fit_temperature([either] * 9) == pytest.approx(1, rel=1e-2)
+
+
+def test_a_few_right_answers_make_no_certainty() -> None:
+    few = [[[(0, np.log([0.97, 0.03]))]]] * 8
+    assert 0.5 < fit_temperature(few) < 1
+    assert fit_temperature(few * 1000) < 0.5

@@ -11,6 +11,8 @@ from serve.bench import job, selection
 from tests.integration.small_service import make_bundle, make_encoder
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_all_is_measured_in_one_run(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
