@@ -58,7 +58,7 @@ def test_a_shops_tools_are_served(tmp_path: Path) -> None:
         env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=550,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     lines = result.stdout.splitlines()
