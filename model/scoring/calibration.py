@@ -1,6 +1,6 @@
 """Whether a probability means what it says: expected calibration error, and the temperature that mends it.
 
-Guo et al. 2017, arXiv 1706.04599: one temperature, fitted on validation by the likelihood of the right answers.
+Guo et al. 2017, arXiv 1706.04599: one temperature, fitted on validation.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 Decision = tuple[int, np.ndarray]  # the child that is taken; float64 [C], log probabilities of it and its siblings
 
 N_BINS = 15  # of equal width, as in the paper
+_SMALLEST_P = 1e-6  # one sure and wrong answer outweighs no thousand others
 _LOG_BOUNDS = (np.log(0.05), np.log(20.0))  # of the temperature
 
 
@@ -28,21 +29,22 @@ def expected_calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> 
     return float(np.abs(right - said).sum() / n.sum())
 
 
-def fit_temperature(questions: Sequence[Sequence[Sequence[Decision]]]) -> float:
-    """The temperature of every decision under which the right answers are likeliest, together where there are several.
+def fit_temperature(ways: Sequence[Sequence[Decision]], is_right: np.ndarray) -> float:
+    """The temperature of every decision under which first answers are as often right as their probabilities say.
 
-    One near 1 is preferred as strongly as one question speaks for it, since a model that is always right on a few
-    would be taken for sure of everything.
+    By the likelihood of what was right and wrong. One near 1 is preferred as strongly as one question speaks for it,
+    since a model that is always right on a few would be taken for sure of everything.
 
     Args:
-        questions: by question and right answer, at least one each, the decisions on its way.
+        ways: by question, the decisions on the way to its first answer.
+        is_right: bool [N], whether that is among the right ones, which may be several.
     """
     from scipy.optimize import minimize_scalar
 
     def cost(log_temperature: float) -> float:
-        temperature = float(np.exp(log_temperature))
-        right = [np.logaddexp.reduce([log_probability(way, temperature) for way in ways]) for ways in questions]
-        return 0.5 * log_temperature**2 - float(np.sum(right))
+        p = np.exp([log_probability(way, float(np.exp(log_temperature))) for way in ways])
+        likelihood = np.log(np.clip(np.where(is_right, p, 1 - p), _SMALLEST_P, None))
+        return 0.5 * log_temperature**2 - float(likelihood.sum())
 
     found: Any = minimize_scalar(cost, bounds=_LOG_BOUNDS, method="bounded")
     return float(np.exp(found.x))

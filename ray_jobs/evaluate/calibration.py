@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from data_pipeline.records.schema import ToolRecord
 from model.decode.decisions import read_decisions
+from model.decode.tools import top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.scoring.calibration import expected_calibration_error, fit_temperature
 from ray_jobs.evaluate.prompts import PromptReader, QuestionJob, vector_column
@@ -17,7 +18,7 @@ from ray_jobs.train.features import MediaVectors
 
 
 class DecisionReader:
-    """Ray Data actor: a built model that tells the decisions on the way to right answers."""
+    """Ray Data actor: a built model that tells its first answers and the decisions on the way to them."""
 
     def __init__(self, job: QuestionJob) -> None:
         self._mllm = job.model.build()
@@ -25,19 +26,16 @@ class DecisionReader:
         self._prompts = PromptReader(self._mllm.tokenizer, job)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = batch.to_pylist()
-        prompts = [self._prompts.read(row) for row in rows]
-        found = read_decisions(self._mllm, prompts, [row["answers"] for row in rows], self._trie)
-        decisions = [
-            [[{"taken": taken, "log_p": log_p.tolist()} for taken, log_p in way] for way in answers]
-            for answers in found
-        ]
-        kind = pa.list_(pa.list_(pa.struct({"taken": pa.int32(), "log_p": pa.list_(pa.float64())})))
-        return pa.table({"position": batch["position"], "decisions": pa.array(decisions, kind)})
+        prompts = [self._prompts.read(row) for row in batch.to_pylist()]
+        first = [ranking[0].tool_id for ranking in top_k_tools(self._mllm, prompts, 1, self._trie)]
+        found = read_decisions(self._mllm, prompts, [[tool_id] for tool_id in first], self._trie)
+        ways = [[{"taken": taken, "log_p": log_p.tolist()} for taken, log_p in way] for [way] in found]
+        kind = pa.list_(pa.struct({"taken": pa.int32(), "log_p": pa.list_(pa.float64())}))
+        return pa.table({"position": batch["position"], "tool_id": first, "way": pa.array(ways, kind)})
 
 
 def find_temperature(job: QuestionJob, records: Sequence[ToolRecord], vectors: MediaVectors) -> float | None:
-    """The temperature under which the right answers to some questions are likeliest.
+    """The temperature under which the first answers to some questions are as often right as they say.
 
     Args:
         job: says what answers.
@@ -45,19 +43,14 @@ def find_temperature(job: QuestionJob, records: Sequence[ToolRecord], vectors: M
         vectors: of their media.
 
     Returns:
-        None where no question has an answer in the catalogue.
+        None where there is no question.
     """
-    known = set(job.tool_ids)
-    answers = [[tool_id for tool_id in record.valid_tool_ids if tool_id in known] for record in records]
-    asked = [i for i, own in enumerate(answers) if own]
-    if not asked:
+    if not records:
         return None
-    questions = [records[i] for i in asked]
-    media = vector_column([vectors.get(record) for record in questions])
-    read = job.run(DecisionReader, questions, media=media, answers=[answers[i] for i in asked])
-    return fit_temperature(
-        [[[(each["taken"], np.array(each["log_p"])) for each in way] for way in row["decisions"]] for row in read]
-    )
+    read = job.run(DecisionReader, records, media=vector_column([vectors.get(record) for record in records]))
+    ways = [[(each["taken"], np.array(each["log_p"])) for each in row["way"]] for row in read]
+    is_right = [row["tool_id"] in record.valid_tool_ids for row, record in zip(read, records, strict=True)]
+    return fit_temperature(ways, np.array(is_right))
 
 
 def measure_calibration(
