@@ -16,12 +16,12 @@ from model.scoring.calibration import Decision
 def read_decisions(
     mllm: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], trie: ChoiceTrie
 ) -> list[list[list[Decision]]]:
-    """The decisions on the way to each right answer of each prompt.
+    """The decisions on the way to some answers to each prompt.
 
     Args:
         mllm: a `ToolLLM`.
         prompts: the batch; lengths and modalities may differ.
-        answers: choices of the trie that are right, for each prompt.
+        answers: choices of the trie, for each prompt.
         trie: of all choices.
 
     Returns:
