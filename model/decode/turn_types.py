@@ -110,3 +110,10 @@ class RunningTurn:
 
     text: str = ""
     end: WrittenTurn | Exception | None = None
+
+    def result(self) -> WrittenTurn:
+        """The turn, which has ended; raises what went wrong."""
+        if isinstance(self.end, Exception):
+            raise self.end
+        assert self.end is not None
+        return self.end

@@ -40,13 +40,7 @@ class TurnWriter(TurnComposer):
         running = [batch.begin(turn) for turn in turns]
         while len(batch):
             batch.step()
-        written = []
-        for turn in running:
-            if isinstance(turn.end, Exception):
-                raise turn.end
-            assert turn.end is not None
-            written.append(turn.end)
-        return written
+        return [turn.result() for turn in running]
 
 
 @dataclass(eq=False)

@@ -148,9 +148,7 @@ class SecondTurn:
             running = batch.begin(writer.encode(request))
             while running.end is None:
                 batch.step()
-            if isinstance(running.end, Exception):
-                raise running.end
-            return running.end, stats.prompt_tokens
+            return running.result(), stats.prompt_tokens
 
         kept = KeptPrefixes(1 << 30)
         first = dialogues.begin(REQUEST)

@@ -106,9 +106,7 @@ class Turns:
                 if turn.state.end is None and turn.state.text != shown:
                     shown = turn.state.text
                     yield shown
-            if isinstance(turn.state.end, Exception):
-                raise turn.state.end
-            yield turn.state.end
+            yield turn.state.result()
         finally:
             turn.is_left = True
 

@@ -16,10 +16,4 @@ def write_together(engine: Engine, asked: list[tuple[str, TurnRequest]]) -> list
     turns = [engine.begin(name, request) for name, request in asked]
     while any(turn.end is None for turn in turns):
         engine.step()
-    written = []
-    for turn in turns:
-        if isinstance(turn.end, Exception):
-            raise turn.end
-        assert turn.end is not None
-        written.append(turn.end)
-    return written
+    return [turn.result() for turn in turns]
