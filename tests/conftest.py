@@ -21,10 +21,12 @@ PASSED_ON = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "RAY_TRAIN_H
 REPO = Path(__file__).resolve().parent.parent
 
 
-# One process runs these: two long trainings at once take more than twice as long on two cores, and clocks run out.
-LONG_TRAININGS = {
+# One process runs these, and runs them first: two long trainings at once take more than twice as long on two cores, and
+# clocks run out; some of them serve where the session's service will stand.
+TRAININGS = {
     *(f"tests/integration/test_{name}.py" for name in ("demo_output", "dialogues", "losses", "resume")),
     "tests/ray_jobs/own/test_job.py",
+    "tests/serve/bench/test_job.py",
 }
 
 
@@ -33,7 +35,11 @@ class FilesAndTrainings(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "trainings" if file in LONG_TRAININGS else file
+        return "trainings" if file in TRAININGS else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.nodeid.split("::")[0] not in TRAININGS)  # otherwise as they were
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndTrainings:

@@ -93,7 +93,7 @@ def serving(bundle: Path, artifacts: Path) -> Iterator[int]:
     """The service over a bundle, its artifacts in a folder; yields its port. Ray is started where it is not there."""
     os.environ["TOOLMM_API_KEYS"] = API_KEY
     if not ray.is_initialized():
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

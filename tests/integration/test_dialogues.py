@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tupl
     backbone = build_tiny_backbone(
         runs / "backbone", texts, vocab_size=1200, hidden_size=128, n_layers=3, n_heads=4, intermediate_size=256
     )
-    smaller = ["train.validation_dialogues=10", "evaluate.max_questions=60"]
+    smaller = ["train.workers=1", "train.validation_dialogues=10", "evaluate.max_questions=60"]
     spec = load_run_spec("dialogue_demo", [*base, f"model.backbone={backbone}", *smaller])
     train.run(spec)
     return spec, evaluate.run(spec)
@@ -76,6 +76,7 @@ def test_the_served_agent_takes_the_evaluation(
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         args = {"bundle": str(bundle.folder), "artifacts": str(spec.runs_dir / "artifacts"), "agent_max_steps": 3}
+        args["request_timeout_s"] = 300  # this is no test of speed
         ray_serve.run(build_app(args), name="agent")
         served = spec.model_copy(
             update={"evaluate": spec.evaluate.model_copy(update={"agent_url": f"http://127.0.0.1:{port}"})}

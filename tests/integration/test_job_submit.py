@@ -238,7 +238,6 @@ def test_a_job_gets_the_packages_and_one_thread_per_worker(head: Head) -> None:
     }
 
 
-@pytest.mark.timeout(1200)  # two jobs, each with a Ray of its own workers, one after the other
 def test_prepare_and_train_as_jobs(head: Head, overrides: list[str]) -> None:
     prepared = last_json(head.submit(["python", "-m", "ray_jobs", "prepare", *overrides]))
     assert prepared["counts"]["train"]["questions"] == 60

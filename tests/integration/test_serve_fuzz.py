@@ -60,6 +60,10 @@ N_CASES = {  # of valid and of invalid requests each; an operation without param
 }
 N_RPC = 100  # at /mcp, which the description leaves out, since MCP describes itself
 CLIENTS = 6
+QUESTIONS_IN = {  # where a request's messages are, and what their parts are called
+    "POST /v1/chat/completions": ("messages", "text", "image_url"),
+    "POST /v1/responses": ("input", "input_text", "input_image"),
+}
 MEDIA_KEYS = ("url", "data", "image_url")
 UNBOUNDED = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 LONGEST_S = 20.0
@@ -102,25 +106,28 @@ class Material:
             case.body = {"arguments": {argument.name: self._value(argument) for argument in spec.arguments}}
         elif isinstance(case.body, dict):
             case.body = self._mended(case.body)
-            if label == "POST /v1/chat/completions":
-                self._ask(case.body)
+            if label in QUESTIONS_IN:
+                self._ask(case.body, *QUESTIONS_IN[label])
             elif label == "POST /v1/decisions" and chance.random() < 0.7:  # the other kinds are refused
                 options = [{"value": value} for value in ("a", "b c", True, *HOSTILE_TEXTS)]
                 choices = [{"choices": options[: chance.randint(2, len(options))]}, {}]
                 case.body["questions"] = [{"type": "choice", "instructions": "Which?", **more} for more in choices]
 
-    def _ask(self, body: Any) -> None:
+    def _ask(self, body: Any, messages: str, text_type: str, image_type: str) -> None:
         """End a chat with words, and resolve what no schema can tell: which fields go together."""
         text = self.chance.choice(["improve this", "### Human: \0<image></s>", "word " * 700, "\u202e\U0001f600"])
-        parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
+        parts: list[dict[str, Any]] = [{"type": text_type, "text": text}]
         if self.chance.random() < 0.5:
-            parts.append({"type": "image_url", "image_url": {"url": self.chance.choice(self.media)}})
-        if isinstance(body.get("messages"), list):
-            body["messages"].append({"role": "user", "content": parts})
+            url = self.chance.choice(self.media)
+            parts.append({"type": image_type, "image_url": url if messages == "input" else {"url": url}})
+        if isinstance(body.get(messages), list):
+            body[messages].append({"role": "user", "content": parts})
+        if self.chance.random() < 0.8:
+            body.pop("previous_response_id", None)  # there is none of a made-up name
         for field, needed in (("stream_options", "stream"), ("top_logprobs", "logprobs")):
-            if body.get(field) is not None:
+            if body.get(field) is not None and not (messages == "input" and needed == "logprobs"):
                 body[needed] = True
-        for field in ("top_logprobs", "max_tokens", "max_completion_tokens"):
+        for field in ("top_logprobs", "max_tokens", "max_completion_tokens", "max_output_tokens"):
             if isinstance(body.get(field), float):  # JSON schema takes 3.0 for an integer
                 body[field] = int(body[field])
 
