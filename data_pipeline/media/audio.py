@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
-from av.audio.resampler import AudioResampler
-from av.audio.stream import AudioStream
-from av.container import InputContainer
 
 from data_pipeline.errors import MediaError
 from data_pipeline.media.limits import (
@@ -22,13 +17,10 @@ from data_pipeline.media.limits import (
     DEFAULT_LIMITS,
     MediaLimits,
     MediaSource,
-    check_codec,
-    check_duration,
     clip_starts_s,
     describe_source,
-    open_container,
-    open_source,
 )
+from data_pipeline.media.sound import SoundParts, decode_parts
 
 SAMPLE_RATE_HZ = 16_000
 CLIPS = 3
@@ -36,7 +28,6 @@ MEL_BINS = 128
 TARGET_FRAMES = 204
 LOG_MEL_MEAN = np.float32(-4.268)
 LOG_MEL_STD = np.float32(9.138)
-MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 
 FRAME_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms
@@ -50,7 +41,7 @@ RESAMPLE_BLOCK = 1 << 16  # output samples at a time, which bounds the memory of
 
 CANCELLED = 0.01  # of the channels' power; what the mean of two that are in opposite phase falls below
 
-MARGIN_S = 1.0  # kept before and after each clip: for the resampler, and for headers that tell the length roughly
+MARGIN_S = 1.0  # kept before and after each clip: for the resampler, and for lengths that are known roughly
 
 
 def load_audio(source: MediaSource, recipe: str = "mllm_tool", *, limits: MediaLimits = DEFAULT_LIMITS) -> np.ndarray:
@@ -97,124 +88,15 @@ def load_audio(source: MediaSource, recipe: str = "mllm_tool", *, limits: MediaL
     return (clips - LOG_MEL_MEAN) / LOG_MEL_STD
 
 
-@dataclass(frozen=True)
-class SoundTrack:
-    """An open sound track.
+def _decode_clips(source: MediaSource, limits: MediaLimits, recipe: str) -> SoundParts:
+    """What lies in the clips, with a margin around them."""
 
-    Attributes:
-        rate_hz: its sampling rate.
-        told_s: its length as the file tells it, in seconds; 0 where it does not.
-        blocks: float32 (channels, samples) in [-1, 1], in order; decoded as they are asked for.
-    """
+    def place(length_s: float) -> list[tuple[float, float]]:
+        starts_s = map(float, clip_starts_s(length_s, CLIPS, recipe))
+        return [(start_s - MARGIN_S, start_s + CLIP_DURATION_S + MARGIN_S) for start_s in starts_s]
 
-    rate_hz: int
-    told_s: float
-    blocks: Iterator[np.ndarray]
-
-
-@contextmanager
-def open_sound(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Iterator[SoundTrack]:
-    """Open the first sound track; what goes wrong while its blocks are decoded is a MediaError too.
-
-    Raises:
-        MediaError: as `load_audio`.
-    """
-    name = describe_source(source)
-    with open_source(source, limits) as file, open_container(file, name, "audio") as container:
-        if not container.streams.audio:
-            raise MediaError(f"{name} has no sound track; give an audio file or a video with sound.")
-        stream = container.streams.audio[0]
-        check_codec(stream, name)
-        rate_hz = stream.rate
-        if not rate_hz or not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-            raise MediaError(
-                f"{name} has a sampling rate of {rate_hz} Hz; {MIN_RATE_HZ:,} to {MAX_RATE_HZ:,} Hz are allowed."
-            )
-        told_s = 0.0
-        if stream.duration is not None and stream.time_base is not None:
-            told_s = float(stream.duration * stream.time_base)
-        check_duration(told_s, name, limits)
-        stream.codec_context.thread_count = 1  # the caller runs several loaders side by side
-        yield SoundTrack(rate_hz, told_s, _decode_blocks(container, stream, rate_hz, name, limits))
-
-
-def _decode_blocks(
-    container: InputContainer, stream: AudioStream, rate_hz: int, name: str, limits: MediaLimits
-) -> Iterator[np.ndarray]:
-    converter = AudioResampler(format="fltp")  # planar float32; rate and channels stay
-    count = 0
-    for frame in container.decode(stream):
-        for block in converter.resample(frame):
-            count += block.samples
-            yield block.to_ndarray()  # [channels,samples]
-        check_duration(count / rate_hz, name, limits)
-        channels = frame.layout.nb_channels
-        if count * channels > limits.max_samples:
-            raise MediaError(
-                f"{name} has more than {limits.max_samples:,} samples over its {channels} channels, the most that "
-                "is allowed; cut it or mix it down first."
-            )
-    if count:
-        for block in converter.resample(None):
-            if block is not None and block.samples:
-                count += block.samples
-                yield block.to_ndarray()
-    if count == 0:
-        raise MediaError(f"{name} contains no sound: its track has zero samples.")
-
-
-def decode_audio(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, int]:
-    """Decode the whole of the first sound track.
-
-    Returns:
-        float32 (channels, samples) in [-1, 1] and the sampling rate in Hz.
-
-    Raises:
-        MediaError: as `load_audio`.
-    """
-    with open_sound(source, limits) as track:
-        return np.concatenate(list(track.blocks), axis=1), track.rate_hz
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What is needed of a track: its length in samples, and (position of its first sample, block) in order."""
-
-    rate_hz: int
-    count: int
-    blocks: list[tuple[int, np.ndarray]]
-
-    def cut(self, first: int, last: int) -> np.ndarray:
-        """float32 (channels, last - first); zero beyond the ends of the track."""
-        part = np.zeros((len(self.blocks[0][1]), last - first), np.float32)
-        for position, block in self.blocks:
-            start, stop = max(position, first), min(position + block.shape[1], last)
-            if start < stop:
-                part[:, start - first : stop - first] = block[:, start - position : stop - position]
-        return part
-
-
-def _decode_clips(source: MediaSource, limits: MediaLimits, recipe: str, length_s: float | None = None) -> _Kept:
-    """Decode the track and keep what lies in the clips of a track of `length_s`; None = as long as the file tells.
-
-    Where the file tells a wrong length it is decoded once more, now that its length is known.
-    """
-    with open_sound(source, limits) as track:
-        placed_s = track.told_s if length_s is None else length_s
-        starts_s = [float(start_s) for start_s in clip_starts_s(placed_s, CLIPS, recipe)]
-        blocks: list[tuple[int, np.ndarray]] = []
-        count = 0
-        for block in track.blocks:
-            begin_s, end_s = count / track.rate_hz, (count + block.shape[1]) / track.rate_hz
-            if any(
-                begin_s < start_s + CLIP_DURATION_S + MARGIN_S and end_s > start_s - MARGIN_S for start_s in starts_s
-            ):
-                blocks.append((count, block))
-            count += block.shape[1]
-    found_s = count / track.rate_hz
-    if length_s is None and abs(found_s - placed_s) > MARGIN_S / 2:
-        return _decode_clips(source, limits, recipe, found_s)
-    return _Kept(track.rate_hz, count, _mix_down(blocks) if recipe == "robust" else blocks)
+    kept = decode_parts(source, limits, place)
+    return replace(kept, blocks=_mix_down(kept.blocks)) if recipe == "robust" else kept
 
 
 def _mix_down(blocks: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
@@ -227,7 +109,7 @@ def _mix_down(blocks: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarra
     return [(position, block[loudest : loudest + 1]) for position, block in blocks]
 
 
-def _resample_spans(kept: _Kept, length: int, spans: list[tuple[int, int]]) -> np.ndarray:
+def _resample_spans(kept: SoundParts, length: int, spans: list[tuple[int, int]]) -> np.ndarray:
     """The waveform at 16 kHz, (channels, length), computed only inside `spans` (sorted by start) and zero elsewhere."""
     waveform = np.zeros((len(kept.blocks[0][1]), length), np.float32)
     done = 0

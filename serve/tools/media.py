@@ -15,7 +15,6 @@ from av.video.frame import PictureType
 from PIL import Image
 
 from data_pipeline.errors import MediaError
-from data_pipeline.media.audio import open_sound
 from data_pipeline.media.image import open_image, to_rgb
 from data_pipeline.media.limits import (
     DEFAULT_LIMITS,
@@ -26,6 +25,7 @@ from data_pipeline.media.limits import (
     open_container,
     open_source,
 )
+from data_pipeline.media.sound import open_sound
 from data_pipeline.media.video import to_pixels
 from serve.tools.spec import Clip, ClipSound, Sound, ToolFile
 

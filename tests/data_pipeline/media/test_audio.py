@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import MediaError
-from data_pipeline.media import audio
-from data_pipeline.media.audio import decode_audio, load_audio, open_sound
+from data_pipeline.media import audio, sound
+from data_pipeline.media.audio import load_audio
 from data_pipeline.media.limits import DEFAULT_LIMITS, RECIPES
+from data_pipeline.media.sound import decode_audio, open_sound
 
 
 def render_wav(samples: np.ndarray, rate_hz: int = 16_000) -> bytes:
@@ -104,6 +105,34 @@ def test_a_header_that_tells_the_wrong_length_moves_no_clip() -> None:
     with open_sound(data) as honest, open_sound(lying) as wrong:
         assert wrong.told_s > 2 * honest.told_s
     check_clips(lying, "mllm_tool")
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("wav", "pcm_s16le"), ("flac", "flac"), ("ipod", "alac"), ("mov", "pcm_s16le")],
+)
+def test_of_a_long_track_the_clips_alone_are_decoded(
+    container: str, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sound, "_decode_whole", lambda *_: pytest.fail("decoded whole"))
+    data = encode(melody(91.3, 44_100), container, codec, 44_100)
+    for recipe in RECIPES:
+        check_clips(data, recipe)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.99, 1.01, 2])
+def test_a_long_track_whose_header_lies_is_decoded_whole(factor: float) -> None:
+    data = encode(melody(130, 44_100), "flac", "flac", 44_100)
+    told = int.from_bytes(data[18:26], "big")  # 28 bits of other things, 36 of the number of samples
+    n_samples = told & (1 << 36) - 1
+    assert n_samples == 130 * 44_100
+    lying = told - n_samples + int(factor * n_samples)
+    check_clips(data[:18] + lying.to_bytes(8, "big") + data[26:], "mllm_tool")
+
+
+def test_a_long_track_that_breaks_off_is_heard_as_far_as_it_goes() -> None:
+    data = encode(melody(130, 44_100), "wav", "pcm_s16le", 44_100)
+    check_clips(data[: int(0.7 * len(data))], "mllm_tool")
 
 
 def test_sounds_of_one_sample_or_none_are_refused() -> None:

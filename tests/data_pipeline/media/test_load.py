@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.errors import InputError, MediaError
 from data_pipeline.media import audio as media_audio
+from data_pipeline.media import sound as media_sound
 from data_pipeline.media import video as media_video
 from data_pipeline.media.limits import PAPER_RECIPES, clip_starts_s
 from data_pipeline.media.load import MediaLimits, load_audio, load_image, load_media, load_video
@@ -98,7 +99,7 @@ def test_images_equal_the_reference(name: str, media_dir: Path, golden_dir: Path
 def test_resampler_equals_the_reference(media_dir: Path, golden_dir: Path) -> None:
     with np.load(golden_dir / "audio.npz") as golden:
         wanted = golden["dog_audio.wav|resampled_16k"]
-    samples, rate_hz = media_audio.decode_audio(media_dir / "dog_audio.wav")
+    samples, rate_hz = media_sound.decode_audio(media_dir / "dog_audio.wav")
     assert rate_hz == 44_100
     assert np.abs(media_audio.resample(samples, rate_hz, 0, wanted.shape[1]) - wanted).max() <= 1e-5
     part = media_audio.resample(samples, rate_hz, 1234, 20_000)
