@@ -127,12 +127,18 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     with storage.replacing_folder(folder) as new, storage.staged_locally(new) as local:
         with RowFiles(local) as files:
             n_asked = 0
-            for part in plan.parts():
+
+            def make(part: list[Asked], said: np.ndarray) -> np.ndarray:
+                """One part's samples; a function, so that nothing of it is left when the next one's are made."""
                 taken = _ask(teacher, plan, part, n_asked, n_requests, errors)
-                n_asked += len(part)
                 samples, said = _build(plan, taken.found, files, said)
                 rows = _verify(verification, spec.generate, plan, samples, teacher, errors)
                 files.add(samples, rows, [line for number in sorted(taken.noise) for line in taken.noise[number]])
+                return said
+
+            for part in plan.parts():
+                said = make(part, said)
+                n_asked += len(part)
                 if teacher.is_budget_spent:
                     break
             files.add_errors(sorted(errors))
