@@ -29,11 +29,14 @@ from model.decode.tree_cache import (
     token_logits,
 )
 from model.decode.trie import ChoiceTrie
+from model.scoring.calibration import Decision
 
 __all__ = [
     "DecodeStats",
+    "FirstAnswer",
     "Prompt",
     "RankedTool",
+    "first_answers",
     "greedy_tools",
     "p_unknown",
     "score_all_tools",
@@ -74,9 +77,11 @@ class LeafSearch:
         self._frontier: list[tuple[float, int, Any]] = []  # heap of (-log probability, node, parent's path)
         self._best: list[tuple[float, int]] = []  # heap of the k best (log probability, -tool): the worst comes first
         self._extra: dict[int, float] = {}
+        self._choices: dict[int, np.ndarray] = {}  # of expanded nodes
 
     def add_children(self, node: int, log_probability: float, path: Any, choices: np.ndarray) -> None:
         """Take note of an expanded node's children; `choices` are their log probabilities given the node."""
+        self._choices[node] = choices
         for child, choice in zip(self._trie.children(node), choices.tolist(), strict=True):
             total = log_probability + choice
             tool = int(self._trie.leaf_choice[child])
@@ -110,9 +115,22 @@ class LeafSearch:
         ordered += sorted(((tool, self._extra[tool]) for tool in rest), key=lambda pair: (-pair[1], pair[0]))
         return [RankedTool(self._trie.choices[tool], float(np.exp(total))) for tool, total in ordered]
 
+    def decisions(self, tool_id: str) -> list[Decision]:
+        """On the way to a ranked tool, root first; the product of what is taken is its probability."""
+        taken = self._trie.choices_of(tool_id).taken.tolist()
+        return [(child, self._choices[node]) for node, child in zip(self._trie.ancestors(tool_id), taken, strict=True)]
+
     def _is_hopeless(self, log_probability: float) -> bool:
         """No leaf below can beat the k tools at hand: it is at most as likely as its ancestor."""
         return len(self._best) == self._k and log_probability <= self._best[0][0]
+
+
+@dataclass(frozen=True)
+class FirstAnswer:
+    """The likeliest tool, and what was decided on the way to it, root first."""
+
+    tool_id: str
+    decisions: list[Decision]
 
 
 def default_width(k: int) -> int:
@@ -159,6 +177,14 @@ def top_k_tools(
     return search.run()
 
 
+def first_answers(mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie) -> list[FirstAnswer]:
+    """The first of `top_k_tools`, with what a temperature is fitted on. Arguments as there."""
+    search = ToolSearch(mllm, trie)
+    search.add(prompts, 1)
+    found = [ranking[0].tool_id for ranking in search.run()]
+    return [FirstAnswer(tool_id, row.decisions(tool_id)) for tool_id, row in zip(found, search.rows, strict=True)]
+
+
 class ToolSearch:
     """What `top_k_tools` does, for prompts that come one after the other: run as they come, searched together."""
 
@@ -170,14 +196,14 @@ class ToolSearch:
         stats: DecodeStats | None = None,
         temperature: float = 1.0,
     ) -> None:
-        """Arguments as of `top_k_tools`."""
+        """Arguments as of `top_k_tools`; `rows` are the prompts' searches."""
+        self.rows: list[LeafSearch] = []
         self._mllm = mllm
         self._temperature = temperature
         self._trie = trie
         self._also = also
         self._stats = DecodeStats() if stats is None else stats
-        self._rows: list[LeafSearch] = []
-        self._cache: TreeCache | None = None  # as many rows
+        self._cache: TreeCache | None = None  # as many rows as `rows`
 
     def add(self, prompts: Sequence[Prompt], k: int, width: int | None = None) -> None:
         """Run further prompts; not after `run`. Arguments and errors as of `top_k_tools`."""
@@ -188,17 +214,17 @@ class ToolSearch:
         if prompts and self._trie.n_nodes > 1:  # one tool: nothing to decide
             with decoding(self._mllm):
                 self._run_prompts(prompts, rows)
-        self._rows += rows
+        self.rows += rows
 
     def run(self) -> list[list[RankedTool]]:
         """The tools of every prompt, in the order in which they were added."""
         if self._trie.n_nodes == 1:
-            return [[RankedTool(self._trie.choices[0], 1.0)] for _ in self._rows]
+            return [[RankedTool(self._trie.choices[0], 1.0)] for _ in self.rows]
         if self._cache is None:
             return []
         with decoding(self._mllm):
             self._search(self._cache)
-        return [row.ranking() for row in self._rows]
+        return [row.ranking() for row in self.rows]
 
     def _run_prompts(self, prompts: Sequence[Prompt], rows: Sequence[LeafSearch]) -> None:
         cache = TreeCache(self._mllm, prompts, self._trie.edge(0), self._stats)
@@ -210,7 +236,7 @@ class ToolSearch:
             self._cache.append_rows(cache)
 
     def _search(self, cache: TreeCache) -> None:
-        active = list(self._rows)  # row i of the cache belongs to active[i]
+        active = list(self.rows)  # row i of the cache belongs to active[i]
         while True:
             nodes = [row.next_nodes() for row in active]
             kept = [i for i, taken in enumerate(nodes) if taken]

@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.records.schema import ToolRecord
-from model.decode.decisions import read_decisions
-from model.decode.tools import top_k_tools
+from model.decode.tools import first_answers
 from model.decode.trie import ChoiceTrie
 from model.scoring.calibration import expected_calibration_error, fit_temperature
 from ray_jobs.evaluate.prompts import PromptReader, QuestionJob, vector_column
@@ -27,10 +26,10 @@ class DecisionReader:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         prompts = [self._prompts.read(row) for row in batch.to_pylist()]
-        first = [ranking[0].tool_id for ranking in top_k_tools(self._mllm, prompts, 1, self._trie)]
-        found = read_decisions(self._mllm, prompts, [[tool_id] for tool_id in first], self._trie)
-        ways = [[{"taken": taken, "log_p": log_p.tolist()} for taken, log_p in way] for [way] in found]
+        found = first_answers(self._mllm, prompts, self._trie)
+        ways = [[{"taken": taken, "log_p": log_p.tolist()} for taken, log_p in each.decisions] for each in found]
         kind = pa.list_(pa.struct({"taken": pa.int32(), "log_p": pa.list_(pa.float64())}))
+        first = [each.tool_id for each in found]
         return pa.table({"position": batch["position"], "tool_id": first, "way": pa.array(ways, kind)})
 
 

@@ -33,6 +33,7 @@ from model.decode.tools import (
     Prompt,
     RankedTool,
     ToolSearch,
+    first_answers,
     greedy_tools,
     p_unknown,
     score_all_tools,
@@ -41,6 +42,7 @@ from model.decode.tools import (
 from model.decode.trie import ChoiceTrie
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
+from model.scoring.calibration import log_probability
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tokenizer_kinds import KINDS, train_llama_tokenizer
@@ -244,6 +246,17 @@ FULLY_TRAINED_HEAD = {"target_modules": "all-linear", "modules_to_save": ["lm_he
 ADAPTED_HEAD = {"target_modules": ["lm_head", "q_proj"]}
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_first_answers_come_with_their_decisions(small, temperature: float) -> None:
+    mllm, trie, prompts, expected = small
+    found = first_answers(mllm, prompts, trie)
+    assert [answer.tool_id for answer in found] == [trie.choices[best] for best in expected.argmax(axis=1)]
+    tempered = score_all_tools(mllm, prompts, trie, temperature)
+    wanted = [row[trie.choices.index(answer.tool_id)] for row, answer in zip(tempered, found, strict=True)]
+    p = [np.exp(log_probability(answer.decisions, temperature)) for answer in found]
+    np.testing.assert_allclose(p, wanted, rtol=1e-4)
+
+
 @pytest.mark.parametrize("adapter", [FULLY_TRAINED_HEAD, ADAPTED_HEAD])
 def test_adapters_are_used_on_the_head_as_well(adapter: dict[str, Any]) -> None:
     names = hub_like_names(30)
@@ -352,6 +365,7 @@ def test_attention_backend_is_lent_and_given_back(small) -> None:
 
 
 def test_trivial_batches_and_catalogues(small) -> None:
+    assert first_answers(small[0], [], small[1]) == []
     mllm, trie, prompts, _ = small
     one = ChoiceTrie(["unknown"], mllm.tokenizer)
     assert top_k_tools(mllm, prompts[:2], 3, one, also=["unknown"]) == [[RankedTool("unknown", 1.0)]] * 2
