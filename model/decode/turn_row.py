@@ -26,6 +26,8 @@ Read = tuple[list[CachedPath], Any]  # the N ends, one per block: hidden states 
 _T = TypeVar("_T")
 Writing = Generator[Blocks | Likeliest, Any, _T]  # is sent `Read` for blocks, and a token's id for `Likeliest`
 
+CIRCLING_CHARS = 120  # of an answer that end it where they are one piece again and again
+
 _NUMBER_TOKEN = re.compile(r"\s*[-+.\d]*")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # of vocabularies that spell rare characters so
 
@@ -174,7 +176,8 @@ class TurnRow:
     def write_answer(
         self, prefix: str, text: str, max_tokens: int, files: Sequence[str]
     ) -> Writing[tuple[str, str | None]]:
-        """Go on with an answer whose beginning is `prefix` and `text`, up to the end token or a file that is none.
+        """Go on with an answer whose beginning is `prefix` and `text`, up to the end token or a file that is none, or
+        until it says the same over and over again.
 
         Returns:
             the answer so far, and None, or the modality of a file whose name the model was about to make up: the text
@@ -183,8 +186,8 @@ class TurnRow:
 
         def is_done(more: str) -> bool:
             answer, self.answer = text + more, text + more[: self._n_sure]
-            is_foreign = answer.strip() and not isinstance(parse_turn(render_answer(answer)), Answer)
-            return bool(is_foreign) or _find_made_up(answer, files, is_whole=False) is not None
+            is_foreign = bool(answer.strip()) and not isinstance(parse_turn(render_answer(answer)), Answer)
+            return is_foreign or goes_in_circles(answer) or _find_made_up(answer, files, is_whole=False) is not None
 
         special = self._kinds.special
         first_ban = special if not text.strip() else special & ~self._kinds.end
@@ -240,6 +243,13 @@ class TurnRow:
             if is_done(text) or len(produced) >= max_tokens:
                 return text
             (last,), end = yield from self._read([(last, np.array([token]))])
+
+
+def goes_in_circles(text: str) -> bool:
+    """Whether the last `CIRCLING_CHARS` characters are one piece of at most a third of them, again and again."""
+    tail = text[-CIRCLING_CHARS:]
+    longest = CIRCLING_CHARS // 3
+    return len(tail) == CIRCLING_CHARS and any(tail[n:] == tail[:-n] for n in range(1, longest + 1))
 
 
 def _find_made_up(answer: str, files: Sequence[str], is_whole: bool) -> re.Match[str] | None:

@@ -30,7 +30,7 @@ from model.decode.tools import score_all_tools
 from model.decode.tree_cache import DecodeStats, Prompt
 from model.decode.trie import ChoiceTrie
 from model.decode.turn import NO_ANSWER
-from model.decode.turn_row import TokenKinds
+from model.decode.turn_row import TokenKinds, goes_in_circles
 from model.decode.turn_types import (
     ANSWER,
     PromptTooLongError,
@@ -250,6 +250,33 @@ def test_what_was_learnt_comes_out_and_made_up_names_do_not(backbone: Path) -> N
     assert lost.text == render_answer("The dog is in"), "no file is known: the text ends before its name"
     assert other.text.startswith(render_answer("The dog is in image/z9.png"))
     assert "ab.png" not in other.text
+
+
+def test_an_answer_that_goes_in_circles_ends(backbone: Path) -> None:
+    mllm = build_toy_mllm(backbone)
+    learnt = render_answer("It is a dog. " + "The dog is in the image. " * 8)
+    teach(mllm, PROMPT, learnt)
+    mllm.eval()
+    writer = TurnWriter(mllm)
+    (written,) = writer.write([writer.encode(replace(REQUEST, files=()))])
+    assert len(written.text) < len(learnt) - 40
+    assert learnt.startswith(written.text.rstrip("\n")), "as far as it goes it is what the model says"
+    assert written.text.count("The dog is in the image.") >= 4
+    (free,) = writer.write([writer.encode(replace(REQUEST, is_constrained=False))])
+    assert free.text == learnt, "GPT4Tools' decoding knows no such end"
+
+
+def test_what_goes_in_circles() -> None:
+    assert goes_in_circles("So: " + "The tool says: " * 8)
+    assert goes_in_circles("a" * 120)
+    assert not goes_in_circles("The tool says: " * 7), "too short to tell"
+    assert not goes_in_circles("The tool says: " * 8 + "yes"), "it goes on"
+    assert not goes_in_circles("".join(f"Picture {number} shows a dog. " for number in range(20)))
+
+
+@pytest.mark.parametrize("n_chars", [41, 60])
+def test_a_long_piece_twice_is_no_circle(n_chars: int) -> None:
+    assert not goes_in_circles("".join(chr(40 + number) for number in range(n_chars)) * 3)
 
 
 def test_of_names_that_begin_alike_either_can_be_chosen(backbone: Path) -> None:
