@@ -13,7 +13,6 @@ import numpy as np
 Decision = tuple[int, np.ndarray]  # the child that is taken; float64 [C], log probabilities of it and its siblings
 
 N_BINS = 15  # of equal width, as in the paper
-_SMALLEST_P = 1e-6  # one sure and wrong answer outweighs no thousand others
 _LOG_BOUNDS = (np.log(0.05), np.log(20.0))  # of the temperature
 
 
@@ -32,22 +31,26 @@ def expected_calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> 
 def fit_temperature(ways: Sequence[Sequence[Decision]], is_right: np.ndarray) -> float:
     """The temperature of every decision under which first answers are as often right as their probabilities say.
 
-    By the likelihood of what was right and wrong. One near 1 is preferred as strongly as one question speaks for it,
-    since a model that is always right on a few would be taken for sure of everything.
+    Their mean is what is met, not the likelihood, which one temperature cannot raise where some questions have one right
+    answer and others several that share its probability. One near 1 is preferred as strongly as one question speaks for
+    it, since a model that is always right on a few would be taken for sure of everything.
 
     Args:
         ways: by question, the decisions on the way to its first answer.
         is_right: bool [N], whether that is among the right ones, which may be several.
     """
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import brentq
 
-    def cost(log_temperature: float) -> float:
-        p = np.exp([log_probability(way, float(np.exp(log_temperature))) for way in ways])
-        likelihood = np.log(np.clip(np.where(is_right, p, 1 - p), _SMALLEST_P, None))
-        return 0.5 * log_temperature**2 - float(likelihood.sum())
+    def excess(log_temperature: float) -> float:
+        """How many more are right than their probabilities say; it grows with the temperature."""
+        log_p = [log_probability(way, float(np.exp(log_temperature))) for way in ways]
+        return float(is_right.sum() - np.exp(log_p).sum() + log_temperature)
 
-    found: Any = minimize_scalar(cost, bounds=_LOG_BOUNDS, method="bounded")
-    return float(np.exp(found.x))
+    low, high = _LOG_BOUNDS
+    if excess(low) > 0 or excess(high) < 0:
+        return float(np.exp(low if excess(low) > 0 else high))
+    found: Any = brentq(excess, low, high, xtol=1e-4)
+    return float(np.exp(found))
 
 
 def log_probability(way: Sequence[Decision], temperature: float) -> float:
