@@ -43,12 +43,11 @@ def test_losses_under_the_trie_are_the_same_at_any_world_size_and_stage(base: li
 
 @pytest.fixture(scope="module")
 def found(base: list[str]) -> tuple[RunSpec, train.TrainSummary, dict[str, float]]:
-    """Trained on two workers to name tools and to find their cards; two of the eight tools are held out."""
+    """Trained to name tools and to find their cards; two of the eight tools are held out."""
     spec = build_spec(
         base,
         "cards",
         "prepare.unseen_tools=0.25",
-        "train.workers=2",
         "train.loss={tokens: 0, answers: 1, retrieval: 1, retrieval_cards: 6}",
     )
     prepare.run(spec)

@@ -59,6 +59,7 @@ def whole(base: list[str], ray_session: None) -> tuple[RunSpec, train.TrainSumma
     return spec, summary
 
 
+@pytest.mark.slow
 def test_a_worker_has_as_many_threads_as_cpus(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever OMP_NUM_THREADS says where the command is given: here, as in the Makefile, it is 1."""
 

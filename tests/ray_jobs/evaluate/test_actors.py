@@ -50,6 +50,7 @@ class Witness:
         return pa.table({"position": batch["position"], "answer": [sum(positions) / 7] * len(positions)})
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_what_an_undisturbed_one_gives(tmp_path: Path) -> None:
     def run(folder: str) -> list[dict[str, Any]]:
         model = TrainedModel({}, "", EvaluateOptions(batch_size=3), tmp_path / f"{folder} answers")
