@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tupl
     backbone = build_tiny_backbone(
         runs / "backbone", texts, vocab_size=1200, hidden_size=128, n_layers=3, n_heads=4, intermediate_size=256
     )
-    smaller = ["train.workers=1", "train.validation_dialogues=10", "evaluate.max_questions=60"]
+    smaller = ["train.workers=1", "train.epochs=2", "train.validation_dialogues=10", "evaluate.max_questions=60"]
     spec = load_run_spec("dialogue_demo", [*base, f"model.backbone={backbone}", *smaller])
     train.run(spec)
     return spec, evaluate.run(spec)
