@@ -31,9 +31,9 @@ def expected_calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> 
 def fit_temperature(ways: Sequence[Sequence[Decision]], is_right: np.ndarray) -> float:
     """The temperature of every decision under which first answers are as often right as their probabilities say.
 
-    Their mean is what is met, not the likelihood, which one temperature cannot raise where some questions have one right
-    answer and others several that share its probability. One near 1 is preferred as strongly as one question speaks for
-    it, since a model that is always right on a few would be taken for sure of everything.
+    Their mean is what is met, not the likelihood, which one temperature cannot raise where some questions have one
+    right answer and others several that share its probability. One near 1 is preferred as strongly as one question
+    speaks for it, since a model that is always right on a few would be taken for sure of everything.
 
     Args:
         ways: by question, the decisions on the way to its first answer.
