@@ -30,6 +30,7 @@ from data_pipeline.records.prompts import render_target
 from model.decode.free import generate_free
 from model.decode.tools import (
     DecodeStats,
+    FirstAnswer,
     Prompt,
     RankedTool,
     ToolSearch,
@@ -365,9 +366,10 @@ def test_attention_backend_is_lent_and_given_back(small) -> None:
 
 
 def test_trivial_batches_and_catalogues(small) -> None:
-    assert first_answers(small[0], [], small[1]) == []
     mllm, trie, prompts, _ = small
     one = ChoiceTrie(["unknown"], mllm.tokenizer)
+    assert first_answers(mllm, [], trie) == []
+    assert first_answers(mllm, prompts[:2], one) == [FirstAnswer("unknown", [])] * 2
     assert top_k_tools(mllm, prompts[:2], 3, one, also=["unknown"]) == [[RankedTool("unknown", 1.0)]] * 2
     assert greedy_tools(mllm, prompts[:1], one) == [RankedTool("unknown", 1.0)]
     assert score_all_tools(mllm, prompts[:1], one).tolist() == [[1.0]]
