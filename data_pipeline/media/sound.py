@@ -126,11 +126,18 @@ def decode_parts(
         spans = choose(placed_s)
         is_sought = length_s is None and placed_s >= PASSED_OVER_FROM_S and _is_exact(container, stream)
         decode = _decode_seeking if is_sought else _decode_whole
-        found = decode(container, stream, name, limits, spans)
-    found_s = placed_s if found is None else found.count / found.rate_hz
+        try:
+            found = _keep(decode(container, stream, name, limits, spans), stream.rate, spans)
+            found_s = found.count / found.rate_hz
+        except _NotAsToldError:
+            found, found_s = None, placed_s
     if found is None or abs(found_s - placed_s) > LENGTH_TOLERANCE_S:
         return decode_parts(source, limits, choose, found_s)
     return found
+
+
+class _NotAsToldError(Exception):
+    """The track cannot be sought as its header says; whoever decodes all of it may get further."""
 
 
 def _open_stream(container: InputContainer, name: str, limits: MediaLimits) -> AudioStream:
@@ -180,21 +187,24 @@ def _check_samples(count: int, channels: int, name: str, limits: MediaLimits) ->
 
 
 def _decode_whole(
-    container: InputContainer, stream: AudioStream, name: str, limits: MediaLimits, spans: Spans
-) -> SoundParts:
-    """Every block, of which those are kept that touch the spans."""
+    container: InputContainer, stream: AudioStream, name: str, limits: MediaLimits, _spans: Spans
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(position, block) of all of it."""
+    position = 0
+    for block in _decode_blocks(container.decode(stream), stream.rate, name, limits):
+        yield position, block
+        position += block.shape[1]
+
+
+def _keep(placed: Iterator[tuple[int, np.ndarray]], rate_hz: int, spans: Spans) -> SoundParts:
+    """The blocks that touch the spans; the last one tells how long the track is."""
     blocks: list[tuple[int, np.ndarray]] = []
     count = 0
-    for block in _decode_blocks(container.decode(stream), stream.rate, name, limits):
-        if _touches(count, block.shape[1], stream.rate, spans):
-            blocks.append((count, block))
-        count += block.shape[1]
-    return SoundParts(stream.rate, count, blocks)
-
-
-def _touches(position: int, n_samples: int, rate_hz: int, spans: Spans) -> bool:
-    begin_s, end_s = position / rate_hz, (position + n_samples) / rate_hz
-    return any(begin_s < last_s and end_s > first_s for first_s, last_s in spans)
+    for position, block in placed:
+        begin_s, count = position / rate_hz, position + block.shape[1]
+        if any(begin_s < last_s and count / rate_hz > first_s for first_s, last_s in spans):
+            blocks.append((position, block))
+    return SoundParts(rate_hz, count, blocks)
 
 
 def _is_exact(container: InputContainer, stream: AudioStream) -> bool:
@@ -205,13 +215,16 @@ def _is_exact(container: InputContainer, stream: AudioStream) -> bool:
 
 def _decode_seeking(
     container: InputContainer, stream: AudioStream, name: str, limits: MediaLimits, spans: Spans
-) -> SoundParts | None:
-    """Beginning, spans and end, which tells the length; None where a time stamp is not as those before say."""
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(position, block) of the beginning, of the spans with what leads to them, and of the end.
+
+    Raises:
+        _NotAsToldError: a time stamp is not as those before say, or a place cannot be read.
+    """
     told_s, rate_hz = _told_s(stream), stream.rate
     assert stream.time_base is not None
     _check_samples(int(told_s * rate_hz), stream.codec_context.channels, name, limits)
     converter = AudioResampler(format="fltp")
-    blocks: list[tuple[int, np.ndarray]] = []
     first_pts: int | None = None
     count = 0  # samples up to where we are
     try:
@@ -224,18 +237,15 @@ def _decode_seeking(
                 frames = container.decode(stream)
             while count < end_s * rate_hz and (frame := next(frames, None)) is not None:
                 if frame.pts is None or frame.time_base is None:
-                    return None
+                    raise _NotAsToldError
                 first_pts = frame.pts if first_pts is None else first_pts
                 position = round((frame.pts - first_pts) * frame.time_base * rate_hz)
                 if position != count if wanted_from is None else position > wanted_from:
-                    return None
-                wanted_from = None
+                    raise _NotAsToldError
+                wanted_from, count = None, position
                 for block in converter.resample(frame):
-                    if _touches(position, block.samples, rate_hz, spans):
-                        blocks.append((position, block.to_ndarray()))  # [channels,samples]
-                    position += block.samples
-                count = position
+                    yield count, block.to_ndarray()  # [channels,samples]
+                    count += block.samples
                 check_duration(count / rate_hz, name, limits)
-    except FFmpegError:
-        return None  # whoever decodes all of it may get further
-    return SoundParts(rate_hz, count, blocks)
+    except FFmpegError as error:
+        raise _NotAsToldError from error
