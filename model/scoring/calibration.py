@@ -47,8 +47,10 @@ def fit_temperature(ways: Sequence[Sequence[Decision]], is_right: np.ndarray) ->
         return float(is_right.sum() - np.exp(log_p).sum() + log_temperature)
 
     low, high = _LOG_BOUNDS
-    if excess(low) > 0 or excess(high) < 0:
-        return float(np.exp(low if excess(low) > 0 else high))
+    if excess(low) > 0:
+        return float(np.exp(low))
+    if excess(high) < 0:
+        return float(np.exp(high))
     found: Any = brentq(excess, low, high, xtol=1e-4)
     return float(np.exp(found))
 
