@@ -11,62 +11,56 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.records.schema import ToolRecord
-from model.decode.tools import FirstAnswer, Prompt, first_answers
-from model.decode.trie import ChoiceTrie
-from model.llm.bundle import Bundle, load_bundle
-from model.scoring.calibration import expected_calibration_error, fit_temperature, log_probability
+from model.llm.bundle import load_bundle
+from model.llm.tool_llm import ToolLLM
+from model.scoring.calibration import Decision, expected_calibration_error, fit_temperature, log_probability
 from ray_jobs.config import load_run_spec
+from ray_jobs.evaluate.actors import TrainedModel
+from ray_jobs.evaluate.calibration import DecisionReader
+from ray_jobs.evaluate.prompts import QuestionJob, vector_column
 from ray_jobs.progress import Progress
-from ray_jobs.train.features import MediaVectors, load_media_vectors
+from ray_jobs.train.features import MediaVectors, load_media_vectors, separate_usable
 
 BATCH_SIZE = 16
 
 
-def answer(bundle: Bundle, records: Sequence[ToolRecord], vectors: MediaVectors, split: str) -> list[FirstAnswer]:
-    mllm = bundle.build_mllm()
-    tool_ids = bundle.catalog.selection_tool_ids
-    trie, reserve = ChoiceTrie(tool_ids, mllm.tokenizer), longest_answer(mllm.tokenizer, tool_ids)
-    by_length = sorted(range(len(records)), key=lambda number: len(records[number].instruction))
-    found: dict[int, FirstAnswer] = {}
+class BundledModel(TrainedModel):
+    """The model of the bundle whose folder stands in the place of a checkpoint."""
+
+    def build(self) -> ToolLLM:
+        return load_bundle(self.checkpoint).build_mllm()
+
+
+def answer(
+    reader: DecisionReader, records: Sequence[ToolRecord], vectors: MediaVectors, split: str
+) -> tuple[list[list[Decision]], np.ndarray]:
+    """By question the decisions on the way to its first answer; bool [N], whether that is right."""
+    table = pa.table(
+        {
+            "position": range(len(records)),
+            "instruction": [record.instruction for record in records],
+            "media": vector_column([vectors.get(record) for record in records]),
+        }
+    )
+    table = table.take(np.argsort([len(record.instruction) for record in records], kind="stable"))
+    ways: list[list[Decision]] = [[] for _ in records]
+    is_right = np.zeros(len(records), dtype=bool)
     with Progress(split) as progress:
-        for start in range(0, len(by_length), BATCH_SIZE):
-            numbers = by_length[start : start + BATCH_SIZE]
-            media = [vectors.get(records[number]) for number in numbers]
-            prompts = [
-                Prompt(
-                    encode_question(
-                        mllm.tokenizer,
-                        records[number].instruction,
-                        vector is not None,
-                        (),
-                        bundle.info.max_target_tokens,
-                        reserve,
-                    ).prompt_ids,
-                    vector,
-                )
-                for number, vector in zip(numbers, media, strict=True)
-            ]
-            found |= zip(numbers, first_answers(mllm, prompts, trie), strict=True)
-            progress.show(len(found), len(records), "questions")
-    return [found[number] for number in range(len(records))]
-
-
-def judge(records: Sequence[ToolRecord], found: Sequence[FirstAnswer], temperature: float) -> tuple[float, float]:
-    """Expected calibration error of the first answers at a temperature, and how many are right."""
-    p = np.exp([log_probability(each.decisions, temperature) for each in found])
-    is_right = judge_right(records, found)
-    return expected_calibration_error(p, is_right), float(is_right.mean())
-
-
-def judge_right(records: Sequence[ToolRecord], found: Sequence[FirstAnswer]) -> np.ndarray:
-    return np.array([each.tool_id in record.valid_tool_ids for record, each in zip(records, found, strict=True)])
+        for start in range(0, len(records), BATCH_SIZE):
+            for row in reader(table.slice(start, BATCH_SIZE)).to_pylist():
+                number = row["position"]
+                ways[number] = [(each["taken"], np.array(each["log_p"])) for each in row["way"]]
+                is_right[number] = row["tool_id"] in records[number].valid_tool_ids
+            progress.show(min(start + BATCH_SIZE, len(records)), len(records), "questions")
+    return ways, is_right
 
 
 def main() -> None:
@@ -83,24 +77,18 @@ def main() -> None:
     if corpus.data_hash != bundle.info.data_hash:
         print(f"another corpus than the bundle's: {corpus.data_hash[:12]}, {bundle.info.data_hash[:12]}")
     vectors = load_media_vectors(spec, corpus, "val", "test")
-    asked, found = {}, {}
+    model = BundledModel({}, args.bundle, spec.evaluate, Path())
+    reader = DecisionReader(QuestionJob(model, bundle.catalog.selection_tool_ids, bundle.info.max_target_tokens))
+    found = {}
     for split in ("val", "test"):
-        usable = [
-            record
-            for record in corpus.records(split)
-            if not record.is_dialogue
-            and record.source == args.source
-            and (record.media_uri == "" or vectors.get(record) is not None)
-        ]
-        asked[split], found[split] = usable, answer(bundle, usable, vectors, split)
-    ways = [each.decisions for each in found["val"]]
-    fitted = fit_temperature(ways, judge_right(asked["val"], found["val"]))
-    for temperature in (1.0, fitted):
-        error, acc = judge(asked["test"], found["test"], temperature)
-        print(f"{len(asked['test'])} questions at temperature {temperature:.3f}: error {error:.3f}, right {acc:.3f}")
-    print(f"fitted on {len(asked['val'])}")
-    for temperature in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.2, 1.5):
-        print(f"{temperature:.1f}: {judge(asked['test'], found['test'], temperature)[0]:.3f}")
+        asked = [record for record in corpus.records(split) if not record.is_dialogue and record.source == args.source]
+        found[split] = answer(reader, separate_usable(asked, vectors)[0], vectors, split)
+    fitted = fit_temperature(*found["val"])
+    ways, is_right = found["test"]
+    print(f"{len(ways)} questions, {is_right.mean():.3f} right; at {fitted:.3f}, fitted on {len(found['val'][0])}:")
+    for temperature in (fitted, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5):
+        p = np.exp([log_probability(way, temperature) for way in ways])
+        print(f"{temperature:.3f}: error {expected_calibration_error(p, is_right):.3f}")
 
 
 if __name__ == "__main__":
