@@ -13,6 +13,7 @@ from model.llm.backbone import read_shape
 from model.llm.bundle import Bundle, load_bundle, save_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
+from model.scoring.calibration import UNCALIBRATED, Calibration
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate.job import EVALUATION_FILE, FOLDER, name_checkpoint
 from ray_jobs.tracking.model_versions import ChampionInfo, register_bundle
@@ -65,7 +66,7 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
         git_revision=read_git_revision(),
         max_target_tokens=summary.max_target_tokens,
         writes_dialogues=bool(corpus.manifest.get("dialogues")),
-        temperature=_temperature(evaluation, name_checkpoint(str(checkpoint))),
+        calibration=_find_calibration(evaluation, name_checkpoint(str(checkpoint))),
         adapter_dtype=spec.export.adapter_dtype,
     )
     bundle = load_bundle(folder)
@@ -135,11 +136,12 @@ def _size_mib(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
 
 
-def _temperature(evaluation: dict[str, Any] | None, checkpoint: str) -> float:
-    """As it was fitted for these very weights; 1 where it was not."""
-    if evaluation is None or evaluation.get("checkpoint") != checkpoint:
-        return 1.0
-    return float((evaluation.get("calibration") or {}).get("temperature", 1.0))
+def _find_calibration(evaluation: dict[str, Any] | None, checkpoint: str) -> Calibration:
+    """As it was fitted for these very weights, if it was."""
+    found = (evaluation or {}).get("calibration") or {}
+    if evaluation is None or evaluation.get("checkpoint") != checkpoint or "slope" not in found:
+        return UNCALIBRATED
+    return Calibration(found["slope"], found["offset"])
 
 
 def _read_evaluation(run_dir: Location) -> dict[str, Any] | None:

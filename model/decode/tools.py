@@ -2,14 +2,14 @@
 
 The probability of a tool under the catalogue (or another set of tools) is the product, over the branching nodes on its
 way, of a softmax over the logits of that node's children alone; forced tokens have probability 1. So it sums to 1 over
-the set, and a tool that does not exist has none. A temperature, by which logits are divided, changes nothing of that.
+the set, and a tool that does not exist has none.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,13 @@ from model.decode.tree_cache import (
     token_logits,
 )
 from model.decode.trie import ChoiceTrie
-from model.scoring.calibration import Decision
+from model.scoring.calibration import Calibration
 
 __all__ = [
     "DecodeStats",
-    "FirstAnswer",
     "Prompt",
     "RankedTool",
-    "first_answers",
+    "calibrate",
     "greedy_tools",
     "p_unknown",
     "score_all_tools",
@@ -61,6 +60,12 @@ def p_unknown(ranking: Iterable[RankedTool]) -> float | None:
     return next((tool.probability for tool in ranking if tool.tool_id == UNKNOWN_TOOL_ID), None)
 
 
+def calibrate(ranking: Sequence[RankedTool], calibration: Calibration) -> list[RankedTool]:
+    """A ranking with probabilities that mean what they say; in the same order, see `Calibration.of_ranking`."""
+    probabilities = calibration.of_ranking([tool.probability for tool in ranking])
+    return [replace(tool, probability=p) for tool, p in zip(ranking, probabilities, strict=True)]
+
+
 class LeafSearch:
     """Uniform-cost search for the k likeliest leaves below one prompt, `width` nodes at a time; it runs no model.
 
@@ -77,11 +82,9 @@ class LeafSearch:
         self._frontier: list[tuple[float, int, Any]] = []  # heap of (-log probability, node, parent's path)
         self._best: list[tuple[float, int]] = []  # heap of the k best (log probability, -tool): the worst comes first
         self._extra: dict[int, float] = {}
-        self._choices: dict[int, np.ndarray] = {}  # of expanded nodes
 
     def add_children(self, node: int, log_probability: float, path: Any, choices: np.ndarray) -> None:
         """Take note of an expanded node's children; `choices` are their log probabilities given the node."""
-        self._choices[node] = choices
         for child, choice in zip(self._trie.children(node), choices.tolist(), strict=True):
             total = log_probability + choice
             tool = int(self._trie.leaf_choice[child])
@@ -115,22 +118,9 @@ class LeafSearch:
         ordered += sorted(((tool, self._extra[tool]) for tool in rest), key=lambda pair: (-pair[1], pair[0]))
         return [RankedTool(self._trie.choices[tool], float(np.exp(total))) for tool, total in ordered]
 
-    def decisions(self, tool_id: str) -> list[Decision]:
-        """On the way to a ranked tool, root first; the product of what is taken is its probability."""
-        taken = self._trie.choices_of(tool_id).taken.tolist()
-        return [(child, self._choices[node]) for node, child in zip(self._trie.ancestors(tool_id), taken, strict=True)]
-
     def _is_hopeless(self, log_probability: float) -> bool:
         """No leaf below can beat the k tools at hand: it is at most as likely as its ancestor."""
         return len(self._best) == self._k and log_probability <= self._best[0][0]
-
-
-@dataclass(frozen=True)
-class FirstAnswer:
-    """The likeliest tool, and what was decided on the way to it, root first."""
-
-    tool_id: str
-    decisions: list[Decision]
 
 
 def default_width(k: int) -> int:
@@ -147,7 +137,6 @@ def top_k_tools(
     also: Sequence[str] = (),
     width: int | None = None,
     stats: DecodeStats | None = None,
-    temperature: float = 1.0,
 ) -> list[list[RankedTool]]:
     """The exact k likeliest tools of every prompt, with their probabilities.
 
@@ -164,7 +153,6 @@ def top_k_tools(
         width: frontier nodes per prompt and pass; by default k / 2 + 2, at most 16: one more costs tokens
             and hardly saves a pass (docs/results.md).
         stats: filled with what it cost.
-        temperature: of every decision, above 0; a bundle has one under which its probabilities mean what they say.
 
     Returns:
         per prompt min(k, len(trie)) tools in descending order, then the rest of `also`.
@@ -172,17 +160,9 @@ def top_k_tools(
     Raises:
         InputError: k or width below 1, or a tool of `also` is not in the trie.
     """
-    search = ToolSearch(mllm, trie, also, stats, temperature)
+    search = ToolSearch(mllm, trie, also, stats)
     search.add(prompts, k, width)
     return search.run()
-
-
-def first_answers(mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie) -> list[FirstAnswer]:
-    """The first of `top_k_tools`, with what a temperature is fitted on. Arguments as there."""
-    search = ToolSearch(mllm, trie)
-    search.add(prompts, 1)
-    found = [ranking[0].tool_id for ranking in search.run()]
-    return [FirstAnswer(tool_id, row.decisions(tool_id)) for tool_id, row in zip(found, search.rows, strict=True)]
 
 
 class ToolSearch:
@@ -194,12 +174,10 @@ class ToolSearch:
         trie: ChoiceTrie,
         also: Sequence[str] = (),
         stats: DecodeStats | None = None,
-        temperature: float = 1.0,
     ) -> None:
         """Arguments as of `top_k_tools`; `rows` are the prompts' searches."""
         self.rows: list[LeafSearch] = []
         self._mllm = mllm
-        self._temperature = temperature
         self._trie = trie
         self._also = also
         self._stats = DecodeStats() if stats is None else stats
@@ -253,7 +231,7 @@ class ToolSearch:
                     row.add_children(node, log_probability, end, next(choices))
 
     def _score(self, hidden: Tensor, nodes: Sequence[int]) -> list[np.ndarray]:
-        return score_children(self._mllm, self._trie, hidden, nodes, self._stats, self._temperature)
+        return score_children(self._mllm, self._trie, hidden, nodes, self._stats)
 
 
 def greedy_tools(
@@ -293,7 +271,7 @@ def greedy_tools(
     return [answer for answer in answers if answer is not None]
 
 
-def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie, temperature: float = 1.0) -> np.ndarray:
+def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie) -> np.ndarray:
     """Constrained probability of every tool by brute force: one uncached pass over the batch per tool.
 
     Shares neither trie, search, cache, tree mask nor head rows with the functions above, so it can vouch for them.
@@ -322,7 +300,7 @@ def score_all_tools(mllm: Any, prompts: Sequence[Prompt], trie: ChoiceTrie, temp
                 if len(allowed) > 1:
                     before = torch.from_numpy(lengths - len(sequence) + i - 1)
                     logits = token_logits(mllm, hidden[torch.arange(len(prompts)), before])[:, allowed]  # [B, choices]
-                    log_p = (logits.double() / temperature).log_softmax(-1)  # [B, choices]
+                    log_p = logits.double().log_softmax(-1)  # [B, choices]
                     result[:, tool] += log_p[:, allowed.index(token)].cpu().numpy()
     return np.exp(result)
 
@@ -333,7 +311,6 @@ def score_children(
     hidden: Tensor,
     nodes: Sequence[int],
     stats: DecodeStats,
-    temperature: float = 1.0,
 ) -> list[np.ndarray]:
     """Log probabilities (float64) of each node's children, from the hidden states [N, D] at these nodes."""
     logits = token_logits(mllm, hidden, trie.branch_tokens).cpu().numpy().astype(np.float64)  # [N, U]
@@ -341,7 +318,7 @@ def score_children(
     choices = []
     for row, node in zip(logits, nodes, strict=True):
         children = trie.children(node)
-        scores = row[trie.branch_slot[children.start : children.stop]] / temperature
+        scores = row[trie.branch_slot[children.start : children.stop]]
         scores -= scores.max()
         choices.append(scores - np.log(np.exp(scores).sum()))
     if not all(np.isfinite(choice).all() for choice in choices):

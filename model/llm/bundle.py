@@ -39,6 +39,7 @@ from model.llm.bundle_info import FORMAT_VERSION, BundleInfo
 from model.llm.config import ModelConfig
 from model.llm.gguf import PACKAGED, open_packaged, packaged_name
 from model.llm.tool_llm import ToolLLM
+from model.scoring.calibration import UNCALIBRATED, Calibration
 
 MAX_COPIED_BACKBONE_BYTES = 64 * 2**20  # a tiny backbone travels along; a real one is fetched by its id
 
@@ -184,7 +185,7 @@ def save_bundle(
     backbone: str | None = None,
     max_target_tokens: int = MAX_TARGET_TOKENS,
     writes_dialogues: bool = True,
-    temperature: float = 1.0,
+    calibration: Calibration = UNCALIBRATED,
     adapter_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> BundleInfo:
     """Write a bundle, which appears whole; an older bundle of that name is replaced.
@@ -197,11 +198,10 @@ def save_bundle(
         encoder_name: what `load_encoder` is given for that encoder; a folder must be there when serving too.
         model_config: what `mllm` was built from.
         data_hash: `Corpus.data_hash`.
-        metrics, resolved_config: whatever is known of its quality; the run config with all defaults filled in.
-        git_revision: of the code that trained it; "" if unknown.
+        metrics, resolved_config, git_revision: its quality; the run config with all defaults; the code, "" if unknown.
         backbone: hub id or folder; default: where the language model came from. A packaged one's is told by its name.
         max_target_tokens: as in training.
-        writes_dialogues, temperature: see `BundleInfo`.
+        writes_dialogues, calibration: see `BundleInfo`.
         adapter_dtype: of the adapter's weights on disk; PEFT computes with them in float32 either way.
 
     Raises:
@@ -229,7 +229,7 @@ def save_bundle(
             dialogue_version=DIALOGUE_VERSION,
             max_target_tokens=max_target_tokens,
             writes_dialogues=writes_dialogues,
-            temperature=temperature,
+            calibration=calibration,
             catalog_hash=catalog.content_hash,
             data_hash=data_hash,
             llm_config={**model_config.model_dump(mode="json"), "backbone": backbone},

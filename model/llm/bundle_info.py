@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.scoring.calibration import UNCALIBRATED, Calibration
 
 FORMAT_VERSION = 1
 
@@ -33,10 +35,16 @@ class BundleInfo(BaseModel):
     )
     llm_config: dict[str, Any] = Field(description="`ModelConfig`")
     resolved_config: dict[str, Any] = Field(description="the whole run config")
-    temperature: float = Field(
-        default=1.0, gt=0, description="of every decision under the catalogue, fitted on the validation split"
+    calibration: Calibration = Field(
+        default=UNCALIBRATED, description="of first answers under the catalogue, fitted on the validation split"
     )
     metrics: dict[str, Any]
     git_revision: str
     created_utc: str
     files: dict[str, str] = Field(description="path within the bundle -> sha256")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_temperature(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Bundles had a temperature for a while; what was fitted as one is no calibration."""
+        return {key: value for key, value in values.items() if key != "temperature"}

@@ -1,19 +1,22 @@
-"""Whether a probability means what it says: expected calibration error, and the temperature that mends it.
+"""Whether a probability means what it says: expected calibration error, and the scaling that mends it.
 
-Guo et al. 2017, arXiv 1706.04599: one temperature, fitted on validation.
+Platt scaling (Platt 1999, "Probabilistic outputs for support vector machines") of the first answer's log-odds, fitted
+on validation. Temperature scaling (Guo et al. 2017, arXiv 1706.04599) is its form without the offset, which cannot tell
+that a first answer is right more often than the model says where several right answers share the probability.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, logit
 
-Decision = tuple[int, np.ndarray]  # the child that is taken; float64 [C], log probabilities of it and its siblings
-
-N_BINS = 15  # of equal width, as in the paper
-_LOG_BOUNDS = (np.log(0.05), np.log(20.0))  # of the temperature
+N_BINS = 15  # of equal width, as in Guo et al.
+_SMALLEST = 1e-12  # a probability that is told from 0, or from 1
+_MIN_SLOPE = 0.05  # what is likelier stays likelier
 
 
 def expected_calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
@@ -28,37 +31,54 @@ def expected_calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> 
     return float(np.abs(right - said).sum() / n.sum())
 
 
-def fit_temperature(ways: Sequence[Sequence[Decision]], is_right: np.ndarray) -> float:
-    """The temperature of every decision under which first answers are as often right as their probabilities say.
+@dataclass(frozen=True)
+class Calibration:
+    """How often a first answer is right, from the probability that the model gives it.
 
-    Their mean is what is met, not the likelihood, which one temperature cannot raise where some questions have one
-    right answer and others several that share its probability. One near 1 is preferred as strongly as one question
-    speaks for it, since a model that is always right on a few would be taken for sure of everything.
+    Attributes:
+        slope, offset: log-odds of being right = slope · log-odds of the model + offset.
+    """
+
+    slope: float = 1.0
+    offset: float = 0.0
+
+    def of_first(self, p: np.ndarray) -> np.ndarray:
+        """Probabilities [N] in 0..1 of first answers, calibrated. One that is sure is so because it has no rival."""
+        scaled = expit(self.slope * logit(np.clip(p, _SMALLEST, 1 - _SMALLEST)) + self.offset)
+        # never so low that another answer could come before it
+        return np.where(p >= 1, 1.0, np.maximum(scaled, np.minimum(p, 0.5)))
+
+    def of_ranking(self, probabilities: Sequence[float]) -> list[float]:
+        """Those of one question, the likeliest first: the others share what the first one leaves as they did before.
+
+        So their order stays, and what summed to 1 still does; some of the answers may be left out.
+        """
+        if not probabilities:
+            return []
+        first, *others = probabilities
+        scaled = float(self.of_first(np.array(first)))
+        left = (1 - scaled) / (1 - first) if first < 1 else 1.0
+        return [scaled, *(p * left for p in others)]
+
+
+UNCALIBRATED = Calibration()
+
+
+def fit_calibration(p: np.ndarray, is_right: np.ndarray) -> Calibration:
+    """The likeliest calibration, with Platt's targets: a few questions that are all right make no certainty so.
 
     Args:
-        ways: by question, the decisions on the way to its first answer.
-        is_right: bool [N], whether that is among the right ones, which may be several.
+        p: float [N], what a model gives its first answers.
+        is_right: bool [N], whether each is among the right ones, which may be several.
     """
-    from scipy.optimize import brentq
+    odds = logit(np.clip(p, _SMALLEST, 1 - _SMALLEST))
+    n_right, n_wrong = int(is_right.sum()), int((~is_right).sum())
+    targets = np.where(is_right, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
 
-    def excess(log_temperature: float) -> float:
-        """How many more are right than their probabilities say; it grows with the temperature."""
-        log_p = [log_probability(way, float(np.exp(log_temperature))) for way in ways]
-        return float(is_right.sum() - np.exp(log_p).sum() + log_temperature)
+    def cost(values: np.ndarray) -> float:
+        says = values[0] * odds + values[1]
+        return float(np.logaddexp(0, says).sum() - (targets * says).sum())
 
-    low, high = _LOG_BOUNDS
-    if excess(low) > 0:
-        return float(np.exp(low))
-    if excess(high) < 0:
-        return float(np.exp(high))
-    found: Any = brentq(excess, low, high, xtol=1e-4)
-    return float(np.exp(found))
-
-
-def log_probability(way: Sequence[Decision], temperature: float) -> float:
-    """Of the answer at the end of a way of decisions, under a temperature of each."""
-    total = 0.0
-    for taken, log_p in way:
-        scores = log_p / temperature
-        total += float(scores[taken] - np.logaddexp.reduce(scores))
-    return total
+    found = minimize(cost, np.array([1.0, 0.0]), bounds=[(_MIN_SLOPE, None), (None, None)], method="L-BFGS-B")
+    slope, offset = found.x.tolist()
+    return Calibration(slope, offset)

@@ -26,13 +26,11 @@ class QuestionJob:
         model: what answers.
         tool_ids: what a question may be answered with.
         max_target_tokens: see `encode_question`.
-        temperature: of the catalogue's decisions, if one was fitted.
     """
 
     model: TrainedModel
     tool_ids: tuple[str, ...]
     max_target_tokens: int
-    temperature: float | None = None
 
     def run(self, actor: type, records: Sequence[ToolRecord], **columns: pa.Array | list[Any]) -> list[dict[str, Any]]:
         """What actors of a class, built from this job, say of each question, in order; see `decode_on_actors`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from model.scoring.baselines import knn_baseline, majority_baseline
 from model.scoring.selection import SelectionScores, score_abstention, score_records
 from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown
 from ray_jobs.evaluate.actors import TrainedModel
-from ray_jobs.evaluate.calibration import describe_calibration, find_temperature, measure_calibration
+from ray_jobs.evaluate.calibration import describe_calibration, find_calibration, measure_calibration
 from ray_jobs.evaluate.predictions import write_predictions
 from ray_jobs.evaluate.prompts import PromptReader, QuestionJob, vector_column
 from ray_jobs.train.features import MediaVectors
@@ -77,7 +77,6 @@ class Decoder:
         self._mllm = job.model.build()
         self._trie = ChoiceTrie(job.tool_ids, self._mllm.tokenizer)
         self._prompts = PromptReader(self._mllm.tokenizer, job)
-        self._temperature = job.temperature
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
@@ -86,11 +85,9 @@ class Decoder:
         also = [UNKNOWN_TOOL_ID] if UNKNOWN_TOOL_ID in trie.choices else []
         ranked = top_k_tools(mllm, prompts, options.top_k, trie, also=also)
         free = generate_free(mllm, prompts, max_new_tokens=options.free_max_new_tokens)
-        ablated = tempered = ranked
+        ablated = ranked
         if any(row["media"] is not None for row in rows):  # of text there is nothing to shuffle
             ablated = top_k_tools(mllm, [self._prompts.read(row, "shuffled_media") for row in rows], 1, trie)
-        if self._temperature is not None:
-            tempered = top_k_tools(mllm, prompts, 1, trie, temperature=self._temperature)
         return pa.table(
             {
                 "position": batch["position"],
@@ -102,8 +99,6 @@ class Decoder:
                 ],
                 "free": [samples[0] for samples in free],
                 "shuffled_media": [ranking[0].tool_id for ranking in ablated],
-                "tempered": [ranking[0].tool_id for ranking in tempered],
-                "tempered_p": [ranking[0].probability for ranking in tempered],
             }
         )
 
@@ -125,24 +120,22 @@ def evaluate_questions(
         tool_ids: what a question may be answered with.
         max_target_tokens: see `encode_question`.
         train_records: questions that the baselines learn from.
-        val_records: questions of the validation split that can be used; the temperature is fitted on them.
+        val_records: questions of the validation split that can be used; the calibration is fitted on them.
         records: questions of the test split that can be used, at least one.
         vectors: of the media of all.
         n_unusable: test questions that were left out for want of a media vector; reported.
     """
     job = QuestionJob(model, tool_ids, max_target_tokens)
-    temperature = find_temperature(job, val_records, vectors)
+    calibration = find_calibration(job, val_records, vectors)
     start = time.perf_counter()
     media = [vectors.get(record) for record in records]
     permuted = permute_media(records, media, model.options.shuffle_seed)
-    decoded = replace(job, temperature=temperature).run(
-        Decoder, records, media=vector_column(media), shuffled_media=vector_column(permuted)
-    )
+    decoded = job.run(Decoder, records, media=vector_column(media), shuffled_media=vector_column(permuted))
     seconds = time.perf_counter() - start
     scores = _score(tool_ids, train_records, records, vectors, decoded)
     result = _summarise(records, decoded, scores)
-    if temperature is not None:
-        result["calibration"] = measure_calibration(records, decoded, temperature, len(val_records))
+    if calibration is not None:
+        result["calibration"] = measure_calibration(records, decoded, calibration, len(val_records))
     result |= {
         "n_questions": len(records),
         "n_unusable": n_unusable,

@@ -10,7 +10,7 @@ import pandas as pd
 from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.media.load import load_media
 from data_pipeline.records.schema import Modality
-from model.decode.tools import Prompt, top_k_tools
+from model.decode.tools import Prompt, calibrate, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.llm.bundle import check_encoder, load_bundle
 
@@ -28,8 +28,8 @@ class ToolSelector(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Columns: instruction, modality ("text", "image", "audio", "video"), media (the file's bytes or None)."""
         prompts = [self._prompt(row) for row in model_input.to_dict("records")]
-        rankings = top_k_tools(self._mllm, prompts, 1, self._trie, temperature=self._bundle.info.temperature)
-        best = [ranking[0] for ranking in rankings]
+        rankings = top_k_tools(self._mllm, prompts, 1, self._trie)
+        best = [calibrate(ranking, self._bundle.info.calibration)[0] for ranking in rankings]
         return pd.DataFrame(
             {"tool_id": [tool.tool_id for tool in best], "probability": [tool.probability for tool in best]}
         )

@@ -19,12 +19,13 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from model.decode.kept_prefixes import KeptPrefixes
 from model.decode.retrieval import CardSearch, encode_vectors
-from model.decode.tools import Prompt, ToolSearch
+from model.decode.tools import Prompt, ToolSearch, calibrate
 from model.decode.trie import ChoiceTrie
 from model.decode.turn_types import RunningTurn, TurnRequest
 from model.decode.turn_writer import TurnBatch, TurnWriter
 from model.llm.bundle import Bundle
 from model.llm.shared_backbone import SharedBackbone
+from model.scoring.calibration import UNCALIBRATED, Calibration
 from serve.engine.cards import MAX_CARDS, CardVectors
 from serve.engine.choices import Choices, Question, to_ranking
 from serve.engine.messages import Ranking
@@ -41,6 +42,7 @@ class _Group:
     search: ToolSearch | CardSearch
     trie: ChoiceTrie
     also: tuple[str, ...]
+    calibration: Calibration
     questions: list[Question] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
 
@@ -115,7 +117,8 @@ class Engine:
                 rankings = group.search.run()
                 bundle = self._shared.bundles[name]
                 for place, question, ranking in zip(group.places, group.questions, rankings, strict=True):
-                    found[place] = to_ranking(question, ranking, group.trie, group.also, bundle)
+                    calibrated = calibrate(ranking, group.calibration)
+                    found[place] = to_ranking(question, calibrated, group.trie, group.also, bundle)
             return [found[i] for i in range(self._n_read)]
         finally:
             self._forget()
@@ -167,14 +170,15 @@ class Engine:
         bundle, mllm = self._shared.bundles[name], self._shared.mllm
         also, trie = self._choices.also(name), self._choices.find(name, tools, takes)
         search: ToolSearch | CardSearch
+        calibration = UNCALIBRATED
         if tools is None or not bundle.finds_cards:
-            search = ToolSearch(mllm, trie, also, temperature=bundle.info.temperature)
+            search, calibration = ToolSearch(mllm, trie, also), bundle.info.calibration
         else:
             known = {tool.tool_id: tool for tool in (*(bundle.catalog[tool_id] for tool_id in also), *tools)}
             offered = [known[tool_id] for tool_id in trie.choices]
             cards = self._encode_cards(name, [(tool.call_name, tool.description) for tool in offered])
             search = CardSearch(mllm, trie.choices, cards, also)
-        group = self._groups[name, tools, takes] = _Group(search, trie, also)
+        group = self._groups[name, tools, takes] = _Group(search, trie, also, calibration)
         return group
 
     def _encode_cards(self, name: str, tools: Sequence[tuple[str, str]]) -> np.ndarray:

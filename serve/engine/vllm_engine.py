@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from data_pipeline.errors import InputError
-from model.decode.tools import LeafSearch, RankedTool, default_width
+from model.decode.tools import LeafSearch, RankedTool, calibrate, default_width
 from model.decode.trie import ChoiceTrie
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.backbone import load_tokenizer
@@ -140,7 +140,7 @@ class VllmEngine:
             found = [RankedTool(trie.choices[0], 1.0)]
         else:
             reader = PromptReader(self._server, bundle.revision, embedding, question.prompt)
-            found = search(reader.score, trie, question.k, also, bundle.info.temperature)
+            found = calibrate(search(reader.score, trie, question.k, also), bundle.info.calibration)
         return to_ranking(question, found, trie, also, bundle)
 
     def _open_model(self, name: str, bundle: Bundle) -> tuple[PromptEmbedding, VllmTurns]:
@@ -187,9 +187,7 @@ class VllmEngine:
             )
 
 
-def search(
-    score: ScoreSequences, trie: ChoiceTrie, k: int, also: Sequence[str], temperature: float = 1.0
-) -> list[RankedTool]:
+def search(score: ScoreSequences, trie: ChoiceTrie, k: int, also: Sequence[str]) -> list[RankedTool]:
     """The exact k likeliest leaves of a trie with at least two, best first, and those of `also`.
 
     Args:
@@ -197,13 +195,12 @@ def search(
         trie: to search.
         k: at least 1.
         also: see `LeafSearch`.
-        temperature: of every decision.
     """
     leaves = LeafSearch(trie, min(k, len(trie)), also, default_width(k))
     taken: list[tuple[float, int, Any]] = [(0.0, 0, np.empty(0, dtype=np.int32))]
     while taken:
         sequences = [np.concatenate([before, trie.edge(node)]) for _, node, before in taken]
-        choices = score_children(score, trie, sequences, [node for _, node, _ in taken], temperature)
+        choices = score_children(score, trie, sequences, [node for _, node, _ in taken])
         for (total, node, _), sequence, choice in zip(taken, sequences, choices, strict=True):
             leaves.add_children(node, total, sequence, choice)
         taken = leaves.next_nodes()

@@ -51,7 +51,6 @@ def score_children(
     trie: ChoiceTrie,
     sequences: Sequence[np.ndarray],
     nodes: Sequence[int],
-    temperature: float = 1.0,
 ) -> list[np.ndarray]:
     """Log probabilities (float64) of each node's children among themselves, node i standing at the end of sequence i.
 
@@ -62,7 +61,7 @@ def score_children(
     asked = np.unique(np.concatenate(firsts))
     result = []
     for row, tokens in zip(score(sequences, asked.tolist()), firsts, strict=True):
-        log_p = row[np.searchsorted(asked, tokens)] / temperature
+        log_p = row[np.searchsorted(asked, tokens)]
         result.append(log_p - np.logaddexp.reduce(log_p))
     return result
 

@@ -23,11 +23,12 @@ from small_training import VERBS, build_base, build_spec, history
 
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.corpus.files import Corpus
-from model.decode.tools import Prompt, top_k_tools
+from model.decode.tools import Prompt, calibrate, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.llm.bundle import load_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
+from model.scoring.calibration import UNCALIBRATED, Calibration
 from ray_jobs import export, prepare
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate import job as evaluate
@@ -145,7 +146,8 @@ def test_bundle_is_registered_as_champion_and_loads_without_unpickling(
     bundle = load_bundle(result["bundle"])
     assert bundle.revision == result["revision"]
     assert bundle.info.metrics["evaluation"]["constrained"] == evaluation["constrained"]
-    assert bundle.info.temperature == evaluation["calibration"]["temperature"] != 1
+    fitted = evaluation["calibration"]
+    assert bundle.info.calibration == Calibration(fitted["slope"], fitted["offset"]) != UNCALIBRATED
     assert bundle.info.data_hash == Corpus.open(spec.corpus_dir).data_hash
     client = MlflowClient(spec.tracking_uri)
     champion = client.get_model_version_by_alias("toolmm", "champion")
@@ -174,8 +176,8 @@ def test_bundle_is_registered_as_champion_and_loads_without_unpickling(
 
 
 def test_the_bundle_answers_over_http(exported: tuple[RunSpec, dict[str, Any], dict[str, Any]]) -> None:
-    """Ray Serve gives the tools that evaluation found in the same questions, with probabilities at the temperature that
-    it fitted."""
+    """Ray Serve gives the tools that evaluation found in the same questions, with probabilities calibrated as it
+    found."""
     spec, _, result = exported
     bundle = load_bundle(result["bundle"])
     mllm = bundle.build_mllm()
@@ -193,7 +195,7 @@ def test_the_bundle_answers_over_http(exported: tuple[RunSpec, dict[str, Any], d
                 [plain] = top_k_tools(mllm, [prompt], 3, trie)
                 assert [tool.probability for tool in plain] == pytest.approx(said["probabilities"], abs=1e-5)
                 assert all(tool.tool_id in words for tool, words in zip(plain, said["responses"], strict=True))
-                [expected] = top_k_tools(mllm, [prompt], 3, trie, temperature=bundle.info.temperature)
+                expected = calibrate(plain, bundle.info.calibration)
                 answer = client.post("/v1/tools/select", json={"instruction": record.instruction, "k": 3})
                 assert answer.status_code == 200, answer.text
                 found = answer.json()["tools"]

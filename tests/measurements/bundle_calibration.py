@@ -2,9 +2,9 @@
 
     python tests/measurements/bundle_calibration.py model/weights/agent_smollm2 --config agent_smollm2
 
-The corpus and its vectors are those of `prepare` and `embed` with the same config. The temperature is fitted on the
-validation split and judged on the test split, as `evaluate` does for a run; questions that come without a usable medium
-where they need one are left out.
+The corpus and its vectors are those of `prepare` and `embed` with the same config. The calibration is fitted on the
+validation split and judged on the test split, as `evaluate` does for a run, and on other parts of both of the same
+sizes; questions that come without a usable medium where they need one are left out.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from data_pipeline.corpus.files import Corpus
 from data_pipeline.records.schema import ToolRecord
 from model.llm.bundle import load_bundle
 from model.llm.tool_llm import ToolLLM
-from model.scoring.calibration import Decision, expected_calibration_error, fit_temperature, log_probability
+from model.scoring.calibration import expected_calibration_error, fit_calibration
 from ray_jobs.config import load_run_spec
 from ray_jobs.evaluate.actors import TrainedModel
-from ray_jobs.evaluate.calibration import DecisionReader
+from ray_jobs.evaluate.calibration import FirstAnswers, judge
 from ray_jobs.evaluate.prompts import QuestionJob, vector_column
 from ray_jobs.progress import Progress
 from ray_jobs.train.features import MediaVectors, load_media_vectors, separate_usable
 
 BATCH_SIZE = 16
+N_DRAWS = 50
 
 
 class BundledModel(TrainedModel):
@@ -40,9 +41,9 @@ class BundledModel(TrainedModel):
 
 
 def answer(
-    reader: DecisionReader, records: Sequence[ToolRecord], vectors: MediaVectors, split: str
-) -> tuple[list[list[Decision]], np.ndarray]:
-    """By question the decisions on the way to its first answer; bool [N], whether that is right."""
+    model: FirstAnswers, records: Sequence[ToolRecord], vectors: MediaVectors, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [N] probabilities of the first answers; bool [N], whether each is right."""
     table = pa.table(
         {
             "position": range(len(records)),
@@ -51,16 +52,13 @@ def answer(
         }
     )
     table = table.take(np.argsort([len(record.instruction) for record in records], kind="stable"))
-    ways: list[list[Decision]] = [[] for _ in records]
-    is_right = np.zeros(len(records), dtype=bool)
+    answers, p = [""] * len(records), np.zeros(len(records))
     with Progress(split) as progress:
         for start in range(0, len(records), BATCH_SIZE):
-            for row in reader(table.slice(start, BATCH_SIZE)).to_pylist():
-                number = row["position"]
-                ways[number] = [(each["taken"], np.array(each["log_p"])) for each in row["way"]]
-                is_right[number] = row["tool_id"] in records[number].valid_tool_ids
+            for row in model(table.slice(start, BATCH_SIZE)).to_pylist():
+                answers[row["position"]], p[row["position"]] = row["tool_id"], row["p"]
             progress.show(min(start + BATCH_SIZE, len(records)), len(records), "questions")
-    return ways, is_right
+    return p, judge(answers, records)
 
 
 def main() -> None:
@@ -78,17 +76,25 @@ def main() -> None:
         print(f"another corpus than the bundle's: {corpus.data_hash[:12]}, {bundle.info.data_hash[:12]}")
     vectors = load_media_vectors(spec, corpus, "val", "test")
     model = BundledModel({}, args.bundle, spec.evaluate, Path())
-    reader = DecisionReader(QuestionJob(model, bundle.catalog.selection_tool_ids, bundle.info.max_target_tokens))
-    found = {}
+    reader = FirstAnswers(QuestionJob(model, bundle.catalog.selection_tool_ids, bundle.info.max_target_tokens))
+    found = []
     for split in ("val", "test"):
         asked = [record for record in corpus.records(split) if not record.is_dialogue and record.source == args.source]
-        found[split] = answer(reader, separate_usable(asked, vectors)[0], vectors, split)
-    fitted = fit_temperature(*found["val"])
-    ways, is_right = found["test"]
-    print(f"{len(ways)} questions, {is_right.mean():.3f} right; at {fitted:.3f}, fitted on {len(found['val'][0])}:")
-    for temperature in (fitted, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5):
-        p = np.exp([log_probability(way, temperature) for way in ways])
-        print(f"{temperature:.3f}: error {expected_calibration_error(p, is_right):.3f}")
+        found.append(answer(reader, separate_usable(asked, vectors)[0], vectors, split))
+    (val_p, val_right), (p, is_right) = found
+    fitted = fit_calibration(val_p, val_right)
+    share = val_right.mean()
+    print(f"slope {fitted.slope:.3f}, offset {fitted.offset:.3f}, fitted on {len(val_p)} ({share:.3f} right)")
+    before, after = (expected_calibration_error(each, is_right) for each in (p, fitted.of_first(p)))
+    print(f"{len(p)} test questions, {is_right.mean():.3f} right: error {before:.3f} before, {after:.3f} calibrated")
+    all_p, all_right = np.concatenate([val_p, p]), np.concatenate([val_right, is_right])
+    errors = []
+    for seed in range(N_DRAWS):
+        drawn = np.random.default_rng(seed).permutation(len(all_p))
+        own, others = drawn[: len(val_p)], drawn[len(val_p) :]
+        scaled = fit_calibration(all_p[own], all_right[own]).of_first(all_p[others])
+        errors.append(expected_calibration_error(scaled, all_right[others]))
+    print(f"{N_DRAWS} other parts of these sizes: {np.mean(errors):.3f}, standard deviation {np.std(errors):.3f}")
 
 
 if __name__ == "__main__":

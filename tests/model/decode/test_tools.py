@@ -30,11 +30,10 @@ from data_pipeline.records.prompts import render_target
 from model.decode.free import generate_free
 from model.decode.tools import (
     DecodeStats,
-    FirstAnswer,
     Prompt,
     RankedTool,
     ToolSearch,
-    first_answers,
+    calibrate,
     greedy_tools,
     p_unknown,
     score_all_tools,
@@ -43,7 +42,7 @@ from model.decode.tools import (
 from model.decode.trie import ChoiceTrie
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
-from model.scoring.calibration import log_probability
+from model.scoring.calibration import Calibration
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tokenizer_kinds import KINDS, train_llama_tokenizer
@@ -231,31 +230,17 @@ def test_batch_equals_single_prompts(small) -> None:
         assert greedy_tools(mllm, [prompt], trie)[0].tool_id == answer.tool_id
 
 
-@pytest.mark.parametrize("temperature", [0.5, 3.0])
-def test_a_temperature_is_of_every_decision(small, temperature: float) -> None:
-    mllm, trie, prompts, plain = small
-    expected = score_all_tools(mllm, prompts, trie, temperature)
-    np.testing.assert_allclose(expected.sum(1), 1, atol=1e-6)
-    assert (expected.max(1) > plain.max(1)).all() == (temperature < 1)
-    for k in (3, len(trie)):
-        rankings = top_k_tools(mllm, prompts, k, trie, temperature=temperature)
-        for ranking, probabilities in zip(rankings, expected, strict=True):
-            assert_same_ranking(ranking, probabilities, trie.choices)
+def test_calibrated_tools_keep_their_order_and_sum(small) -> None:
+    mllm, trie, prompts, _ = small
+    for ranking in top_k_tools(mllm, prompts, len(trie), trie):
+        found = calibrate(ranking, Calibration(0.5, 1.0))
+        assert [tool.tool_id for tool in found] == [tool.tool_id for tool in ranking]
+        assert sum(tool.probability for tool in found) == pytest.approx(1, abs=1e-6)
+        assert calibrate(ranking[:3], Calibration(0.5, 1.0)) == found[:3]
 
 
 FULLY_TRAINED_HEAD = {"target_modules": "all-linear", "modules_to_save": ["lm_head", "embed_tokens"]}
 ADAPTED_HEAD = {"target_modules": ["lm_head", "q_proj"]}
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_first_answers_come_with_their_decisions(small, temperature: float) -> None:
-    mllm, trie, prompts, expected = small
-    found = first_answers(mllm, prompts, trie)
-    assert [answer.tool_id for answer in found] == [trie.choices[best] for best in expected.argmax(axis=1)]
-    tempered = score_all_tools(mllm, prompts, trie, temperature)
-    wanted = [row[trie.choices.index(answer.tool_id)] for row, answer in zip(tempered, found, strict=True)]
-    p = [np.exp(log_probability(answer.decisions, temperature)) for answer in found]
-    np.testing.assert_allclose(p, wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("adapter", [FULLY_TRAINED_HEAD, ADAPTED_HEAD])
@@ -368,8 +353,6 @@ def test_attention_backend_is_lent_and_given_back(small) -> None:
 def test_trivial_batches_and_catalogues(small) -> None:
     mllm, trie, prompts, _ = small
     one = ChoiceTrie(["unknown"], mllm.tokenizer)
-    assert first_answers(mllm, [], trie) == []
-    assert first_answers(mllm, prompts[:2], one) == [FirstAnswer("unknown", [])] * 2
     assert top_k_tools(mllm, prompts[:2], 3, one, also=["unknown"]) == [[RankedTool("unknown", 1.0)]] * 2
     assert greedy_tools(mllm, prompts[:1], one) == [RankedTool("unknown", 1.0)]
     assert score_all_tools(mllm, prompts[:1], one).tolist() == [[1.0]]

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import AmbiguityType, Modality, ToolRecord
+from model.scoring.calibration import Calibration
 from model.scoring.selection import SelectionScores, score_records
 from model.scoring.tables import render_selection_markdown
 from ray_jobs.evaluate.calibration import measure_calibration
@@ -219,12 +221,11 @@ def test_queries_for_two_tools_want_both_first_and_no_other() -> None:
 
 def test_calibration_is_reported_where_there_was_a_validation_split() -> None:
     records, _, scores = build_evaluation()
-    rows = [{"tool_ids": ["a"], "probabilities": [0.9], "tempered": "a", "tempered_p": 0.6} for _ in records]
-    found = measure_calibration(records, rows, 2.5, n_val=4)
+    rows = [{"tool_ids": ["a"], "probabilities": [0.9]} for _ in records]
+    found = measure_calibration(records, rows, Calibration(0.5, 0.1), n_val=4)
     share = np.mean(["a" in record.valid_tool_ids for record in records])
-    assert found["acc"] == share
     assert found["ece_uncalibrated"] == pytest.approx(abs(0.9 - share))
-    assert found["ece"] == pytest.approx(abs(0.6 - share))
+    assert found["ece"] == pytest.approx(abs(expit(0.5 * logit(0.9) + 0.1) - share))
     summary = _summarise(*build_evaluation()) | {"n_questions": 5, "n_unusable": 0, "calibration": found}
     said = render_report(summary, scores)
-    assert "at the temperature 2.50 of every decision, fitted on 4 questions of the validation split" in said
+    assert "with log-odds times 0.50 plus 0.10, fitted on 4 questions of the validation split" in said

@@ -19,6 +19,7 @@ from model.decode.tools import Prompt, score_all_tools
 from model.decode.trie import ChoiceTrie
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from model.decode.turn_writer import TurnBatch
+from model.scoring.calibration import Calibration
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
 from serve.engine.messages import Ranking
@@ -167,18 +168,20 @@ def test_a_model_that_finds_cards_chooses_among_a_callers_tools_by_their_descrip
     assert _tools(together[1]) == _tools(engine.rank([_ask(engine, "a", words, 2)])[0])
 
 
-def test_probabilities_have_the_temperature_of_the_bundle(tmp_path: Path) -> None:
+def test_probabilities_are_calibrated_as_the_bundle_says(tmp_path: Path) -> None:
     backbone = build_backbone(tmp_path / "tiny", "### Human: <Img></Img> Improve this\n")
     bundle = build_bundle(tmp_path / "a", backbone, 3)
-    warm = replace(bundle, info=bundle.info.model_copy(update={"temperature": 3.0}))
-    engine = Engine({"plain": bundle, "warm": warm}, "cpu", None)
-    questions = [_ask(engine, name, "Improve this", 9) for name in ("plain", "warm")]
-    plain, tempered = (dict(_tools(answer)) for answer in engine.rank(questions))
+    calibration = Calibration(0.5, 1.5)
+    sure = replace(bundle, info=bundle.info.model_copy(update={"calibration": calibration}))
+    engine = Engine({"plain": bundle, "sure": sure}, "cpu", None)
+    questions = [_ask(engine, name, "Improve this", 9) for name in ("plain", "sure")]
+    plain, calibrated = (dict(_tools(answer)) for answer in engine.rank(questions))
     trie = ChoiceTrie(bundle.catalog.selection_tool_ids, engine.tokenizer)
-    for found, temperature in ((plain, 1.0), (tempered, 3.0)):
-        (expected,) = score_all_tools(bundle.build_mllm(), [questions[0].prompt], trie, temperature)
-        assert found == pytest.approx(dict(zip(trie.choices, expected, strict=True)), abs=2e-4)
-    assert max(abs(tempered[tool] - plain[tool]) for tool in plain) > 0.01
+    (expected,) = score_all_tools(bundle.build_mllm(), [questions[0].prompt], trie)
+    assert plain == pytest.approx(dict(zip(trie.choices, expected, strict=True)), abs=2e-4)
+    wanted = dict(zip(plain, calibration.of_ranking([*plain.values()]), strict=True))
+    assert calibrated == pytest.approx(wanted, abs=2e-4)
+    assert max(abs(calibrated[tool] - plain[tool]) for tool in plain) > 0.01
 
 
 def test_tools_that_cannot_take_the_medium_are_no_candidates(tmp_path: Path) -> None:
