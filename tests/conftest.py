@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")  # one mode for ray.init and the
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # Train sees sooner that its workers are done
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less a training; no node goes here
 
 PASSED_ON = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
 REPO = Path(__file__).resolve().parent.parent

@@ -32,21 +32,27 @@ class QuestionJob:
     tool_ids: tuple[str, ...]
     max_target_tokens: int
 
-    def run(self, actor: type, records: Sequence[ToolRecord], **columns: pa.Array | list[Any]) -> list[dict[str, Any]]:
+    def run(
+        self,
+        actor: type,
+        records: Sequence[ToolRecord],
+        first_only: Sequence[bool],
+        **columns: pa.Array | list[Any],
+    ) -> list[dict[str, Any]]:
         """What actors of a class, built from this job, say of each question, in order; see `decode_on_actors`.
 
         Args:
-            actor: gets "position", "instruction" and the columns.
+            actor: gets "position", "instruction", "first_only" and the columns.
             records: the questions.
+            first_only: of which nothing but the first answer is wanted.
             columns: further ones.
         """
         load_tokenizer(self.model.model_config["backbone"])  # here, where a backbone that is gone can be told
         instructions = [record.instruction for record in records]
-        table = pa.table(
-            {"position": pa.array(range(len(records)), pa.int64()), "instruction": instructions, **columns}
-        )
-        # questions of like length side by side: less padding in a batch
-        table = table.take(np.argsort([len(words) for words in instructions], kind="stable"))
+        position = pa.array(range(len(records)), pa.int64())
+        table = pa.table({"position": position, "instruction": instructions, "first_only": first_only, **columns})
+        # what is answered alike, and questions of like length, side by side: less padding in a batch
+        table = table.take(np.lexsort(([len(words) for words in instructions], first_only)))
         return decode_on_actors(actor, self, table, self.model, "questions")
 
 

@@ -8,7 +8,7 @@ model.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,20 @@ class QuestionEvaluation:
         return render_report(self.result, self.scores)
 
 
+_ANSWERS = pa.schema(
+    {
+        "position": pa.int64(),
+        "tool_ids": pa.list_(pa.string()),
+        "probabilities": pa.list_(pa.float64()),
+        "p_unknown": pa.float64(),
+        "free": pa.string(),
+        "shuffled_media": pa.string(),
+    }
+)
+
+
 class Decoder:
-    """Ray Data actor: a built model that answers batches of questions in every mode."""
+    """Ray Data actor: a built model that answers batches of questions in every mode, or gives their first answers."""
 
     def __init__(self, job: QuestionJob) -> None:
         self._options = job.model.options
@@ -80,6 +92,15 @@ class Decoder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
+        whole, first = ([row for row in rows if row["first_only"] == only] for only in (False, True))
+        return pa.Table.from_pylist([*self._answer(whole), *self._answer_first(first)], schema=_ANSWERS)
+
+    def _answer_first(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        rankings = top_k_tools(self._mllm, [self._prompts.read(row) for row in rows], 1, self._trie)
+        for row, (tool, *_) in zip(rows, rankings, strict=True):
+            yield {"position": row["position"], "tool_ids": [tool.tool_id], "probabilities": [tool.probability]}
+
+    def _answer(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         prompts = [self._prompts.read(row) for row in rows]
         options, mllm, trie = self._options, self._mllm, self._trie
         also = [UNKNOWN_TOOL_ID] if UNKNOWN_TOOL_ID in trie.choices else []
@@ -88,19 +109,16 @@ class Decoder:
         ablated = ranked
         if any(row["media"] is not None for row in rows):  # of text there is nothing to shuffle
             ablated = top_k_tools(mllm, [self._prompts.read(row, "shuffled_media") for row in rows], 1, trie)
-        return pa.table(
-            {
-                "position": batch["position"],
-                "tool_ids": [[tool.tool_id for tool in ranking[: options.top_k]] for ranking in ranked],
-                "probabilities": [[tool.probability for tool in ranking[: options.top_k]] for ranking in ranked],
-                "p_unknown": [
-                    next((tool.probability for tool in ranking if tool.tool_id == UNKNOWN_TOOL_ID), 0.0)
-                    for ranking in ranked
-                ],
-                "free": [samples[0] for samples in free],
-                "shuffled_media": [ranking[0].tool_id for ranking in ablated],
+        for row, ranking, samples, other in zip(rows, ranked, free, ablated, strict=True):
+            unknown = next((tool.probability for tool in ranking if tool.tool_id == UNKNOWN_TOOL_ID), 0.0)
+            yield {
+                "position": row["position"],
+                "tool_ids": [tool.tool_id for tool in ranking[: options.top_k]],
+                "probabilities": [tool.probability for tool in ranking[: options.top_k]],
+                "p_unknown": unknown,
+                "free": samples[0],
+                "shuffled_media": other[0].tool_id,
             }
-        )
 
 
 def evaluate_questions(
@@ -125,12 +143,19 @@ def evaluate_questions(
         vectors: of the media of all.
         n_unusable: test questions that were left out for want of a media vector; reported.
     """
-    job = QuestionJob(model, tool_ids, max_target_tokens)
-    calibration = find_calibration(job, val_records, vectors)
     start = time.perf_counter()
-    media = [vectors.get(record) for record in records]
-    permuted = permute_media(records, media, model.options.shuffle_seed)
-    decoded = job.run(Decoder, records, media=vector_column(media), shuffled_media=vector_column(permuted))
+    asked = [*records, *val_records]
+    media = [vectors.get(record) for record in asked]
+    permuted = permute_media(records, media[: len(records)], model.options.shuffle_seed)
+    answers = QuestionJob(model, tool_ids, max_target_tokens).run(
+        Decoder,
+        asked,
+        first_only=[i >= len(records) for i in range(len(asked))],
+        media=vector_column(media),
+        shuffled_media=vector_column([*permuted, *[None] * len(val_records)]),
+    )
+    decoded = answers[: len(records)]
+    calibration = find_calibration(val_records, answers[len(records) :])
     seconds = time.perf_counter() - start
     scores = _score(tool_ids, train_records, records, vectors, decoded)
     result = _summarise(records, decoded, scores)

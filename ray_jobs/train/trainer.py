@@ -11,6 +11,8 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train import Result
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -32,6 +34,10 @@ class Trainer(TorchTrainer):
     Ctrl-C stops the workers and raises KeyboardInterrupt, as in any program; Ray's own handler exits with 0, as if the
     training were complete.
     """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        """Without the process that hands out Ray Train's data sets: workers read their plan's shards themselves."""
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **controller: Any) -> Result:
         assert self.run_config.failure_config is not None

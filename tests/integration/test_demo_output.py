@@ -1,4 +1,4 @@
-"""What a newcomer reads: the demo's output in a pipe, a training's on a terminal, and the error of a worker.
+"""What a newcomer reads: the demo's output in a pipe, and the error of a worker; tests/ray_jobs/own has a terminal.
 
 Each command in a process and with a Ray of its own, as a user starts it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -71,28 +70,6 @@ def test_a_pipe_gets_each_stage_its_progress_and_json_at_the_end(
     outcome = json.loads(lines[-1])
     assert outcome["questions_answered"] == 6
     assert Path(outcome["bundle"]).is_relative_to(folder)
-
-
-def test_a_terminal_sees_a_training_fill_its_bar(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    folder, _ = demo
-    main, terminal = pty.openpty()
-    command = build_command(folder, "train", "train.epochs=2")
-    env = clean_env(TERM="xterm", COLUMNS="160", LINES="50")
-    process = subprocess.Popen(command, cwd=REPO, env=env, stdin=terminal, stdout=terminal, stderr=terminal)
-    os.close(terminal)
-    shown = b""
-    try:
-        while chunk := os.read(main, 65536):
-            shown += chunk
-    except OSError:  # Linux says so that the other side is closed
-        pass
-    os.close(main)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert process.wait(timeout=60) == 0, text
-    assert re.search(r"train +━+ +10/10 +steps +100% +took \d:\d\d +loss=", text), text
-    assert not [line for line in re.split(r"[\r\n]+", text) if NOISE.search(line)]
-    assert "epoch=2 mean_loss=" in text
-    assert json.loads(text.splitlines()[-1])["metrics"]["step"] == 10
 
 
 def test_a_divergence_ends_at_once_and_says_what_to_change(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +25,9 @@ from model.llm.tool_llm import ToolLLM
 from model.scoring.calibration import expected_calibration_error, fit_calibration
 from ray_jobs.config import load_run_spec
 from ray_jobs.evaluate.actors import TrainedModel
-from ray_jobs.evaluate.calibration import FirstAnswers, judge
+from ray_jobs.evaluate.calibration import read_first
 from ray_jobs.evaluate.prompts import QuestionJob, vector_column
+from ray_jobs.evaluate.questions import Decoder
 from ray_jobs.progress import Progress
 from ray_jobs.train.features import MediaVectors, load_media_vectors, separate_usable
 
@@ -41,24 +43,25 @@ class BundledModel(TrainedModel):
 
 
 def answer(
-    model: FirstAnswers, records: Sequence[ToolRecord], vectors: MediaVectors, split: str
+    model: Decoder, records: Sequence[ToolRecord], vectors: MediaVectors, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """float64 [N] probabilities of the first answers; bool [N], whether each is right."""
     table = pa.table(
         {
             "position": range(len(records)),
             "instruction": [record.instruction for record in records],
+            "first_only": [True] * len(records),
             "media": vector_column([vectors.get(record) for record in records]),
         }
     )
     table = table.take(np.argsort([len(record.instruction) for record in records], kind="stable"))
-    answers, p = [""] * len(records), np.zeros(len(records))
+    answers: list[dict[str, Any]] = [{}] * len(records)
     with Progress(split) as progress:
         for start in range(0, len(records), BATCH_SIZE):
             for row in model(table.slice(start, BATCH_SIZE)).to_pylist():
-                answers[row["position"]], p[row["position"]] = row["tool_id"], row["p"]
+                answers[row["position"]] = row
             progress.show(min(start + BATCH_SIZE, len(records)), len(records), "questions")
-    return p, judge(answers, records)
+    return read_first(records, answers)
 
 
 def main() -> None:
@@ -76,7 +79,7 @@ def main() -> None:
         print(f"another corpus than the bundle's: {corpus.data_hash[:12]}, {bundle.info.data_hash[:12]}")
     vectors = load_media_vectors(spec, corpus, "val", "test")
     model = BundledModel({}, args.bundle, spec.evaluate, Path())
-    reader = FirstAnswers(QuestionJob(model, bundle.catalog.selection_tool_ids, bundle.info.max_target_tokens))
+    reader = Decoder(QuestionJob(model, bundle.catalog.selection_tool_ids, bundle.info.max_target_tokens))
     found = []
     for split in ("val", "test"):
         asked = [record for record in corpus.records(split) if not record.is_dialogue and record.source == args.source]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,26 @@ from ray_jobs.own.job import choose_questions, settle
 
 REPO = Path(__file__).resolve().parents[3]
 SHOP = REPO / "ray_jobs" / "examples" / "shop" / "tools.jsonl"
+NOISE = re.compile(r"\(.*pid=\d+|WARNING|raylet|\[E |E0000| E \d+ \d+\] |toolmm-tells")
+
+
+def run_on_terminal(command: list[str]) -> str:
+    """What a command, which must end well, shows on a terminal of 160 columns, without colours and the like."""
+    own, terminal = pty.openpty()
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"}
+    process = subprocess.Popen(command, cwd=REPO, env=env, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    try:
+        while chunk := os.read(own, 65536):
+            shown += chunk
+    except OSError:  # Linux says so that the other side is closed
+        pass
+    os.close(own)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert process.wait(timeout=60) == 0, text
+    return text
 
 
 def test_what_lies_beside_the_tools_belongs_to_them(tmp_path: Path) -> None:
@@ -50,18 +72,12 @@ def test_three_questions_for_different_tools_are_asked() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_shops_tools_are_served(tmp_path: Path) -> None:
-    """As a user starts it; with the tiny backbone, which needs no download."""
+    """As a user starts it on a terminal; with the tiny backbone, which needs no download."""
     command = [sys.executable, "-m", "ray_jobs", "own", "--config", "own_tiny", f"generate.tools={SHOP}"]
-    result = subprocess.run(
-        [*command, f"runs_dir={tmp_path}", "--ask", "Where is the parcel that I sent on Monday?"],
-        cwd=REPO,
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    lines = result.stdout.splitlines()
+    said = run_on_terminal([*command, f"runs_dir={tmp_path}", "--ask", "Where is the parcel that I sent on Monday?"])
+    assert re.search(r"train +━+ +60/60 +steps +100% +took \d:\d\d +loss=", said), said
+    lines = re.split(r"[\r\n]+", said.rstrip())
+    assert not [line for line in lines if NOISE.search(line)]
     headings = [line.split()[1] for line in lines if line.startswith("=== ")]
     assert headings == ["generate", "prepare", "train", "evaluate", "export", "serve", "summary"]
     outcome = json.loads(lines[-1])
