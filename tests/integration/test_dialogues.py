@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tupl
     backbone = build_tiny_backbone(
         runs / "backbone", texts, vocab_size=1200, hidden_size=128, n_layers=3, n_heads=4, intermediate_size=256
     )
-    smaller = ["train.workers=1", "train.epochs=2", "train.validation_dialogues=10", "evaluate.max_questions=60"]
+    smaller = ["train.workers=1", "train.epochs=2", "train.validation_dialogues=10", "evaluate.max_questions=40"]
     spec = load_run_spec("dialogue_demo", [*base, f"model.backbone={backbone}", *smaller])
     train.run(spec)
     return spec, evaluate.run(spec)
@@ -45,8 +45,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tupl
 def test_a_tiny_model_learns_when_to_call_a_tool(trained: tuple[RunSpec, dict[str, Any]]) -> None:
     _, result = trained
     seen, unseen = result["dialogues"]["seen"], result["dialogues"]["unseen"]
-    assert seen["n"] >= 35
-    assert unseen["n"] >= 15
+    assert seen["n"] >= 22
+    assert unseen["n"] >= 10
     assert seen["sr_t"] >= 0.75
     assert seen["malformed_frac"] <= 0.05
     assert seen["sr_act"] > unseen["sr_act"], "a tool that was never called in training is harder"
@@ -86,9 +86,9 @@ def test_the_served_agent_takes_the_evaluation(
         ray_serve.shutdown()
     printed = capsys.readouterr().out
     print(printed)
-    assert result["seen"]["n"] >= 35
-    assert result["unseen"]["n"] >= 15
-    assert result["executed"] > 40
+    assert result["seen"]["n"] >= 22
+    assert result["unseen"]["n"] >= 10
+    assert result["executed"] > 25
     assert result["faults"] == result["refused"] == 0, "every call was of an offered tool, with files that exist"
     for group in ("seen", "unseen"):
         assert result[group]["malformed_frac"] == result[group]["invented_frac"] == 0
