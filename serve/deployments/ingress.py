@@ -167,7 +167,7 @@ async def _describe(handle: Any) -> tuple[str, dict[str, Any]]:
 
 def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bool = False) -> FastAPI:
     """The HTTP routes over the services; `is_behind_ray`: whether Ray Serve's servers stand before them."""
-    # no /docs and /redoc: those pages load scripts from elsewhere; /openapi.json describes the routes
+    # no /docs and /redoc of FastAPI's: those pages load scripts from elsewhere; ours is among the page's routes
     gate = [Depends(build_gate(service.args))]
     mcp = McpEndpoint(chat)
 

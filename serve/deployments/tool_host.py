@@ -17,7 +17,7 @@ from serve.config import ServeArgs
 from serve.http.schemas import RequestError
 from serve.tools.all_tools import load_tools
 from serve.tools.media import ToolLimits
-from serve.tools.run import DEFAULT_LIMITS, ToolRunner
+from serve.tools.run import DEFAULT_LIMITS, Caller, ToolRunner
 from serve.tools.spec import ToolError
 
 THREADS = 4  # calls that one replica runs side by side; tools that run models take turns
@@ -47,17 +47,22 @@ class ToolHost:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tool")
 
     async def invoke(self, tool_id: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
-        """Run a tool for a caller, on their artifacts: media arguments are ids of these."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._invoke_blocking, tool_id, arguments, caller)
+        """Run a tool for a caller, on their artifacts: media arguments are ids of these. It ends when they leave."""
+        loop, waiting = asyncio.get_running_loop(), Caller()
+        call = loop.run_in_executor(self._threads, self._invoke_blocking, tool_id, arguments, caller, waiting)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            waiting.leave()
+            raise
 
-    def _invoke_blocking(self, tool_id: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
+    def _invoke_blocking(self, tool_id: str, arguments: Mapping[str, Any], caller: str, waiting: Caller) -> ToolReply:
         spec, store = self._specs[tool_id], self._store.of(caller)
         try:
             parsed = spec.parse(arguments)
             ids = [parsed[argument.name] for argument in spec.arguments if argument.is_media]
             media = {artifact_id: store.open(artifact_id)[1] for artifact_id in ids}
-            output = self._runner.run(spec, parsed, media, self._limits)
+            output = self._runner.run(spec, parsed, media, self._limits, waiting)
             artifact = None
             if output.file is not None:
                 artifact = store.put(output.file.data, output.file.media_type, spec.call_name)

@@ -6,6 +6,7 @@ import atexit
 import functools
 import inspect
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,29 @@ DEFAULT_LIMITS = ToolLimits()
 MODEL_CACHE_BYTES = 8 * 2**30
 _MODULE = "serve.tools.launch"
 _MODEL_ENVIRONMENT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "CUDA_", "OMP_")
+
+
+class Caller:
+    """Who waits for a call; what it has forked ends when they leave."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sock: socket.socket | None = None
+        self._has_left = False
+
+    def leave(self) -> None:
+        """Nobody waits any more; the call ends with an error. For another thread than the call's."""
+        with self._lock:
+            self._has_left = True
+            if self._sock is not None:
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    def hold(self, sock: socket.socket | None) -> None:
+        """Take the line over which a call is made, or let it go."""
+        with self._lock:
+            self._sock = sock
+            if self._has_left and sock is not None:
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 class ToolRunner:
@@ -53,7 +77,12 @@ class ToolRunner:
             self._fork.start()
 
     def run(
-        self, spec: ToolSpec, values: Mapping[str, Any], media: Mapping[str, bytes], limits: ToolLimits = DEFAULT_LIMITS
+        self,
+        spec: ToolSpec,
+        values: Mapping[str, Any],
+        media: Mapping[str, bytes],
+        limits: ToolLimits = DEFAULT_LIMITS,
+        caller: Caller | None = None,
     ) -> ToolOutput:
         """Check the arguments, decode the media and call the tool's function.
 
@@ -62,6 +91,7 @@ class ToolRunner:
             values: argument name -> value; that of a medium is an artifact's id.
             media: artifact id -> the file's bytes.
             limits: what the call may use; time and memory of the spec hold where they are lower.
+            caller: whose leaving ends the call; a model's goes on, since its process keeps the weights.
 
         Returns:
             what the function returned.
@@ -78,11 +108,11 @@ class ToolRunner:
         call, blocks = _build_call(spec, values, media, limits)
         if spec.method != "model":
             worker = self._online if spec.needs_network else self._fork
-            return self._call(worker, spec, call, blocks, limits, deadline)
+            return self._call(worker, spec, call, blocks, limits, deadline, caller or Caller())
         if not self._resident_turn.acquire(timeout=limits.timeout_s):
             raise ToolError("timeout", f"{spec.call_name} waited {limits.timeout_s:g} s for its turn; try again later.")
         try:
-            return self._call(self._resident, spec, call, blocks, limits, deadline)
+            return self._call(self._resident, spec, call, blocks, limits, deadline, Caller())
         finally:
             self._resident_turn.release()
 
@@ -94,6 +124,7 @@ class ToolRunner:
         blocks: list[bytes],
         limits: ToolLimits,
         deadline: float,
+        caller: Caller,
     ) -> ToolOutput:
         request = {
             "file": call["file"],
@@ -104,8 +135,12 @@ class ToolRunner:
         try:
             with worker.submit(request, max(deadline, time.monotonic() + START_S)) as sock:
                 deadline = time.monotonic() + limits.timeout_s  # a start of the worker is not the call's fault
-                send_message(sock, call, blocks, deadline)
-                reply, files = receive_message(sock, limits.max_output_bytes, deadline, max_blocks=1)
+                caller.hold(sock)
+                try:
+                    send_message(sock, call, blocks, deadline)
+                    reply, files = receive_message(sock, limits.max_output_bytes, deadline, max_blocks=1)
+                finally:
+                    caller.hold(None)
         except TimeoutError as error:
             if worker is self._resident:
                 worker.stop()  # the models are lost; the next call starts the worker again

@@ -64,7 +64,7 @@ def test_a_pipe_gets_each_stage_its_progress_and_json_at_the_end(
         r"embed +167/167 media, 100 %, took \d:\d\d",
         r"epoch=1 mean_loss=\d\.\d{4} val_acc=\d\.\d{3} .*",
         r"train +5/5 steps, 100 %, took \d:\d\d; loss=\d.* token_acc=.*",
-        r"evaluate +107/107 questions, 100 %, took \d:\d\d",
+        r"evaluate +214/214 questions, 100 %, took \d:\d\d",
     ):
         assert [found for found in lines if re.fullmatch(line, found)], line
     outcome = json.loads(lines[-1])

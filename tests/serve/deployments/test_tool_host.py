@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +19,10 @@ from small_media import picture, sound
 from serve.agent.tool_reply import ToolReply
 from serve.artifacts import open_artifacts
 from serve.config import ServeArgs
-from serve.deployments.tool_host import ToolHost, build_limits
+from serve.deployments.tool_host import THREADS, ToolHost, build_limits
 from serve.tools.run import DEFAULT_LIMITS
-from serve.tools.spec import ToolError
+from serve.tools.spec import Argument, ToolError, ToolSpec
+from serve.tools.tool_file import load_tool_file
 
 EDGES = "local/detect-edges"
 
@@ -75,3 +77,26 @@ def test_what_is_wrong_is_told_by_a_code_and_a_sentence(host: Any, args: ServeAr
         assert reply.error == code
         with pytest.raises(ToolError, match=words):
             reply.unpack()
+
+
+def test_calls_end_when_their_callers_leave(host: Any, args: ServeArgs, tmp_path: Path) -> None:
+    """As many as a replica runs side by side; the next caller does not wait for them."""
+    (tmp_path / "slow.py").write_text("import time\n\n\ndef wait(seconds):\n    time.sleep(seconds)\n")
+    wait = load_tool_file(str(tmp_path / "slow.py")).wait
+    spec = ToolSpec("own/wait", wait, "Waits.", (Argument("seconds", "number", "how long"),), "text")
+    host._specs["own/wait"] = spec
+
+    async def leave() -> None:
+        calls = [asyncio.create_task(host.invoke("own/wait", {"seconds": 50}, "local")) for _ in range(THREADS)]
+        await asyncio.sleep(2)
+        for call in calls:
+            call.cancel()
+        for call in calls:
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+    start_s = time.monotonic()
+    asyncio.run(leave())
+    edges = invoke(host, EDGES, image=open_artifacts(args).of("local").put(picture(), "image/png", "a.png").id)
+    assert edges.unpack().artifact is not None
+    assert time.monotonic() - start_s < 40

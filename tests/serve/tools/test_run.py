@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import subprocess
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from PIL import Image
 from data_pipeline.media.limits import MediaLimits
 from serve.tools.all_tools import load_tools
 from serve.tools.media import ToolLimits, decode_media, png_file
-from serve.tools.run import ToolRunner
+from serve.tools.run import Caller, ToolRunner
 from serve.tools.spec import Argument, ToolError, ToolFile, ToolOutput, ToolSpec
 
 # --- functions that run inside the tools' process: this file is loaded there by its path
@@ -118,17 +119,20 @@ def test_calls_run_side_by_side_and_quickly(runner: ToolRunner) -> None:
     assert time.perf_counter() - start < 10  # 24 starts of an interpreter with these libraries would take far longer
 
 
+def assert_nobody_sleeps() -> None:
+    for _ in range(50):
+        if not any(file.read_bytes() == b"sleep\x0061.5\0" for file in Path("/proc").glob("[0-9]*/cmdline")):
+            return
+        time.sleep(0.1)
+    pytest.fail("the child of the killed tool lives on")
+
+
 def test_a_call_out_of_time_is_killed_with_its_children(runner: ToolRunner) -> None:
     start = time.perf_counter()
     error = refusal(runner, spec_of(sleep_long, NUMBER, timeout_s=1.0), {"seconds": 30})
     assert error.code == "timeout"
     assert time.perf_counter() - start < 5
-    for _ in range(50):
-        if not any(file.read_bytes() == b"sleep\x0061.5\0" for file in Path("/proc").glob("[0-9]*/cmdline")):
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the child of the killed tool lives on")
+    assert_nobody_sleeps()
     assert runner.run(EDGES, {"image": "a"}, {"a": square_png()}).text  # the next call is served
 
 
@@ -137,6 +141,17 @@ def test_memory_is_bounded(runner: ToolRunner) -> None:
     assert runner.run(spec, {"megabytes": 200}, {}).text == str(200 * 2**20)
     assert refusal(runner, spec, {"megabytes": 400}).code == "out_of_memory"
     assert refusal(runner, spec_of(resize_with_opencv, SIDE, memory_mb=300), {"side": 30_000}).code == "out_of_memory"
+
+
+def test_a_call_ends_when_its_caller_leaves(runner: ToolRunner) -> None:
+    caller, start_s = Caller(), time.monotonic()
+    threading.Timer(1.0, caller.leave).start()
+    with pytest.raises(ToolError, match="ended without an answer"):
+        runner.run(spec_of(sleep_long, NUMBER, timeout_s=60.0), {"seconds": 50}, {}, caller=caller)
+    assert time.monotonic() - start_s < 40
+    assert_nobody_sleeps()
+    with pytest.raises(ToolError, match="ended without an answer"):  # gone before the call began
+        runner.run(spec_of(sleep_long, NUMBER, timeout_s=60.0), {"seconds": 50}, {}, caller=caller)
 
 
 @pytest.mark.parametrize(
