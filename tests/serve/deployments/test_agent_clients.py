@@ -1,0 +1,114 @@
+"""Other people's agents, unmodified, with tools of their own: LangChain's chat models and OpenAI's Agents SDK."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import openai
+import pytest
+from agents import Agent, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
+from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, Field, SecretStr
+from stand_in_service import CATALOG, Method, World, serve
+
+from serve.chat.served_models import ServedModels
+from serve.engine.messages import Ranking, SelectQuery, ServedModel
+
+set_tracing_disabled(True)  # it would send what agents do to another host
+
+
+class Weather(BaseModel):
+    """Tells the weather of a city."""
+
+    city: str = Field(description="name of the city")
+    unit: Literal["celsius", "fahrenheit"]
+    day: str | None = None
+
+
+def get_weather(city: str) -> str:
+    """Tells the weather of a city."""
+    return "It is sunny."
+
+
+def send_email(recipient: str, subject: str) -> str:
+    """Sends an email to a person."""
+    raise AssertionError("the wrong tool was called")
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A service whose model takes the first tool that is offered, and says what its result was."""
+    world = World(max_instruction_chars=500)
+    predictor: Any = world.predictor
+    model = ServedModel("toolmm", CATALOG, "rev", writes_dialogues=False)
+    world.chat.models = world.chat.selector.models = ServedModels([model], predictor)
+
+    def select(queries: Sequence[SelectQuery]) -> list[Ranking]:
+        return [Ranking([(query.tools[0], 1.0)], "rev") for query in queries if query.tools]
+
+    predictor.select = Method(select)
+    with serve(world) as url:
+        yield f"{url}/v1"
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=url, api_key="none on loopback", max_retries=0) as client:
+        yield client
+
+
+def test_openais_client_parses_arguments_into_a_model(client: openai.OpenAI) -> None:
+    words, offered = "Weather in Paris, in celsius?", [openai.pydantic_function_tool(Weather)]
+    chat = client.chat.completions.parse(model="toolmm", messages=[{"role": "user", "content": words}], tools=offered)
+    (call,) = chat.choices[0].message.tool_calls or ()
+    found = call.function.parsed_arguments
+    assert isinstance(found, Weather)
+    assert (found.unit, found.day) == ("celsius", None)
+    (item,) = client.responses.parse(model="toolmm", input=words, tools=offered).output  # pyright: ignore[reportArgumentType]
+    assert isinstance(item.parsed_arguments, Weather)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("uses_responses", [False, True])
+def test_langchain_calls_a_tool_and_reads_its_result(url: str, uses_responses: bool) -> None:
+    chat: Any = ChatOpenAI(
+        model="toolmm", base_url=url, api_key=SecretStr("none"), max_retries=0, use_responses_api=uses_responses
+    )
+    offering = chat.bind_tools([tool(get_weather), tool(send_email)])
+    said: list[Any] = [SystemMessage("Help."), HumanMessage("What is the weather in Paris?")]
+    asked = offering.invoke(said)
+    (call,) = asked.tool_calls
+    assert call["name"] == "get_weather"
+    assert "Paris" in call["args"]["city"]
+    answer = offering.invoke([*said, asked, ToolMessage(get_weather(**call["args"]), tool_call_id=call["id"])])
+    assert answer.tool_calls == []
+    assert "It is sunny." in answer.text
+    whole = None
+    for chunk in offering.stream(said):
+        whole = chunk if whole is None else whole + chunk
+    assert whole.tool_calls[0]["args"] == call["args"]
+    found = chat.with_structured_output(Weather, method="function_calling").invoke("Weather in Rome in celsius?")
+    assert isinstance(found, Weather)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("model_class", [OpenAIChatCompletionsModel, OpenAIResponsesModel])
+def test_openais_agents_run_to_their_end(url: str, model_class: Any, is_streamed: bool) -> None:
+    async def run() -> Any:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none on loopback", max_retries=0) as client:
+            model = model_class(model="toolmm", openai_client=client)
+            tools: list[Any] = [function_tool(get_weather), function_tool(send_email)]
+            agent = Agent(name="helper", instructions="Help.", model=model, tools=tools)
+            if not is_streamed:
+                return await Runner.run(agent, "What is the weather in Paris?", max_turns=4)
+            result = Runner.run_streamed(agent, "What is the weather in Paris?", max_turns=4)
+            assert len([event async for event in result.stream_events()]) > 5
+            return result
+
+    result = asyncio.run(run())
+    assert "It is sunny." in result.final_output
+    kinds = [type(item).__name__ for item in result.new_items]
+    assert kinds == ["ToolCallItem", "ToolCallOutputItem", "MessageOutputItem"]
