@@ -96,7 +96,7 @@ def read_cards(path: Path) -> list[Card | LeftOut]:
 def choose_cards(
     cards: list[Card | LeftOut], licences: Collection[str] = (), max_per_function: int = MAX_PER_FUNCTION
 ) -> tuple[list[Tool], list[LeftOut]]:
-    """Leave out what a catalogue should not hold.
+    """Leave out what a catalogue should not hold; of cards that say the same the most downloaded one is kept (8.2).
 
     Args:
         cards: of `read_cards`.
@@ -107,14 +107,15 @@ def choose_cards(
         the tools in their order, and what was left out.
     """
     left_out = [card for card in cards if isinstance(card, LeftOut)]
+    order = {id(card): place for place, card in enumerate(cards)}
     kept: list[Card] = []
     ids: set[str] = set()
     described: dict[str, str] = {}
-    for card in (card for card in cards if isinstance(card, Card)):
+    for card in sorted((card for card in cards if isinstance(card, Card)), key=lambda card: -card.downloads):
         tool, key = card.tool, words_key(card.tool.description)
         reason = ""
         if tool.tool_id in ids:
-            reason = "an earlier card is of the same tool"
+            reason = "another card is of the same tool, and no less downloaded"
         elif len(tool.description.split()) < MIN_WORDS:
             reason = f"it says too little: its description has fewer than {MIN_WORDS} words"
         elif find_unsafe_words(f"{tool.tool_id} {tool.description}"):
@@ -129,6 +130,7 @@ def choose_cards(
         ids.add(tool.tool_id)
         described[key] = tool.tool_id
         kept.append(card)
+    kept.sort(key=lambda card: order[id(card)])
     by_function: defaultdict[str, list[Card]] = defaultdict(list)
     for card in kept:
         by_function[card.function or card.tool.tool_id].append(card)

@@ -111,7 +111,7 @@ def render_query_prompt(tool: Tool, prohibited: Sequence[str], examples: Iterabl
         f"of its own that begins with its number: Query1: ... Query{ASKED}: ...\n"
         f"{attached}{hint}Vary situation, tone and length. Never use one of the prohibited words.\n\n"
         f"Examples, of other tools:\n{shown}\n\n"
-        f"Description: {tool.description}\nProhibited words: {', '.join(prohibited)}\n"
+        f"Name: {tool.tool_id}\nDescription: {tool.description}\nProhibited words: {', '.join(prohibited)}\n"
     )
 
 

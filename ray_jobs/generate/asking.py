@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,10 +28,11 @@ def ask(
     teacher: Teacher,
     requests: Sequence[TeacherRequest],
     unit: str,
-    take: Callable[[int, str], int],
+    take: Callable[[int, str], Iterable[str]],
     errors: list[str],
     n_before: int = 0,
     n_total: int | None = None,
+    rejected: Counter[str] | None = None,
 ) -> None:
     """Ask all requests, in the order in which answers come.
 
@@ -38,31 +40,36 @@ def ask(
         teacher: who answers.
         requests: what is asked.
         unit: what a request is, in the plural.
-        take: gets (number of the request, answer) and says how many of its lines it left out.
+        take: gets (number of the request, answer) and says why it left out lines, a reason for each.
         errors: gets a sentence for each request that had no answer.
         n_before: requests that were asked before these, for who looks on.
         n_total: of so many in all; None = these.
+        rejected: lines by reason, of what was asked before; these are added.
     """
     total = len(requests) if n_total is None else n_total
+    reasons: Counter[str] = Counter() if rejected is None else rejected
 
     async def run() -> None:
-        n_left_out, done = 0, n_before
+        done = n_before
         with Progress("generate") as progress:
             progress.show(done, total, unit)
             async for number, reply in teacher.ask_all(requests):
                 done += 1
-                n_left_out += _take(number, reply)
-                note = f"{n_left_out} lines left out, {teacher.usage.money:.2f} spent"
+                if reply.error:
+                    errors.append(reply.error)
+                else:
+                    reasons.update(take(number, drop_cut_line(reply)))
+                note = f"{describe_rejected(reasons)}, {teacher.usage.money:.2f} spent"
                 progress.show(done, total, unit, note)
-
-    def _take(number: int, reply: TeacherReply) -> int:
-        if reply.error:
-            errors.append(reply.error)
-            return 0
-        return take(number, drop_cut_line(reply))
 
     if requests:
         asyncio.run(run())
+
+
+def describe_rejected(rejected: Counter[str]) -> str:
+    """How many lines were left out, and why, the most frequent reason first."""
+    reasons = ", ".join(f"{reason} {n}" for reason, n in rejected.most_common())
+    return f"{rejected.total()} lines left out{f' ({reasons})' if reasons else ''}"
 
 
 def drop_cut_line(reply: TeacherReply) -> str:

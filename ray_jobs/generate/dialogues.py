@@ -128,9 +128,11 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
         with RowFiles(local) as files:
             n_asked = 0
 
+            rejected: Counter[str] = Counter()
+
             def make(part: list[Asked], said: np.ndarray) -> np.ndarray:
                 """One part's samples; a function, so that nothing of it is left when the next one's are made."""
-                taken = _ask(teacher, plan, part, n_asked, n_requests, errors)
+                taken = _ask(teacher, plan, part, n_asked, n_requests, errors, rejected)
                 samples, said = _build(plan, taken.found, files, said)
                 rows = _verify(verification, spec.generate, plan, samples, teacher, errors)
                 files.add(samples, rows, [line for number in sorted(taken.noise) for line in taken.noise[number]])
@@ -224,22 +226,30 @@ def _with_arguments(tool: Tool) -> Tool:
     return replace(tool, arguments=tool.arguments or own)
 
 
-def _ask(teacher: Teacher, plan: Plan, part: list[Asked], n_before: int, n_requests: int, errors: list[str]) -> _Taken:
+def _ask(
+    teacher: Teacher,
+    plan: Plan,
+    part: list[Asked],
+    n_before: int,
+    n_requests: int,
+    errors: list[str],
+    rejected: Counter[str],
+) -> _Taken:
     taken = _Taken()
 
-    def take(number: int, text: str) -> int:
+    def take(number: int, text: str) -> list[str]:
         asked = part[number]
         own = taken.found.setdefault(asked.image, _Found())
         if not asked.tools:
             kept, n_left_out = parse_talk(text)
             own.talks += kept
-            return n_left_out
+            return ["talk"] * n_left_out
         lines = parse_reply(to_instruction_lines(text), asked.tools, plan.tools)
         own.instructions += [line for line in lines if isinstance(line, Instruction)]
         taken.noise[number] = [line for line in lines if isinstance(line, Noise)]
-        return len(taken.noise[number])
+        return [line.reason for line in taken.noise[number]]
 
-    ask(teacher, [plan.render(asked) for asked in part], "requests", take, errors, n_before, n_requests)
+    ask(teacher, [plan.render(asked) for asked in part], "requests", take, errors, n_before, n_requests, rejected)
     return taken
 
 

@@ -105,9 +105,9 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     found: dict[int, list[Query | Refused]] = {}
     errors: list[str] = []
 
-    def take(number: int, text: str) -> int:
+    def take(number: int, text: str) -> list[str]:
         found[number] = parse_queries(to_query_lines(text), *plan.asked[number])
-        return sum(isinstance(line, Refused) for line in found[number])
+        return [line.reason for line in found[number] if isinstance(line, Refused)]
 
     ask(teacher, plan.requests, "tools", take, errors)
     refused = [line for number in sorted(found) for line in found[number] if isinstance(line, Refused)]
@@ -190,13 +190,13 @@ def _match(
     judged = [(query, similar[query.tool_id]) for query in queries if not query.is_ambiguous and similar[query.tool_id]]
     matched: dict[Query, list[str]] = {}
 
-    def take(number: int, text: str) -> int:
+    def take(number: int, text: str) -> list[str]:
         query, tools = judged[number]
         found = parse_matches(text, tools)
         if found is None:
-            return 1
+            return ["unclear"]
         matched[query] = found
-        return 0
+        return []
 
     requests = [
         TeacherRequest((("user", render_match_prompt(query, tools)),), max_tokens=100, temperature=0.0)

@@ -162,9 +162,9 @@ class Verification:
         prompts = [prompt for case in cases for prompt in render_judge_prompts(case)]
         verdicts = [""] * len(prompts)
 
-        def take(number: int, text: str) -> int:
+        def take(number: int, text: str) -> list[str]:
             verdicts[number] = parse_verdict(text)
-            return 0
+            return []
 
         requests = [TeacherRequest((("user", prompt),), max_tokens=MAX_TOKENS, temperature=0.0) for prompt in prompts]
         ask(teacher, requests, "judgements", take, errors)

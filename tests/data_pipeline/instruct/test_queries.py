@@ -25,6 +25,7 @@ def test_what_a_query_may_not_say() -> None:
     assert telling == (*plain, "streaks", "rain")
     prompt = render_query_prompt(RAIN, telling, (0, 1), is_ambiguous=True)
     assert "Prohibited words: API, tool, tools, model, models, google, maxim, deraining, streaks, rain" in prompt
+    assert f"Name: {RAIN.tool_id}\nDescription: {RAIN.description}\n" in prompt
     assert "The user attaches a picture" in prompt
     assert "words alone must not tell" in prompt
     assert "words alone must not tell" not in render_query_prompt(RAIN, plain, (0, 2), is_ambiguous=False)

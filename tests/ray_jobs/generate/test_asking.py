@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from data_pipeline.teacher.requests import TeacherReply
-from ray_jobs.generate.asking import drop_cut_line
+from ray_jobs.generate.asking import describe_rejected, drop_cut_line
 
 
 @pytest.mark.parametrize(
@@ -19,3 +21,8 @@ from ray_jobs.generate.asking import drop_cut_line
 )
 def test_a_line_that_was_cut_is_not_read(text: str, finish_reason: str, read: str) -> None:
     assert drop_cut_line(TeacherReply(text, finish_reason)) == read
+
+
+def test_who_looks_on_is_told_why_lines_are_left_out() -> None:
+    assert describe_rejected(Counter()) == "0 lines left out"
+    assert describe_rejected(Counter(tool=1, format=3)) == "4 lines left out (format 3, tool 1)"
