@@ -23,6 +23,7 @@ TESTS_OF_A_WHOLE_ROOM = {
     "tests/serve/tools/test_real_media.py",
     "tests/serve/deployments/test_http.py",  # the routes of all deployments, over stand-ins
     "tests/serve/deployments/test_openai_client.py",  # the same routes as OpenAI's client sees them
+    "tests/serve/deployments/test_agent_clients.py",  # and other people's agents
 }
 
 TESTS = sorted(path for path in (REPO / "tests").rglob("test_*.py") if path.parent != REPO / "tests")
