@@ -66,7 +66,12 @@ class TrainOptions(Section):
     use_gpu: bool = False
     cpus_per_worker: float = Field(default=1, gt=0)  # and torch threads
     node_resource: str | None = Field(default=None, min_length=1)  # a custom resource of the nodes to train on
-    max_failures: int = Field(default=3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
+    max_failures: int = Field(
+        default=3, ge=-1
+    )  # worker failures that Ray Train restarts from the last checkpoint; -1 = all
+    max_preemption_failures: int = Field(
+        default=-1, ge=-1
+    )  # likewise, of nodes that the cluster has said it would take
     checkpoint_every_steps: int | None = Field(default=None, ge=1)  # besides the checkpoint at the end of every epoch
     max_dialogue_tokens: int = Field(default=2048, ge=64)  # longer dialogues are left out and counted
     validation_questions: int = Field(default=512, ge=0)  # at most so many questions are decoded after each epoch

@@ -55,6 +55,7 @@ NOT_IN_FINGERPRINT = {
     "zero_stage",
     "offload_optimizer",
     "max_failures",
+    "max_preemption_failures",
     "max_steps",
     "checkpoint_every_steps",
 }
@@ -279,7 +280,9 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks:
             # written would end the job for good. `ray_jobs.train.checkpoint` keeps ours.
             **ray_storage(spec.run_dir),
             logging_config=LoggingConfig(log_level="WARNING"),
-            failure_config=FailureConfig(max_failures=spec.train.max_failures),
+            failure_config=FailureConfig(
+                max_failures=spec.train.max_failures, max_preemption_failures=spec.train.max_preemption_failures
+            ),
             callbacks=list(callbacks),
             worker_runtime_env={"env_vars": thread_env(spec.train.cpus_per_worker)},
         ),

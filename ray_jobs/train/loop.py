@@ -15,6 +15,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
+from ray.train.v2._internal.execution.context import get_train_context
 
 from data_pipeline.batches.stream import BatchForm, MicroStep, stream_micro_steps
 from data_pipeline.batches.tokenized import StoredQuestions
@@ -78,6 +79,7 @@ class StepSums:
     asked: float = 0.0
     rows: float = 0.0
     wait_s: float = 0.0
+    leaving: float = 0.0  # ranks whose Ray says that a node is about to be taken
 
 
 def run_training(job: TrainJob) -> None:
@@ -138,7 +140,7 @@ def run_training(job: TrainJob) -> None:
 
     # --- steps
     engine.train()
-    sums, started_step, lr = StepSums(), -1, 0.0
+    sums, started_step, lr, is_saved_for_leaving = StepSums(), -1, 0.0, False
     stream = stream_micro_steps(job.questions, job.plan, job.form, rank, world_size, cursor.step, end_step)
     for micro, wait_s in _timed(stream):
         step = micro.step
@@ -164,7 +166,9 @@ def run_training(job: TrainJob) -> None:
         engine.step()
 
         # --- account for the step
-        metrics = _reduce(sums, micro, world_size, engine.device)
+        sums.leaving = float(_is_node_leaving())
+        summed = _reduce(sums, world_size, engine.device)
+        metrics = _describe(summed, micro, world_size)
         metrics["train/lr"] = lr
         if (grad_norm := engine.get_global_grad_norm()) is not None:  # ZeRO-0 does not say
             metrics["train/grad_norm"] = float(grad_norm)
@@ -200,6 +204,10 @@ def run_training(job: TrainJob) -> None:
                 tracker.log_train_step({key: value for key, value in report.items() if "/" in key}, step)
                 progress.show_epoch(report)
             ray.train.report(report)
+        elif summed.leaving and not is_saved_for_leaving:  # the node's last minutes: nothing that was done is lost
+            is_saved_for_leaving = True
+            if rank == 0:
+                tell_line(job.checkpoints.name, f"a node is about to be taken: checkpoint of step {cursor.step}")
         elif cursor.step % (spec.train.checkpoint_every_steps or end_step):
             continue
         if is_epoch_end:
@@ -252,12 +260,22 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _reduce(sums: StepSums, micro: MicroStep, world_size: int, device: torch.device) -> dict[str, float]:
-    """The step's metrics over all ranks."""
+def _is_node_leaving() -> bool:
+    """Whether Ray has told this worker that a node of the job will be taken. `ray.train.get_preemption_info` would ask
+    the other workers as well, by way of an actor, at every step; the sums go through all ranks anyway."""
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def _reduce(sums: StepSums, world_size: int, device: torch.device) -> StepSums:
+    """Over all ranks."""
     total = torch.tensor(astuple(sums), dtype=torch.float64, device=device)
     if world_size > 1:
         dist.all_reduce(total)
-    summed = StepSums(*total.tolist())
+    return StepSums(*total.tolist())
+
+
+def _describe(summed: StepSums, micro: MicroStep, world_size: int) -> dict[str, float]:
+    """The step's metrics."""
     metrics = {
         "train/loss": summed.loss / micro.step_weight,
         "train/rows": summed.rows,

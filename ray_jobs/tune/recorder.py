@@ -68,7 +68,8 @@ class SweepRecorder(ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Only a process that died comes here; what a training raises is in its folder (`run_trial`)."""
         record = self._record(trial)
-        self._sweep.folders.note_failure(record.name, f"its process died {self._spec.train.max_failures + 1} time(s)")
+        n_deaths = self._spec.train.max_failures + 1  # with -1 it would not have come here
+        self._sweep.folders.note_failure(record.name, f"its process died {n_deaths} time(s)")
         self._close(record)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
