@@ -142,6 +142,17 @@ class ChatService:
         _, data = await asyncio.to_thread(self.store.of(caller).open, artifact.id)
         return data, artifact.modality
 
+    def find_spec(self, tool_id: str) -> ToolSpec:
+        """A tool that this service runs; `RequestError` (404) where it is none."""
+        spec = self.specs.get(tool_id)
+        if spec is None:
+            raise RequestError(
+                f"There is no tool {tool_id[:80]!r} that this service runs; GET /v1/tools lists them.",
+                404,
+                "tool_not_found",
+            )
+        return spec
+
     async def invoke(self, tool_id: str, arguments: Mapping[str, Any], caller: str) -> ToolResult:
         """Run a tool on a caller's artifacts.
 
@@ -150,13 +161,7 @@ class ChatService:
             ToolError: it gave no result.
             TimeoutError: nobody answered in the time of a request and of the tool's own limit together.
         """
-        spec = self.specs.get(tool_id)
-        if spec is None:
-            raise RequestError(
-                f"There is no tool {tool_id[:80]!r} that this service runs; GET /v1/tools lists them.",
-                404,
-                "tool_not_found",
-            )
+        spec = self.find_spec(tool_id)
         deployment = MODEL_TOOLS if spec.method == "model" else LOCAL_TOOLS
         if isinstance(spec, RemoteTool):
             deployment = f"{ID_PREFIX}{spec.server}"

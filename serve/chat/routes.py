@@ -16,6 +16,7 @@ from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
 
 from serve.agent.events import describe_artifact
+from serve.agent.tool_reply import ToolResult
 from serve.artifact_files import ARTIFACT_ID
 from serve.chat.answer import ChatService
 from serve.chat.decision_answers import Decision
@@ -57,6 +58,24 @@ class InvokeAnswer(BaseModel):
     tool_id: str
     text: str
     artifact: ArtifactEntry | None
+
+
+def parse_invoke(body: bytes) -> InvokeRequest:
+    """Read a call of a tool; `RequestError` where it is none."""
+    try:
+        return InvokeRequest.model_validate_json(body)
+    except ValidationError as error:
+        is_json = error.errors(include_url=False, include_context=False)[0]["type"] != "json_invalid"
+        raise RequestError(
+            'The body is not valid; send {"arguments": {...}} as JSON, by the tool\'s schema.',
+            code="bad_field" if is_json else "bad_json",
+        ) from error
+
+
+def describe_result(tool_id: str, result: ToolResult) -> InvokeAnswer:
+    """What a tool gave, as responses show it."""
+    artifact = None if result.artifact is None else ArtifactEntry(**describe_artifact(result.artifact))
+    return InvokeAnswer(tool_id=tool_id, text=result.text, artifact=artifact)
 
 
 def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
@@ -122,18 +141,8 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
         openapi_extra=describe_body(InvokeRequest),
     )
     async def invoke(tool_id: str, request: Request) -> InvokeAnswer:
-        body = await read_body(request, chat.args, ("application/json",))
-        try:
-            wanted = InvokeRequest.model_validate_json(body)
-        except ValidationError as error:
-            is_json = error.errors(include_url=False, include_context=False)[0]["type"] != "json_invalid"
-            raise RequestError(
-                'The body is not valid; send {"arguments": {...}} as JSON, by the tool\'s schema.',
-                code="bad_field" if is_json else "bad_json",
-            ) from error
-        result = await chat.invoke(tool_id, wanted.arguments, request.state.caller)
-        artifact = None if result.artifact is None else ArtifactEntry(**describe_artifact(result.artifact))
-        return InvokeAnswer(tool_id=tool_id, text=result.text, artifact=artifact)
+        wanted = parse_invoke(await read_body(request, chat.args, ("application/json",)))
+        return describe_result(tool_id, await chat.invoke(tool_id, wanted.arguments, request.state.caller))
 
     @api.post("/v1/artifacts", responses=describe_errors(507, *BODY_ERRORS), openapi_extra=_upload_body())
     async def upload(request: Request) -> ArtifactEntry:
