@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
 from serve.chat.answer import ChatService
@@ -16,8 +16,6 @@ from serve.http.body import read_body
 from serve.http.errors import describe_error
 from serve.http.json_body import describe_body
 from serve.http.schemas import BODY_ERRORS, ErrorBody, describe_errors
-
-_JobId = Annotated[str, Path(max_length=80)]
 
 
 class JobEntry(BaseModel):
@@ -65,11 +63,11 @@ class JobRoutes:
             return _describe(request, job)
 
         @api.get("/v1/jobs/{job_id}", responses=describe_errors(404, 422))
-        async def find(job_id: _JobId, request: Request) -> JobEntry:
+        async def find(job_id: str, request: Request) -> JobEntry:
             return _describe(request, jobs.find(request.state.caller, job_id))
 
         @api.post("/v1/jobs/{job_id}/cancel", responses=describe_errors(404, 422))
-        async def cancel(job_id: _JobId, request: Request) -> JobEntry:
+        async def cancel(job_id: str, request: Request) -> JobEntry:
             return _describe(request, await jobs.cancel(request.state.caller, job_id))
 
 

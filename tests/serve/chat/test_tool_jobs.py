@@ -106,7 +106,7 @@ def test_what_cannot_be_a_job_is_told_at_once(client: httpx.Client) -> None:
         refused = client.post(path, json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
     assert client.post(EDGES, content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
-    for path in ("/v1/jobs/job_1", "/v1/jobs/job_1/cancel"):
+    for path in ("/v1/jobs/job_1", "/v1/jobs/job_1/cancel", f"/v1/jobs/{'j' * 500}"):
         missing = client.request("POST" if "cancel" in path else "GET", path)
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "job_not_found")
 
