@@ -1,6 +1,6 @@
 // The service's routes, shown and tried by Swagger UI, with the key that the page asked for.
 
-const KEY = "toolmm.key";
+import { KEY } from "./service.js";
 
 function authorize(request) {
   const key = sessionStorage.getItem(KEY);

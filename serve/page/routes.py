@@ -8,10 +8,8 @@ from pathlib import Path
 from fastapi import FastAPI, HTTPException, Response
 
 SCRIPTS = ("page.js", "arguments.js", "elements.js", "entries.js", "recorder.js", "service.js", "docs.js")
-SWAGGER = (
-    "swagger-ui-bundle.js",
-    "swagger-ui.css",
-)  # from the package that has them, where FastAPI loads them from afar
+# from the package that has them, where FastAPI loads them from afar
+SWAGGER = ("swagger-ui-bundle.js", "swagger-ui.css")
 TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 FILES = ("page.css", "docs.css", *SCRIPTS, *SWAGGER)
 HEADERS = {

@@ -1,6 +1,6 @@
 // Asking the service: calls, uploads, streams; the key is kept until the tab is closed.
 
-const KEY = "toolmm.key";
+export const KEY = "toolmm.key";
 let controller = null; // of what runs now
 
 export class ServiceError extends Error {}
