@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from terminal import show_on_terminal, strip_codes
 
 import ray_jobs.progress
 from ray_jobs.progress import Progress
@@ -32,28 +32,8 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 def run_on_terminal(*arguments: str, **env: str) -> str:
     """What the job writes to a terminal of 100 columns."""
-    main, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", JOB, *arguments],
-        cwd=REPO,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"} | env,
-        stdout=terminal,
-        stderr=terminal,
-    )
-    os.close(terminal)
-    shown = b""
-    try:
-        while chunk := os.read(main, 65536):
-            shown += chunk
-    except OSError:  # Linux says so that the other side is closed
-        pass
-    os.close(main)
-    process.wait(timeout=60)
-    return shown.decode()
-
-
-def strip_codes(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    command = [sys.executable, "-c", JOB, *arguments]
+    return show_on_terminal(command, os.environ | {"TERM": "xterm", "COLUMNS": "100"} | env)[0]
 
 
 def test_a_terminal_sees_a_bar_that_fills() -> None:

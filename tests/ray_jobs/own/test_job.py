@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from terminal import show_on_terminal, strip_codes
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Modality, ToolRecord
@@ -24,20 +23,10 @@ NOISE = re.compile(r"\(.*pid=\d+|WARNING|raylet|\[E |E0000| E \d+ \d+\] |toolmm-
 
 def run_on_terminal(command: list[str]) -> str:
     """What a command, which must end well, shows on a terminal of 160 columns, without colours and the like."""
-    own, terminal = pty.openpty()
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"}
-    process = subprocess.Popen(command, cwd=REPO, env=env, stdin=terminal, stdout=terminal, stderr=terminal)
-    os.close(terminal)
-    shown = b""
-    try:
-        while chunk := os.read(own, 65536):
-            shown += chunk
-    except OSError:  # Linux says so that the other side is closed
-        pass
-    os.close(own)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert process.wait(timeout=60) == 0, text
+    shown, status = show_on_terminal(command, env | {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"})
+    text = strip_codes(shown)
+    assert status == 0, text
     return text
 
 
