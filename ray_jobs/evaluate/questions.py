@@ -23,7 +23,7 @@ from data_pipeline.records.prompts import render_target
 from data_pipeline.records.schema import ToolRecord
 from data_pipeline.sources.metatool import MULTI as TWO_TOOLS
 from model.decode.free import generate_free
-from model.decode.tools import top_k_tools
+from model.decode.tools import p_unknown, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.scoring.baselines import knn_baseline, majority_baseline
 from model.scoring.selection import SelectionScores, score_abstention, score_records
@@ -110,12 +110,11 @@ class Decoder:
         if any(row["media"] is not None for row in rows):  # of text there is nothing to shuffle
             ablated = top_k_tools(mllm, [self._prompts.read(row, "shuffled_media") for row in rows], 1, trie)
         for row, ranking, samples, other in zip(rows, ranked, free, ablated, strict=True):
-            unknown = next((tool.probability for tool in ranking if tool.tool_id == UNKNOWN_TOOL_ID), 0.0)
             yield {
                 "position": row["position"],
                 "tool_ids": [tool.tool_id for tool in ranking[: options.top_k]],
                 "probabilities": [tool.probability for tool in ranking[: options.top_k]],
-                "p_unknown": unknown,
+                "p_unknown": p_unknown(ranking) or 0.0,
                 "free": samples[0],
                 "shuffled_media": other[0].tool_id,
             }
