@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data_pipeline.errors import InputError, MediaError
@@ -79,6 +80,8 @@ class UnforeseenErrors:
 
         try:
             await self._app(scope, receive, send_on)
+        except ClientDisconnect:
+            return  # gone before its body was whole: nobody to answer, and no fault of the service
         except Exception as error:
             if has_begun or scope["type"] != "http":
                 raise

@@ -15,6 +15,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.util.state import list_actors
+from small_service import free_port
 from small_training import build_base, build_spec, history
 
 from ray_jobs import prepare
@@ -38,7 +39,9 @@ SETTINGS = (
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head and two nodes that training may use, each large enough for all of it."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": True})
+    # a Ray of other tests may stand beside it, with the default ports
+    ports = {"dashboard_port": free_port(), "dashboard_agent_listen_port": None}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": True, **ports})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=4, resources={"spot": 2})
