@@ -48,3 +48,83 @@ def render_card(name: str, description: str) -> tuple[str, str]:
 def render_target(tool_id: str) -> str:
     """Render the answer; all of it, end marker included, bears loss."""
     return "{'api_name': " + tool_id + ANSWER_END
+
+
+VALUE_END = '"\n'  # of an argument's value
+_FILLED_ARGUMENTS = """Request: Where does Anna Miller live?
+Function: find_person (Find where a person lives)
+Argument: person (Who to look for)
+Value: "Anna Miller"
+
+Request: Write down that the car needs oil
+Function: note (Write a note down)
+Argument: text (What to write down)
+Value: "the car needs oil"
+
+Request: I must fly from Oslo to Rome on Friday
+Function: flights (Find flights)
+Argument: from (Start)
+Value: "Oslo"
+
+Request: I must fly from Oslo to Rome on Friday
+Function: flights (Find flights)
+Argument: to (Where to fly)
+Value: "Rome"
+
+Request: I must fly from Oslo to Rome on Friday
+Function: flights (Find flights)
+Argument: day (Day of the flight)
+Value: "Friday"
+
+Request: What is photosynthesis?
+Function: lookup (Look a term up)
+Argument: term (Term to look up)
+Value: "photosynthesis"
+
+Request: Please order a pair of red shoes for Tim
+Function: buy (Buy something)
+Argument: item (What to buy)
+Value: "a pair of red shoes"
+
+Request: Please order a pair of red shoes for Tim
+Function: buy (Buy something)
+Argument: for_whom (Who gets it)
+Value: "Tim"
+
+Request: Tell Jane that dinner is ready
+Function: message (Send a message)
+Argument: to (Who gets it)
+Value: "Jane"
+
+Request: Tell Jane that dinner is ready
+Function: message (Send a message)
+Argument: text (What it says)
+Value: "dinner is ready"
+
+Request: Look at invoice no. 5512, please
+Function: invoice (Show an invoice)
+Argument: number (Its number)
+Value: "5512"
+
+Request: Summarize this: the sun rose late
+Function: summarize (Summarize a text)
+Argument: text (The text)
+Value: "the sun rose late"
+
+"""
+
+
+def render_argument(instruction: str, function: str, does: str, argument: str, about: str) -> str:
+    """Render what stands before the value of a function's argument: examples first, so that any language model goes on
+    with a part of the user's words. The value ends with `VALUE_END`.
+
+    Args:
+        instruction: the user's words.
+        function, does: its name and its description.
+        argument, about: its name and its description; "" for the latter where nobody gave one.
+    """
+    request, what, meaning = (
+        " ".join(text.split()) for text in (instruction, does, about or argument.replace("_", " "))
+    )
+    called = f"{function} ({what})" if what else function
+    return f'{_FILLED_ARGUMENTS}Request: {request}\nFunction: {called}\nArgument: {argument} ({meaning})\nValue: "'

@@ -30,18 +30,18 @@ from serve.chat.schemas import ChatCompletion, ChatRequest, Usage
 from serve.chat.selection import Selector
 from serve.chat.stream import (
     NO_CALL_WANTED,
-    answer_with_tool,
     answer_with_words,
     complete_agent,
     describe_tool_results,
     stream_answer,
     stream_completion,
 )
+from serve.chat.texts import AskParts, call_with_texts
 from serve.chat.tools import OfferedTool, ToolChoice, offer_entry, offer_spec, read_tool_choice, selection_artifact
 from serve.chat.turns import CallerDialogue, describe, read_choices
 from serve.config import ServeArgs
 from serve.engine.calls import ask, ask_stream
-from serve.engine.messages import Ranking
+from serve.engine.messages import PartQuery, RankedParts, Ranking
 from serve.http.fetch import FetchLimits, fetch_url
 from serve.http.schemas import RequestError, check_instruction
 from serve.mcp_servers.servers import McpServers
@@ -253,9 +253,8 @@ class ChatService:
             choice = replace(choice, tools=tuple(self._offer(tool) for tool, _ in ranking.tools))
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
         self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
-        words, artifacts = conversation.words, conversation.artifacts
         ranked = [(tool.tool_id, probability) for tool, probability in ranking.tools]
-        return answer_with_tool(request, choice, ranked, words, artifacts, usage)
+        return await call_with_texts(self._ask_for_parts(request), request, choice, ranked, conversation, usage)
 
     async def _rank(self, request: ChatRequest, caller: str, conversation: Conversation, choice: ToolChoice) -> Ranking:
         data, modality = await self.open_medium(conversation, caller)
@@ -274,6 +273,15 @@ class ChatService:
                 params |= dict.fromkeys(("media", "modality"), conversation.current_media[0].param)
             param = params.get(error.param or "", error.param)
             raise RequestError(error.message, error.status, error.code, param) from None
+
+    def _ask_for_parts(self, request: ChatRequest) -> AskParts:
+        async def ask_parts(queries: list[PartQuery]) -> list[RankedParts]:
+            with self.telemetry.waiting("Predictor"):
+                answers: list[RankedParts] = await ask(self._predictor.rank_parts, request.base_model, queries)
+            self.telemetry.count_tokens(sum(answer.n_prompt_tokens for answer in answers), 0)
+            return answers
+
+        return ask_parts
 
     # --- the next turn of a dialogue with the caller's functions
 
@@ -312,7 +320,8 @@ class ChatService:
         turn = parse_turn(written.text)
         if isinstance(turn, ToolCall):
             choice = replace(choice, named=turn.name)
-            yield answer_with_tool(request, choice, ranked, conversation.words, conversation.artifacts, usage)
+            ask_parts = self._ask_for_parts(request)
+            yield await call_with_texts(ask_parts, request, choice, ranked, conversation, usage)
             return
         text = turn.text if isinstance(turn, Answer) else written.text.strip()
         yield answer_with_words(request, text, usage, ranking=ranked)

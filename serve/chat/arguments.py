@@ -1,34 +1,30 @@
 """The arguments of a call, made from what the user gave, by the tool's JSON schema.
 
 The model chooses the tool; no value is made up: a medium is the id of the attached artifact, a choice or a number is
-one that the words name, a text the words themselves, everything else its default or what the schema leaves no choice
-in. What comes out is checked against the schema. Schemas come from callers, so their size, depth, references and
-patterns are bounded.
+one that the words name, a text the words themselves or a part of them (`serve/chat/texts.py`), everything else its
+default or what the schema leaves no choice in. What comes out is checked against the schema. Schemas come from callers,
+so their size, depth, references and patterns are bounded.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import regex
-from jsonschema import Draft202012Validator, SchemaError, ValidationError
-from jsonschema.exceptions import best_match
-from jsonschema.validators import extend
-from referencing import Registry
 
 from data_pipeline.errors import InputError
 from serve.artifacts import Artifact
+from serve.chat.schema_check import MAX_DEPTH, build_validator, find_fault, search
 
 ANY_MEDIUM = "any"
 
-_MAX_DEPTH, _MAX_VALUES = 32, 64  # of a schema, and of what is made for it
+_MAX_VALUES = 64  # of what is made for a schema
 _MAX_NESTING = 8  # of the values
 _LARGEST = 1e300
-_PATTERN_S = 0.05  # for one search: a caller's pattern may be made to take for ever
 _NUMBER = regex.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?")
 _FORMATS = {
     "email": regex.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"),
@@ -36,7 +32,22 @@ _FORMATS = {
     "date": regex.compile(r"\b\d{4}-\d{2}-\d{2}\b"),
     "time": regex.compile(r"\b\d{2}:\d{2}(?::\d{2})?\b"),
 }
-_REFUSED_KEYS = ("patternProperties", "propertyNames", "$dynamicRef", "$recursiveRef", "$id", "$anchor")
+
+
+@dataclass(frozen=True)
+class TextArgument:
+    """A text that the words hold somewhere, under no pattern.
+
+    Attributes:
+        name: of the argument.
+        about: its description; "" where there is none.
+        min_length, max_length: in characters.
+    """
+
+    name: str
+    about: str
+    min_length: int
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -47,32 +58,20 @@ class Arguments:
         text: the arguments as JSON.
         fault: what the schema wants and the user's words do not give, in one sentence; "" where they are valid. Media
             that nobody attached are no fault: they are left out, so that the call says what is missing.
+        texts: the values for which all of the words stand, unless `build_arguments` is given them, in its order.
     """
 
     text: str
     fault: str = ""
-
-
-def check_schema(schema: Mapping[str, Any]) -> None:
-    """Refuse a schema that no arguments can be made for, in one sentence.
-
-    Raises:
-        InputError: it is no JSON schema, nests too deep, points out of itself, or uses a keyword that is not supported.
-    """
-    for keyword, value in _walk(schema):
-        if keyword in _REFUSED_KEYS:
-            raise InputError(f"uses {keyword!r}, which is not supported; leave it out")
-        if keyword == "$ref" and not (isinstance(value, str) and value.startswith("#")):
-            raise InputError(f"refers to {str(value)[:80]!r}, which is not in it; put the definition into $defs")
-    try:
-        Draft202012Validator.check_schema(dict(schema))
-    except SchemaError as error:
-        where = ".".join(map(str, error.absolute_path)) or "schema"
-        raise InputError(f"is no JSON schema: {where}: {error.message[:200]}") from None
+    texts: tuple[TextArgument, ...] = ()
 
 
 def build_arguments(
-    parameters: Mapping[str, Any], media: Mapping[str, str], words: str, artifacts: Sequence[Artifact]
+    parameters: Mapping[str, Any],
+    media: Mapping[str, str],
+    words: str,
+    artifacts: Sequence[Artifact],
+    texts: Sequence[str] = (),
 ) -> Arguments:
     """The arguments of a call.
 
@@ -81,11 +80,12 @@ def build_arguments(
         media: which of them are media, and of which modality: argument name -> "image", "audio", "video" or "any".
         words: the user's.
         artifacts: the media that may be meant, likeliest first (`Conversation.artifacts`).
+        texts: values for `Arguments.texts`, as many.
 
     Raises:
         InputError: the schema wants too many values, or refers to what is not there.
     """
-    filler = _Filler(words, parameters)
+    filler = _Filler(words, parameters, texts)
     schema = filler.resolve(parameters)
     required = set(_names(schema.get("required")))
     left, missing = list(artifacts), set[str]()
@@ -108,15 +108,18 @@ def build_arguments(
         elif "default" in inner:
             values[name] = inner["default"]
         elif name in required:
-            values[name] = filler.fill(inner)
+            values[name] = filler.fill(inner, name=name)
     text = json.dumps(_without_infinities(values), ensure_ascii=False, allow_nan=False)
-    return Arguments(text, _find_fault(parameters, json.loads(text), missing & required))
+    return Arguments(text, find_fault(parameters, json.loads(text), missing & required), tuple(filler.asked))
 
 
 class _Filler:
-    """Values for a schema's required arguments, at most `_MAX_VALUES` of them."""
+    """Values for a schema's required arguments, at most `_MAX_VALUES` of them; `asked` are the texts among them."""
 
-    def __init__(self, words: str, root: Mapping[str, Any]) -> None:
+    def __init__(self, words: str, root: Mapping[str, Any], texts: Sequence[str]) -> None:
+        self.asked: list[TextArgument] = []
+        self._name = ""  # of the argument that is being filled
+        self._texts = iter(texts)
         self._words = words
         self._root = root
         self._numbers = [float(text) for text in _NUMBER.findall(words)]
@@ -127,7 +130,7 @@ class _Filler:
         """The schema with its reference followed and its `allOf` merged into it."""
         if not isinstance(schema, Mapping):
             return {}
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise InputError("its schema refers to itself without end; simplify it.")
         merged = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
         parts = schema.get("allOf")
@@ -153,8 +156,9 @@ class _Filler:
         said = [choice for choice in choices if regex.search(rf"(?<!\w){regex.escape(choice.lower())}(?!\w)", lower)]
         return bool(said), max(said, key=len, default=None)
 
-    def fill(self, schema: Any, nesting: int = 0) -> Any:
-        """A value of the schema, from the user's words where they give one."""
+    def fill(self, schema: Any, nesting: int = 0, name: str = "") -> Any:
+        """A value of the schema, from the user's words where they give one; `name`: of the argument, if it has one."""
+        self._name = name or self._name
         self._n_left -= 1
         if self._n_left < 0 or nesting > _MAX_NESTING:
             raise InputError(
@@ -188,7 +192,7 @@ class _Filler:
         for branch in branches:
             said, numbers = self._n_said, list(self._numbers)
             value = self.fill(branch, nesting)
-            is_valid = not any(_validator(branch, self._root).iter_errors(value))
+            is_valid = build_validator(branch, self._root).is_valid(value)
             if is_valid and self._n_said > said:
                 return value
             self._numbers = numbers
@@ -205,26 +209,31 @@ class _Filler:
                 return self._array(schema, nesting)
             case "object":
                 required = _names(schema.get("required"))
-                return {name: self.fill(inner, nesting + 1) for name, inner in _properties(schema) if name in required}
+                wanted = [(name, inner) for name, inner in _properties(schema) if name in required]
+                return {name: self.fill(inner, nesting + 1, name) for name, inner in wanted}
             case "null":
                 return None
         return self._string(schema)
 
     def _string(self, schema: Mapping[str, Any]) -> str:
-        """All of the words, or what of them fits the pattern or the format."""
+        """What of the words fits the pattern or the format, or else the text that is given for it or all of them."""
         text = self._words
         pattern, form = schema.get("pattern"), schema.get("format")
         found = None
-        if isinstance(pattern, str) and not _search(pattern, text):
+        if isinstance(pattern, str) and not search(pattern, text):
             inner = pattern.removeprefix("^").removesuffix("$")
-            found = _search(rf"(?<!\w)(?:{inner})(?!\w)", text)
+            found = search(rf"(?<!\w)(?:{inner})(?!\w)", text)
         elif form in _FORMATS:
             found = _FORMATS[form].search(text)
         if found is not None:
             self._n_said += 1
             text = found[0]
-        longest = schema.get("maxLength")
-        return text[:longest] if isinstance(longest, int) and longest >= 0 else text
+        elif not isinstance(pattern, str):
+            about = schema.get("description")
+            lengths = _length(schema, "minLength", 0), _length(schema, "maxLength", len(text))
+            self.asked.append(TextArgument(self._name, about if isinstance(about, str) else "", *lengths))
+            text = next(self._texts, text)
+        return text[: _length(schema, "maxLength", len(text))]
 
     def _array(self, schema: Mapping[str, Any], nesting: int) -> list[Any]:
         items, n_items = self.resolve(schema.get("items")), schema.get("minItems", 0)
@@ -239,7 +248,7 @@ class _Filler:
 
     def _number(self, schema: Mapping[str, Any], is_integer: bool) -> int | float:
         """The first number in the words that fits and was not used yet, or else the one that is nearest to zero."""
-        check = _validator({**schema, "type": "integer" if is_integer else "number"}, self._root)
+        check = build_validator({**schema, "type": "integer" if is_integer else "number"}, self._root)
         for number in self._numbers:
             value: int | float = int(number) if is_integer and number == int(number) else number
             if not any(check.iter_errors(value)):
@@ -269,24 +278,6 @@ class _Filler:
         return found
 
 
-def _walk(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every keyword of a schema and of what lies in it; what properties are called is no keyword."""
-    waiting: list[tuple[Any, int, bool]] = [(schema, 0, False)]
-    while waiting:
-        value, depth, is_named = waiting.pop()
-        if depth > 2 * _MAX_DEPTH:
-            raise InputError(f"nests deeper than {_MAX_DEPTH} levels; simplify it")
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                if not is_named:
-                    yield key, inner
-                if is_named or key not in ("enum", "const", "default", "examples"):
-                    names = not is_named and key in ("properties", "$defs", "definitions")
-                    waiting.append((inner, depth + 1, names))
-        elif isinstance(value, list):
-            waiting += [(inner, depth + 1, False) for inner in value]
-
-
 def _merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Two schemas that both hold, as one, as far as keywords can be united."""
     merged = {**other, **one}
@@ -308,46 +299,6 @@ def _guess_kind(schema: Mapping[str, Any]) -> str:
     return "array" if "items" in schema else "string"
 
 
-def _find_fault(schema: Mapping[str, Any], values: Any, missing: set[str]) -> str:
-    """In one sentence what is wrong with the values; "" where they are valid but for the missing."""
-    try:
-        faults = [
-            error
-            for error in _validator(schema, schema).iter_errors(values)
-            if not (missing and error.validator == "required" and not error.path)
-        ]
-    except RecursionError:
-        raise InputError("its schema refers to itself without end; simplify it.") from None
-    fault: ValidationError | None = best_match(iter(faults))
-    if fault is None:
-        return ""
-    where = ".".join(map(str, fault.absolute_path)) or "the arguments"
-    wanted = {str(fault.validator): fault.validator_value}
-    return f"{where} must fit {json.dumps(wanted, default=str)[:200]}, and your words give nothing that does"
-
-
-def _check_pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:
-    if isinstance(instance, str) and _search(pattern, instance) is None:
-        yield ValidationError(f"{instance!r} does not match {pattern!r}")
-
-
-_Validator: Any = extend(Draft202012Validator, {"pattern": _check_pattern})
-
-
-def _validator(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
-    """Of a part of a schema, which may refer to what the whole defines; nothing is fetched."""
-    definitions = {key: root[key] for key in ("$defs", "definitions") if key in root and key not in schema}
-    return _Validator({**schema, **definitions}, registry=Registry())
-
-
-def _search(pattern: str, text: str) -> Any:
-    """A caller's pattern in a text; None where it is none, is not found, or takes too long."""
-    try:
-        return regex.search(pattern, text, timeout=_PATTERN_S)
-    except (regex.error, TimeoutError):
-        return None
-
-
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
@@ -365,6 +316,11 @@ def _properties(schema: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _bound(schema: Mapping[str, Any], key: str, default: float) -> float:
     value = schema.get(key)
     return float(value) if isinstance(value, int | float) and abs(value) < _LARGEST else default
+
+
+def _length(schema: Mapping[str, Any], key: str, default: int) -> int:
+    value = schema.get(key)
+    return value if isinstance(value, int) and value >= 0 else default
 
 
 def _without_infinities(value: Any) -> Any:

@@ -45,6 +45,13 @@ NO_CALL_WANTED = "This model answers by choosing tools, and tool_choice is none;
 _LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON lacks
 
 
+def choose(choice: ToolChoice, ranking: Sequence[tuple[str, float]]) -> str:
+    """The tool's name, or `unknown`; arguments as of `answer_with_tool`."""
+    must_call = choice.mode in ("required", "named")
+    ranked = [name for name, _ in ranking if not (must_call and name == UNKNOWN_TOOL_ID)]
+    return choice.named or (ranked[0] if ranked else choice.tools[0].name)
+
+
 def answer_with_tool(
     request: ChatRequest,
     choice: ToolChoice,
@@ -52,6 +59,7 @@ def answer_with_tool(
     words: str,
     artifacts: Sequence[Artifact],
     usage: Usage,
+    texts: Sequence[str] = (),
 ) -> ChatCompletion:
     """Choose from a ranking.
 
@@ -63,6 +71,7 @@ def answer_with_tool(
         words: the user's.
         artifacts: as `build_arguments` takes them.
         usage: tokens.
+        texts: values of the call's texts, as `build_arguments` takes them.
 
     Returns:
         the call; or words, where no tool fits, or the user's words do not give what the tool's schema wants.
@@ -70,15 +79,13 @@ def answer_with_tool(
     Raises:
         RequestError: a call is required, and the schema wants what the words do not give.
     """
-    must_call = choice.mode in ("required", "named")
-    ranked = [name for name, _ in ranking if not (must_call and name == UNKNOWN_TOOL_ID)]
-    chosen = choice.named or (ranked[0] if ranked else choice.tools[0].name)
+    must_call, chosen = choice.mode in ("required", "named"), choose(choice, ranking)
     logprobs = _build_logprobs(chosen, ranking, request.top_logprobs or 0) if request.logprobs else None
     if chosen == UNKNOWN_TOOL_ID:
         return answer_with_words(request, NO_TOOL_FITS, usage, ranking=ranking)
     tool = choice[chosen]
     try:
-        arguments = build_arguments(tool.parameters, tool.media, words, artifacts)
+        arguments = build_arguments(tool.parameters, tool.media, words, artifacts, texts)
     except InputError as error:
         raise RequestError(f"The tool {chosen[:80]!r}: {error}", code="schema_too_large", param="tools") from None
     if arguments.fault and must_call:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from serve.artifacts import Artifact
-from serve.chat.arguments import ANY_MEDIUM, check_schema
+from serve.chat.arguments import ANY_MEDIUM
 from serve.chat.content import Conversation
+from serve.chat.schema_check import check_schema
 from serve.chat.schemas import AllowedToolsChoice, ChatRequest, FunctionDefinition, NamedTool
 from serve.http.schemas import RequestError
 from serve.tools.spec import ToolSpec

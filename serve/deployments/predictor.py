@@ -20,7 +20,7 @@ from model.llm.bundle import Bundle, find_bundle, load_bundle
 from serve.config import ServeArgs
 from serve.engine.choices import Question
 from serve.engine.local_engine import LocalEngine
-from serve.engine.messages import Ranking, SelectQuery, ServedModel
+from serve.engine.messages import PartQuery, RankedParts, Ranking, SelectQuery, ServedModel
 from serve.engine.model_engine import EngineUnavailableError, ModelEngine
 from serve.engine.vllm_engine import VllmEngine
 from serve.http.schemas import RequestError
@@ -77,6 +77,12 @@ class Predictor:
             whose tools cannot be told from another's beginning.
         """
         return await asyncio.gather(*(self._answer_or_error(query) for query in queries))
+
+    async def rank_parts(self, model: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
+        """Rank the parts of a user's words that each of some arguments may be."""
+        self._model(model)
+        with _telling_outages():
+            return await self._engine.rank_parts(model, queries)
 
     async def write_turn(self, model: str, request: TurnRequest) -> WrittenTurn:
         """Write one turn of a dialogue.

@@ -19,7 +19,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from model.decode.kept_prefixes import KeptPrefixes
 from model.decode.retrieval import CardSearch, encode_vectors
-from model.decode.tools import Prompt, ToolSearch, calibrate
+from model.decode.tools import Prompt, ToolSearch, calibrate, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.decode.turn_types import RunningTurn, TurnRequest
 from model.decode.turn_writer import TurnBatch, TurnWriter
@@ -27,8 +27,8 @@ from model.llm.bundle import Bundle
 from model.llm.shared_backbone import SharedBackbone
 from model.scoring.calibration import UNCALIBRATED, Calibration
 from serve.engine.cards import MAX_CARDS, CardVectors
-from serve.engine.choices import Choices, Question, to_ranking
-from serve.engine.messages import Ranking
+from serve.engine.choices import N_PARTS, Choices, Question, encode_parts, to_parts, to_ranking
+from serve.engine.messages import PartQuery, RankedParts, Ranking
 
 MAX_PASS_TOKENS = 128  # of turns, padding included: as long may a question wait
 _Tools = tuple[str, tuple[Tool, ...] | None, str]  # a model, a caller's own tools, the medium that they must take
@@ -122,6 +122,19 @@ class Engine:
             return [found[i] for i in range(self._n_read)]
         finally:
             self._forget()
+
+    def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
+        """Rank the parts of the user's words that an argument may be, by the model of a name."""
+        mllm = self._shared.activate(name)
+        answers = []
+        for query in queries:
+            trie, prompt = encode_parts(self.tokenizer, query)
+            if len(prompt.prompt_ids) + max(map(len, trie.sequences)) > mllm.max_positions:
+                answers.append(RankedParts([]))
+                continue
+            (ranking,) = top_k_tools(mllm, [prompt], N_PARTS, trie)
+            answers.append(to_parts(prompt, ranking))
+        return answers
 
     def begin(self, name: str, request: TurnRequest) -> RunningTurn:
         """Put a turn of a dialogue by the model of a name among those under way; until it ends, no `take_over`.

@@ -7,12 +7,17 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from data_pipeline.batches.encoding import encode_bos, encode_texts
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
+from data_pipeline.records.prompts import VALUE_END
 from model.decode.tools import Prompt, RankedTool
 from model.decode.trie import ChoiceTrie
 from model.llm.bundle import Bundle
-from serve.engine.messages import Ranking
+from serve.engine.messages import PartQuery, RankedParts, Ranking
 
+N_PARTS = 8  # likeliest parts of the words that are told
 MAX_TRIES = 64  # of callers' own tools, and of catalogues for one kind of medium
 
 
@@ -89,6 +94,17 @@ def to_ranking(
         n_prompt_tokens=len(question.prompt.prompt_ids),
         n_answer_tokens=len(trie.sequences[trie.choices.index(tools[0].tool_id)]),
     )
+
+
+def encode_parts(tokenizer: Any, query: PartQuery) -> tuple[ChoiceTrie, Prompt]:
+    """The parts that an argument may be, each up to its closing mark, and what stands before them."""
+    trie = ChoiceTrie(query.parts, tokenizer, lambda part: part + VALUE_END)
+    return trie, Prompt(np.concatenate([encode_bos(tokenizer), *encode_texts(tokenizer, [query.prompt])]))
+
+
+def to_parts(prompt: Prompt, ranking: Sequence[RankedTool]) -> RankedParts:
+    """Its ranking, as it is told."""
+    return RankedParts([(choice.tool_id, choice.probability) for choice in ranking], len(prompt.prompt_ids))
 
 
 def _entry(catalog: ToolCatalog, tool_id: str) -> Tool:

@@ -10,7 +10,7 @@ from model.llm.bundle import Bundle
 from serve.engine.answering import Engine
 from serve.engine.batching import Batcher
 from serve.engine.choices import Question
-from serve.engine.messages import Ranking
+from serve.engine.messages import PartQuery, RankedParts, Ranking
 from serve.engine.turns import Turns
 
 
@@ -48,6 +48,10 @@ class LocalEngine:
 
     async def answer(self, question: Question) -> Ranking:
         return await self._rankings.ask(question)
+
+    async def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
+        async with self._is_free:
+            return await asyncio.to_thread(self._engine.rank_parts, name, queries)
 
     def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         return self._turns.write(name, request)

@@ -68,6 +68,32 @@ class Ranking:
 
 
 @dataclass(frozen=True)
+class PartQuery:
+    """What the predictor is asked: which part of the user's words is the value of an argument.
+
+    Attributes:
+        prompt: what stands before the value (`render_argument`).
+        parts: that it may be, without line breaks or repeated spaces; at least one.
+    """
+
+    prompt: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RankedParts:
+    """Its answer.
+
+    Attributes:
+        parts: (part, probability), likeliest first; none where the prompt is too long for the model.
+        n_prompt_tokens: that the model read.
+    """
+
+    parts: list[tuple[str, float]]
+    n_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class ServedModel:
     """A model as the predictor serves it now.
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle
 from serve.engine.choices import Question
-from serve.engine.messages import Ranking
+from serve.engine.messages import PartQuery, RankedParts, Ranking
 
 
 class EngineUnavailableError(Exception):
@@ -44,6 +44,14 @@ class ModelEngine(Protocol):
 
         Raises:
             InputError: one of a caller's tools cannot be told from another's beginning.
+            EngineUnavailableError: the engine does not answer.
+        """
+        ...
+
+    async def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
+        """Rank the parts of the user's words that an argument may be, by the model of a name.
+
+        Raises:
             EngineUnavailableError: the engine does not answer.
         """
         ...

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ from model.llm.backbone import load_tokenizer
 from model.llm.bundle import Bundle
 from model.llm.prompt_embedding import PromptEmbedding
 from model.llm.shared_backbone import check_shareable
-from serve.engine.choices import Choices, Question, to_ranking
-from serve.engine.messages import Ranking
+from serve.engine.choices import N_PARTS, Choices, Question, encode_parts, to_parts, to_ranking
+from serve.engine.messages import PartQuery, RankedParts, Ranking
 from serve.engine.model_engine import EngineUnavailableError
 from serve.engine.vllm_http import VllmServer
 from serve.engine.vllm_reader import PromptReader, ScoreSequences, score_children, to_base64
@@ -97,6 +98,10 @@ class VllmEngine:
         finally:
             self._n_running -= 1
 
+    async def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
+        loop, rank = asyncio.get_running_loop(), partial(self._rank_part, name)
+        return await asyncio.gather(*(loop.run_in_executor(self._threads, rank, query) for query in queries))
+
     async def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         loop, steps, shown = asyncio.get_running_loop(), _Steps(self.write_in_steps(name, request)), ""
         async with self._turns_left:
@@ -142,6 +147,17 @@ class VllmEngine:
             reader = PromptReader(self._server, bundle.revision, embedding, question.prompt)
             found = calibrate(search(reader.score, trie, question.k, also), bundle.info.calibration)
         return to_ranking(question, found, trie, also, bundle)
+
+    def _rank_part(self, name: str, query: PartQuery) -> RankedParts:
+        trie, prompt = encode_parts(self.tokenizer, query)
+        with self._choices_free:
+            bundle, embedding = self._bundles[name], self._embeddings[name]
+        if len(prompt.prompt_ids) + max(map(len, trie.sequences)) > embedding.max_positions:
+            return RankedParts([])
+        if trie.n_nodes == 1:
+            return to_parts(prompt, [RankedTool(trie.choices[0], 1.0)])
+        reader = PromptReader(self._server, bundle.revision, embedding, prompt)
+        return to_parts(prompt, search(reader.score, trie, N_PARTS, ()))
 
     def _open_model(self, name: str, bundle: Bundle) -> tuple[PromptEmbedding, VllmTurns]:
         """Look whether the server serves a bundle as it is needed.

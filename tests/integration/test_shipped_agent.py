@@ -13,6 +13,7 @@ import pytest
 from data_pipeline.errors import InputError
 from model.llm.gguf import convert_backbone
 from tests.integration.serve_command import PROJECT, serving
+from tests.measurements.callers_texts import call
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +65,16 @@ def test_a_call_is_never_made_twice(client: openai.OpenAI) -> None:
     calls = [(step["tool_id"], json.dumps(step["arguments"])) for step in steps]
     assert len(set(calls)) == len(calls)
     assert calls
+
+
+def test_a_callers_function_gets_the_part_of_the_words_that_it_asks_for(client: openai.OpenAI) -> None:
+    for words, (argument, about), value in (
+        ("What is the weather in Paris?", ("city", "Name of the city"), "Paris"),
+        ("Show me the lyrics of Bohemian Rhapsody", ("title", "Song title"), "Bohemian Rhapsody"),
+        ("What happened to ticket TCK-99812?", ("ticket_id", "Id of the ticket"), "TCK-99812"),
+    ):
+        request = ("look_up", "Looks it up", {argument: about}, words, [value])
+        assert call(client, "toolmm", request) == {argument: value}
 
 
 def test_the_bundle_is_small_and_names_no_machine() -> None:

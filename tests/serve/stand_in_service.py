@@ -20,7 +20,7 @@ from serve.chat.selection import Selector
 from serve.chat.served_models import ServedModels
 from serve.config import ServeArgs
 from serve.deployments.ingress import SelectionService, build_api
-from serve.engine.messages import EncodedMedium, Ranking, SelectQuery, ServedModel
+from serve.engine.messages import EncodedMedium, PartQuery, RankedParts, Ranking, SelectQuery, ServedModel
 from serve.http.telemetry import Telemetry
 
 CATALOG = ToolCatalog(
@@ -99,11 +99,15 @@ class _Predictor:
         self.revision = "rev"
         self.list_models = Method(lambda: [ServedModel("toolmm", CATALOG, self.revision)])
         self.select = Method(self._select)
+        self.rank_parts = Method(self._rank_parts)
         self.describe = Method(lambda: {"largest_batch": 3, "revisions": {"toolmm": self.revision}})
 
     def _select(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
         self.asked += queries
         return [Ranking([(CATALOG[tool_id], p) for tool_id, p in self.ranking], self.revision) for _ in queries]
+
+    def _rank_parts(self, _: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
+        return [RankedParts([(max(query.parts, key=len), 1.0)]) for query in queries]  # all of the words
 
 
 class World:

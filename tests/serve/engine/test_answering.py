@@ -11,9 +11,10 @@ from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
 from whole_turn import write_together, write_whole
 
 from data_pipeline.batches.cards import encode_card
-from data_pipeline.batches.encoding import encode_question, longest_answer
+from data_pipeline.batches.encoding import encode_bos, encode_question, encode_texts, longest_answer
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
+from data_pipeline.records.prompts import VALUE_END
 from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import Prompt, score_all_tools
 from model.decode.trie import ChoiceTrie
@@ -22,7 +23,7 @@ from model.decode.turn_writer import TurnBatch
 from model.scoring.calibration import Calibration
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
-from serve.engine.messages import Ranking
+from serve.engine.messages import PartQuery, Ranking
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,21 @@ def test_a_fault_belongs_to_its_question(engine: Engine) -> None:
     with pytest.raises(RuntimeError):  # a width that no encoder of these models has: no question's fault
         engine.rank([good, misfit])
     assert _tools(engine.rank([good])[0]) == expected, "nothing is left of the batch before"
+
+
+def test_parts_of_the_words_are_ranked_exactly(engine: Engine) -> None:
+    parts = ("this", "this picture", "Improve this picture", "picture")
+    query = PartQuery("Improve this picture\nValue: ", parts)
+    (ranked,) = engine.rank_parts("b", [query])
+    prompt = Prompt(np.concatenate([encode_bos(engine.tokenizer), *encode_texts(engine.tokenizer, [query.prompt])]))
+    trie = ChoiceTrie(parts, engine.tokenizer, lambda part: part + VALUE_END)
+    (expected,) = score_all_tools(engine._shared.activate("b"), [prompt], trie)
+    assert [part for part, _ in ranked.parts] == [parts[i] for i in np.argsort(-expected)]
+    assert [p for _, p in ranked.parts] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    assert ranked.n_prompt_tokens == len(prompt.prompt_ids)
+    (alone, long) = engine.rank_parts("a", [PartQuery("Improve", ("this",)), PartQuery("Improve " * 300, parts)])
+    assert alone.parts == [("this", 1.0)]
+    assert long.parts == [], "there is no room for them"
 
 
 def test_a_turn_that_has_no_room_is_told(engine: Engine) -> None:

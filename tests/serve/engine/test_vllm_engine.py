@@ -30,7 +30,7 @@ from serve.deployments.predictor import Predictor
 from serve.engine import vllm_http
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
-from serve.engine.messages import Ranking, SelectQuery
+from serve.engine.messages import PartQuery, Ranking, SelectQuery
 from serve.engine.model_engine import EngineUnavailableError
 from serve.engine.vllm_engine import API_KEY_VARIABLE, VllmEngine
 from serve.http.schemas import RequestError
@@ -83,6 +83,23 @@ def _ask(tokenizer: Any, model: str, words: str, k: int, seed: int | None = None
 
 async def _streamed(engine: Any, name: str, request: TurnRequest) -> list[str | WrittenTurn]:
     return [event async for event in engine.write(name, request)]
+
+
+def test_parts_of_the_words_are_ranked_as_by_the_engine_in_this_process(
+    bundles: dict[str, Bundle], local: Engine, server: StandIn
+) -> None:
+    engine = _engine(bundles, server)
+    queries = [
+        PartQuery("Improve this: ", ("this", "Improve", "Improve this", "Human")),
+        PartQuery("this ", ("Improve",)),
+        PartQuery("Improve this " * 99, ("this", "that")),
+    ]
+    for name in bundles:
+        expected = local.rank_parts(name, queries)
+        for one, other in zip(asyncio.run(engine.rank_parts(name, queries)), expected, strict=True):
+            assert [part for part, _ in one.parts] == [part for part, _ in other.parts]
+            assert [p for _, p in one.parts] == pytest.approx([p for _, p in other.parts], abs=1e-5)
+            assert one.n_prompt_tokens == other.n_prompt_tokens
 
 
 def test_rankings_are_those_of_the_engine_in_this_process(
