@@ -145,7 +145,9 @@ class ServeArgs(BaseModel):
         description="answers of /v1/responses that can be gone on from, in the memory of the one ingress replica; with "
         "several there are none",
     )
-    response_ttl_s: float = Field(default=3600.0, gt=0, description="how long such an answer is kept")
+    response_ttl_s: float = Field(
+        default=3600.0, gt=0, description="how long such an answer is kept; jobs and Idempotency-Keys likewise"
+    )
     cors_origins: list[str] = Field(
         default=[],
         description="web pages elsewhere that may ask from a browser, such as https://chat.example.org; * for all, "

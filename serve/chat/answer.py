@@ -179,13 +179,13 @@ class ChatService:
         return reply.unpack()
 
     async def _run_tool(self, spec: ToolSpec, deployment: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
-        """A call of a tool without side effects may be made anew where its replica dies; one with them may not."""
+        """A call of a tool without side effects may be made once more where its replica dies; one with them may not."""
         if isinstance(spec, RemoteTool):
             assert self._servers is not None
             return await self._servers.call(spec, arguments, self.store.of(caller))
         method = self._hosts[deployment].invoke
         if not spec.has_side_effects:
-            return await ask(method, spec.tool_id, dict(arguments), caller)
+            return await ask(method, spec.tool_id, dict(arguments), caller, attempts=2)  # it may be what kills them
         try:
             return await ask(method, spec.tool_id, dict(arguments), caller, attempts=1)
         except RayActorError:
