@@ -159,16 +159,19 @@ class ChatService:
         Raises:
             RequestError: there is no such tool (404).
             ToolError: it gave no result.
-            TimeoutError: nobody answered in the time of a request and of the tool's own limit together.
+            TimeoutError: nobody answered in the time of a request and of the tool's own limits together.
         """
         spec = self.find_spec(tool_id)
         deployment = MODEL_TOOLS if spec.method == "model" else LOCAL_TOOLS
         if isinstance(spec, RemoteTool):
             deployment = f"{ID_PREFIX}{spec.server}"
+        tool_s = min(spec.timeout_s, self.args.tool_timeout_s)
+        if spec.method == "model":
+            tool_s += self.args.tool_load_timeout_s
         start, code = time.perf_counter(), "unavailable"
         try:
             with self.telemetry.waiting(deployment):
-                async with asyncio.timeout(self.args.request_timeout_s + min(spec.timeout_s, self.args.tool_timeout_s)):
+                async with asyncio.timeout(self.args.request_timeout_s + tool_s):
                     reply = await self._run_tool(spec, deployment, arguments, caller)
             code = reply.error
         except TimeoutError:
