@@ -28,7 +28,7 @@ MAX_KEPT = 1000  # keys of one caller; the oldest that are over go where there a
 MAX_RUNNING = 16  # of one caller: they go on where their clients have gone, which frees the places of requests
 MAX_KEY_CHARS = 255
 _KEY = re.compile(rf"[!-~](?:[ -~]{{0,{MAX_KEY_CHARS - 2}}}[!-~])?", re.ASCII)
-_NOTHING_DONE = {"bad_arguments", "weights_not_available"}  # of a tool's errors: later the same call may do its work
+_NOTHING_DONE = {"bad_arguments", "bad_media", "weights_not_available"}  # of a tool's errors: it may do its work later
 
 IdempotencyKey = Annotated[
     str | None,

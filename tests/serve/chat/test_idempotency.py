@@ -80,6 +80,7 @@ def test_a_call_goes_on_when_its_client_has_gone_and_ends_with_the_service() -> 
         (ToolError("failed", "It failed."), True),
         (TimeoutError(), True),
         (ToolError("weights_not_available", "They are not there."), False),
+        (ToolError("bad_media", "There is no such artifact."), False),
         (RequestError("Too many.", 429), False),
     ],
 )
