@@ -145,7 +145,9 @@ class ServeArgs(BaseModel):
         description="answers of /v1/responses that can be gone on from, in the memory of the one ingress replica; with "
         "several there are none",
     )
-    response_ttl_s: float = Field(default=3600.0, gt=0, description="how long such an answer is kept")
+    response_ttl_s: float = Field(
+        default=3600.0, gt=0, description="how long such an answer is kept; jobs and Idempotency-Keys likewise"
+    )
     cors_origins: list[str] = Field(
         default=[],
         description="web pages elsewhere that may ask from a browser, such as https://chat.example.org; * for all, "
@@ -166,6 +168,9 @@ class ServeArgs(BaseModel):
     tool_max_replicas: int = Field(default=1, ge=1, description="of each tool deployment; they start at none")
     tool_num_gpus: float = Field(default=0.0, ge=0, description="per replica of the tools that run models")
     tool_timeout_s: float = Field(default=60.0, gt=0, description="of one call; a tool's own limit holds where lower")
+    tool_load_timeout_s: float = Field(
+        default=600.0, gt=0, description="of loading a model tool's weights, in which the call's own time stands still"
+    )
     agent_max_steps: int = Field(default=6, ge=1, description="tool calls of one agent request")
     agent_max_tools: int = Field(default=8, ge=1, description="tools that the agent is offered: those that suit best")
     agent_max_tokens: int = Field(default=1024, ge=1, description="tokens that the model writes in one agent request")

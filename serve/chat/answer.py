@@ -36,7 +36,7 @@ from serve.chat.stream import (
     stream_answer,
     stream_completion,
 )
-from serve.chat.texts import AskParts, call_with_texts
+from serve.chat.texts import call_with_texts
 from serve.chat.tools import OfferedTool, ToolChoice, offer_entry, offer_spec, read_tool_choice, selection_artifact
 from serve.chat.turns import CallerDialogue, describe, read_choices
 from serve.config import ServeArgs
@@ -159,16 +159,19 @@ class ChatService:
         Raises:
             RequestError: there is no such tool (404).
             ToolError: it gave no result.
-            TimeoutError: nobody answered in the time of a request and of the tool's own limit together.
+            TimeoutError: nobody answered in the time of a request and of the tool's own limits together.
         """
         spec = self.find_spec(tool_id)
         deployment = MODEL_TOOLS if spec.method == "model" else LOCAL_TOOLS
         if isinstance(spec, RemoteTool):
             deployment = f"{ID_PREFIX}{spec.server}"
+        tool_s = min(spec.timeout_s, self.args.tool_timeout_s)
+        if spec.method == "model":
+            tool_s += self.args.tool_load_timeout_s
         start, code = time.perf_counter(), "unavailable"
         try:
             with self.telemetry.waiting(deployment):
-                async with asyncio.timeout(self.args.request_timeout_s + min(spec.timeout_s, self.args.tool_timeout_s)):
+                async with asyncio.timeout(self.args.request_timeout_s + tool_s):
                     reply = await self._run_tool(spec, deployment, arguments, caller)
             code = reply.error
         except TimeoutError:
@@ -179,13 +182,13 @@ class ChatService:
         return reply.unpack()
 
     async def _run_tool(self, spec: ToolSpec, deployment: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
-        """A call of a tool without side effects may be made anew where its replica dies; one with them may not."""
+        """A call of a tool without side effects may be made once more where its replica dies; one with them may not."""
         if isinstance(spec, RemoteTool):
             assert self._servers is not None
             return await self._servers.call(spec, arguments, self.store.of(caller))
         method = self._hosts[deployment].invoke
         if not spec.has_side_effects:
-            return await ask(method, spec.tool_id, dict(arguments), caller)
+            return await ask(method, spec.tool_id, dict(arguments), caller, attempts=2)  # it may be what kills them
         try:
             return await ask(method, spec.tool_id, dict(arguments), caller, attempts=1)
         except RayActorError:
@@ -254,7 +257,8 @@ class ChatService:
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
         self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
         ranked = [(tool.tool_id, probability) for tool, probability in ranking.tools]
-        return await call_with_texts(self._ask_for_parts(request), request, choice, ranked, conversation, usage)
+        rank_parts = partial(self._rank_parts, request.base_model)
+        return await call_with_texts(rank_parts, request, choice, ranked, conversation, usage)
 
     async def _rank(self, request: ChatRequest, caller: str, conversation: Conversation, choice: ToolChoice) -> Ranking:
         data, modality = await self.open_medium(conversation, caller)
@@ -274,14 +278,11 @@ class ChatService:
             param = params.get(error.param or "", error.param)
             raise RequestError(error.message, error.status, error.code, param) from None
 
-    def _ask_for_parts(self, request: ChatRequest) -> AskParts:
-        async def ask_parts(queries: list[PartQuery]) -> list[RankedParts]:
-            with self.telemetry.waiting("Predictor"):
-                answers: list[RankedParts] = await ask(self._predictor.rank_parts, request.base_model, queries)
-            self.telemetry.count_tokens(sum(answer.n_prompt_tokens for answer in answers), 0)
-            return answers
-
-        return ask_parts
+    async def _rank_parts(self, model: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
+        with self.telemetry.waiting("Predictor"):
+            answers: list[RankedParts] = await ask(self._predictor.rank_parts, model, queries)
+        self.telemetry.count_tokens(sum(answer.n_prompt_tokens for answer in answers), 0)
+        return answers
 
     # --- the next turn of a dialogue with the caller's functions
 
@@ -320,8 +321,8 @@ class ChatService:
         turn = parse_turn(written.text)
         if isinstance(turn, ToolCall):
             choice = replace(choice, named=turn.name)
-            ask_parts = self._ask_for_parts(request)
-            yield await call_with_texts(ask_parts, request, choice, ranked, conversation, usage)
+            rank_parts = partial(self._rank_parts, request.base_model)
+            yield await call_with_texts(rank_parts, request, choice, ranked, conversation, usage)
             return
         text = turn.text if isinstance(turn, Answer) else written.text.strip()
         yield answer_with_words(request, text, usage, ranking=ranked)

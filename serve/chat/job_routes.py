@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
 from serve.chat.answer import ChatService
+from serve.chat.idempotency import IdempotencyKey, IdempotentCalls
 from serve.chat.routes import InvokeAnswer, InvokeRequest, describe_result, parse_invoke
 from serve.chat.tool_jobs import JobStatus, ToolJob, ToolJobs
 from serve.http.body import read_body
@@ -33,8 +34,9 @@ class JobEntry(BaseModel):
 class JobRoutes:
     """Calls of tools as jobs, in the memory of the one ingress replica."""
 
-    def __init__(self, chat: ChatService) -> None:
+    def __init__(self, chat: ChatService, calls: IdempotentCalls) -> None:
         self._chat = chat
+        self._calls = calls
         self._jobs = ToolJobs(chat.invoke, chat.args.responses_kept, chat.args.response_ttl_s)
 
     @asynccontextmanager
@@ -47,7 +49,7 @@ class JobRoutes:
 
     def add_routes(self, api: FastAPI) -> None:
         """Add the routes to the application."""
-        chat, jobs = self._chat, self._jobs
+        chat, jobs, calls = self._chat, self._jobs, self._calls
 
         @api.post(
             "/v1/tools/{tool_id:path}/jobs",
@@ -55,10 +57,17 @@ class JobRoutes:
             responses=describe_errors(404, 429, *BODY_ERRORS),
             openapi_extra=describe_body(InvokeRequest),
         )
-        async def begin(tool_id: str, request: Request, response: Response) -> JobEntry:
+        async def begin(
+            tool_id: str, request: Request, response: Response, idempotency_key: IdempotencyKey = None
+        ) -> JobEntry:
             wanted = parse_invoke(await read_body(request, chat.args, ("application/json",)))
             chat.find_spec(tool_id)
-            job = jobs.start(request.state.caller, tool_id, wanted.arguments)
+            caller = request.state.caller
+
+            async def start() -> ToolJob:
+                return jobs.start(caller, tool_id, wanted.arguments)
+
+            job = await calls.once(caller, idempotency_key, ["jobs", tool_id, wanted.arguments], start)
             response.headers["Location"] = f"/v1/jobs/{job.id}"
             return _describe(request, job)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Response
@@ -21,6 +22,7 @@ from serve.artifact_files import ARTIFACT_ID
 from serve.chat.answer import ChatService
 from serve.chat.decision_answers import Decision
 from serve.chat.decisions import DecisionRequest, decide, parse_decision_request
+from serve.chat.idempotency import IdempotencyKey, IdempotentCalls
 from serve.chat.schemas import ChatCompletion, ChatRequest, ModelEntry, ModelList, list_models, parse_chat_request
 from serve.chat.served_models import no_such_model
 from serve.http.body import check_body, read_body
@@ -78,8 +80,8 @@ def describe_result(tool_id: str, result: ToolResult) -> InvokeAnswer:
     return InvokeAnswer(tool_id=tool_id, text=result.text, artifact=artifact)
 
 
-def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
-    """Add the routes to the application; `chat` is what they do."""
+def add_chat_routes(api: FastAPI, chat: ChatService, calls: IdempotentCalls) -> None:
+    """Add the routes to the application; `chat` is what they do, `calls` those that bear a key."""
     created_s = int(time.time())
 
     @api.post(
@@ -140,9 +142,11 @@ def add_chat_routes(api: FastAPI, chat: ChatService) -> None:
         responses=describe_errors(404, *BODY_ERRORS),
         openapi_extra=describe_body(InvokeRequest),
     )
-    async def invoke(tool_id: str, request: Request) -> InvokeAnswer:
+    async def invoke(tool_id: str, request: Request, idempotency_key: IdempotencyKey = None) -> InvokeAnswer:
         wanted = parse_invoke(await read_body(request, chat.args, ("application/json",)))
-        return describe_result(tool_id, await chat.invoke(tool_id, wanted.arguments, request.state.caller))
+        caller, asked = request.state.caller, ["invoke", tool_id, wanted.arguments]
+        call = partial(chat.invoke, tool_id, wanted.arguments, caller)
+        return describe_result(tool_id, await calls.once(caller, idempotency_key, asked, call))
 
     @api.post("/v1/artifacts", responses=describe_errors(507, *BODY_ERRORS), openapi_extra=_upload_body())
     async def upload(request: Request) -> ArtifactEntry:

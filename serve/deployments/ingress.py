@@ -16,6 +16,7 @@ from ray import serve as ray_serve
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from serve.artifacts import sweeping
 from serve.chat.answer import ChatService
+from serve.chat.idempotency import IdempotentCalls
 from serve.chat.job_routes import JobRoutes
 from serve.chat.response_routes import add_response_routes
 from serve.chat.routes import add_chat_routes
@@ -170,7 +171,8 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
     """The HTTP routes over the services; `is_behind_ray`: whether Ray Serve's servers stand before them."""
     # no /docs and /redoc of FastAPI's: those pages load scripts from elsewhere; ours is among the page's routes
     gate = [Depends(build_gate(service.args))]
-    mcp, jobs = McpEndpoint(chat), JobRoutes(chat)
+    calls = IdempotentCalls(service.args.response_ttl_s, is_alone=service.args.ingress_replicas == 1)
+    mcp, jobs = McpEndpoint(chat), JobRoutes(chat, calls)
 
     @asynccontextmanager
     async def run(api: FastAPI) -> AsyncIterator[None]:
@@ -178,7 +180,7 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
         # what others answer may be as large as what others ask
         async with McpServers(args.mcp_servers, args.tool_timeout_s, args.max_body_bytes) as servers:
             chat.add_servers(servers)
-            async with mcp.run(), sweeping(chat.store), jobs.run():
+            async with mcp.run(), sweeping(chat.store), jobs.run(), calls.run():
                 yield
 
     api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, openapi_url=None, dependencies=gate, lifespan=run)
@@ -211,7 +213,7 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
     async def describe() -> JSONResponse:
         return JSONResponse(api.openapi())
 
-    add_chat_routes(api, chat)
+    add_chat_routes(api, chat, calls)
     mcp.add_route(api)
     jobs.add_routes(api)
     add_response_routes(api, chat)

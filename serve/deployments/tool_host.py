@@ -30,7 +30,7 @@ def build_limits(args: ServeArgs) -> ToolLimits:
         max_duration_s=args.max_duration_s,
         max_bytes=max(args.max_upload_bytes, DEFAULT_LIMITS.max_output_bytes),
     )
-    return ToolLimits(media=media, timeout_s=args.tool_timeout_s)
+    return ToolLimits(media=media, timeout_s=args.tool_timeout_s, load_timeout_s=args.tool_load_timeout_s)
 
 
 @ray_serve.deployment

@@ -44,8 +44,8 @@ def add_error_handlers(api: FastAPI, rpc_paths: Collection[str] = ()) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         status, told = describe_error(request, error)
         headers = dict(getattr(error, "headers", None) or {})
-        if status == 503:
-            headers["Retry-After"] = "1"
+        if status in (429, 503):
+            headers.setdefault("Retry-After", "1")
         body = _build_rpc_error(status, told) if request.url.path in rpc_paths else told.model_dump()
         return JSONResponse(body, status_code=status, headers=headers)
 

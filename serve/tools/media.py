@@ -43,7 +43,8 @@ class ToolLimits:
         max_clip_bytes: all decoded frames of a clip together.
         max_output_bytes: the file that a tool gives back.
         max_output_chars: the text that a tool gives back.
-        timeout_s: wall time of decoding and function together.
+        timeout_s: wall time of decoding and function together, without what the next one bounds.
+        load_timeout_s: wall time in which a tool with a model loads weights that are not in memory yet.
         memory_mb: what decoding and function may allocate.
     """
 
@@ -52,6 +53,7 @@ class ToolLimits:
     max_output_bytes: int = 64 * 2**20
     max_output_chars: int = 100_000
     timeout_s: float = 120.0
+    load_timeout_s: float = 600.0
     memory_mb: int = 4096
 
 

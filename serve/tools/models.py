@@ -15,7 +15,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from serve.tools.spec import ToolError
 
-MODEL_TIMEOUT_S = 600.0  # the first call loads the weights, which the hub may have to send
+MODEL_TIMEOUT_S = 600.0  # a picture may take minutes without a GPU
 MODEL_MEMORY_MB = 16_384
 HUB_TIMEOUT_S = 5.0  # to answer at all
 
@@ -43,8 +43,10 @@ class ModelCache:
         n_loads, n_hits, n_evictions: counted since the start.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, tell_loading: Callable[[bool], None] = lambda _: None) -> None:
+        """`tell_loading` is called with True before each load, and with False behind it."""
         self.budget_bytes = budget_bytes
+        self._tell_loading = tell_loading
         self.n_loads = self.n_hits = self.n_evictions = 0
         self._models: OrderedDict[tuple[Callable[[str], LoadedModel], str], LoadedModel] = OrderedDict()
 
@@ -66,7 +68,11 @@ class ModelCache:
             self.n_hits += 1
             self._models.move_to_end(key)
             return self._models[key].parts
-        loaded = load(model_id)
+        self._tell_loading(True)
+        try:
+            loaded = load(model_id)
+        finally:
+            self._tell_loading(False)
         self.n_loads += 1
         self._models[key] = loaded
         while self.held_bytes > self.budget_bytes:

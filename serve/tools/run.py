@@ -26,11 +26,12 @@ _MODEL_ENVIRONMENT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "CUDA_",
 
 
 class Caller:
-    """Who waits for a call; what it has forked ends when they leave."""
+    """Who waits for a call; it ends when they leave: at once, or one of a model at its next pass."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sock: socket.socket | None = None
+        self._how = socket.SHUT_RDWR
         self._has_left = False
 
     def leave(self) -> None:
@@ -38,14 +39,14 @@ class Caller:
         with self._lock:
             self._has_left = True
             if self._sock is not None:
-                self._sock.shutdown(socket.SHUT_RDWR)
+                self._sock.shutdown(self._how)
 
-    def hold(self, sock: socket.socket | None) -> None:
-        """Take the line over which a call is made, or let it go."""
+    def hold(self, sock: socket.socket | None, how: int = socket.SHUT_RDWR) -> None:
+        """Take the line over which a call is made, or let it go; `how` it is shut when the caller leaves."""
         with self._lock:
-            self._sock = sock
+            self._sock, self._how = sock, how
             if self._has_left and sock is not None:
-                sock.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(how)
 
 
 class ToolRunner:
@@ -91,7 +92,7 @@ class ToolRunner:
             values: argument name -> value; that of a medium is an artifact's id.
             media: artifact id -> the file's bytes.
             limits: what the call may use; time and memory of the spec hold where they are lower.
-            caller: whose leaving ends the call; a model's goes on, since its process keeps the weights.
+            caller: whose leaving ends the call; a model's at its next forward pass, as its process keeps the weights.
 
         Returns:
             what the function returned.
@@ -112,7 +113,7 @@ class ToolRunner:
         if not self._resident_turn.acquire(timeout=limits.timeout_s):
             raise ToolError("timeout", f"{spec.call_name} waited {limits.timeout_s:g} s for its turn; try again later.")
         try:
-            return self._call(self._resident, spec, call, blocks, limits, deadline, Caller())
+            return self._call(self._resident, spec, call, blocks, limits, deadline, caller or Caller())
         finally:
             self._resident_turn.release()
 
@@ -126,24 +127,32 @@ class ToolRunner:
         deadline: float,
         caller: Caller,
     ) -> ToolOutput:
+        is_resident = worker is self._resident
+        load_s = limits.load_timeout_s if is_resident else 0.0
         request = {
             "file": call["file"],
             "readable": _readable(spec),
-            "timeout_s": limits.timeout_s,
+            "timeout_s": limits.timeout_s + load_s,
             "memory_mb": limits.memory_mb,
         }
         try:
             with worker.submit(request, max(deadline, time.monotonic() + START_S)) as sock:
                 deadline = time.monotonic() + limits.timeout_s  # a start of the worker is not the call's fault
-                caller.hold(sock)
+                caller.hold(sock, socket.SHUT_WR if is_resident else socket.SHUT_RDWR)
                 try:
                     send_message(sock, call, blocks, deadline)
-                    reply, files = receive_message(sock, limits.max_output_bytes, deadline, max_blocks=1)
+                    reply, files = _receive_reply(sock, limits.max_output_bytes, deadline, load_s)
                 finally:
                     caller.hold(None)
         except TimeoutError as error:
-            if worker is self._resident:
+            if is_resident:
                 worker.stop()  # the models are lost; the next call starts the worker again
+            if isinstance(error, _LoadTimeoutError):
+                raise ToolError(
+                    "timeout",
+                    f"the weights of {spec.call_name} took longer than {load_s:g} s to load; try again later, or let "
+                    "the service give them more time (tool_load_timeout_s).",
+                ) from error
             raise ToolError(
                 "timeout",
                 f"{spec.call_name} took longer than {limits.timeout_s:g} s and was stopped; give it less to do.",
@@ -177,6 +186,27 @@ class ToolRunner:
         """End the worker processes."""
         for worker in (self._fork, self._online, self._resident):
             worker.stop()
+
+
+class _LoadTimeoutError(TimeoutError):
+    """Weights took too long to load."""
+
+
+def _receive_reply(
+    sock: socket.socket, max_bytes: int, deadline: float, load_s: float
+) -> tuple[dict[str, Any], list[bytearray]]:
+    """What a call gave. While its process says that it loads weights, its time stands still, for `load_s` in all."""
+    while True:
+        reply, files = receive_message(sock, max_bytes, deadline, max_blocks=1)
+        if reply.get("is_loading") is not True:
+            return reply, files
+        start = time.monotonic()
+        try:
+            receive_message(sock, 0, start + load_s, max_blocks=0)
+        except TimeoutError as error:
+            raise _LoadTimeoutError from error
+        loading_s = time.monotonic() - start
+        deadline, load_s = deadline + loading_s, load_s - loading_s
 
 
 def _readable(spec: ToolSpec) -> list[str]:

@@ -11,9 +11,11 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +31,8 @@ from serve.tools.spec import ToolError, ToolOutput
 from serve.tools.tool_file import load_tool_file
 from serve.tools.wire import WireError, receive_message, send_message
 
+LOOK_S = 0.1  # between two looks whether somebody waits
+
 
 def _find_function(call: dict[str, Any]) -> Callable[..., ToolOutput]:
     if call["module"].startswith("serve.tools."):
@@ -38,6 +42,28 @@ def _find_function(call: dict[str, Any]) -> Callable[..., ToolOutput]:
     for part in call["qualname"].split("."):
         found = getattr(found, part)
     return found
+
+
+class CallLine:
+    """The line to who waits for the call under way: it is told when weights load, and looked at while networks run."""
+
+    def __init__(self) -> None:
+        self.sock: socket.socket | None = None
+        self._next_look_s = 0.0
+
+    def tell_loading(self, is_loading: bool) -> None:
+        """Say that weights begin to load, or that they have ended to."""
+        if self.sock is not None:
+            send_message(self.sock, {"is_loading": is_loading})
+
+    def check(self, *_: Any) -> None:
+        """End the call where nobody waits for it any more: a hook before the forward pass of every module."""
+        now = time.monotonic()
+        if self.sock is None or now < self._next_look_s:
+            return
+        self._next_look_s = now + LOOK_S
+        if select.select([self.sock], [], [], 0)[0]:  # what there was to read is read, so this is its end
+            raise ToolError("interrupted", "nobody waits for it any more.")
 
 
 def _answer(sock: socket.socket, models: Any) -> None:
@@ -128,12 +154,14 @@ def serve_models(fd: int, cache_bytes: int) -> None:
     """Run the calls of tools with models here, one after another; `cache_bytes` are for models that stay loaded."""
     control = socket.socket(fileno=fd)
     cv2.setNumThreads(1)
-    import torch  # noqa: F401 - they take seconds, for which no call shall pay
+    import torch  # they take seconds, for which no call shall pay
     import transformers  # noqa: F401
 
     from serve.tools.models import ModelCache
 
-    models = ModelCache(cache_bytes)
+    line = CallLine()
+    models = ModelCache(cache_bytes, line.tell_loading)
+    torch.nn.modules.module.register_module_forward_pre_hook(line.check)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         message, fds, _, _ = socket.recv_fds(control, MAX_CONTROL_BYTES, 1)
@@ -145,6 +173,8 @@ def serve_models(fd: int, cache_bytes: int) -> None:
             alarm = threading.Timer(request["timeout_s"] + GRACE_S, os._exit, (1,))
             alarm.daemon = True
             alarm.start()
+            line.sock = sock
             with contextlib.suppress(WireError):
                 _answer(sock, models)
+            line.sock = None
             alarm.cancel()

@@ -233,8 +233,9 @@ def main() -> None:
                 print(f"{request[3]}: {argument} is {found[argument]!r}, not {wanted!r}")
     seconds = (time.perf_counter() - start) / len(REQUESTS)
     right = estimate_proportion(np.array(judged, dtype=float))
+    share = f"{right.value:.1%} [{right.low:.1%}, {right.high:.1%}]"
     print(
-        f"{sum(judged)} of {len(judged)} values right, {right.value:.1%} [{right.low:.1%}, {right.high:.1%}]; {seconds:.2f} s a request"
+        f"{sum(judged)} of {len(judged)} values right, {share}; {seconds:.2f} s a request"
     )
 
 

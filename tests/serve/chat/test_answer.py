@@ -231,9 +231,12 @@ def test_only_a_tool_without_side_effects_is_called_again(monkeypatch: pytest.Mo
     size = agent.chat.specs["local/measure-picture"]
     agent.chat.specs = {size.tool_id: size, "team/mail": replace(size, tool_id="team/mail", has_side_effects=True)}
     path = "/v1/tools/{}/invoke"
-    host = agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=2)
+    host = agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=1)
     assert agent.client.post(path.format(size.tool_id), json={"arguments": {}}).json()["text"] == "done"
-    assert host.n_calls == 3
+    assert host.n_calls == 2
+    host = agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=2)
+    assert agent.client.post(path.format(size.tool_id), json={"arguments": {}}).status_code == 503
+    assert host.n_calls == 2, "once more, and not for ever"
     host = agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=2)
     answer = agent.client.post(path.format("team/mail"), json={"arguments": {}})
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "interrupted")

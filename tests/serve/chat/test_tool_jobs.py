@@ -123,6 +123,14 @@ def test_a_job_is_its_callers_alone(host: Host, monkeypatch: pytest.MonkeyPatch)
         assert httpx.get(f"{url}/v1/jobs/{job_id}", headers=ada).json()["status"] == "running"
 
 
+def test_one_job_too_many_is_told_when_to_come_again(client: httpx.Client) -> None:
+    for _ in range(MAX_RUNNING):
+        assert client.post(EDGES, json={"arguments": {"wait": 1}}).status_code == 202
+    refused = client.post(EDGES, json={"arguments": {}})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_jobs")
+    assert refused.headers["retry-after"] == "1"
+
+
 def test_jobs_are_bounded_in_number_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async def wait(*_: Any) -> Any:

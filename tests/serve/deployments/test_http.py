@@ -23,6 +23,7 @@ from data_pipeline.errors import InputError, MediaError
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from serve.deployments.ingress import build_api
 from serve.engine.messages import ServedModel
+from serve.http.access import KEYS_VARIABLE
 from serve.http.schemas import RequestError
 
 
@@ -306,6 +307,18 @@ def test_openapi_describes_both_body_forms(world: World) -> None:
     content = world.client.get("/openapi.json").json()["paths"][SELECT]["post"]["requestBody"]["content"]
     assert content.keys() == {"application/json", "multipart/form-data"}
     assert "$ref" not in json.dumps(content)
+
+
+def test_with_keys_openapi_is_for_their_holders(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "a-key-of-the-tests-1"
+    monkeypatch.setenv(KEYS_VARIABLE, f"ada:{key}")
+    client = World().client
+    for headers in ({}, {"Authorization": "Bearer another-key-of-the-tests"}):
+        refused = client.get("/openapi.json", headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    answer = client.get("/openapi.json", headers={"Authorization": f"Bearer {key}"})
+    assert answer.status_code == 200
+    assert SELECT in answer.json()["paths"]
 
 
 def test_metrics_count_requests_without_what_was_asked(world: World) -> None:

@@ -28,11 +28,11 @@ EDGES = "local/detect-edges"
 
 
 def test_a_tool_takes_whatever_the_service_takes() -> None:
-    args = ServeArgs(bundle="b", tool_timeout_s=7)
+    args = ServeArgs(bundle="b", tool_timeout_s=7, tool_load_timeout_s=70)
     media = build_limits(args).media
     assert (media.max_pixels, media.max_duration_s) == (args.max_pixels, args.max_duration_s)
     assert media.max_bytes >= max(args.max_upload_bytes, DEFAULT_LIMITS.max_output_bytes)
-    assert build_limits(args).timeout_s == 7
+    assert (build_limits(args).timeout_s, build_limits(args).load_timeout_s) == (7, 70)
     assert build_limits(ServeArgs(bundle="b", max_pixels=9, max_upload_bytes=10**9)).media.max_bytes == 10**9
 
 

@@ -6,7 +6,9 @@ import io
 import json
 import re
 import socket
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from slow_model import SLOW
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -46,7 +49,7 @@ from transformers import (
 from serve.tools.all_tools import load_tools
 from serve.tools.media import png_file, wav_file
 from serve.tools.models import LoadedModel, ModelCache, load_parts
-from serve.tools.run import ToolRunner
+from serve.tools.run import Caller, ToolRunner
 from serve.tools.spec import Sound, ToolError
 
 SIZE = {"height": 32, "width": 32}
@@ -151,7 +154,8 @@ def runner(model_ids: dict[str, str]) -> Iterator[ToolRunner]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         runner = ToolRunner(model_cache_bytes=400_000)
-        runner.start(has_models=True, specs=load_tools(model_ids).values())  # as a host does, not folder by folder
+        # as a host does, not folder by folder
+        runner.start(has_models=True, specs=[*load_tools(model_ids).values(), SLOW])
         yield runner
         runner.close()
 
@@ -190,6 +194,17 @@ def test_tiny_models_answer_and_stay_loaded(runner: ToolRunner, model_ids: dict[
     rated = runner.run(tools[RATE], {"text": "what is this ?"}, {}).text
     assert re.fullmatch(r"(good|bad) \(0\.\d\d\), (good|bad) \(0\.\d\d\)", rated)
     assert runner.model_counts["held_bytes"] <= 400_000
+
+
+def test_loading_has_its_own_limit_and_a_call_ends_when_its_caller_leaves(runner: ToolRunner) -> None:
+    loaded = runner.run(SLOW, {"load_s": 2.0, "work_s": 0.1}, {}).text  # a call may take one second
+    assert runner.run(SLOW, {"load_s": 2.0, "work_s": 0.1}, {}).text == loaded
+    caller = Caller()
+    threading.Timer(0.3, caller.leave).start()
+    with pytest.raises(ToolError, match="nobody waits") as caught:
+        runner.run(replace(SLOW, timeout_s=60.0), {"load_s": 2.0, "work_s": 50.0}, {}, caller=caller)
+    assert caught.value.code == "interrupted"
+    assert runner.run(SLOW, {"load_s": 2.0, "work_s": 0.1}, {}).text == loaded, "the weights are still there"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import socket
 import struct
 import subprocess
 import threading
@@ -22,6 +24,7 @@ from serve.tools.all_tools import load_tools
 from serve.tools.media import ToolLimits, decode_media, png_file
 from serve.tools.run import Caller, ToolRunner
 from serve.tools.spec import Argument, ToolError, ToolFile, ToolOutput, ToolSpec
+from serve.tools.wire import receive_message, send_message
 
 # --- functions that run inside the tools' process: this file is loaded there by its path
 
@@ -58,6 +61,7 @@ def tell_secret() -> ToolOutput:
     return ToolOutput(os.environ.get("SERVICE_API_KEY", "nothing"))
 
 
+LOADS, LOADED = {"is_loading": True}, {"is_loading": False}
 NUMBER = (Argument("seconds", "number", "s"),)
 MEGABYTES = (Argument("megabytes", "integer", "MB"),)
 SIDE = (Argument("side", "integer", "px"),)
@@ -173,6 +177,56 @@ def test_arguments_are_checked_before_anything_starts(runner: ToolRunner) -> Non
     assert refusal(runner, EDGES, {"image": "made-up"}).code == "bad_arguments"
     assert "no artifact 'made-up'" in refusal(runner, EDGES, {"image": "made-up"}).message
     assert refusal(runner, EDGES, {"picture": "a"}, {"a": square_png()}).code == "bad_arguments"
+
+
+class StandInWorker:
+    """Stands for the process of models: says these things, each behind a pause."""
+
+    def __init__(self, *said: tuple[float, dict]) -> None:
+        self._said = said
+        self.is_stopped = False
+
+    @contextlib.contextmanager
+    def submit(self, request: dict, deadline: float) -> Iterator[socket.socket]:
+        ours, theirs = socket.socketpair()
+
+        def talk() -> None:
+            receive_message(theirs, 2**20)
+            for pause_s, message in self._said:
+                time.sleep(pause_s)
+                send_message(theirs, message)
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        with ours, theirs:
+            yield ours
+            thread.join()
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+@pytest.mark.parametrize(
+    ("load_timeout_s", "said", "told"),
+    [
+        (60.0, [(0.1, LOADS), (1.2, LOADED), (0.0, {"text": "done"})], "done"),  # as long as it loads, its time stands
+        (60.0, [(0.0, LOADS), (0.1, LOADED)], "took longer than 1 s and was stopped"),
+        (0.5, [(0.0, LOADS)], r"weights of local/sleep_long took longer than 0.5 s to load; .*tool_load_timeout_s"),
+        (0.5, [(0.0, LOADS), (0.3, LOADED), (0.0, LOADS)], "to load"),  # in all
+    ],
+)
+def test_loading_has_its_own_limit(load_timeout_s: float, said: list[tuple[float, dict]], told: str) -> None:
+    runner, worker = ToolRunner(), StandInWorker(*said)
+    runner._resident = worker  # type: ignore[assignment]
+    spec = spec_of(sleep_long, NUMBER, method="model", model_id="m", timeout_s=1.0)
+    limits = ToolLimits(load_timeout_s=load_timeout_s)
+    if told == "done":
+        assert runner.run(spec, {"seconds": 1}, {}, limits).text == told
+    else:
+        with pytest.raises(ToolError, match=told) as caught:
+            runner.run(spec, {"seconds": 1}, {}, limits)
+        assert caught.value.code == "timeout"
+    assert worker.is_stopped == (told != "done"), "its models are lost with what cannot be stopped otherwise"
 
 
 def png_bomb() -> bytes:

@@ -206,6 +206,54 @@ def test_with_less_of_the_kernel_the_rest_still_holds(
         runner.close()
 
 
+def test_the_worker_that_keeps_models_reads_what_is_listed_and_writes_into_its_folder(
+    mechanisms: Mechanisms, tmp_path: Path
+) -> None:
+    """Offline; with a hub it keeps the network and writes into the caches of weights."""
+    if not mechanisms.landlock_abi or (mechanisms.user == "shared" and not mechanisms.has_filter):
+        pytest.skip(f"this kernel offers {mechanisms.describe()}")
+    folder, weights, cache, secret = (tmp_path / name for name in ("folder", "weights", "hub", "secret"))
+    for path in (folder, weights, cache):
+        path.mkdir()
+        (path / "file").write_text("may be read")
+    secret.write_text(SECRET)
+    script = f"""
+import json, os, socket, sys, tempfile
+sys.path[:] = {sys.path!r}
+from pathlib import Path
+from serve.tools.sandbox.confine import Mechanisms, enter_models, enter_worker
+mechanisms = Mechanisms.parse({mechanisms.to_json()!r})
+enter_worker(mechanisms, has_network=False)
+enter_models(mechanisms, {str(folder)!r}, [{str(weights)!r}], is_offline=True)
+def try_it(work):
+    try:
+        return str(work())
+    except OSError:
+        return "failed"
+attacks = dict(
+    secret=lambda: Path({str(secret)!r}).read_text(),
+    environ=lambda: Path("/proc/{os.getpid()}/environ").read_bytes(),
+    weights=lambda: Path({str(weights)!r}, "file").write_text("x"),
+    cache=lambda: Path({str(cache)!r}, "file").write_text("x"),
+    network=lambda: socket.create_connection(("127.0.0.1", 9), 2),
+    kill=lambda: os.kill({os.getpid()}, 0),
+)
+needs = dict(
+    weights=lambda: Path({str(weights)!r}, "file").read_text(),
+    cache=lambda: Path({str(cache)!r}, "file").read_text(),
+    folder=lambda: Path("file").read_text(),
+    temporary=lambda: tempfile.TemporaryFile().write(b"x"),
+)
+print(json.dumps([{{name: try_it(work) for name, work in kind.items()}} for kind in (attacks, needs)]))
+"""
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    attacks, needs = json.loads(done.stdout)
+    assert set(attacks.values()) == {"failed"}, attacks
+    assert needs == {**dict.fromkeys(("weights", "cache", "folder"), "may be read"), "temporary": "1"}
+
+
 def test_what_does_not_hold_is_said() -> None:
     assert Mechanisms("own", 7, True).gaps() == Mechanisms("namespace", 1, True).gaps() == []
     none = Mechanisms("shared", 0, False)
