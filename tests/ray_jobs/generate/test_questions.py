@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from scripted_teacher import ScriptedTeacher, scripted_teacher
 
+from data_pipeline.instruct.structured import QUERIES
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.schema import ToolRecord
 from data_pipeline.sources.jsonl import read_jsonl
@@ -92,6 +93,15 @@ def test_a_shops_tools_become_a_corpus(shop: Path, capsys: pytest.CaptureFixture
             assert "shop/count" in record.valid_tool_ids, "they do the same"
     several = [record for record in records if "shop/stock-by-code" in record.valid_tool_ids]
     assert any(len(record.valid_tool_ids) == 3 for record in several), "the teacher said that it fits as well"
+
+
+def test_queries_in_json_are_read_by_the_same_filters(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_teacher() as teacher:
+        more = ("generate.teacher.structured_output=true", "generate.limit=2", "generate.groups=null")
+        assert generate(shop, teacher, *more, "generate.media=null") == 0
+        assert teacher.schemas == [QUERIES, QUERIES]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["kept"], result["rejected"]) == (20, {"prohibited": 4})
 
 
 class Backwards(Teacher):
