@@ -38,7 +38,10 @@ GROUPS = [
     {"tools": ["shop/mend-rain", "shop/mend-haze"], "ambiguity": "quality"},
     {"tools": ["shop/stock-by-name", "shop/count"]},
 ]
-MEDIA = [{"media": "rain.png", "tools": ["shop/mend-rain"]}, {"media": "haze.png", "tools": ["shop/mend-haze"]}]
+MEDIA = [
+    {"media": "rain.png", "tools": ["shop/mend-rain"], "licence": "CC-BY-4.0"},
+    {"media": "haze.png", "tools": ["shop/mend-haze"]},
+]
 
 
 @pytest.fixture
@@ -91,6 +94,16 @@ def test_a_shops_tools_become_a_corpus(shop: Path, capsys: pytest.CaptureFixture
             assert "haze" not in record.instruction.lower()
         if "shop/stock-by-name" in record.valid_tool_ids:
             assert "shop/count" in record.valid_tool_ids, "they do the same"
+    rows = read_rows(shop, "q")
+    assert {(row.get("media", ""), row["media_licence"]) for row in rows} == {
+        ("rain.png", "CC-BY-4.0"),
+        ("haze.png", ""),
+        ("", ""),
+    }
+    used = {row["file"]: row["licence"] for row in read_rows(shop, "q", "media.jsonl")}
+    assert used == {"rain.png": "CC-BY-4.0", "haze.png": ""}
+    assert result["media"]["licences"] == {"CC-BY-4.0": 1, "not stated": 1}
+    assert "CC-BY-4.0 (10 rows)" in reading.all_terms, "which the corpus's manifest takes over"
     several = [record for record in records if "shop/stock-by-code" in record.valid_tool_ids]
     assert any(len(record.valid_tool_ids) == 3 for record in several), "the teacher said that it fits as well"
 
