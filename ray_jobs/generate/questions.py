@@ -35,7 +35,7 @@ from data_pipeline.teacher.requests import TeacherRequest
 from ray_jobs.config import RunSpec
 from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate, render_lines
 from ray_jobs.generate.media import MediaLibrary, takes_medium
-from ray_jobs.generate.report import describe_checks
+from ray_jobs.generate.report import describe_checks, describe_verdicts
 from ray_jobs.generate.trials import Chain
 from ray_jobs.generate.verification import Medium, Verification, describe_review
 
@@ -266,7 +266,7 @@ def render_report(counts: dict[str, Any], records: Sequence[dict[str, Any]], ref
         "",
         "## Kept",
         "",
-        *(f"- {each['instruction']} → {', '.join(each['tools'])}" for each in records),
+        *(f"- {each['instruction']} → {', '.join(each['tools'])}\n  - {describe_verdicts(each)}" for each in records),
         "",
         "## Left out",
         "",

@@ -237,7 +237,21 @@ def test_what_it_would_take_is_said_before_anything_is_sent(
         dry = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert generate(tmp_path, captions, teacher) == 0
         assert dry["requests"] == len(teacher.prompts)
-    assert dry["money"] > 0
+        assert (dry["answered_before"], dry["money"] > 0) == (0, True)
+        capsys.readouterr()
+        n_prompts = len(teacher.prompts)
+        assert generate(tmp_path, captions, teacher, "--dry-run") == 0
+        out = capsys.readouterr().out
+        assert generate(tmp_path, captions, teacher, "--dry-run", "generate.judge=true") == 0
+        judged = json.loads(capsys.readouterr().out.splitlines()[-1])
+        other = f"generate.captions={write_captions(captions.parent, ['A cat.', 'A dog number 1 at a lake.'])}"
+        assert generate(tmp_path, captions, teacher, "--dry-run", other) == 0
+        assert len(teacher.prompts) == n_prompts
+    again = json.loads(out.splitlines()[-1])
+    assert f"{n_prompts} of them answered before" in out
+    assert (again["requests"], again["answered_before"], again["money"]) == (n_prompts, n_prompts, 0)
+    assert (judged["answered_before"], judged["money"] > 0) == (n_prompts, True), "judgements are to be paid"
+    assert 0 < json.loads(capsys.readouterr().out.splitlines()[-1])["money"] < dry["money"]
 
 
 @pytest.mark.parametrize(

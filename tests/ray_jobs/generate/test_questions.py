@@ -100,6 +100,9 @@ def test_a_shops_tools_become_a_corpus(shop: Path, capsys: pytest.CaptureFixture
         ("haze.png", ""),
         ("", ""),
     }
+    report = (shop / "runs/q/generated/report.md").read_text(encoding="utf-8")
+    kept = report.partition("## Kept")[2].partition("## Left out")[0]
+    assert kept.count("\n- ") == kept.count("\n  - form: ok\n") == 20, "each example has its verdict"
     used = {row["file"]: row["licence"] for row in read_rows(shop, "q", "media.jsonl")}
     assert used == {"rain.png": "CC-BY-4.0", "haze.png": ""}
     assert result["media"]["licences"] == {"CC-BY-4.0": 1, "not stated": 1}
