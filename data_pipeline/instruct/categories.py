@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ class Category:
         gives: a modality; "" where the project has none for it.
         task: as Table 2 has it, or the Hub's tag where the table has none.
         subtask: as Table 10 has it; "" where nothing tells it.
-        is_of_paper: whether Table 2 has the task.
     """
 
     domain: str
@@ -42,7 +41,6 @@ class Category:
     gives: str
     task: str
     subtask: str = ""
-    is_of_paper: bool = True
 
     @property
     def input_modality(self) -> str:
@@ -78,7 +76,7 @@ def find_category(tag: str, text: str) -> Category | None:
             telling = list_stems(name) - list_stems(tag) - _PLAIN
             if most < len(telling) and telling <= said:
                 most = len(telling)
-                found = Category(category.domain, category.takes, category.gives, category.task, name)
+                found = replace(category, subtask=name)
     return found
 
 
@@ -99,10 +97,7 @@ def load_categories() -> dict[str, tuple[Category, ...]]:
 
 
 def _read(domain: str, tag: str, given: dict[str, Any]) -> Category:
-    task = given.get("task", "")
-    return Category(
-        domain, tuple(given["takes"]), given["gives"], task or tag, given.get("subtask", ""), is_of_paper=bool(task)
-    )
+    return Category(domain, tuple(given["takes"]), given["gives"], given.get("task", tag), given.get("subtask", ""))
 
 
 @cache
