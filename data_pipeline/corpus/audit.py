@@ -11,7 +11,7 @@ from data_pipeline.corpus.facts import Facts
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.corpus.leaks import audit_leaks
 from data_pipeline.corpus.near_duplicates import NEAR, NearPair, find_near_duplicates
-from data_pipeline.corpus.stats import count_splits
+from data_pipeline.corpus.stats import count_splits, count_topics
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
 from data_pipeline.records.keys import question_keys
 from data_pipeline.records.schema import SPLITS, ToolRecord
@@ -102,6 +102,7 @@ class CorpusAudit:
         findings: of each of `CHECKS`, in that order; n = 0 where all is well.
         counts: of each split, as the manifest has them.
         tools: of every tool of the catalogue, the most asked for first: its questions in each split.
+        topics: what the tools are for, of `count_topics`.
         tail: how many tools have no question, and few of training; what share of training the first tenth has.
         similarities: of all near pairs.
         licences: source -> terms, as the manifest has them.
@@ -112,6 +113,7 @@ class CorpusAudit:
     findings: tuple[Finding, ...]
     counts: dict[str, Any]
     tools: dict[str, dict[str, int]]
+    topics: dict[str, int]
     tail: dict[str, float]
     similarities: list[float]
     licences: dict[str, str]
@@ -140,6 +142,7 @@ class CorpusAudit:
             "findings": found,
             "counts": self.counts,
             "tools": self.tools,
+            "topics": self.topics,
             "tail": self.tail,
             "licences": {
                 source: {"terms": terms, "is_stated": NOT_STATED not in terms}
@@ -174,6 +177,7 @@ def audit_corpus(corpus: Corpus) -> tuple[CorpusAudit, Facts]:
         findings=tuple(_collect(check, found[check]) for check in CHECKS),
         counts=count_splits(facts),
         tools=tools,
+        topics=count_topics(facts, corpus.catalog),
         tail=_measure_tail(tools),
         similarities=[round(pair.similarity, 4) for pair in pairs],
         licences=dict(corpus.manifest["licences"]),

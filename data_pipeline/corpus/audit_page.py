@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from data_pipeline.corpus.audit import CHECKS, NOT_STATED, RARE, CorpusAudit, Example, Finding
 from data_pipeline.corpus.facts import Facts
-from data_pipeline.corpus.figures import draw_figures, new_figure
+from data_pipeline.corpus.figures import draw_figures, draw_topics, new_figure
 from data_pipeline.corpus.near_duplicates import NEAR
+from data_pipeline.corpus.stats import tabulate_modalities
 from data_pipeline.records.schema import SPLITS
 
 SHOWN_CHARS = 400  # of a question
@@ -42,6 +43,7 @@ def render_audit_page(audit: CorpusAudit, facts: Facts) -> str:
         facts: of the records that it was made of.
     """
     figures = draw_figures(audit.counts, facts) | {"per_tool": _draw_per_tool(audit.tools)}
+    figures["topics"] = draw_topics(audit.topics)
     if audit.similarities:
         figures["similarities"] = _draw_similarities(audit.similarities)
     n_questions = sum(audit.counts[split]["questions"] for split in SPLITS)
@@ -67,7 +69,10 @@ def render_audit_page(audit: CorpusAudit, facts: Facts) -> str:
         _render_figure("Questions by modality", figures["modality"]),
         _render_figure("Questions by ambiguity type", figures["ambiguity"]),
         _render_table(["", *SPLITS], _balance_rows(audit.counts)),
+        "<p>By modality, as MLLM-Tool's Table 3 has it:</p>",
+        _render_table(*tabulate_modalities(audit.counts)),
         "<h2>Tools</h2>",
+        _render_figure("What the tools are for, by questions", figures["topics"]),
         _render_figure("The long tail of tools", figures["tools"]),
         _render_figure("Right answers per question", figures["answers"]),
         _render_figure("Questions per tool", figures["per_tool"]),

@@ -76,15 +76,15 @@ def _draw_tools(facts: Facts) -> Figure:
     return figure
 
 
-def draw_words(words: Mapping[str, int]) -> Figure:
-    """A cloud of words, larger where there are more; the same words always lie alike.
+def draw_topics(topics: Mapping[str, int]) -> Figure:
+    """A cloud of tasks or words, larger where there are more; the same ones always lie alike (MLLM-Tool, Figure 3).
 
     Args:
-        words: word -> how many questions; English words that say nothing are left out.
+        topics: of `count_topics`; English words that say nothing are left out.
     """
     figure, axes = new_figure("What the tools are for", "", "")
     axes.set_axis_off()
-    if telling := {word: n for word, n in words.items() if word not in STOPWORDS}:
+    if telling := {topic: n for topic, n in topics.items() if topic not in STOPWORDS}:
         cloud = WordCloud(
             font_path=str(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")),  # more scripts than its own
             width=260,  # words are laid out on a small canvas, which takes a tenth of the time, and drawn larger

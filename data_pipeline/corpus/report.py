@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.corpus.facts import Facts
-from data_pipeline.corpus.figures import draw_figures, draw_words
-from data_pipeline.corpus.stats import count_words
+from data_pipeline.corpus.figures import draw_figures, draw_topics
+from data_pipeline.corpus.stats import count_topics, tabulate_modalities
 from data_pipeline.markdown import render_table
 from data_pipeline.records.catalog import ToolCatalog
 from data_pipeline.records.schema import SPLITS
@@ -30,7 +30,7 @@ def write_report(
         missing_media: the first `SHOWN_MISSING_MEDIA` paths of absent files.
     """
     (folder / FIGURES).mkdir()
-    figures = draw_figures(manifest["counts"], facts) | {"words": draw_words(count_words(facts, catalog))}
+    figures = draw_figures(manifest["counts"], facts) | {"words": draw_topics(count_topics(facts, catalog))}
     for name, figure in figures.items():
         # no version in the file: the same input, the same bytes
         figure.savefig(folder / FIGURES / f"{name}.png", dpi=110, metadata={"Software": None})
@@ -47,11 +47,13 @@ def render_report(manifest: Mapping[str, Any], missing_media: Sequence[str] = ()
         "## Questions",
         "One question is one distinct (words, medium); `rows` counts its right answers one by one, as the papers do.",
         render_table(["", *SPLITS], _count_rows(counts)),
+        "By modality, as MLLM-Tool's Table 3 has it:",
+        render_table(*tabulate_modalities(counts)),
         f"![by modality]({FIGURES}/modality.png) ![by ambiguity type]({FIGURES}/ambiguity.png)",
         f"![right answers per question]({FIGURES}/answers.png) ![questions per tool]({FIGURES}/tools.png)",
         "## Tools",
         render_table(["", "tools"], [[key.replace("_", " "), value] for key, value in manifest["tools"].items()]),
-        f"![words of the tools, by questions]({FIGURES}/words.png)",
+        f"![what the tools are for, by questions]({FIGURES}/words.png)",
         *_dialogue_sections(manifest["dialogues"]),
         "## Leaks",
         "Held-out questions that training has seen: the same words with the same medium, or just the same medium. "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.corpus.facts import AMBIGUITIES, MODALITIES, Facts, number_columns, split_code
-from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, ToolCatalog
+from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.schema import SPLITS
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -26,12 +27,14 @@ def _count_split(facts: Facts, split: str, all_files: np.ndarray) -> dict[str, A
     n_tools = facts.n_tools[is_in]
     first_tool = facts.tools[(facts.tool_ends - facts.n_tools)[is_in]]
     modality = np.bincount(facts.modality[is_in], minlength=len(MODALITIES)).tolist()
+    rows = np.bincount(facts.modality[is_in], weights=n_tools, minlength=len(MODALITIES)).astype(int).tolist()
     ambiguity = np.bincount(facts.ambiguity[is_in], minlength=len(AMBIGUITIES)).tolist()
     files = all_files[is_in]
     return {
         "questions": int(is_in.sum()),
         "rows": int(n_tools.sum()),
         "by_modality": {kind.value: n for kind, n in zip(MODALITIES, modality, strict=True)},
+        "rows_by_modality": {kind.value: n for kind, n in zip(MODALITIES, rows, strict=True)},
         "by_ambiguity_type": {kind.value: n for kind, n in zip(AMBIGUITIES, ambiguity, strict=True)},
         "one_to_one": int((n_tools == 1).sum()),
         "one_to_many": int((n_tools > 1).sum()),
@@ -92,18 +95,60 @@ def count_per_tool(facts: Facts, split: str) -> list[int]:
     return np.sort(counts[counts > 0])[::-1].tolist()
 
 
+def tabulate_modalities(counts: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of MLLM-Tool's Table 3, with our validation split: training as rows and as questions, the others
+    as questions, by modality.
+
+    Args:
+        counts: of `count_splits`.
+    """
+    kinds = list(counts["train"]["by_modality"])
+    lines = (
+        ("training, a row for each right answer", "train", "rows_by_modality"),
+        ("training, distinct questions", "train", "by_modality"),
+        ("validation, distinct questions", "val", "by_modality"),
+        ("test, distinct questions", "test", "by_modality"),
+    )
+    return ["", *kinds], [[name, *(counts[split][group][kind] for kind in kinds)] for name, split, group in lines]
+
+
+def count_topics(facts: Facts, catalog: ToolCatalog) -> dict[str, int]:
+    """What the tools are for: their tasks where the catalogue tells them, else words of what is said of the tools.
+
+    Returns:
+        task or word -> questions that some tool with it is right for; the most first.
+    """
+    topics = count_tasks(facts, catalog) or count_words(facts, catalog)
+    return dict(sorted(topics.items(), key=lambda topic: (-topic[1], topic[0])))
+
+
+def count_tasks(facts: Facts, catalog: ToolCatalog) -> dict[str, int]:
+    """Tasks (`Tool.coarse_functionality`), each with the pairs of a question and a right tool of it."""
+    tasks: Counter[str] = Counter()
+    for tool, n in _count_questions(facts, catalog):
+        if tool.coarse_functionality:
+            tasks[tool.coarse_functionality] += n
+    return dict(tasks)
+
+
 def count_words(facts: Facts, catalog: ToolCatalog) -> dict[str, int]:
     """The words that say what the tools are for, each with the questions that some tool with it is right for.
 
     They are those of a tool's description, or of its name behind the owner's where there is none.
     """
-    counts = np.bincount(facts.tools_of(facts.split > 0), minlength=len(facts.tool_ids)).tolist()
     words: Counter[str] = Counter()
+    for tool, n in _count_questions(facts, catalog):
+        text = tool.description or tool.tool_id.rpartition("/")[2]
+        words.update(dict.fromkeys(_WORD.findall(text.casefold()), n))
+    return dict(words)
+
+
+def _count_questions(facts: Facts, catalog: ToolCatalog) -> Iterator[tuple[Tool, int]]:
+    """The catalogue's tools that questions of any split ask for, with their number."""
+    counts = np.bincount(facts.tools_of(facts.split > 0), minlength=len(facts.tool_ids)).tolist()
     for tool_id, n in zip(facts.tool_ids, counts, strict=True):
         if n and tool_id in catalog and tool_id != UNKNOWN_TOOL_ID:
-            text = catalog[tool_id].description or tool_id.rpartition("/")[2]
-            words.update(dict.fromkeys(_WORD.findall(text.casefold()), n))
-    return dict(words)
+            yield catalog[tool_id], n
 
 
 def _number_of(facts: Facts, tool_id: str) -> int:

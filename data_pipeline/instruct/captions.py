@@ -149,7 +149,7 @@ def _read_coco(captions: list[dict[str, Any]], instances: list[dict[str, Any]]) 
                 texts[each["image_id"]].append(" ".join(str(each["caption"]).split()).rstrip("."))
         objects: defaultdict[Any, list[tuple[str, tuple[int, int, int, int]]]] = defaultdict(list)
         for file in instances:
-            labels = {category["id"]: str(category["name"]) for category in file["categories"]}
+            labels = {category["id"]: " ".join(str(category["name"]).split()) for category in file["categories"]}
             for each in file["annotations"]:
                 x, y, width, height = each["bbox"]
                 if width >= 1 and height >= 1:

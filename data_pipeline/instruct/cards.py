@@ -4,7 +4,8 @@ Read are the Hugging Face Hub's list of models (``/api/models``, with `descripti
 database, the tools of an MCP server (`tools/list`), functions as OpenAI's API takes them, an OpenAPI file, a plain
 object of names and descriptions, and entries of a catalogue. What is left out is counted by its reason: cards that say
 too little, unsafe ones, parameters that are no JSON Schema, licences that were not asked for, repetitions, and more
-than a few tools of one function.
+than a few tools of one function. How a model of the Hub is called, its library and its task tell; what an API
+of Gorilla's takes, its card.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from data_pipeline.errors import InputError
+from data_pipeline.instruct.card_arguments import build_schema
+from data_pipeline.instruct.categories import find_category, list_stems
+from data_pipeline.instruct.hub_calls import build_call, split_code
 from data_pipeline.instruct.openapi import build_parameters, read_operations
 from data_pipeline.records.catalog import MAX_EXAMPLE_CHARS, MAX_LABEL_CHARS, Tool
 from data_pipeline.records.parameters import check_parameters
@@ -32,10 +35,6 @@ MIN_WORDS = 4  # of a description
 MAX_DESCRIPTION_CHARS = 400
 MAX_PER_FUNCTION = 5  # tools, those with the most downloads (section 8.2)
 
-_WORD = re.compile(r"[^\W_]+")
-_STEM_CHARS = 5
-# in names of subtasks and of no use to tell them apart
-_PLAIN = frozenset(["to", "2d", "of", "image", "promp", "guide", "condi", "gener", "speci", "type", "based"])
 _FUNCTION_KEYS = frozenset(["function", "parameters", "inputSchema"])
 _MAX_CODE_DEPTH = 4  # of lists and objects in which a card gives its code; released ones have two
 _FOREIGN = re.compile(r"[\s{}\[\],'\"]+")
@@ -195,32 +194,34 @@ def _read_row(content: Any, place: str) -> list[Card | LeftOut]:
 def _read_hub(content: Mapping[str, Any], name: str) -> Card | LeftOut:
     """A model of the Hub: its tags say the licence, its task what goes in and comes out."""
     task = content.get("pipeline_tag")
-    if task not in load_tasks():
-        return LeftOut(name, f"its task is {task or 'not stated'}")
     details = content.get("cardData")
-    tags = [tag for tag in content.get("tags") or [] if isinstance(tag, str)]
+    listed = content.get("tags")
+    tags = [tag for tag in listed if isinstance(tag, str)] if isinstance(listed, list) else []
     licence = next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), "")
     if isinstance(details, Mapping) and isinstance(details.get("license"), str):
         licence = details["license"]
-    description = content.get("description") or (details.get("summary") if isinstance(details, Mapping) else "") or ""
-    domain, given, made = load_tasks()[task]
-    downloads = content.get("downloads")
-    card = _build(name, str(description), given, made, "huggingface")
+    stated = content.get("description") or (details.get("summary") if isinstance(details, Mapping) else "") or ""
+    description, code = split_code(str(stated))
+    category = find_category(str(task), " ".join([name, description[:MAX_DESCRIPTION_CHARS], *tags]))
+    if category is None:
+        return LeftOut(name, f"its task is {task or 'not stated'}")
+    card = _build(name, description, category.input_modality, category.gives, "huggingface", category.parameters)
     if isinstance(card, LeftOut):
         return card
-    subtask = find_subtask(task, " ".join([name, card.tool.description, *tags]))
-    tool = replace(card.tool, domain=domain, coarse_functionality=task, fine_functionality=subtask)
+    call, loading = build_call(content, name)
+    try:
+        tool = replace(
+            card.tool,
+            call=call,
+            domain=category.domain,
+            coarse_functionality=category.task,
+            fine_functionality=category.subtask,
+            example_code=_cut_code(code or loading),
+        )
+    except InputError as error:
+        return LeftOut(name[:100], str(error))
+    downloads = content.get("downloads")
     return Card(tool, downloads if isinstance(downloads, int) else 0, licence)
-
-
-def find_subtask(task: str, text: str) -> str:
-    """The task's subtask of which the text says most: every word that tells it from others; "" where it says none."""
-    said = _list_stems(text)
-    found, most = "", 0
-    for name, telling in load_subtasks().get(task, {}).items():
-        if most < len(telling) and telling <= said:
-            found, most = name, len(telling)
-    return found
 
 
 def _build_gorilla(content: dict[str, Any]) -> Tool:
@@ -234,14 +235,15 @@ def _build_gorilla(content: dict[str, Any]) -> Tool:
     stated = content.get("api_data", content)
     found = _DOMAIN.fullmatch(card.domain)
     domain, task = (found["domain"], found["task"]) if found else (card.domain, card.domain)
-    said = _list_stems(f"{task} {stated.get('framework', '')}")
-    subtask = "" if _list_stems(card.functionality) <= said else card.functionality
+    said = list_stems(f"{task} {stated.get('framework', '')}")
+    subtask = "" if list_stems(card.functionality) <= said else card.functionality
     return replace(
         build_tool(card),
         domain=cut_words(domain, MAX_LABEL_CHARS),
         coarse_functionality=cut_words(task, MAX_LABEL_CHARS),
         fine_functionality=cut_words(subtask, MAX_LABEL_CHARS),
         example_code=_cut_code("\n".join(_list_code(stated.get("example_code")))),
+        parameters=build_schema(stated.get("api_arguments"), card.call),
     )
 
 
@@ -300,25 +302,3 @@ def _build(
         return Card(Tool(tool_id, words, given, made, backend, parameters=parameters))
     except InputError as error:
         return LeftOut(name[:100], str(error))
-
-
-@cache
-def load_subtasks() -> dict[str, dict[str, frozenset[str]]]:
-    """The Hub's tasks -> their subtasks -> the stems that tell each from the task and from general words."""
-    content = yaml.safe_load(Path(__file__).with_name("subtasks.yaml").read_text(encoding="utf-8"))
-    return {
-        task: {name: _list_stems(name) - _list_stems(task) - _PLAIN for name in names}
-        for task, names in content.items()
-    }
-
-
-def _list_stems(text: str) -> frozenset[str]:
-    """The beginnings of its words: Deblurring, deblurs and Deblur are one."""
-    return frozenset(word.casefold()[:_STEM_CHARS] for word in _WORD.findall(text))
-
-
-@cache
-def load_tasks() -> dict[str, tuple[str, str, str]]:
-    """The Hub's tasks -> (domain, what goes in, what comes out)."""
-    content = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
-    return {task: (domain, given, made) for domain, own in content.items() for task, (given, made) in own.items()}

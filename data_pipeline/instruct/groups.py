@@ -2,7 +2,8 @@
 
 Rows of groups are ``{"tools": ["a", "b"]}`` for tools of one function, and ``{"tools": ["a", "b"], "ambiguity":
 "quality"}`` for tools whose questions may be worded alike (MLLM-Tool, section 3.2 names five such kinds). Rows of media
-are ``{"media": "rain/1.png", "tools": ["a"]}``: a file below the media root, and every tool that is right for it.
+are ``{"media": "rain/1.png", "tools": ["a"], "licence": "CC0-1.0"}``: a file below the media root, every tool that is
+right for it, and its terms, where they are known.
 Where nobody says which tools do the same, the catalogue tells it of those whose subtask it knows.
 """
 
@@ -88,16 +89,20 @@ def group_by_functionality(tools: Iterable[Tool]) -> ToolGroups:
     )
 
 
-def read_media(path: Path, tool_ids: Collection[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, list[str]]]:
+def read_media(
+    path: Path, tool_ids: Collection[str]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, list[str]], dict[str, str]]:
     """Read which tools are right for which files.
 
     Returns:
-        file -> tools, and tool -> files.
+        file -> tools, tool -> files, and file -> licence, of those whose row states it.
 
     Raises:
-        InputError: a row has no medium or names a tool that the catalogue lacks, or a file is named twice.
+        InputError: a row has no medium, a licence that is no text, or a tool that the catalogue lacks, or a file is
+            named twice.
     """
     tools_of: dict[str, tuple[str, ...]] = {}
+    licence_of: dict[str, str] = {}
     media_of: defaultdict[str, list[str]] = defaultdict(list)
     for row, tools in _read(path, tool_ids):
         medium = row.content.get("media")
@@ -105,10 +110,17 @@ def read_media(path: Path, tool_ids: Collection[str]) -> tuple[dict[str, tuple[s
             raise InputError(f"{path}, {row.place}: media is {medium!r}; give the path of a file below the media root.")
         if medium in tools_of:
             raise InputError(f"{path}, {row.place}: {medium!r} is in an earlier row; name all of its tools in one.")
+        licence = row.content.get("licence") or ""
+        if not isinstance(licence, str):
+            raise InputError(
+                f"{path}, {row.place}: licence is {licence!r}; write the terms as a text, or leave it out."
+            )
+        if licence := " ".join(licence.split()):
+            licence_of[medium] = licence
         tools_of[medium] = tools
         for tool in tools:
             media_of[tool].append(medium)
-    return tools_of, dict(media_of)
+    return tools_of, dict(media_of), licence_of
 
 
 def _read(path: Path, tool_ids: Collection[str]) -> Iterator[tuple[SourceRow, tuple[str, ...]]]:

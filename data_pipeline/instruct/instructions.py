@@ -129,8 +129,9 @@ def render_teacher_prompt(image: CaptionedImage, tools: Sequence[Tool]) -> str:
 
 
 def _usage(tool: Tool) -> str:
-    """What the tool is for, without the clause about its input."""
-    return (tool.usage.partition(" Input:")[0] or tool.description).rstrip(". ")
+    """What the tool is for, without the clause about its input; on one line, so that it begins no other tool's."""
+    words = tool.usage.partition(" Input:")[0] or tool.description
+    return " ".join(words.split()).rstrip(". ")
 
 
 def parse_reply(text: str, tools: Sequence[Tool], known: Sequence[Tool] = ()) -> list[Instruction | Noise]:

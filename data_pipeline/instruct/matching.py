@@ -42,7 +42,7 @@ def find_similar(tools: Sequence[Tool]) -> dict[str, list[Tool]]:
 
 def render_match_prompt(query: Query, tools: Sequence[Tool]) -> str:
     """Ask the teacher which tools solve a query as well."""
-    listed = "\n".join(f"{number}. {tool.description}" for number, tool in enumerate(tools, start=1))
+    listed = "\n".join(f"{number}. {' '.join(tool.description.split())}" for number, tool in enumerate(tools, start=1))
     return (
         f'A user asks: "{query.words}"\n'
         "For each of these tools say whether it solves exactly that: yes where the request is broad enough for it, no "

@@ -100,6 +100,7 @@ def render_query_prompt(tool: Tool, prohibited: Sequence[str], examples: Iterabl
     )
     medium = _MEDIA.get(tool.input_modality)
     attached = f"The user attaches {medium} to each query. " if medium else ""
+    description = " ".join(tool.description.split())  # which could otherwise go on in the prompt's own form
     hint = (
         "Say nothing of what is wrong with what is attached, what kind it is or what it shows: the words alone must "
         "not tell which of many tools is meant. "
@@ -111,7 +112,7 @@ def render_query_prompt(tool: Tool, prohibited: Sequence[str], examples: Iterabl
         f"of its own that begins with its number: Query1: ... Query{ASKED}: ...\n"
         f"{attached}{hint}Vary situation, tone and length. Never use one of the prohibited words.\n\n"
         f"Examples, of other tools:\n{shown}\n\n"
-        f"Name: {tool.tool_id}\nDescription: {tool.description}\nProhibited words: {', '.join(prohibited)}\n"
+        f"Name: {tool.tool_id}\nDescription: {description}\nProhibited words: {', '.join(prohibited)}\n"
     )
 
 

@@ -46,7 +46,7 @@ class Tool:
         parameters: JSON Schema (2020-12) of an object that holds the arguments; {} where the source has none.
         domain: the field that it belongs to, such as "Computer Vision"; "" where the source does not say, as in the
             next three (MLLM-Tool, section 3.1, notes these four of each model).
-        coarse_functionality: its task, such as "image-to-image".
+        coarse_functionality: its task, such as "Image-to-Image".
         fine_functionality: its subtask, such as "Image Deraining"; tools of one subtask do the same.
         example_code: code that uses it, of any number of lines.
     """

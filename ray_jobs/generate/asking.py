@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from data_pipeline.teacher.cache import ReplyCache
 from data_pipeline.teacher.client import Teacher
 from data_pipeline.teacher.requests import TeacherReply, TeacherRequest
 from ray_jobs.config import RunSpec
@@ -91,21 +92,42 @@ def describe_usage(teacher: Teacher) -> dict[str, Any]:
 
 
 def estimate(spec: RunSpec, requests: Sequence[TeacherRequest], n_more: int, tokens_each: float) -> dict[str, Any]:
-    """Print and return what it would take.
+    """Print and return what it would take; what has been answered before costs nothing.
 
     Args:
         spec: names the teacher's prices.
         requests: those that are known.
-        n_more: those that depend on answers, about as long.
+        n_more: those that depend on answers, about as long; whether they have been answered is not known.
         tokens_each: of an answer.
     """
-    n = len(requests) + n_more
-    chars = sum(len(text) for request in requests for _, text in request.messages)
-    prompt = round(chars / _CHARS_PER_TOKEN * n / max(1, len(requests)))
-    completion = round(n * tokens_each)
     teacher = spec.generate.teacher
+    lengths = [sum(len(text) for _, text in request.messages) for request in requests]
+    is_answered = _find_answered(spec, requests)
+    n = sum(not answered for answered in is_answered) + n_more
+    chars = sum(length for length, answered in zip(lengths, is_answered, strict=True) if not answered)
+    prompt = round((chars + n_more * sum(lengths) / max(1, len(lengths))) / _CHARS_PER_TOKEN)
+    completion = round(n * tokens_each)
     money = None if teacher is None else (prompt * teacher.input_price + completion * teacher.output_price) / 1e6
-    print(f"requests         {n:,}")
+    n_answered = sum(is_answered)
+    print(f"requests         {len(requests) + n_more:,}, {n_answered:,} of them answered before, which cost nothing")
+    if n_more:
+        print(
+            f"                 {n_more:,} of them depend on answers: about so many, and some may have been answered too"
+        )
     print(f"tokens           about {prompt:,} to read and {completion:,} to write (estimated)")
     print(f"money            {'unknown: generate.teacher is not set' if money is None else f'about {money:,.2f}'}")
-    return {"requests": n, "prompt_tokens": prompt, "completion_tokens": completion, "money": money}
+    return {
+        "requests": len(requests) + n_more,
+        "answered_before": n_answered,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "money": money,
+    }
+
+
+def _find_answered(spec: RunSpec, requests: Sequence[TeacherRequest]) -> list[bool]:
+    """Of each request whether its answer has been paid for in an earlier run of this folder."""
+    if spec.generate.teacher is None:
+        return [False] * len(requests)
+    with ReplyCache(spec.work_dir / CACHE) as cache:
+        return [request.key(spec.generate.teacher.model) in cache for request in requests]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ _VARIANTS = 4  # files of one kind
 class MediaLibrary:
     """The files that questions may be about.
 
+    Args:
+        spec: of the run.
+        licence_of: file -> terms, of files that are named beside those with captions.
+
     Attributes:
         root: the media root of the questions.
         by_file: file -> caption and licence, of those that are known.
@@ -36,8 +40,9 @@ class MediaLibrary:
         InputError: captions that cannot be read.
     """
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, licence_of: Mapping[str, str]) -> None:
         options = spec.generate
+        self._licence_of = licence_of
         self._spec = spec
         self._media: list[CaptionedMedium] = []
         self.root = spec.work_dir / RENDERED if options.render_media else _find_root(options)
@@ -64,9 +69,14 @@ class MediaLibrary:
         rows = []
         for name, n in sorted(Counter(names).items()):
             known = self.by_file.get(name)
-            texts = {"caption": known.caption, "licence": known.licence} if known else {"caption": "", "licence": ""}
-            rows.append({"file": name, **texts, "questions": n})
+            caption = known.caption if known else ""
+            rows.append({"file": name, "caption": caption, "licence": self.find_licence(name), "questions": n})
         return rows
+
+    def find_licence(self, name: str) -> str:
+        """The terms of a file; "" where nobody states them, or for no file."""
+        known = self.by_file.get(name)
+        return (known.licence if known else "") or self._licence_of.get(name, "")
 
     def _render(
         self, queries: Sequence[Query], kinds: Sequence[Modality], catalog: ToolCatalog

@@ -35,7 +35,7 @@ from data_pipeline.teacher.requests import TeacherRequest
 from ray_jobs.config import RunSpec
 from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate, render_lines
 from ray_jobs.generate.media import MediaLibrary, takes_medium
-from ray_jobs.generate.report import describe_checks
+from ray_jobs.generate.report import describe_checks, describe_verdicts
 from ray_jobs.generate.trials import Chain
 from ray_jobs.generate.verification import Medium, Verification, describe_review
 
@@ -50,7 +50,7 @@ class Plan:
         catalog: the user's, whole.
         tools: those that are asked for.
         groups: how they belong together.
-        tools_of, media_of: file -> tools that are right for it, and tool -> files.
+        tools_of, media_of, licence_of: file -> tools that are right for it, tool -> files, and file -> its terms.
         asked: (tool, prohibited words, whether the words shall fit its whole group) of each request.
         requests: as many.
     """
@@ -60,6 +60,7 @@ class Plan:
     groups: ToolGroups
     tools_of: dict[str, tuple[str, ...]]
     media_of: dict[str, list[str]]
+    licence_of: dict[str, str]
     asked: list[tuple[Tool, tuple[str, ...], bool]]
     requests: list[TeacherRequest]
 
@@ -79,7 +80,7 @@ def make_plan(spec: RunSpec) -> Plan:
         raise InputError(f"no tool of {options.tools} has a description; say in a sentence what each does.")
     tools = tools[: options.limit]
     groups = read_groups(options.groups, catalog.tool_ids) if options.groups else group_by_functionality(catalog)
-    tools_of, media_of = read_media(options.media, catalog.tool_ids) if options.media else ({}, {})
+    tools_of, media_of, licence_of = read_media(options.media, catalog.tool_ids) if options.media else ({}, {}, {})
     asked: list[tuple[Tool, tuple[str, ...], bool]] = []
     requests = []
     schema = QUERIES if options.is_structured else None
@@ -94,14 +95,14 @@ def make_plan(spec: RunSpec) -> Plan:
             prompt = render_query_prompt(tool, prohibited, examples, is_ambiguous)
             asked.append((tool, prohibited, is_ambiguous))
             requests.append(TeacherRequest((("user", prompt),), schema=schema))
-    return Plan(catalog, tools, groups, tools_of, media_of, asked, requests)
+    return Plan(catalog, tools, groups, tools_of, media_of, licence_of, asked, requests)
 
 
 def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     """The recipe: see `ray_jobs.generate.job.run`."""
     plan = make_plan(spec)
     verification = Verification(spec)
-    library = MediaLibrary(spec)
+    library = MediaLibrary(spec, plan.licence_of)
     found: dict[int, list[Query | Refused]] = {}
     errors: list[str] = []
 
@@ -133,8 +134,7 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     review = verification.write()
     used = library.list_used(list(filter(None, named)))
     for record in records:
-        medium = library.by_file.get(record.get("media", ""))
-        record[MEDIA_LICENCE] = medium.licence if medium else ""
+        record[MEDIA_LICENCE] = library.find_licence(record.get("media", ""))
     counts: dict[str, Any] = {
         "tools": len(plan.tools),
         "tools_that_share": sum(tool.tool_id in plan.groups.same for tool in plan.tools),
@@ -266,7 +266,7 @@ def render_report(counts: dict[str, Any], records: Sequence[dict[str, Any]], ref
         "",
         "## Kept",
         "",
-        *(f"- {each['instruction']} → {', '.join(each['tools'])}" for each in records),
+        *(f"- {each['instruction']} → {', '.join(each['tools'])}\n  - {describe_verdicts(each)}" for each in records),
         "",
         "## Left out",
         "",

@@ -8,6 +8,7 @@ from typing import Any
 from data_pipeline.instruct.instructions import Noise
 from data_pipeline.instruct.samples import Sample
 from data_pipeline.markdown import render_table
+from data_pipeline.records import checks
 from data_pipeline.records.schema import SPLITS
 
 _KINDS = ("positive", "context", "chain", "negative")
@@ -22,12 +23,27 @@ def describe_checks(counts: Mapping[str, Mapping[str, int]]) -> str:
     return "\n".join(["## Checks", "", *lines])
 
 
-def render_report(counts: dict[str, Any], samples: Sequence[Sample], noise: Sequence[Noise]) -> str:
+def describe_verdicts(row: Mapping[str, Any]) -> str:
+    """What the checks say of one row, on a line; of those that were asked for."""
+    columns = (
+        ("form", checks.CHECK_FORMAT),
+        ("call", checks.CHECK_CALL),
+        ("strict judge", checks.CHECK_STRICT),
+        ("generous judge", checks.CHECK_BROAD),
+        ("leak", checks.CHECK_LEAK),
+        ("review", checks.REVIEW),
+    )
+    return "; ".join(f"{name}: {row[column]}" for name, column in columns if row.get(column))
+
+
+def render_report(
+    counts: dict[str, Any], samples: Sequence[tuple[Sample, Mapping[str, Any]]], noise: Sequence[Noise]
+) -> str:
     """Markdown.
 
     Args:
         counts: what `generate` returns.
-        samples: examples of what was kept.
+        samples: examples of what was kept, with their rows.
         noise: examples of what was not.
     """
     requests, by_split = counts["requests"], counts["samples"]
@@ -48,8 +64,9 @@ def render_report(counts: dict[str, Any], samples: Sequence[Sample], noise: Sequ
         "## Kept",
         "",
     ]
-    for sample in samples:
-        said = sample.instruction.rpartition("New input: ")[2].partition("\n")[0]
-        parts += [f"- {sample.split}, {sample.kind}: {said}", *(f"      {line}" for line in sample.output.splitlines())]
+    for sample, row in samples:
+        said = str(row["instruction"]).rpartition("New input: ")[2].partition("\n")[0]
+        parts += [f"- {sample.split}, {sample.kind}: {said}", *(f"      {line}" for line in row["output"].splitlines())]
+        parts.append(f"  - {describe_verdicts(row)}")
     parts += ["", "## Left out", "", *(f"- {each.reason}: {each.why}: `{each.line}`" for each in noise)]
     return "\n".join(parts)

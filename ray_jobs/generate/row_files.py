@@ -22,14 +22,14 @@ class RowFiles:
         folder: empty, on a disk.
 
     Attributes:
-        samples, noise: the first ones, as examples.
+        samples, noise: the first ones, as examples; a sample with its row.
         kinds: split -> kind -> samples.
         rejected: reason -> lines.
         n_kept, n_repeated: instructions, for those who count them.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.samples: list[Sample] = []
+        self.samples: list[tuple[Sample, Mapping[str, Any]]] = []
         self.noise: list[Noise] = []
         self.kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.rejected: Counter[str] = Counter()
@@ -57,7 +57,8 @@ class RowFiles:
         for split, kinds in count_kinds(samples).items():
             self.kinds[split].update(kinds)
         self.rejected.update(each.reason for each in noise)
-        self.samples += samples[: EXAMPLES - len(self.samples)]
+        n_free = EXAMPLES - len(self.samples)
+        self.samples += zip(samples[:n_free], rows[:n_free], strict=True)
         self.noise += noise[: EXAMPLES - len(self.noise)]
 
     def add_errors(self, errors: Sequence[str]) -> None:

@@ -234,9 +234,7 @@ def main() -> None:
     seconds = (time.perf_counter() - start) / len(REQUESTS)
     right = estimate_proportion(np.array(judged, dtype=float))
     share = f"{right.value:.1%} [{right.low:.1%}, {right.high:.1%}]"
-    print(
-        f"{sum(judged)} of {len(judged)} values right, {share}; {seconds:.2f} s a request"
-    )
+    print(f"{sum(judged)} of {len(judged)} values right, {share}; {seconds:.2f} s a request")
 
 
 if __name__ == "__main__":

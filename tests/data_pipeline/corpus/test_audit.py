@@ -104,7 +104,7 @@ def _check_page(page: str, audit: CorpusAudit) -> None:
     assert not [attrs for _, attrs in tags if any(name.startswith("on") for name in attrs)]
     assert any(HOSTILE in text for text in texts), "it is shown as it is"
     images = [str(attrs["src"]) for tag, attrs in tags if tag == "img"]
-    assert len(images) == 6
+    assert len(images) == 7
     for image in images:
         svg = base64.b64decode(image.removeprefix("data:image/svg+xml;base64,")).decode()
         assert svg.rstrip().endswith("</svg>")

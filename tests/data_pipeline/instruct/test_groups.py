@@ -28,10 +28,11 @@ def test_groups_and_media(tmp_path: Path) -> None:
     assert set(groups.ambiguous) == {"b", "c", "d"}
     assert groups.ambiguous["c"].tools == ("b", "c", "d")
     assert groups.ambiguous["c"].ambiguity is AmbiguityType.QUALITY
-    rows = ({"media": "1.png", "tools": ["c", "d"]}, {"media": "2.png", "tools": ["c"]})
+    rows = ({"media": "1.png", "tools": ["c", "d"], "licence": "CC0-1.0"}, {"media": "2.png", "tools": ["c"]})
     assert read_media(write(tmp_path / "media.jsonl", *rows), TOOLS) == (
         {"1.png": ("c", "d"), "2.png": ("c",)},
         {"c": ["1.png", "2.png"], "d": ["1.png"]},
+        {"1.png": "CC0-1.0"},
     )
 
 
@@ -77,6 +78,8 @@ def test_faulty_media(tmp_path: Path) -> None:
         read_media(tmp_path / "none.jsonl", TOOLS)
     with pytest.raises(InputError, match="line 1: media is None"):
         read_media(write(tmp_path / "media.jsonl", {"tools": ["a"]}), TOOLS)
+    with pytest.raises(InputError, match="line 1: licence is 7"):
+        read_media(write(tmp_path / "media.jsonl", {"media": "1.png", "tools": ["a"], "licence": 7}), TOOLS)
     rows = ({"media": "1.png", "tools": ["a"]}, {"media": "1.png", "tools": ["b"]})
     with pytest.raises(InputError, match=r"line 2: '1\.png' is in an earlier row"):
         read_media(write(tmp_path / "media.jsonl", *rows), TOOLS)

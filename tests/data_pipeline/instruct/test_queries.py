@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import pytest
+
 from data_pipeline.instruct.queries import (
     ALWAYS_PROHIBITED,
     KEPT,
@@ -99,3 +104,86 @@ def test_near_repetitions_of_other_answers_are_left_out() -> None:
     apart = Query("Der Hund sa\u00df auf dem gru\u0308nen Sofa, bitte scha\u0308rfer", "u", False)
     assert keep_best([apart], [spelt])[0] == []
     assert keep_best([other], [spelt])[0] == [other], "another tool's, in other words"
+
+
+@pytest.mark.parametrize(
+    ("words", "tool_id", "description", "is_ambiguous"),
+    [
+        (
+            "Generate a picture conditioned on the image. A professional athlete dressed in a football uniform, "
+            "throwing his arms up in a cheer.",
+            "lllyasviel/control_v11p_sd15_openpose",
+            "Makes a picture that follows a human pose.",
+            True,
+        ),
+        ("I want to enhance the image quality", RAIN.tool_id, RAIN.description, True),
+        (
+            "In my language class, we listened to a story. I managed to record it; can you tell me its content?",
+            "lab/hindi-speech",
+            "Writes down Hindi speech.",
+            True,
+        ),
+        (
+            "I have a photo of marine life taken during my scuba diving trip. Can you identify its category?",
+            "Neto71/sea_mammals",
+            "Names the sea mammal that a photo shows.",
+            False,
+        ),
+        (
+            "Can you help me generate an image of a ’golden-haired magical princess’ in the Disney style?",
+            "nitrosocke/mo-di-diffusion",
+            "Makes pictures in the style of a film studio.",
+            False,
+        ),
+    ],
+)
+def test_the_papers_examples_in_words(words: str, tool_id: str, description: str, is_ambiguous: bool) -> None:
+    """Of MLLM-Tool's Figure 1 and sections 3.2 and 3.3."""
+    tool = Tool(tool_id, description)
+    assert parse_queries(f"Query1: {words}", tool, list_prohibited(tool), is_ambiguous) == [
+        Query(words, tool_id, is_ambiguous)
+    ]
+
+
+_CONTINUED = re.compile(r"\s*To be continued\s+Continued\s*")
+_EXAMPLE = re.compile(
+    r"Input: API Name: (?P<name>[^\[\s]+) Description: (?P<description>.*?) Prohibit Words: ”(?P<prohibited>[^”]*)” "
+    r"Output: (?P<queries>Query1: .*?)(?= Example \d| Note that)",
+    re.DOTALL,
+)
+
+
+@pytest.mark.parametrize(
+    ("figure", "is_ambiguous", "left_out"),
+    [
+        ("8", False, {"microsoft/codereviewer": {}, "Salesforce/blip-vqa-base": {"prohibited": "its model and color"}}),
+        (
+            "9",
+            True,
+            {
+                "timm/resnet101.a1h_in1k": {},
+                "lllyasviel/control_v11f1p_sd15_depth": {"repeated": "a family picnic in a sunlit park"},
+            },
+        ),
+    ],
+)
+def test_the_papers_own_queries(
+    shared_dir: Path, figure: str, is_ambiguous: bool, left_out: dict[str, dict[str, str]]
+) -> None:
+    """MLLM-Tool's Figures 8 and 9 show ten queries of each of four tools. All are kept but for one that says a word
+    which its prompt prohibits, and one that stands there twice."""
+    text = (shared_dir / "papers" / "mllm-tool.txt").read_text(encoding="utf-8")
+    prompt = text[: text.index(f"Figure {figure}: Example of the")].rpartition("### User:")[2]
+    examples = list(_EXAMPLE.finditer(_CONTINUED.sub(" ", prompt)))
+    assert [each["name"] for each in examples] == list(left_out)
+    for each in examples:
+        tool = Tool(each["name"], each["description"], "image" if is_ambiguous else "")
+        reply = re.sub(r" (?=Query\d+: )", "\n", each["queries"])
+        assert len(reply.splitlines()) == 10
+        for prohibited in (each["prohibited"].split(", "), list_prohibited(tool)):
+            found = parse_queries(reply, tool, prohibited, is_ambiguous)
+            refused = {line.reason: line.line for line in found if isinstance(line, Refused)}
+            expected = left_out[tool.tool_id]
+            assert refused.keys() == expected.keys(), (refused, prohibited)
+            assert all(words in refused[reason] for reason, words in expected.items())
+            assert sum(isinstance(line, Query) for line in found) == 10 - len(expected)

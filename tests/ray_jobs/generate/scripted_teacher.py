@@ -14,9 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 
 _TOOL = re.compile(r"^\d+\. (?P<name>[^:\n]+): (?P<usage>.+)\. Arguments: (?P<arguments>.*)$", re.MULTILINE)
+_CALL = re.compile(r"^\d+\. (?P<instruction>.*), \[(?P<tool>[^,]+), \"(?P<arguments>.*)\"\]$")
 _CAPTION = re.compile(r"What it shows: (?P<caption>[^\n]*)")
 _OPENINGS = (
     "Could you kindly look at",
@@ -34,6 +36,7 @@ class ScriptedTeacher:
     Attributes:
         url: as an OpenAI client takes it.
         prompts: every prompt that it answered.
+        schemas: of the answers that it was to give as JSON, and gave so.
         lines: line -> kind, of all that it wrote for tools.
         judge: prompt of a judge -> what it says.
         queries: prompt for queries -> what it writes.
@@ -42,6 +45,7 @@ class ScriptedTeacher:
     def __init__(self, noise_frac: float) -> None:
         self.url = ""
         self.prompts: list[str] = []
+        self.schemas: list[dict[str, Any]] = []
         self.lines: dict[str, str] = {}
         self.judge: Callable[[str], str] = lambda prompt: "Yes."
         self.queries: Callable[[str], str] = self._write_queries
@@ -67,6 +71,20 @@ class ScriptedTeacher:
                 self._write(found, caption["caption"], number, rng)
                 for number, found in enumerate(_TOOL.finditer(prompt), start=1)
             )
+
+    def answer_in_form(self, prompt: str, schema: dict[str, Any]) -> str:
+        """The same answer as a server gives it that keeps to a schema."""
+        lines = self.answer(prompt).splitlines()
+        if "queries" in schema["properties"]:
+            content: dict[str, Any] = {"queries": [line.partition(": ")[2] for line in lines]}
+        else:
+            found = [_CALL.match(line) for line in lines]
+            rows = [each.groupdict() for each in found if each]
+            content = {"instructions": [row | {"arguments": row["arguments"].split(", ")} for row in rows]}
+        jsonschema.validate(content, schema)
+        with self._lock:
+            self.schemas.append(schema)
+        return json.dumps(content)
 
     def _write_queries(self, prompt: str) -> str:
         """Twenty queries, of which one in each ten is spoilt; they repeat the description unless that is prohibited."""
@@ -109,7 +127,8 @@ def scripted_teacher(noise_frac: float = 0.0) -> Iterator[ScriptedTeacher]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             prompt = body["messages"][-1]["content"]
-            text = teacher.answer(prompt)
+            form = body.get("response_format")
+            text = teacher.answer_in_form(prompt, form["json_schema"]["schema"]) if form else teacher.answer(prompt)
             usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
             choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
             reply: dict[str, Any] = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}

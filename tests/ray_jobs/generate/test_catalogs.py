@@ -37,6 +37,22 @@ def test_an_mcp_servers_tools_become_a_catalogue(tmp_path: Path, capsys: pytest.
     assert main([*given, "--dry-run"]) == 2
 
 
+def test_models_of_the_hub_are_counted_by_the_papers_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tags = ["fill-mask", "text2text-generation", "text2text-generation", "token-classification", "robotics"]
+    rows = [
+        {"modelId": f"lab/{n}", "pipeline_tag": tag, "description": f"Does thing number {n} well."}
+        for n, tag in enumerate(tags)
+    ]
+    (tmp_path / "models.json").write_text(json.dumps(rows), encoding="utf-8")
+    given = ["generate", f"runs_dir={tmp_path / 'runs'}", "name=c", "generate.recipe=catalog"]
+    assert main([*given, f"generate.cards={tmp_path / 'models.json'}"]) == 0
+    out = capsys.readouterr().out
+    result = json.loads(out.splitlines()[-1])
+    assert result["tasks"] == {"Text-to-Text": 2, "Fill-Mask": 1, "token-classification": 1}
+    assert result["rejected"] == {"its task": 1}
+    assert "2 of the 28 tasks of that table; 1 tools are for others." in out
+
+
 @pytest.mark.skipif(not (SHARED / "apibench").is_dir(), reason="no apibench beside the project")
 def test_apibenchs_cards_become_a_catalogue_with_functionality_and_code(tmp_path: Path) -> None:
     cards = SHARED / "apibench" / "torchhub_eval.json"
@@ -48,6 +64,7 @@ def test_apibenchs_cards_become_a_catalogue_with_functionality_and_code(tmp_path
     stated = json.loads(cards.read_text(encoding="utf-8").split("\n")[0])["api_data"]
     assert entry["coarse_functionality"] == entry["domain"] == stated["domain"]
     assert entry["fine_functionality"] == stated["functionality"]
+    assert entry["parameters"]["properties"] == {"pretrained": {"type": "boolean", "examples": [True]}}
     assert entry["example_code"] == "\n".join(stated["example_code"])
     assert main([*given, f"generate.cards={file}", f"runs_dir={tmp_path / 'again'}"]) == 0
     assert (tmp_path / "again/c/generated/catalog.jsonl").read_bytes() == file.read_bytes(), "a catalogue is cards too"

@@ -51,6 +51,11 @@ def test_what_people_decide_survives(captions: Path, capsys: pytest.CaptureFixtu
         assert all(
             row["check_strict"] == row["check_broad"] == "yes" for name, row in rows.items() if name not in doubted
         )
+        report = (captions.parent / "runs/v/generated/report.md").read_text(encoding="utf-8")
+        kept = report.partition("## Kept")[2].partition("## Left out")[0]
+        shown = [line for line in kept.splitlines() if line.startswith("  - ")]
+        assert len(shown) == kept.count("\n- ") == 20, "each example has its verdict"
+        assert set(shown) == {"  - form: ok; strict judge: yes; generous judge: yes"}
         lines = [json.loads(line) for line in (review / "review.jsonl").read_text(encoding="utf-8").splitlines()]
         assert {line["key"] for line in lines} == {rows[name]["review_key"] for name in doubted}
         assert "review: " in capsys.readouterr().out
