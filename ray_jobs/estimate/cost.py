@@ -81,7 +81,7 @@ class ModelSize:
             on_gpu: dropout keeps its mask as one byte a number there, and as a number on a CPU.
         """
         causal_lm: Any = mllm.llm.get_base_model()
-        config, b = causal_lm.config, 2 if mllm.config.dtype == "bfloat16" else FP32_BYTES
+        config, b = causal_lm.config, FP32_BYTES if mllm.config.dtype == "float32" else 2
         trained = [parameter for parameter in mllm.parameters() if parameter.requires_grad]
         frozen = [parameter for parameter in mllm.parameters() if not parameter.requires_grad]
         head = causal_lm.get_output_embeddings()

@@ -30,7 +30,7 @@ CARD_TOKENS = 32  # of a tool card, about
 ASSUMED_UTILIZATION = 0.4  # of a GPU's peak
 ASSUMED_GPU = "A100"  # of cluster.yaml's gpu_train nodes
 ENCODER_WIDTHS = {"imagebind_huge": 1024, "tiny_imagebind": 128}
-# Dense peaks by the vendors' data sheets, TFLOP/s in bfloat16 and float32; the first name in the device's name counts.
+# Dense peaks by the vendors' data sheets, TFLOP/s in 16 bits and float32; the first name in the device's name counts.
 PEAK_TFLOPS = {
     "H200": (989.0, 67.0),
     "H100 PCIe": (756.0, 51.0),
@@ -41,6 +41,8 @@ PEAK_TFLOPS = {
     "L4": (121.0, 30.3),
     "A10G": (70.0, 35.0),
     "RTX 4090": (165.2, 82.6),
+    "V100": (125.0, 15.7),  # float16
+    "T4": (65.0, 8.1),  # float16
 }
 
 
@@ -218,7 +220,7 @@ def _time_on_gpus(spec: RunSpec, flops: float) -> dict[str, Any]:
     peaks = next((peaks for key, peaks in PEAK_TFLOPS.items() if key in name), None)
     speed = None
     if peaks is not None:
-        speed = peaks[0 if spec.model.dtype == "bfloat16" else 1] * 1e12 * workers * ASSUMED_UTILIZATION
+        speed = peaks[1 if spec.model.dtype == "float32" else 0] * 1e12 * workers * ASSUMED_UTILIZATION
     return {
         "device": f"{workers} x {name}" + ("" if has_gpu else " (assumed: no GPU here)"),
         "speed": f"at {ASSUMED_UTILIZATION:.0%} of the peak (assumed)",
