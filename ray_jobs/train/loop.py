@@ -209,7 +209,7 @@ def run_training(job: TrainJob) -> None:
             report["train/epoch_loss"] = cursor.epoch_loss_sum / cursor.epoch_steps
             progress.start_validation()
             try:
-                report |= validate(mllm, job.validation, rank, world_size, lockstep=spec.train.zero_stage == 3)
+                report |= validate(mllm, job.validation, rank, world_size, is_parted=spec.train.zero_stage == 3)
             except FloatingPointError as error:
                 raise _diverged(f"after step {step} {error}", cursor.step - cursor.skipped_steps, lr, spec) from error
             engine.train()
