@@ -101,9 +101,15 @@ def check_training(model: ModelConfig, train: TrainOptions) -> None:
         raise InputError(
             "train.offload_optimizer=true needs a sharded optimizer, but train.zero_stage is 0; set it to 1, 2 or 3."
         )
-    if train.zero_stage == 0 and model.dtype == "bfloat16":
+    if train.zero_stage == 0 and model.dtype != "float32":
         # DeepSpeed's unsharded bf16 optimizer takes a step when it is built, so a resumed run would not go on exactly.
-        raise InputError("model.dtype=bfloat16 does not train exactly under train.zero_stage=0; set it to 1, 2 or 3.")
+        raise InputError(
+            f"model.dtype={model.dtype} does not train exactly under train.zero_stage=0; set it to 1, 2 or 3."
+        )
+    if model.dtype == "float16" and not train.use_gpu:
+        raise InputError(
+            "model.dtype=float16 trains on GPUs alone; set train.use_gpu=true, or model.dtype to bfloat16 or float32."
+        )
     if model.quantize != "none" and train.zero_stage == 3:
         raise InputError(
             f"model.quantize={model.quantize} does not go with train.zero_stage=3, which cannot shard packed 4-bit "

@@ -70,7 +70,13 @@ def load_tokenizer(backbone: str) -> Any:
 
 def is_slow_in(dtype: str, device: str) -> bool:
     """Whether a processor has no instructions for a dtype, in which a model then takes some eight times as long."""
-    return dtype == "bfloat16" and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device != "cpu":
+        return False
+    has_instructions = {
+        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype in has_instructions and not has_instructions[dtype]()
 
 
 def load_backbone(config: ModelConfig) -> tuple[PreTrainedModel, AttentionBackend]:
@@ -168,7 +174,7 @@ def _quantization(config: ModelConfig) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type=config.quantize,
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=torch.float16 if config.dtype == "float16" else torch.bfloat16,
     )
     return {"quantization_config": four_bits, "device_map": {"": torch.cuda.current_device()}}
 

@@ -33,7 +33,9 @@ class ModelConfig(BaseModel):
     modules_to_save: list[str] = Field(
         default_factory=list, description="modules trained whole beside the adapter, e.g. embed_tokens and lm_head"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the frozen backbone")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="of the frozen backbone; float16: for GPUs without bfloat16, such as V100 and T4"
+    )
     attention: Literal["auto", "sdpa", "flex_attention"] = Field(
         default="auto", description="auto: flex_attention on CUDA where the backbone allows it, else sdpa"
     )

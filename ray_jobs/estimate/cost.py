@@ -54,6 +54,7 @@ class ModelSize:
         loss_bytes: activations that one loss position keeps.
         attention_width: heads x width of a head.
         number_bytes: b of an activation.
+        largest_bytes: of the largest frozen parameter.
     """
 
     trainable: int
@@ -71,6 +72,7 @@ class ModelSize:
     loss_bytes: int
     attention_width: int
     number_bytes: int
+    largest_bytes: int
 
     @classmethod
     def measure(cls, mllm: ToolLLM, on_gpu: bool) -> ModelSize:
@@ -81,7 +83,7 @@ class ModelSize:
             on_gpu: dropout keeps its mask as one byte a number there, and as a number on a CPU.
         """
         causal_lm: Any = mllm.llm.get_base_model()
-        config, b = causal_lm.config, 2 if mllm.config.dtype == "bfloat16" else FP32_BYTES
+        config, b = causal_lm.config, FP32_BYTES if mllm.config.dtype == "float32" else 2
         trained = [parameter for parameter in mllm.parameters() if parameter.requires_grad]
         frozen = [parameter for parameter in mllm.parameters() if not parameter.requires_grad]
         head = causal_lm.get_output_embeddings()
@@ -117,6 +119,7 @@ class ModelSize:
             loss_bytes=vocabulary * FP32_BYTES + (width * b if is_head_trained else 0),
             attention_width=int(config.num_attention_heads) * _head_width(config),
             number_bytes=b,
+            largest_bytes=max((parameter.numel() * parameter.element_size() for parameter in frozen), default=0),
         )
 
 
@@ -153,6 +156,46 @@ def compute_state_bytes(size: ModelSize, zero_stage: int, workers: int, offload_
         optimizer=0.0 if is_offloaded else optimizer,
         offloaded=optimizer if is_offloaded else 0.0,
     )
+
+
+@dataclass(frozen=True)
+class StartBytes:
+    """CPU memory while the weights are loaded.
+
+    Attributes:
+        own: of one worker.
+        mapped: the backbone's files, in memory once a node whatever the number of workers there; the system takes these
+            pages back when it needs them.
+    """
+
+    own: float
+    mapped: float
+
+
+def compute_start_bytes(
+    size: ModelSize, zero_stage: int, workers: int, number_bytes: int, is_cast: bool, is_whole: bool
+) -> StartBytes:
+    """Files are mapped, and what lies there in the run's type takes no more; in another one each worker has its copy.
+
+    Args:
+        size: of the model.
+        zero_stage: 3: a worker has its part, and one weight at a time whole.
+        workers: that share.
+        number_bytes: b of a number in the files.
+        is_cast: whether the files have another type than the run.
+        is_whole: whether each worker loads all of it whatever the stage (`ray_jobs.train.partitioned`).
+    """
+    trained = size.trainable * FP32_BYTES
+    mapped = size.frozen * number_bytes  # modules that are trained whole are copies of frozen ones
+    if zero_stage == 3 and not is_whole:
+        return StartBytes(size.frozen_bytes / workers + size.largest_bytes + trained, mapped)
+    return StartBytes((size.frozen_bytes if is_cast else 0) + trained, mapped)
+
+
+def compute_export_bytes(size: ModelSize, is_cast: bool) -> float:
+    """CPU memory that writing a bundle takes: the trained weights, mapped, and where the adapter is written in 16 bits
+    (`is_cast`) a copy of it."""
+    return size.trainable * FP32_BYTES + (2 * size.adapter_weights if is_cast else 0)
 
 
 def compute_activation_bytes(

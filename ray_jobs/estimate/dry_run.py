@@ -5,6 +5,7 @@ The formulas and their sources are in `ray_jobs.estimate.cost`; what is assumed 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,15 @@ from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 from ray_jobs.config import RunSpec
 from ray_jobs.estimate.corpus_sizes import CorpusSizes, find_backbone, load_corpus_sizes
-from ray_jobs.estimate.cost import ModelSize, StateBytes, compute_activation_bytes, compute_flops, compute_state_bytes
+from ray_jobs.estimate.cost import (
+    ModelSize,
+    StateBytes,
+    compute_activation_bytes,
+    compute_export_bytes,
+    compute_flops,
+    compute_start_bytes,
+    compute_state_bytes,
+)
 from ray_jobs.estimate.shapes import load_shape
 from ray_jobs.estimate.speed import MicroStep, count_parallel, measure_training_flops
 from ray_jobs.train.inputs import CPU_SEQUENCE_TOKENS, GPU_BLOCK_TOKENS, build_plan, length_multiple
@@ -27,10 +36,11 @@ GIB = 2**30
 GPU_BUCKETS = (0, 1, 2, 1)  # by ZeRO stage; stage 2 fills one while it sends the other
 SAMPLED_STEPS = 16  # whose tokens are counted
 CARD_TOKENS = 32  # of a tool card, about
+PUBLISHED_DTYPE = torch.float16  # of the papers' backbones' files
 ASSUMED_UTILIZATION = 0.4  # of a GPU's peak
 ASSUMED_GPU = "A100"  # of cluster.yaml's gpu_train nodes
 ENCODER_WIDTHS = {"imagebind_huge": 1024, "tiny_imagebind": 128}
-# Dense peaks by the vendors' data sheets, TFLOP/s in bfloat16 and float32; the first name in the device's name counts.
+# Dense peaks by the vendors' data sheets, TFLOP/s in 16 bits and float32; the first name in the device's name counts.
 PEAK_TFLOPS = {
     "H200": (989.0, 67.0),
     "H100 PCIe": (756.0, 51.0),
@@ -41,6 +51,8 @@ PEAK_TFLOPS = {
     "L4": (121.0, 30.3),
     "A10G": (70.0, 35.0),
     "RTX 4090": (165.2, 82.6),
+    "V100": (125.0, 15.7),  # float16
+    "T4": (65.0, 8.1),  # float16
 }
 
 
@@ -82,6 +94,8 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
         "workers": spec.train.max_workers,
         "zero_stage": spec.train.zero_stage,
         "memory_gib": _memory_table(spec, size, step),
+        "start_gib": _memory_at_start(spec, size, shape),
+        "export_gib": compute_export_bytes(size, spec.export.adapter_dtype != "float32") / GIB,
         "corpus": sizes.origin,
         "corpus_is_assumed": sizes.is_assumed,
         "questions": len(sizes.split.index),
@@ -119,7 +133,9 @@ def _measure_shape(spec: RunSpec) -> tuple[ModelConfig, PretrainedConfig, str, M
     encoder_dim = ENCODER_WIDTHS.get(spec.embed.encoder, spec.model.encoder_dim)
     shape, origin = load_shape(find_backbone(spec))
     config = spec.model.model_copy(update={"encoder_dim": encoder_dim})
-    return config, shape, origin, ModelSize.measure(ToolLLM.sketch(config, shape), spec.train.use_gpu)
+    # a model writes its dtype into the config that it is built from
+    size = ModelSize.measure(ToolLLM.sketch(config, copy.deepcopy(shape)), spec.train.use_gpu)
+    return config, shape, origin, size
 
 
 def estimate_step(spec: RunSpec, size: ModelSize, sizes: CorpusSizes, plan: TrainingPlan) -> StepCost:
@@ -211,6 +227,21 @@ def _memory_table(spec: RunSpec, size: ModelSize, step: StepCost) -> dict[str, d
     return table
 
 
+def _memory_at_start(spec: RunSpec, size: ModelSize, shape: PretrainedConfig) -> dict[str, float]:
+    """GiB of CPU memory while weights are loaded: of a worker, of the files once a node, of a node with all workers."""
+    in_files = getattr(torch, str(shape.dtype).removeprefix("torch."), PUBLISHED_DTYPE)
+    start = compute_start_bytes(
+        size,
+        spec.train.zero_stage,
+        spec.train.max_workers,
+        in_files.itemsize,
+        is_cast=in_files is not getattr(torch, spec.model.dtype),
+        is_whole=bool(spec.model.modules_to_save),
+    )
+    node = spec.train.max_workers * start.own + start.mapped
+    return {"worker": start.own / GIB, "mapped": start.mapped / GIB, "node": node / GIB}
+
+
 def _time_on_gpus(spec: RunSpec, flops: float) -> dict[str, Any]:
     """Hours of the whole training: operations / (peak x utilisation); reading, validation and checkpoints apart."""
     workers, has_gpu = spec.train.max_workers, torch.cuda.is_available()
@@ -218,7 +249,7 @@ def _time_on_gpus(spec: RunSpec, flops: float) -> dict[str, Any]:
     peaks = next((peaks for key, peaks in PEAK_TFLOPS.items() if key in name), None)
     speed = None
     if peaks is not None:
-        speed = peaks[0 if spec.model.dtype == "bfloat16" else 1] * 1e12 * workers * ASSUMED_UTILIZATION
+        speed = peaks[1 if spec.model.dtype == "float32" else 0] * 1e12 * workers * ASSUMED_UTILIZATION
     return {
         "device": f"{workers} x {name}" + ("" if has_gpu else " (assumed: no GPU here)"),
         "speed": f"at {ASSUMED_UTILIZATION:.0%} of the peak (assumed)",
@@ -272,6 +303,13 @@ def _print_report(spec: RunSpec, report: dict[str, Any]) -> None:
     print(f"  activations of {what}: {row['activations_kept']:.2f} kept, ", end="")
     print(f"{row['activations_recomputed']:.2f} recomputed; this config: {chosen}")
     print("  on top: CUDA context, fragmentation, the layer that ZeRO-3 has gathered")
+    start = report["start_gib"]
+    print(
+        f"\nCPU memory       at start {start['worker']:.2f} GiB a worker, {start['mapped']:.2f} of files once a node; ",
+        end="",
+    )
+    print(f"{start['node']:.2f} with {report['workers']} worker(s) on one")
+    print(f"                 exporting {report['export_gib']:.3f} GiB; libraries on top, 0.8 GiB a process")
     print(f"\ncorpus           {report['questions']:,} questions, {report['rows']:,} rows ({report['corpus']})")
     seen = ", ".join(f"{modality} {times:.1f}" for modality, times in report["seen"].items())
     print(f"times seen       {seen} ({spec.train.epochs} epochs, sampler={spec.train.sampler})")

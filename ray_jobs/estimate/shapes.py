@@ -98,4 +98,5 @@ def _tiny_shape() -> LlamaConfig:
         intermediate_size=default["intermediate_size"],
         max_position_embeddings=default["max_positions"],
         tie_word_embeddings=False,
+        dtype="float32",
     )

@@ -11,7 +11,7 @@ import errno
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Cursor:
         mlflow_run_id: the one run that the whole training logs to.
         epoch_loss_sum: of the losses of the steps already taken in the epoch under way.
         epoch_steps: how many steps these are.
+        skipped_steps: of all steps taken, those that changed nothing (`ray_jobs.train.zero.has_skipped`).
+        loss_scaler: state of float16's; empty in other dtypes.
     """
 
     step: int
@@ -54,6 +56,8 @@ class Cursor:
     mlflow_run_id: str
     epoch_loss_sum: float = 0.0
     epoch_steps: int = 0
+    skipped_steps: int = 0
+    loss_scaler: dict[str, float] = field(default_factory=dict)
 
 
 class CheckpointStore:

@@ -31,6 +31,7 @@ from data_pipeline.locations import Location, locate
 from model.llm.config import ModelConfig
 from ray_jobs.cluster import connect, ray_storage, tagged, thread_env
 from ray_jobs.config import RunSpec
+from ray_jobs.faults import find_input_error
 from ray_jobs.places import hide_secrets
 from ray_jobs.progress import Progress
 from ray_jobs.tracking.client import check_uri
@@ -39,7 +40,7 @@ from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_met
 from ray_jobs.train.inputs import TrainInputs, build_inputs
 from ray_jobs.train.loop import TrainJob
 from ray_jobs.train.run_folder import only_one, shown_to_all
-from ray_jobs.train.trainer import Trainer
+from ray_jobs.train.trainer import Trainer, describe_death
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train.worker import train_loop_per_worker
 from ray_jobs.worker_output import told_to
@@ -243,6 +244,20 @@ def _show_seen(inputs: TrainInputs, spec: RunSpec, tracker: RunLogger) -> None:
     tracker.log_train_step({f"data/times_seen/{modality}": times for modality, times in seen.items()}, 0)
 
 
+def _lost(what: str, checkpoint: Location | None, spec: RunSpec) -> InputError:
+    """What is said once a training has lost processes more often than it may."""
+    intact = (
+        f"{checkpoint} is intact and the same command goes on from it" if checkpoint else "no checkpoint is there yet"
+    )
+    amount = f"pack_tokens={spec.train.pack_tokens}"
+    if spec.train.layout == "rows":
+        amount = f"micro_batch_size={spec.train.micro_batch_size}"
+    return InputError(
+        f"{what}, and train.max_failures={spec.train.max_failures} is used up; {intact}; lower train.{amount}, raise "
+        "train.zero_stage, run less beside it, or take nodes with more memory."
+    )
+
+
 @contextmanager
 def _named_cluster() -> Iterator[None]:
     """Tell this cluster's address to what Ray Train starts.
@@ -292,6 +307,8 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks:
             result = trainer.fit()
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if find_input_error(error) is None and (what := describe_death(error)) is not None:
+            raise _lost(what, CheckpointStore(job.checkpoints, SCORE_KEY).find_last(), spec) from error
         raise
     if result.error is not None:
         tracker.finish("FAILED")

@@ -31,7 +31,6 @@ from ray_jobs.train.progress import StepProgress
 from ray_jobs.train.run_folder import check_shared
 from ray_jobs.train.schedule import learning_rate
 from ray_jobs.train.validation import SCORE_KEY, ValidationSet, validate
-from ray_jobs.train_options import TrainOptions
 from ray_jobs.worker_output import tell_line
 
 
@@ -98,9 +97,14 @@ def run_training(job: TrainJob) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     from ray_jobs.train.partitioned import build_model
     from ray_jobs.train.zero import (
+        MIN_LOSS_SCALE,
         disable_compiled_collectives,
+        find_loss_scale,
         gather_training_state,
+        has_skipped,
+        restore_loss_scaler,
         restore_training_state,
+        save_loss_scaler,
         set_learning_rates,
         start_engine,
     )
@@ -126,7 +130,8 @@ def run_training(job: TrainJob) -> None:
         mllm.load_trainable_state_dict(parameters)
     engine = start_engine(mllm, spec.train)
     if last:
-        restore_training_state(engine, parameters, load_moments(last), cursor.step)
+        restore_training_state(engine, parameters, load_moments(last), cursor.step - cursor.skipped_steps)
+        restore_loss_scaler(engine, cursor.loss_scaler)
         if "train/epoch_loss" in (reported := load_metrics(last)):
             ray.train.report(reported)  # again: at the end of an epoch its report may have been on its way at the kill
     del parameters
@@ -134,7 +139,7 @@ def run_training(job: TrainJob) -> None:
     if rank == 0:
         tracker = RunLogger(job.tracking_uri, job.mlflow_run_id, system_metrics=True, spool_dir=spec.spool_dir)
         if is_slow_in(model_config.dtype, engine.device.type):
-            what = "this processor has no instructions for bfloat16; with model.dtype=float32 it goes far faster"
+            what = f"this processor has no {model_config.dtype}; with model.dtype=float32 it goes far faster"
             tell_line(job.checkpoints.name, what)
     progress = StepProgress(job.checkpoints.name, end_step, cursor.step, is_shown=rank == 0)
 
@@ -163,6 +168,7 @@ def run_training(job: TrainJob) -> None:
         sums.wait_s += wait_s
         if not micro.is_last:
             continue
+        scale = find_loss_scale(engine)
         engine.step()
 
         # --- account for the step
@@ -170,7 +176,13 @@ def run_training(job: TrainJob) -> None:
         summed = _reduce(sums, world_size, engine.device)
         metrics = _describe(summed, micro, world_size)
         metrics["train/lr"] = lr
-        if (grad_norm := engine.get_global_grad_norm()) is not None:  # ZeRO-0 does not say
+        is_skipped = has_skipped(engine)
+        cursor = replace(cursor, skipped_steps=cursor.skipped_steps + is_skipped)
+        if scale is not None:
+            metrics |= {"train/loss_scale": scale, "train/skipped_steps": float(cursor.skipped_steps)}
+        is_lost = is_skipped and scale is not None and scale <= MIN_LOSS_SCALE  # no smaller scale would save them
+        grad_norm = engine.get_global_grad_norm()
+        if grad_norm is not None and (is_lost or not is_skipped):  # ZeRO-0 does not say
             metrics["train/grad_norm"] = float(grad_norm)
         sums = StepSums()
         for name in ("loss", "grad_norm"):  # DeepSpeed skips an update whose gradients overflow, and says nothing
@@ -178,7 +190,8 @@ def run_training(job: TrainJob) -> None:
                 if tracker:
                     tracker.log_train_step(metrics, step)
                     tracker.close()
-                raise _diverged(f"the {name} of step {step} is {metrics[f'train/{name}']}", step, lr, spec.train)
+                what = f"the {name} of step {step} is {metrics[f'train/{name}']}"
+                raise _diverged(what, step - cursor.skipped_steps, lr, spec)
         cursor = replace(
             cursor,
             step=step + 1,
@@ -196,9 +209,9 @@ def run_training(job: TrainJob) -> None:
             report["train/epoch_loss"] = cursor.epoch_loss_sum / cursor.epoch_steps
             progress.start_validation()
             try:
-                report |= validate(mllm, job.validation, rank, world_size, lockstep=spec.train.zero_stage == 3)
+                report |= validate(mllm, job.validation, rank, world_size, is_parted=spec.train.zero_stage == 3)
             except FloatingPointError as error:
-                raise _diverged(f"after step {step} {error}", step + 1, lr, spec.train) from error
+                raise _diverged(f"after step {step} {error}", cursor.step - cursor.skipped_steps, lr, spec) from error
             engine.train()
             if tracker:
                 tracker.log_train_step({key: value for key, value in report.items() if "/" in key}, step)
@@ -216,7 +229,7 @@ def run_training(job: TrainJob) -> None:
         # --- checkpoint: gathered by all, written by one, and no one goes on before it is there
         state = gather_training_state(engine)
         if rank == 0:
-            store.save(*state, cursor, report)
+            store.save(*state, replace(cursor, loss_scaler=save_loss_scaler(engine)), report)
         if world_size > 1:
             dist.barrier()
         progress.resume_clock()
@@ -225,16 +238,17 @@ def run_training(job: TrainJob) -> None:
     progress.end()
 
 
-def _diverged(what: str, step: int, lr: float, train: TrainOptions) -> InputError:
+def _diverged(what: str, updates: int, lr: float, spec: RunSpec) -> InputError:
     """What is not finite, and how to mend it. The same steps would lead there again, so nothing is tried again.
 
     Args:
         what: is not finite.
-        step: 0-based; before step 0 no weight has changed.
+        updates: of the weights, before that.
         lr: of that step.
-        train: settings.
+        spec: the run config.
     """
-    if step == 0:
+    train = spec.train
+    if updates <= 0:
         why = "before any weight has changed: the backbone's weights or the media vectors are bad"
         mend = "check model.backbone and model.dtype, and run `embed` again"
     else:
@@ -242,6 +256,8 @@ def _diverged(what: str, step: int, lr: float, train: TrainOptions) -> InputErro
         mend = f"lower train.lr={train.lr:g} or train.max_grad_norm={train.max_grad_norm:g}"
         if train.schedule == "linear":
             mend += f", or raise train.warmup_steps={train.warmup_steps}"
+    if spec.model.dtype == "float16":
+        mend += ", or take model.dtype=float32, as float16 ends at 65,504"
     return InputError(f"{what}: {why}; {mend}.")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -22,10 +22,12 @@ from model.decode.trie import ChoiceTrie
 from model.llm.tool_llm import ToolLLM
 from model.scoring.dialogues import score_dialogues
 from model.scoring.selection import SelectionScores, score_records
+from ray_jobs.train.lockstep import Lockstep
 
 SCORE_KEY = "val/score"  # what the best checkpoint is best at: the mean over the tasks that are validated
 ACCURACY_KEY = "val/tool_accuracy"
 RETRIEVAL_KEY = "val/retrieval_accuracy"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,64 +61,84 @@ class ValidationSet:
     turn_max_new_tokens: int = 128
 
 
-def validate(mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: int, lockstep: bool) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Group:
+    """The ranks among which work is shared out; `steps` where they must make the same passes."""
+
+    rank: int
+    size: int
+    batch_size: int
+    steps: Lockstep | None
+
+    def share_out(self, answer: Callable[[Sequence[int]], Sequence[T]], n_items: int) -> list[T]:
+        """The answers to all items, in order, on every rank; `answer` is given the numbers of a batch of them."""
+        mine = range(self.rank, n_items, self.size)
+        answers: dict[int, T] = {}
+        for start in range(0, len(mine), self.batch_size):
+            chosen = mine[start : start + self.batch_size]
+            answers |= dict(zip(chosen, answer(chosen), strict=True))
+        if self.steps:
+            self.steps.finish()
+        if self.size > 1:
+            gathered: list[Any] = [None] * self.size
+            dist.all_gather_object(gathered, answers)
+            answers = {i: given for part in gathered for i, given in part.items()}
+        return [answers[i] for i in range(n_items)]
+
+
+def validate(mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: int, is_parted: bool) -> dict[str, float]:
     """Answer, score, and return the same metrics on every rank; `SCORE_KEY` is among them unless the set is empty.
 
     Args:
         mllm: the module that is trained.
         validation: what to answer.
         rank, world_size: of this worker.
-        lockstep: ZeRO-3 gathers weights in every forward pass, so all ranks must make the same passes: each answers
-            everything. Otherwise they share the work out.
+        is_parted: ZeRO-3 gathers weights in every forward pass, so all ranks must make the same passes, though each
+            answers its own questions.
     """
     metrics: dict[str, float] = {}
-    with _gathered_head(mllm) if lockstep else nullcontext():
+    with _gathered_head(mllm) if is_parted else nullcontext(), Lockstep(mllm) if is_parted else nullcontext() as steps:
+        group = _Group(rank, world_size, validation.batch_size, steps)
         if validation.records and validation.names_tools:
-            metrics |= _validate_questions(mllm, validation, rank, world_size, lockstep)
+            metrics |= _validate_questions(mllm, validation, group)
         if validation.records and validation.cards:
-            metrics |= _validate_retrieval(mllm, validation, rank, world_size, lockstep)
+            metrics |= _validate_retrieval(mllm, validation, group)
         if validation.dialogues:
-            metrics |= _validate_dialogues(mllm, validation, rank, world_size, lockstep)
+            metrics |= _validate_dialogues(mllm, validation, group)
     task_scores = [metrics[key] for key in (ACCURACY_KEY, RETRIEVAL_KEY, "val/dialogues/sr") if key in metrics]
     return metrics | ({SCORE_KEY: float(np.mean(task_scores))} if task_scores else {})
 
 
-def _validate_questions(
-    mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: int, lockstep: bool
-) -> dict[str, float]:
+def _validate_questions(mllm: ToolLLM, validation: ValidationSet, group: _Group) -> dict[str, float]:
     trie = ChoiceTrie(validation.tool_ids, mllm.tokenizer)
 
     def answer(chosen: Sequence[int]) -> list[list[str]]:
         prompts = [Prompt(validation.prompt_ids[i], validation.media[i]) for i in chosen]
         return [[render_target(tool.tool_id)] for tool in greedy_tools(mllm, prompts, trie)]
 
-    responses = _share_out(answer, len(validation.records), validation.batch_size, rank, world_size, lockstep)
+    responses = group.share_out(answer, len(validation.records))
     return _name_scores(score_records(validation.records, responses, validation.tool_ids))
 
 
-def _validate_retrieval(
-    mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: int, lockstep: bool
-) -> dict[str, float]:
+def _validate_retrieval(mllm: ToolLLM, validation: ValidationSet, group: _Group) -> dict[str, float]:
     """Share of the questions whose nearest card, of the whole catalogue's, is a right tool's."""
-    size = validation.batch_size
-    starts = range(0, len(validation.cards), size)
-    cards = np.concatenate(
-        [encode_vectors(mllm, [Prompt(card) for card in validation.cards[start : start + size]]) for start in starts]
-    )
 
-    def answer(chosen: Sequence[int]) -> list[list[str]]:
+    def encode(chosen: Sequence[int]) -> list[np.ndarray]:
+        return list(encode_vectors(mllm, [Prompt(validation.cards[i]) for i in chosen]))
+
+    cards = np.stack(group.share_out(encode, len(validation.cards)))  # [K, D]
+
+    def answer(chosen: Sequence[int]) -> list[str]:
         prompts = [Prompt(validation.prompt_ids[i], validation.media[i]) for i in chosen]
         nearest = compare_with_cards(encode_vectors(mllm, prompts), cards).argmax(axis=1)
-        return [[validation.tool_ids[tool]] for tool in nearest]
+        return [validation.tool_ids[tool] for tool in nearest]
 
-    answers = _share_out(answer, len(validation.records), size, rank, world_size, lockstep)
-    hits = [tool in record.valid_tool_ids for record, (tool,) in zip(validation.records, answers, strict=True)]
+    answers = group.share_out(answer, len(validation.records))
+    hits = [tool in record.valid_tool_ids for record, tool in zip(validation.records, answers, strict=True)]
     return {RETRIEVAL_KEY: float(np.mean(hits))}
 
 
-def _validate_dialogues(
-    mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: int, lockstep: bool
-) -> dict[str, float]:
+def _validate_dialogues(mllm: ToolLLM, validation: ValidationSet, group: _Group) -> dict[str, float]:
     def respond(chosen: Sequence[int]) -> list[list[str]]:
         return generate_dialogue(
             mllm,
@@ -125,30 +147,9 @@ def _validate_dialogues(
             validation.turn_max_new_tokens,
         )
 
-    turns = _share_out(respond, len(validation.dialogues), validation.batch_size, rank, world_size, lockstep)
+    turns = group.share_out(respond, len(validation.dialogues))
     scores = score_dialogues(validation.dialogues, turns, validation.seen_tool_ids)
     return {f"val/dialogues/{name}": value for name, value in scores.headline().items()}
-
-
-def _share_out(
-    answer: Callable[[Sequence[int]], list[list[str]]],
-    n_items: int,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    lockstep: bool,
-) -> list[list[str]]:
-    """The answers to all items, in order, on every rank."""
-    mine = range(n_items) if lockstep else range(rank, n_items, world_size)
-    answers: dict[int, list[str]] = {}
-    for start in range(0, len(mine), batch_size):
-        chosen = mine[start : start + batch_size]
-        answers |= dict(zip(chosen, answer(chosen), strict=True))
-    if not lockstep and world_size > 1:
-        gathered: list[Any] = [None] * world_size
-        dist.all_gather_object(gathered, answers)
-        answers = {i: given for part in gathered for i, given in part.items()}
-    return [answers[i] for i in range(n_items)]
 
 
 def _name_scores(scores: SelectionScores) -> dict[str, float]:

@@ -26,6 +26,8 @@ from ray_jobs.train_options import MAX_BUCKET, TrainOptions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_STEPS_PER_PRINT = 2**31
+INITIAL_SCALE_POWER, MIN_LOSS_SCALE = 16, 1  # of what float16 losses are multiplied by
+LOSS_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of DeepSpeed's dynamic one
 
 
 def deepspeed_config(train: TrainOptions, dtype: str) -> dict[str, Any]:
@@ -60,6 +62,14 @@ def deepspeed_config(train: TrainOptions, dtype: str) -> dict[str, Any]:
     }
     if dtype == "bfloat16":
         config["bf16"] = {"enabled": True}
+    if dtype == "float16":
+        config["fp16"] = {
+            "enabled": True,
+            "loss_scale": 0,  # dynamic
+            "initial_scale_power": INITIAL_SCALE_POWER,
+            "min_loss_scale": MIN_LOSS_SCALE,
+        }
+    if dtype != "float32":
         config["data_types"] = {"grad_accum_dtype": "fp32"}  # sums over 64 micro steps in bfloat16 are off by 0.8 %
     return config
 
@@ -102,7 +112,40 @@ def start_engine(mllm: ToolLLM, train: TrainOptions) -> Any:
     config = deepspeed_config(train, mllm.config.dtype)
     n_trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     config["zero_optimization"]["reduce_bucket_size"] = min(n_trained, MAX_BUCKET)  # the buffer is there all the time
-    return deepspeed.initialize(model=mllm, model_parameters=groups, config=config)[0]
+    engine: Any = deepspeed.initialize(model=mllm, model_parameters=groups, config=config)[0]
+    if mllm.config.dtype == "float16":
+        prepare_to_skip(engine)
+    return engine
+
+
+def prepare_to_skip(engine: Any) -> None:
+    """Let float16 training go through steps that change nothing because their scaled gradients overflowed."""
+    _create_optimizer_state(engine, 0)  # else there would be nothing to save where the very first steps are skipped
+    engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop says it, in a sentence
+
+
+def find_loss_scale(engine: Any) -> float | None:
+    """What the loss of the next step is multiplied by in float16; None in other dtypes."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return float(scaler.cur_scale) if scaler is not None and scaler.dynamic else None
+
+
+def has_skipped(engine: Any) -> bool:
+    """Whether the last step changed nothing, for gradients that overflowed when scaled; float16 alone."""
+    return find_loss_scale(engine) is not None and bool(engine.optimizer.overflow)
+
+
+def save_loss_scaler(engine: Any) -> dict[str, float]:
+    """The state of float16's loss scaler; empty in other dtypes."""
+    if find_loss_scale(engine) is None:
+        return {}
+    return {name: getattr(engine.optimizer.loss_scaler, name) for name in LOSS_SCALER_STATE}
+
+
+def restore_loss_scaler(engine: Any, state: dict[str, float]) -> None:
+    """Put back what `save_loss_scaler` returned."""
+    for name, value in state.items():
+        setattr(engine.optimizer.loss_scaler, name, value)
 
 
 def set_learning_rates(engine: Any, lr: float, adapter_open: bool = True) -> None:

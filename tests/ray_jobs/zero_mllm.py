@@ -1,4 +1,4 @@
-"""What `zero_rank.py` does on two ranks with a whole `ToolLLM`: adapters, groups, offload, bf16, unlike batches.
+"""What `zero_rank.py` does on two ranks with a whole `ToolLLM`: adapters, groups, offload, bf16, fp16, unlike batches.
 
 Rank 0 has media in its batches, rank 1 has none. Under ZeRO-3 every weight is sharded and given up as soon as it has
 been used, as the weights of a large model are.
@@ -6,6 +6,7 @@ been used, as the weights of a large model are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from ray_jobs.train_options import TrainOptions
 N_RANKS, N_QUESTIONS = 2, 4
 LR, LORA_PLUS_RATIO = 1e-2, 4.0
 CLOSED_STEPS, ALL_STEPS = 2, 4  # of the two-stage schedule
+FP16_STEPS, FP16_SCALE_POWER = 6, 14  # scaled so, the gradients of the first three steps overflow
+FP16_BREAKS = (1, 4)  # before the scale is lowered for the first time, and when an update was made
 DORA = {
     "adapter": "dora", "lora_target": "all-linear", "modules_to_save": [], "lora_dropout": 0.2,
     "gradient_checkpointing": True,
@@ -51,7 +54,13 @@ def step_weight(mllm: ToolLLM, step: int) -> int:
 
 
 def build_engine(
-    backbone: Path, stage: int, model: dict[str, Any], state: State | None = None, steps_taken: int = 0, **train: Any
+    backbone: Path,
+    stage: int,
+    model: dict[str, Any],
+    state: State | None = None,
+    steps_taken: int = 0,
+    scale_power: int = 8,
+    **train: Any,
 ) -> Any:
     import deepspeed
 
@@ -66,8 +75,12 @@ def build_engine(
     config = zero.deepspeed_config(options, mllm.config.dtype)
     if stage == 3:
         config["zero_optimization"] |= FULLY_SHARDED
+    if mllm.config.dtype == "float16":
+        config["fp16"]["initial_scale_power"] = scale_power
     groups: Any = zero.parameter_groups(mllm, options)
     engine: Any = deepspeed.initialize(model=mllm, model_parameters=groups, config=config)[0]
+    if mllm.config.dtype == "float16":
+        zero.prepare_to_skip(engine)
     if state is not None:
         zero.restore_training_state(engine, *state, steps_taken)
     engine.train()
@@ -88,8 +101,8 @@ def take_steps(engine: Any, first: int, end: int, rank: int, closed_steps: int =
     return gather_training_state(engine)
 
 
-def sum_micro_steps(stage: int) -> State:
-    """Many micro steps of a small module in bfloat16, the same on both ranks, and one update."""
+def sum_micro_steps(stage: int, dtype: str) -> State:
+    """Many micro steps of a small module in 16 bits, the same on both ranks, and one update."""
     import deepspeed
 
     from ray_jobs.train.zero import deepspeed_config, gather_training_state
@@ -97,9 +110,9 @@ def sum_micro_steps(stage: int) -> State:
     options = TrainOptions.model_validate({"zero_stage": stage, "max_grad_norm": 1e9})
     module = build_plain_module()
     parameters: Any = list(module.parameters())
-    config = deepspeed_config(options, "bfloat16")
+    config = deepspeed_config(options, dtype)
     engine: Any = deepspeed.initialize(model=module, model_parameters=parameters, config=config)[0]
-    for x in draw_micro_steps():
+    for x in draw_micro_steps(getattr(torch, dtype)):
         engine.backward(compute_plain_loss(engine, x))
     engine.step()
     return gather_training_state(engine)
@@ -110,18 +123,44 @@ def build_plain_module() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
 
 
-def draw_micro_steps() -> list[Tensor]:
+def draw_micro_steps(dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(8, 64, generator=generator).bfloat16() for _ in range(64)]
+    return [torch.randn(8, 64, generator=generator).to(dtype) for _ in range(64)]
 
 
 def compute_plain_loss(module: Any, x: Tensor) -> Tensor:
-    return (module(x).float() ** 2).sum()
+    return (module(x).float() ** 2).sum() / 1000
 
 
 def compute_logits(mllm: ToolLLM) -> Tensor:
     with torch.no_grad():
         return mllm.eval().llm(INPUT_IDS).logits
+
+
+def run_in_float16(rank: int, backbone: Path, save: Callable[..., State]) -> None:
+    """DeepSpeed refuses float16 where the processor has no instructions for it; torch computes it all the same."""
+    from deepspeed.accelerator import get_accelerator
+
+    from ray_jobs.train.zero import gather_training_state, has_skipped, restore_loss_scaler, save_loss_scaler
+
+    accelerator: Any = get_accelerator()
+    accelerator.is_fp16_supported = lambda: True
+    half = {"dtype": "float16"}
+    for stage in (1, 2, 3):
+        save(f"summed-float16-stage{stage}", sum_micro_steps(stage, "float16"))
+        save(f"fp16-stage{stage}", take_steps(build_engine(backbone, stage, half), 0, 1, rank))
+        for name, breaks in (("whole", ()), ("broken", FP16_BREAKS)):
+            engine = build_engine(backbone, stage, half, scale_power=FP16_SCALE_POWER)
+            skipped = []
+            for step in range(FP16_STEPS):
+                if step in breaks:
+                    state, scaler = gather_training_state(engine), save_loss_scaler(engine)
+                    engine = build_engine(backbone, stage, half, state, step - sum(skipped))
+                    restore_loss_scaler(engine, scaler)
+                take_steps(engine, step, step + 1, rank)
+                skipped.append(has_skipped(engine))
+            save(f"fp16-{name}-stage{stage}", gather_training_state(engine), skipped=torch.tensor(skipped))
+    del accelerator.is_fp16_supported
 
 
 def run_cases(rank: int, folder: Path, backbone: Path) -> None:
@@ -140,7 +179,7 @@ def run_cases(rank: int, folder: Path, backbone: Path) -> None:
         state = take_steps(engine, 0, 1, rank)
         engine = build_engine(backbone, stage, {}, state, 1, offload_optimizer=True)
         save(f"offload-stage{stage}", take_steps(engine, 1, 2, rank))
-        save(f"summed-stage{stage}", sum_micro_steps(stage))
+        save(f"summed-bfloat16-stage{stage}", sum_micro_steps(stage, "bfloat16"))
         save(f"bf16-stage{stage}", take_steps(build_engine(backbone, stage, {"dtype": "bfloat16"}), 0, 1, rank))
 
     two_stages = {"projector_epochs": 1, "lora_plus_ratio": LORA_PLUS_RATIO}
@@ -151,6 +190,8 @@ def run_cases(rank: int, folder: Path, backbone: Path) -> None:
     for stage in (0, 1, 2, 3):
         engine = build_engine(backbone, stage, {}, closed, CLOSED_STEPS, **two_stages)
         save(f"opened-from3-stage{stage}", take_steps(engine, CLOSED_STEPS, ALL_STEPS, rank, CLOSED_STEPS))
+
+    run_in_float16(rank, backbone, save)
 
     for stage in (2, 3):
         engine = build_engine(backbone, stage, DORA)

@@ -317,11 +317,12 @@ def test_prompts_that_cannot_be_added_leave_the_others(
     assert ToolSearch(mllm, trie).run() == []
 
 
-def test_bfloat16_is_close_to_float32(small) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_are_close_to_float32(small, dtype: torch.dtype) -> None:
     mllm, trie, prompts, _ = small
     rounded = build_mllm(mllm.tokenizer, sharpness=2.0)
     expected = score_all_tools(rounded, prompts, trie)
-    rounded.to(torch.bfloat16)
+    rounded.to(dtype)
     for ranking, probabilities in zip(top_k_tools(rounded, prompts, 40, trie), expected, strict=True):
         found = [next(t.probability for t in ranking if t.tool_id == name) for name in trie.choices]
         np.testing.assert_allclose(found, probabilities, atol=0.03)
@@ -330,7 +331,7 @@ def test_bfloat16_is_close_to_float32(small) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_cuda_agrees_with_cpu(small, dtype: torch.dtype) -> None:
     mllm, trie, prompts, _ = small
     mllm = build_mllm(mllm.tokenizer, sharpness=2.0)

@@ -17,7 +17,14 @@ from model.llm.backbone import attach_adapter
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM, to_tensors
 from model.tiny.backbone import build_tiny_backbone
-from ray_jobs.estimate.cost import ModelSize, compute_activation_bytes, compute_flops, compute_state_bytes
+from ray_jobs.estimate.cost import (
+    ModelSize,
+    compute_activation_bytes,
+    compute_export_bytes,
+    compute_flops,
+    compute_start_bytes,
+    compute_state_bytes,
+)
 from ray_jobs.estimate.shapes import load_shape
 
 
@@ -127,6 +134,23 @@ def test_states_are_those_of_a_real_optimizer(backbone: str) -> None:
     assert states.gradients == sum(parameter.grad.nbytes for parameter in trained if parameter.grad is not None)
     moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     assert states.optimizer == sum(moment.nbytes for moment in moments)
+
+
+def test_at_start_files_are_mapped_once_and_copied_where_the_type_is_another() -> None:
+    """Vicuna-7B on 4 workers in bf16, by hand, its files in float16."""
+    config = ModelConfig(backbone="lmsys/vicuna-7b-v1.5", dtype="bfloat16")
+    size = ModelSize.measure(ToolLLM.sketch(config, load_shape(config.backbone)[0]), on_gpu=True)
+    trained, files = 4 * size.trainable, 2 * size.frozen
+
+    def start(stage: int, is_cast: bool, is_whole: bool = False) -> tuple[float, float]:
+        found = compute_start_bytes(size, stage, 4, 2, is_cast, is_whole)
+        return found.own, found.mapped
+
+    assert start(2, is_cast=True) == start(3, is_cast=True, is_whole=True) == (files + trained, files)
+    assert start(0, is_cast=False) == (trained, files)
+    assert start(3, is_cast=True) == (files / 4 + 2 * 32000 * 4096 + trained, files)
+    assert compute_export_bytes(size, is_cast=False) == trained
+    assert compute_export_bytes(size, is_cast=True) == trained + 2 * size.adapter_weights
 
 
 def test_zero_shares_out_one_state_after_the_other() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from data_pipeline.batches.steps import PlanIndex
 from model.llm.config import ModelConfig
 from ray_jobs.config import load_run_spec
-from ray_jobs.train.job import compute_fingerprint
+from ray_jobs.train.job import _lost, compute_fingerprint
 
 
 def fingerprint(*overrides: str, data: str = "d", encoder: str = "a-1", sizes: tuple[int, ...] = (9, 12)) -> str:
@@ -31,3 +33,12 @@ def test_other_data_vectors_tokens_or_settings_are_another_job() -> None:
         fingerprint("seed=1"),
     ]
     assert len({fingerprint(), *others}) == 1 + len(others)
+
+
+def test_a_training_without_memory_says_what_is_left_and_what_to_do() -> None:
+    full = "node 10.0.0.7 ran out of memory"
+    packed = str(_lost(full, Path("/runs/x/step-3"), load_run_spec(None, ["name=x", "train.max_failures=2"])))
+    assert packed.startswith(f"{full}, and train.max_failures=2 is used up; /runs/x/step-3 is intact and the same ")
+    assert "lower train.pack_tokens=2048, " in packed
+    rows = str(_lost(full, None, load_run_spec(None, ["name=x", "train.layout=rows"])))
+    assert "; no checkpoint is there yet; lower train.micro_batch_size=4, " in rows

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from model.llm.config import ModelConfig
+from model.llm.tool_llm import ToolLLM
 from model.tiny.backbone import build_tiny_backbone
+from ray_jobs.estimate.cost import ModelSize, compute_start_bytes
+from ray_jobs.estimate.shapes import load_shape
 from ray_jobs.train.partitioned import build_model
 from ray_jobs.train_options import TrainOptions
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "model"))
-from toy_batches import build_toy_backbone, toy_texts
+from toy_batches import ENCODER_DIM, build_toy_backbone, toy_texts
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -42,6 +45,8 @@ def test_no_rank_ever_holds_the_whole_backbone(tmp_path: Path) -> None:
         for rank in ranks:
             rank.kill()
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(errors[-4000:] for _, errors in outputs)
+    config = ModelConfig(backbone=str(backbone), encoder_dim=ENCODER_DIM)
+    size = ModelSize.measure(ToolLLM.sketch(config, load_shape(str(backbone))[0]), on_gpu=False)
     for output, _ in outputs:
         found = json.loads(output.splitlines()[-1])
         assert found["float32"]["model"] == 2 * found["bfloat16"]["model"] > 300e6
@@ -50,6 +55,8 @@ def test_no_rank_ever_holds_the_whole_backbone(tmp_path: Path) -> None:
         )  # the second finds memory that is free by then
         for outcome in found.values():
             assert outcome["parted"] == outcome["whole"], "the same training, bit for bit"
+        start = compute_start_bytes(size, 3, len(ranks), number_bytes=4, is_cast=False, is_whole=False)
+        assert found["float32"]["peak"] == pytest.approx(start.own, rel=0.25), "what `train --dry-run` says"
 
 
 def test_other_stages_load_it_whole(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_batches import build_toy_backbone, build_toy_mllm, gradients, run_step, toy_media
 from zero_mllm import (
     DORA,
+    FP16_BREAKS,
     LORA_PLUS_RATIO,
     N_QUESTIONS,
     build_plain_module,
@@ -53,8 +54,18 @@ def test_config_follows_from_the_run_config(stage: int) -> None:
         "torch_adam": True,
     }
     assert config["gradient_clipping"] == 0.7
-    assert "bf16" not in config
+    assert not config.keys() & {"bf16", "fp16", "data_types"}
     assert "scheduler" not in config, "the learning rate is a function of the step"
+
+
+@pytest.mark.parametrize(("dtype", "key"), [("bfloat16", "bf16"), ("float16", "fp16")])
+def test_16_bits_are_summed_in_32_and_float16_is_scaled(dtype: str, key: str) -> None:
+    config = deepspeed_config(TrainOptions(), dtype)
+    assert config.keys() & {"bf16", "fp16"} == {key}
+    assert config[key]["enabled"]
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    if key == "fp16":
+        assert config[key] == {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "min_loss_scale": 1}
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
@@ -69,6 +80,8 @@ def test_the_optimizer_may_live_in_cpu_memory(stage: int) -> None:
     [
         ({}, {"zero_stage": 0, "offload_optimizer": True}, r"train\.offload_optimizer=true needs .* 1, 2 or 3"),
         ({"dtype": "bfloat16"}, {"zero_stage": 0}, r"bfloat16 does not train exactly under train\.zero_stage=0; set"),
+        ({"dtype": "float16"}, {"zero_stage": 0}, r"float16 does not train exactly under train\.zero_stage=0; set"),
+        ({"dtype": "float16"}, {}, r"float16 trains on GPUs alone; set train\.use_gpu=true, or"),
         ({"quantize": "nf4"}, {"zero_stage": 3, "use_gpu": True}, r"nf4 does not go with train\.zero_stage=3"),
         ({"quantize": "nf4"}, {}, r"nf4 needs CUDA; set train\.use_gpu=true"),
     ],
@@ -96,22 +109,22 @@ def run_ranks(world_size: int, folder: Path, backbone: Path) -> None:
     script = Path(__file__).parents[1] / "zero_rank.py"
     path = os.pathsep.join([str(REPO), str(REPO / "tests/model")])
     environment = os.environ | {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    logs = [folder / f"rank{rank}-of-{world_size}.log" for rank in range(world_size)]  # a pipe might fill up
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), str(rank), str(world_size), str(folder), str(backbone)],
             env=environment,
-            stdout=subprocess.PIPE,
+            stdout=log.open("w"),
             stderr=subprocess.STDOUT,
-            text=True,
         )
-        for rank in range(world_size)
+        for rank, log in enumerate(logs)
     ]
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        codes = [process.wait(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(output[-4000:] for output in outputs)
+    assert not any(codes), "\n".join(log.read_text()[-4000:] for log in logs)
 
 
 @pytest.fixture(scope="module")
@@ -242,29 +255,45 @@ def test_offload_and_restore_change_nothing(outcomes: dict[str, dict[str, Tensor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES[1:])
-def test_a_bf16_step_is_near_the_exact_one(outcomes: dict[str, dict[str, Tensor]], stage: int) -> None:
-    exact, rounded = (pick(outcomes[f"{kind}-stage{stage}"], "exp_avg/") for kind in ("mixed", "bf16"))
-    assert all(value.dtype == torch.float32 for value in outcomes[f"bf16-stage{stage}"].values())
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_a_step_in_16_bits_is_near_the_exact_one(outcomes: dict[str, dict[str, Tensor]], kind: str, stage: int) -> None:
+    exact, rounded = (pick(outcomes[f"{each}-stage{stage}"], "exp_avg/") for each in ("mixed", kind))
+    assert all(value.dtype == torch.float32 for value in outcomes[f"{kind}-stage{stage}"].values())
     flat = [torch.cat([state[name].flatten() for name in exact]) for state in (exact, rounded)]
     assert 0 < (flat[0] - flat[1]).norm() < 0.1 * flat[0].norm()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES[1:])
-def test_gradients_in_bf16_are_summed_in_float32(outcomes: dict[str, dict[str, Tensor]], stage: int) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_in_16_bits_are_summed_in_float32(
+    outcomes: dict[str, dict[str, Tensor]], dtype: str, stage: int
+) -> None:
     """Sums in bfloat16 are off by 0.8 % after 64 micro steps. Adam's first moment is a tenth of the gradient."""
-    module = build_plain_module().bfloat16()
+    module = build_plain_module().to(getattr(torch, dtype))
     expected = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in module.named_parameters()}
-    for x in draw_micro_steps():
+    for x in draw_micro_steps(getattr(torch, dtype)):
         module.zero_grad()
         compute_plain_loss(module, x).backward()
         for name, parameter in module.named_parameters():
             assert parameter.grad is not None
             expected[name] += 0.1 * parameter.grad.float()
-    found = pick(outcomes[f"summed-stage{stage}"], "exp_avg/")
+    found = pick(outcomes[f"summed-{dtype}-stage{stage}"], "exp_avg/")
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert (found[name] - value).norm() <= 3e-3 * value.norm(), name  # ZeRO-1 rounds the sum once, on its way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_break_among_steps_that_overflow_changes_nothing(outcomes: dict[str, dict[str, Tensor]], stage: int) -> None:
+    """The first overflow is let pass, the second halves the scale, and Adam counts the updates that were made."""
+    whole, broken = (outcomes[f"fp16-{name}-stage{stage}"] for name in ("whole", "broken"))
+    assert whole.keys() == broken.keys()
+    assert all(torch.equal(broken[name], value) for name, value in whole.items())
+    assert whole["skipped"][: FP16_BREAKS[0] + 1].all()
+    assert not whole["skipped"][: FP16_BREAKS[1]].all()
+    assert all(value.isfinite().all() for value in whole.values())
 
 
 @pytest.mark.slow
