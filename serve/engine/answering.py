@@ -194,12 +194,29 @@ class Engine:
         group = self._groups[name, tools, takes] = _Group(search, trie, also, calibration)
         return group
 
+    def find_new_tools(self, name: str, tools: Sequence[Tool]) -> list[Tool]:
+        """Those of a caller's own tools that the model of a name must read before it can choose among them."""
+        if not self._shared.bundles[name].finds_cards:
+            return []
+        cards = [self._card_ids(tool.call_name, tool.description) for tool in tools]
+        return [tools[i] for i in self._cards.find_new(self._cards_of(name), cards)]
+
+    def read_tools(self, name: str, tools: Sequence[Tool]) -> None:
+        """Read tools ahead of a question."""
+        self._shared.activate(name)
+        self._encode_cards(name, [(tool.call_name, tool.description) for tool in tools])
+
     def _encode_cards(self, name: str, tools: Sequence[tuple[str, str]]) -> np.ndarray:
         """float32 [K, D]: vectors of tools, (name, description) each, by the model of that name, which is active."""
         mllm = self._shared.mllm
         cards = [self._card_ids(*tool) for tool in tools]
-        model_id = f"{self._shared.bundles[name].revision}-{str(mllm.llm.dtype).removeprefix('torch.')}"
-        return self._cards.find(model_id, cards, lambda new: encode_vectors(mllm, [Prompt(card) for card in new]))
+        return self._cards.find(
+            self._cards_of(name), cards, lambda new: encode_vectors(mllm, [Prompt(card) for card in new])
+        )
+
+    def _cards_of(self, name: str) -> str:
+        """What the vectors of a model's cards are kept under."""
+        return f"{self._shared.bundles[name].revision}-{str(self._shared.mllm.llm.dtype).removeprefix('torch.')}"
 
 
 def _group(keys: Sequence[_Key]) -> dict[_Key, list[int]]:

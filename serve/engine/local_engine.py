@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+from data_pipeline.records.catalog import Tool
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle
 from serve.engine.answering import Engine
@@ -12,6 +13,8 @@ from serve.engine.batching import Batcher
 from serve.engine.choices import Question
 from serve.engine.messages import PartQuery, RankedParts, Ranking
 from serve.engine.turns import Turns
+
+TOOLS_AT_ONCE = 8  # read in one go: as long does another's question wait
 
 
 class LocalEngine:
@@ -47,6 +50,9 @@ class LocalEngine:
         self._engine.rank(questions)
 
     async def answer(self, question: Question) -> Ranking:
+        """Many tools that the model has not read yet are read a few at a time, between which others are answered."""
+        if len(question.tools or ()) > TOOLS_AT_ONCE:
+            await self._read_tools(question.model, question.tools or ())
         return await self._rankings.ask(question)
 
     async def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
@@ -55,6 +61,13 @@ class LocalEngine:
 
     def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         return self._turns.write(name, request)
+
+    async def _read_tools(self, name: str, tools: Sequence[Tool]) -> None:
+        async with self._is_free:
+            new = await asyncio.to_thread(self._engine.find_new_tools, name, tools)
+        for start in range(0, len(new), TOOLS_AT_ONCE):
+            async with self._is_free:
+                await asyncio.to_thread(self._engine.read_tools, name, new[start : start + TOOLS_AT_ONCE])
 
     async def take_over(self, name: str, bundle: Bundle, adopt: Callable[[], Question]) -> None:
         async with self._turns.paused(), self._is_free:

@@ -44,6 +44,20 @@ def test_a_catalogues_cards_are_encoded_once_on_a_machine(tmp_path: Path) -> Non
     assert other.n_encoded == model.n_encoded, "another model's are no use"
 
 
+def test_cards_that_were_read_a_few_at_a_time_are_stored_together(tmp_path: Path) -> None:
+    cards, model, vectors = draw_cards(40), Model(), CardVectors(tmp_path)
+    assert vectors.find_new("rev", cards) == list(range(40))
+    for start in range(0, 40, 8):
+        vectors.find("rev", cards[start : start + 8], model)
+        assert not list(tmp_path.rglob("*.parquet"))
+    whole = vectors.find("rev", cards, model)
+    assert model.n_encoded == 40
+    again = CardVectors(tmp_path)
+    assert again.find_new("rev", [*cards, *draw_cards(2, first=900)]) == [40, 41]
+    assert np.array_equal(again.find("rev", cards, model), whole)
+    assert model.n_encoded == 40
+
+
 def test_a_chats_few_functions_stay_in_memory(tmp_path: Path) -> None:
     vectors, model = CardVectors(tmp_path / "lake"), Model()
     few = draw_cards(STORED_AT_ONCE - 1, first=1)
