@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from model.decode.growing_cache import Columns
+from model.decode.tree_cache import CachedPath, DecodeStats, TreeCache, decoding
 
 MIN_TOKENS = 16  # fewer are quicker read than copied
 
@@ -83,6 +86,31 @@ class KeptPrefixes:
     def _drop(self, number: int) -> None:
         _, prefix = self._kept.pop(number)
         self.n_bytes -= prefix.n_bytes
+
+
+def read_behind(
+    mllm: Any, ids: np.ndarray, kept: KeptPrefixes, owner: Hashable
+) -> tuple[TreeCache, CachedPath, Tensor, int]:
+    """Read a prompt, whose beginning may be known; what is read is kept where it begins like nothing that is.
+
+    Args:
+        mllm: a `ToolLLM`.
+        ids: int32 [P], without a medium.
+        kept: by whose weights it is read: see `KeptPrefixes.find`.
+        owner: likewise.
+
+    Returns:
+        cache of one row, the prompt's path in it, hidden [1, D] at its end, and how many tokens were known.
+    """
+    found = kept.find(owner, ids)
+    with decoding(mllm):
+        cache = TreeCache(mllm, (), np.zeros(0, dtype=np.int32), DecodeStats())
+        path = cache.add_row() if found is None else cache.add_row(found[0].columns, found[1])
+        n_known = path.length
+        ((path,),), hidden = cache.extend([[(path, ids[n_known:])]], is_prompt=True)
+        if found is None:
+            kept.put(owner, KeptPrefix(ids, cache.copy_path(0, path)))
+    return cache, path, hidden, n_known
 
 
 def count_common(one: np.ndarray, other: np.ndarray) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from model.decode.tree_cache import (
+    CachedPath,
     DecodeStats,
     Prompt,
     TreeCache,
@@ -193,6 +194,25 @@ class ToolSearch:
             with decoding(self._mllm):
                 self._run_prompts(prompts, rows)
         self.rows += rows
+
+    def add_read(self, cache: TreeCache, path: CachedPath, hidden: Tensor, k: int) -> None:
+        """Take over, as the only prompt, what the only row of a cache has read.
+
+        Args:
+            cache: is the search's from now on.
+            path: the prompt's, to its end.
+            hidden: [1, D], there.
+            k: as of `top_k_tools`.
+        """
+        row = LeafSearch(self._trie, min(k, len(self._trie)), self._also, default_width(k))
+        if self._trie.n_nodes > 1:
+            with decoding(self._mllm):
+                if len(forced := self._trie.edge(0)):
+                    ((path,),), hidden = cache.extend([[(path, forced)]])
+                (choices,) = self._score(hidden, [0])
+            row.add_children(0, 0.0, path, choices)
+            self._cache = cache
+        self.rows = [row]
 
     def run(self) -> list[list[RankedTool]]:
         """The tools of every prompt, in the order in which they were added."""

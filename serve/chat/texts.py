@@ -56,15 +56,15 @@ async def call_with_texts(
     words, artifacts, chosen = conversation.words, conversation.artifacts, choose(choice, ranking)
     if choice.is_catalog or chosen == UNKNOWN_TOOL_ID:
         return answer_with_tool(request, choice, ranking, words, artifacts, usage)
-    texts, n_tokens = await copy_texts(ask, choice[chosen], words, artifacts)
-    n_cached = usage.prompt_tokens_details.cached_tokens
-    usage = Usage.of(usage.prompt_tokens + n_tokens, usage.completion_tokens, n_cached)
+    texts, n_read, n_cached = await copy_texts(ask, choice[chosen], words, artifacts)
+    n_cached += usage.prompt_tokens_details.cached_tokens
+    usage = Usage.of(usage.prompt_tokens + n_read, usage.completion_tokens, n_cached)
     return answer_with_tool(request, choice, ranking, words, artifacts, usage, texts)
 
 
 async def copy_texts(
     ask: AskParts, tool: OfferedTool, words: str, artifacts: Sequence[Artifact]
-) -> tuple[list[str], int]:
+) -> tuple[list[str], int, int]:
     """The values of a call's texts.
 
     Args:
@@ -73,15 +73,16 @@ async def copy_texts(
         words, artifacts: as `build_arguments` takes them.
 
     Returns:
-        values of the first `MAX_TEXTS` texts, all of the words where no part is one, and how many tokens were read.
+        values of the first `MAX_TEXTS` texts, all of the words where no part is one; how many tokens the model
+        read, and how many of these it had read before.
     """
     try:
         wanted = build_arguments(tool.parameters, tool.media, words, artifacts).texts[:MAX_TEXTS]
     except InputError:
-        return [], 0  # told where the call is made
+        return [], 0, 0  # told where the call is made
     places = list_parts(words)
     if not wanted or len(places) < 2:
-        return [], 0
+        return [], 0, 0
     queries = []
     for text in wanted:
         prompt = render_argument(words, tool.name, tool.description, text.name, text.about)
@@ -90,9 +91,8 @@ async def copy_texts(
     answers = iter(await ask([query for query in queries if query.parts]))
     ranked = [next(answers) if query.parts else RankedParts([]) for query in queries]
     chosen = choose_parts([answer.parts for answer in ranked], places)
-    return [words if part is None else words[slice(*places[part])] for part in chosen], sum(
-        answer.n_prompt_tokens for answer in ranked
-    )
+    texts = [words if part is None else words[slice(*places[part])] for part in chosen]
+    return texts, sum(answer.n_prompt_tokens for answer in ranked), sum(answer.n_cached_tokens for answer in ranked)
 
 
 def list_parts(words: str) -> dict[str, Place]:

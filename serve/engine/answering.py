@@ -17,9 +17,9 @@ import numpy as np
 from data_pipeline.batches.cards import encode_card
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
-from model.decode.kept_prefixes import KeptPrefixes
+from model.decode.kept_prefixes import KeptPrefixes, read_behind
 from model.decode.retrieval import CardSearch, encode_vectors
-from model.decode.tools import Prompt, ToolSearch, calibrate, top_k_tools
+from model.decode.tools import Prompt, ToolSearch, calibrate
 from model.decode.trie import ChoiceTrie
 from model.decode.turn_types import RunningTurn, TurnRequest
 from model.decode.turn_writer import TurnBatch, TurnWriter
@@ -125,15 +125,17 @@ class Engine:
 
     def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
         """Rank the parts of the user's words that an argument may be, by the model of a name."""
-        mllm = self._shared.activate(name)
+        mllm, owner = self._shared.activate(name), (name, self._shared.bundles[name].revision)
         answers = []
         for query in queries:
             trie, prompt = encode_parts(self.tokenizer, query)
             if len(prompt.prompt_ids) + max(map(len, trie.sequences)) > mllm.max_positions:
                 answers.append(RankedParts([]))
                 continue
-            (ranking,) = top_k_tools(mllm, [prompt], N_PARTS, trie)
-            answers.append(to_parts(prompt, ranking))
+            search = ToolSearch(mllm, trie)
+            cache, path, hidden, n_cached = read_behind(mllm, prompt.prompt_ids, self._kept, owner)
+            search.add_read(cache, path, hidden, N_PARTS)
+            answers.append(to_parts(prompt, search.run()[0], n_cached))
         return answers
 
     def begin(self, name: str, request: TurnRequest) -> RunningTurn:

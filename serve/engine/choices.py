@@ -102,9 +102,9 @@ def encode_parts(tokenizer: Any, query: PartQuery) -> tuple[ChoiceTrie, Prompt]:
     return trie, Prompt(np.concatenate([encode_bos(tokenizer), *encode_texts(tokenizer, [query.prompt])]))
 
 
-def to_parts(prompt: Prompt, ranking: Sequence[RankedTool]) -> RankedParts:
+def to_parts(prompt: Prompt, ranking: Sequence[RankedTool], n_cached: int = 0) -> RankedParts:
     """Its ranking, as it is told."""
-    return RankedParts([(choice.tool_id, choice.probability) for choice in ranking], len(prompt.prompt_ids))
+    return RankedParts([(choice.tool_id, choice.probability) for choice in ranking], len(prompt.prompt_ids), n_cached)
 
 
 def _entry(catalog: ToolCatalog, tool_id: str) -> Tool:

@@ -87,10 +87,12 @@ class RankedParts:
     Attributes:
         parts: (part, probability), likeliest first; none where the prompt is too long for the model.
         n_prompt_tokens: that the model read.
+        n_cached_tokens: that it had read before, of these.
     """
 
     parts: list[tuple[str, float]]
     n_prompt_tokens: int = 0
+    n_cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,12 @@ def weighing(**likely: dict[str, float]) -> tuple[Any, list[PartQuery]]:
         names = [query.prompt.rpartition("Argument: ")[2].partition(" (")[0] for query in queries]
         for query, name in zip(queries, names, strict=True):
             assert set(likely[name]) <= set(query.parts)
-        return [RankedParts(sorted(likely[name].items(), key=lambda pair: -pair[1]), 10) for name in names]
+        return [RankedParts(sorted(likely[name].items(), key=lambda pair: -pair[1]), 10, 4) for name in names]
 
     return ask, asked
 
 
-def copy(ask: Any, parameters: dict[str, Any], words: str) -> tuple[list[str], int]:
+def copy(ask: Any, parameters: dict[str, Any], words: str) -> tuple[list[str], int, int]:
     tool = offer_function(FunctionDefinition(name="mail", description="Writes to\nsomebody.", parameters=parameters))
     return asyncio.run(copy_texts(ask, tool, words, []))
 
@@ -82,7 +82,7 @@ def test_arguments_share_no_words_where_they_need_not() -> None:
 
 def test_the_model_weighs_what_the_schema_allows() -> None:
     ask, asked = weighing(to={"Bob": 0.6, "a mail": 0.2}, text={"Bob": 0.7, "I am late": 0.3})
-    assert copy(ask, MAIL, WORDS) == (["Bob", "I am late"], 20)
+    assert copy(ask, MAIL, WORDS) == (["Bob", "I am late"], 20, 8)
     to, text = asked
     assert to.prompt.endswith(
         f'Request: {WORDS}\nFunction: mail (Writes to somebody.)\nArgument: to (Who gets it)\nValue: "'
@@ -99,20 +99,20 @@ def test_nothing_is_asked_where_nothing_is_open() -> None:
         "properties": {"n": {"type": "integer"}, "note": {"type": "string"}},
         "required": ["n"],
     }
-    assert copy(ask, no_text, WORDS) == ([], 0)
-    assert copy(ask, MAIL, "Hello") == ([], 0), "one word: there is no choice"
-    assert copy(ask, MAIL, "long " * MAX_CHARS) == ([], 0)
+    assert copy(ask, no_text, WORDS) == ([], 0, 0)
+    assert copy(ask, MAIL, "Hello") == ([], 0, 0), "one word: there is no choice"
+    assert copy(ask, MAIL, "long " * MAX_CHARS) == ([], 0, 0)
     nowhere = {**MAIL, "properties": {**MAIL["properties"], "to": {"$ref": "#/$defs/none"}}}
-    assert copy(ask, nowhere, WORDS) == ([], 0), "told where the call is made"
+    assert copy(ask, nowhere, WORDS) == ([], 0, 0), "told where the call is made"
     pattern = {"type": "object", "properties": {"to": {"type": "string", "pattern": "a"}}, "required": ["to"]}
-    assert copy(ask, pattern, WORDS) == ([], 0), "a caller's pattern may take long, and is searched for once"
+    assert copy(ask, pattern, WORDS) == ([], 0, 0), "a caller's pattern may take long, and is searched for once"
     never = {"type": "object", "properties": {"to": {"type": "string", "minLength": 999}}, "required": ["to"]}
-    assert copy(ask, never, WORDS) == ([WORDS], 0)
+    assert copy(ask, never, WORDS) == ([WORDS], 0, 0)
     assert asked == []
     names = [f"a{i}" for i in range(MAX_TEXTS + 3)]
     many = {"type": "object", "properties": {name: {"type": "string"} for name in names}, "required": names}
     ask, asked = weighing(**{name: {"Bob": 1.0} for name in names})
-    texts, _ = copy(ask, many, WORDS)
+    texts, *_ = copy(ask, many, WORDS)
     assert texts == ["Bob"] * MAX_TEXTS
     assert len(asked) == MAX_TEXTS
 
@@ -143,7 +143,7 @@ def test_only_a_callers_own_tool_gets_parts(brings_tools: bool) -> None:
     values = json.loads(call.function.arguments)
     if brings_tools:
         assert values == {"to": "Bob", "place": {"street": "late"}, "tags": ["mail"]}
-        assert answer.usage == Usage.of(35, 2, 3)
+        assert answer.usage == Usage.of(35, 2, 15)
         none = asyncio.run(call_with_texts(ask, request, choice, [(UNKNOWN_TOOL_ID, 1.0)], conversation, usage))
         assert none.choices[0].message.tool_calls is None
         assert len(asked) == 3

@@ -101,6 +101,14 @@ def test_parts_of_the_words_are_ranked_exactly(engine: Engine) -> None:
     (alone, long) = engine.rank_parts("a", [PartQuery("Improve", ("this",)), PartQuery("Improve " * 300, parts)])
     assert alone.parts == [("this", 1.0)]
     assert long.parts == [], "there is no room for them"
+    keeping = Engine(engine._shared.bundles, "cpu", None, prefix_cache_bytes=1 << 20)
+    other = replace(query, prompt="Improve this picture\nValue, please: ")
+    for asked, n_cached in ((query, 0), (query, ranked.n_prompt_tokens - 1), (other, 1)):
+        (alone,), (again,) = engine.rank_parts("b", [asked]), keeping.rank_parts("b", [asked])
+        assert [part for part, _ in again.parts] == [part for part, _ in alone.parts]
+        assert [p for _, p in again.parts] == pytest.approx([p for _, p in alone.parts], abs=1e-5)
+        assert n_cached <= again.n_cached_tokens < again.n_prompt_tokens == alone.n_prompt_tokens
+        assert alone.n_cached_tokens == 0
 
 
 def test_a_turn_that_has_no_room_is_told(engine: Engine) -> None:

@@ -15,7 +15,7 @@ from model.decode.tools import Prompt
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
 from serve.engine.local_engine import TOOLS_AT_ONCE, LocalEngine
-from serve.engine.messages import PartQuery, Ranking
+from serve.engine.messages import PartQuery, RankedParts, Ranking
 
 WORDS = "### Human: <Img></Img> Improve this\n"
 
@@ -65,7 +65,7 @@ def test_a_question_comes_between_the_tools_that_another_ones_question_needs(
 def test_parts_of_the_words_wait_for_their_turn(engine: LocalEngine) -> None:
     query = PartQuery("Improve ", ("this", "Human"))
 
-    async def ask_all() -> list[object]:
+    async def ask_all() -> tuple[Ranking, list[RankedParts], Ranking]:
         return await asyncio.gather(
             engine.answer(ask(engine, None)), engine.rank_parts("a", [query]), engine.answer(ask(engine, None))
         )
