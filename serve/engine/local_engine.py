@@ -56,8 +56,11 @@ class LocalEngine:
         return await self._rankings.ask(question)
 
     async def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
-        async with self._is_free:
-            return await asyncio.to_thread(self._engine.rank_parts, name, queries)
+        ranked: list[RankedParts] = []
+        for query in queries:  # between two of them others are answered
+            async with self._is_free:
+                ranked += await asyncio.to_thread(self._engine.rank_parts, name, [query])
+        return ranked
 
     def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         return self._turns.write(name, request)
