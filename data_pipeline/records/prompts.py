@@ -128,3 +128,26 @@ def render_argument(instruction: str, function: str, does: str, argument: str, a
     )
     called = f"{function} ({what})" if what else function
     return f'{_FILLED_ARGUMENTS}Request: {request}\nFunction: {called}\nArgument: {argument} ({meaning})\nValue: "'
+
+
+_MAX_SCHEMA_CHARS = 2000  # that are read; the rest governs what is written all the same
+_FORMED_ANSWERS = """Text: Anna Miller is 34 and lives in Oslo. She likes chess and hiking.
+Schema: {"properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "likes": {"type": "array"}}}
+JSON: {"name": "Anna Miller", "age": 34, "likes": ["chess", "hiking"]}
+
+Text: The parcel came two days late, and nobody answers the phone!
+Schema: {"properties": {"mood": {"enum": ["good", "bad"]}, "is_urgent": {"type": "boolean"}}}
+JSON: {"mood": "bad", "is_urgent": true}
+
+"""
+
+
+def render_json(words: str, schema: str) -> str:
+    """Render what stands before an answer in JSON: examples first, as for an argument.
+
+    Args:
+        words: what the answer is about.
+        schema: as JSON.
+    """
+    text, form = " ".join(words.split()), " ".join(schema.split())
+    return f"{_FORMED_ANSWERS}Text: {text}\nSchema: {form[:_MAX_SCHEMA_CHARS]}\nJSON: "

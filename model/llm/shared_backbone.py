@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -16,7 +17,8 @@ class SharedBackbone:
     """The backbone is there once, in the first bundle's precision; one model is active at a time. For one thread.
 
     In float32 a model that is alone is merged into the backbone: a layer then is one product instead of three, and it
-    computes the same up to rounding. In half precision the sum would lose digits of the adapter, which stays beside.
+    computes the same up to rounding. In half precision the sum would lose digits of the adapter, which stays beside;
+    so it does in float32 once the backbone was wanted without it.
 
     Attributes:
         mllm: the one model object, whichever adapter is active.
@@ -40,17 +42,29 @@ class SharedBackbone:
         self._adapters = {self._active: "default"}
         self._projectors = {self._active: self.mllm.projector}
         self._n_attached = 0
-        self._is_merged = False
+        self._is_merged = self._is_bare = self._was_bare = False
         for name, bundle in others:
             self.attach(name, bundle)
         self._merge_if_alone()
 
     def activate(self, name: str) -> ToolLLM:
         """The model of that name; until the next call `mllm` is that one."""
+        if self._is_bare:
+            self._tuner.enable_adapter_layers()
+            self._is_bare = False
         if name != self._active:
             self.mllm.llm.set_adapter(self._adapters[name])
             self.mllm.projector = self._projectors[name]
             self._active = name
+        return self.mllm
+
+    def activate_bare(self) -> ToolLLM:
+        """The backbone as its makers trained it, without an adapter: `mllm` until `activate` is called."""
+        self._was_bare = True
+        self._unmerge()
+        if not self._is_bare:
+            self._tuner.disable_adapter_layers()
+            self._is_bare = True
         return self.mllm
 
     def attach(self, name: str, bundle: Bundle) -> None:
@@ -61,6 +75,8 @@ class SharedBackbone:
         """
         others = {other: known for other, known in self.bundles.items() if other != name}
         check_shareable({**(others or self.bundles), f"{name} (new)": bundle})
+        if self._is_bare:
+            self.activate(self._active)
         self._n_attached += 1
         adapter_name = f"model{self._n_attached}"  # PEFT's names are parts of parameter names: no dots
         device = self.mllm.projector.weight.device
@@ -81,7 +97,13 @@ class SharedBackbone:
             self.mllm.llm.delete_adapter(replaced)
         self._merge_if_alone()
 
+    @property
+    def _tuner(self) -> Any:
+        return self.mllm.llm.base_model
+
     def _merge_if_alone(self) -> None:
+        if self._was_bare:
+            return
         if len(self.bundles) == 1 and self.mllm.llm.dtype == torch.float32:
             self.mllm.llm.merge_adapter()
             self._is_merged = True

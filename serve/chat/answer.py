@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from data_pipeline.errors import MediaError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn
-from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
+from model.decode.turn_types import PromptTooLongError, WrittenTurn
 from serve.agent.events import AnswerText
 from serve.agent.loop import AgentLimits, iterate_agent
 from serve.agent.names import with_short_names
@@ -24,24 +24,35 @@ from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, ToolResu
 from serve.agent.tools import build_dialogue_tool
 from serve.artifacts import open_artifacts
 from serve.chat.content import ChatLimits, Conversation, parse_conversation, store_media
-from serve.chat.events import AnswerEvents, await_completion, go_on
+from serve.chat.events import AnswerEvents, as_async, await_completion, go_on
+from serve.chat.json_answer import answer_in_json, check_format
 from serve.chat.memory import build_agent_request
 from serve.chat.schemas import ChatCompletion, ChatRequest, Usage
 from serve.chat.selection import Selector
 from serve.chat.stream import (
     NO_CALL_WANTED,
     answer_with_words,
+    choose,
     complete_agent,
     describe_tool_results,
     stream_answer,
     stream_completion,
 )
 from serve.chat.texts import call_with_texts
-from serve.chat.tools import OfferedTool, ToolChoice, offer_entry, offer_spec, read_tool_choice, selection_artifact
+from serve.chat.tools import (
+    ModelTools,
+    OfferedTool,
+    ToolChoice,
+    offer_entry,
+    offer_spec,
+    read_tool_choice,
+    selection_artifact,
+)
 from serve.chat.turns import CallerDialogue, describe, read_choices
+from serve.chat.writing import WrittenByModel
 from serve.config import ServeArgs
-from serve.engine.calls import ask, ask_stream
-from serve.engine.messages import PartQuery, RankedParts, Ranking
+from serve.engine.calls import ask
+from serve.engine.messages import Ranking
 from serve.http.fetch import FetchLimits, fetch_url
 from serve.http.schemas import RequestError, check_instruction
 from serve.mcp_servers.servers import McpServers
@@ -62,6 +73,7 @@ class ChatService:
         self.specs: dict[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
         self.selector = selector
         self._predictor = predictor
+        self._written = WrittenByModel(predictor, self.telemetry)
         self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
         self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
         self._own = self.specs.keys() - load_tools().keys()
@@ -73,7 +85,7 @@ class ChatService:
         }
         self._servers: McpServers | None = None
         self._unwritable: set[str] = set()  # tools whose calls no dialogue can write
-        self._tools: dict[str, _ModelTools] = {}
+        self._tools: dict[str, ModelTools] = {}
 
     def add_servers(self, servers: McpServers) -> None:
         """Take over the tools of others' servers, which are connected: to be listed, found, called by the agent too."""
@@ -99,10 +111,11 @@ class ChatService:
             return stream_answer(request, answer)
         if not request.stream:
             return answer
-        return _as_async(stream_completion(answer, request.has_usage_chunk))
+        return as_async(stream_completion(answer, request.has_usage_chunk))
 
     async def answer(self, request: ChatRequest, caller: str) -> ChatCompletion | AnswerEvents:
         """Answer a chat: whole, or as it comes where a stream is wanted and words are written; errors as above."""
+        check_format(request)
         if not request.is_agent:
             return await self._select(request, caller)
         if not self.models.find(request.base_model).writes_dialogues:
@@ -214,7 +227,7 @@ class ChatService:
         """What a replica of the predictor says of itself."""
         return await ask(self._predictor.describe)
 
-    def _tools_of(self, request: ChatRequest) -> _ModelTools:
+    def _tools_of(self, request: ChatRequest) -> ModelTools:
         """What the model that a request names chooses from."""
         model = self.models.find(request.base_model)
         tools = self._tools.get(model.name)
@@ -232,7 +245,7 @@ class ChatService:
                 known = sorted(self.ready - self._unwritable)
             own = sorted(self._own - set(known))
             callable_tools = {tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*known, *own]}
-            tools = self._tools[model.name] = _ModelTools(model.revision, selectable, callable_tools)
+            tools = self._tools[model.name] = ModelTools(model.revision, selectable, callable_tools)
         return tools
 
     def _offer(self, tool: Tool) -> OfferedTool:
@@ -244,9 +257,12 @@ class ChatService:
     async def _select(self, request: ChatRequest, caller: str) -> ChatCompletion | AnswerEvents:
         choice = read_tool_choice(request, self._tools_of(request).selectable)
         model = self.models.find(request.base_model)
-        if choice.is_own_choice and model.writes_dialogues and not model.finds_cards:
+        wants_json = request.json_schema is not None
+        if choice.is_own_choice and model.writes_dialogues and not model.finds_cards and not wants_json:
             return await self._begin_turn(request, await self.read(request, caller), choice)
         conversation = await self.read(request, caller, is_current_only=True)
+        if wants_json and (request.tools is None or choice.mode == "none" or conversation.tool_results):
+            return await self._answer_in_json(request, conversation)
         if conversation.tool_results:
             return answer_with_words(request, describe_tool_results(conversation), Usage.of(0, 0))
         if choice.mode == "none":
@@ -257,7 +273,9 @@ class ChatService:
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
         self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
         ranked = [(tool.tool_id, probability) for tool, probability in ranking.tools]
-        rank_parts = partial(self._rank_parts, request.base_model)
+        if wants_json and choose(choice, ranked) == UNKNOWN_TOOL_ID:
+            return await self._answer_in_json(request, conversation)
+        rank_parts = partial(self._written.rank_parts, request.base_model)
         return await call_with_texts(rank_parts, request, choice, ranked, conversation, usage)
 
     async def _rank(self, request: ChatRequest, caller: str, conversation: Conversation, choice: ToolChoice) -> Ranking:
@@ -278,11 +296,9 @@ class ChatService:
             param = params.get(error.param or "", error.param)
             raise RequestError(error.message, error.status, error.code, param) from None
 
-    async def _rank_parts(self, model: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
-        with self.telemetry.waiting("Predictor"):
-            answers: list[RankedParts] = await ask(self._predictor.rank_parts, model, queries)
-        self.telemetry.count_tokens(sum(answer.n_prompt_tokens for answer in answers), 0)
-        return answers
+    async def _answer_in_json(self, request: ChatRequest, conversation: Conversation) -> ChatCompletion:
+        max_chars, max_tokens = self.args.max_instruction_chars, self.args.agent_max_tokens
+        return await answer_in_json(self._written.write_json, request, conversation, max_chars, max_tokens)
 
     # --- the next turn of a dialogue with the caller's functions
 
@@ -306,7 +322,7 @@ class ChatService:
         while written is None:
             turn = dialogue.ask(must_call=choice.mode == "required", max_answer_tokens=request.max_answer_tokens)
             try:
-                async with aclosing(self._write_turn(request, turn)) as news:
+                async with aclosing(self._written.write_turn(request, turn)) as news:
                     async for event in news:
                         if isinstance(event, WrittenTurn):
                             written = event
@@ -321,7 +337,7 @@ class ChatService:
         turn = parse_turn(written.text)
         if isinstance(turn, ToolCall):
             choice = replace(choice, named=turn.name)
-            rank_parts = partial(self._rank_parts, request.base_model)
+            rank_parts = partial(self._written.rank_parts, request.base_model)
             yield await call_with_texts(rank_parts, request, choice, ranked, conversation, usage)
             return
         text = turn.text if isinstance(turn, Answer) else written.text.strip()
@@ -345,7 +361,7 @@ class ChatService:
             max_tokens=self.args.agent_max_tokens,
             max_answer_tokens=request.max_answer_tokens,
         )
-        write_turn = with_short_names(partial(self._write_turn, request))
+        write_turn = with_short_names(partial(self._written.write_turn, request))
         events = complete_agent(
             request, iterate_agent(write_turn, partial(self.invoke, caller=caller), agent_request, limits)
         )
@@ -366,34 +382,3 @@ class ChatService:
             ids = {tool.tool_id for tool in tools}
             by_cards = [tool.tool_id for tool, _ in selection.ranking.tools if tool.tool_id in ids]
         return await asyncio.to_thread(shortlist_tools, words, tools, n, by_cards)
-
-    async def _write_turn(self, request: ChatRequest, turn: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
-        """The beginnings of the turn's answer, where a stream is wanted, and the turn."""
-        with self.telemetry.waiting("Predictor"):
-            async with aclosing(self._ask_for_turn(request, turn)) as news:
-                async for event in news:
-                    if isinstance(event, WrittenTurn):
-                        self.telemetry.count_tokens(event.prompt_tokens, event.completion_tokens)
-                    yield event
-
-    async def _ask_for_turn(self, request: ChatRequest, turn: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
-        if not request.stream:
-            yield await ask(self._predictor.write_turn, request.base_model, turn)
-            return
-        async with aclosing(ask_stream(self._predictor.stream_turn, request.base_model, turn)) as news:
-            async for event in news:
-                yield event
-
-
-@dataclass(frozen=True)
-class _ModelTools:
-    """What a bundle's model chooses from, by id: in a selection and in the agent's loop."""
-
-    revision: str
-    selectable: dict[str, OfferedTool]
-    callable: dict[str, OfferedTool]
-
-
-async def _as_async(events: Any) -> AsyncIterator[str]:
-    for event in events:
-        yield event

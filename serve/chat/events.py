@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 
 from serve.agent.events import AgentStep, AnswerText
@@ -60,3 +60,9 @@ class SentWords:
 def find_stop(text: str, stops: Sequence[str]) -> int | None:
     """Where the first of the texts to stop at begins; None where there is none."""
     return min((place for place in map(text.find, stops) if place >= 0), default=None)
+
+
+async def as_async(events: Iterable[str]) -> AsyncIterator[str]:
+    """What is there already, as if it came."""
+    for event in events:
+        yield event

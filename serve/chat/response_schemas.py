@@ -20,8 +20,12 @@ from serve.chat.schemas import (
     AllowedToolsChoice,
     FunctionDefinition,
     FunctionName,
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
     NamedTool,
     ResponseFormat,
+    TextFormat,
     TokenLogprob,
 )
 from serve.chat.schemas import FunctionTool as ChatFunctionTool
@@ -77,8 +81,29 @@ class Reasoning(_Strict):
     summary: None = None
 
 
+class FormedText(_Strict):
+    """JSON by a schema, which lies one level higher here than in chats."""
+
+    type: Literal["json_schema"]
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(default=None, description="of no effect: an answer always fits its schema")
+
+    def to_chat(self) -> JsonSchemaFormat:
+        return JsonSchemaFormat(type="json_schema", json_schema=JsonSchema(name=self.name, schema=self.schema_))
+
+
 class TextConfig(_Strict):
-    format: ResponseFormat | None = None
+    format: (
+        Annotated[
+            Annotated[TextFormat, Tag(form("text"))]
+            | Annotated[JsonObjectFormat, Tag(form("json_object"))]
+            | Annotated[FormedText, Tag(form("json_schema"))],
+            told_by("type", "an object whose type is 'text', 'json_object' or 'json_schema'"),
+        ]
+        | None
+    ) = None
     verbosity: Literal["medium"] | None = None
 
 
@@ -129,6 +154,12 @@ class ResponseRequest(_Strict):
     max_tool_calls: None = Field(default=None, description="refused: agent_max_steps bounds the agent's calls")
     context_management: None = Field(default=None, description="refused: nothing is summed up")
     moderation: None = Field(default=None, description="refused: nothing is moderated")
+
+    @property
+    def chat_format(self) -> ResponseFormat | None:
+        """`text.format` as chats have it."""
+        wanted = None if self.text is None else self.text.format
+        return wanted.to_chat() if isinstance(wanted, FormedText) else wanted
 
     @property
     def wants_logprobs(self) -> bool:

@@ -134,6 +134,7 @@ class ResponseService:
             logprobs=request.wants_logprobs or None,
             top_logprobs=request.top_logprobs,
             max_completion_tokens=request.max_output_tokens,
+            response_format=request.chat_format,
             agent=request.agent,
         )
         is_stored = self._remembers and request.store is not False
@@ -214,6 +215,9 @@ def _begin(request: ResponseRequest, is_stored: bool) -> ResponseObject:
         previous_response_id=request.previous_response_id,
         store=is_stored,
         temperature=request.temperature,
+        text={"format": request.text.format.model_dump(by_alias=True, exclude_none=True)}
+        if request.text is not None and request.text.format is not None
+        else {"format": {"type": "text"}},
         tool_choice="auto" if choice is None else choice if isinstance(choice, str) else choice.model_dump(),
         tools=[tool.model_dump() for tool in request.tools or ()],
         top_logprobs=request.top_logprobs or 0,

@@ -8,6 +8,7 @@ that cannot change it are taken and have no effect: answers are not drawn at ran
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -75,10 +76,32 @@ class StreamOptions(RequestPart):
     include_usage: bool | None = None
 
 
-class ResponseFormat(RequestPart):
-    """Words as they come; JSON by a schema is what a tool's arguments are for."""
-
+class TextFormat(RequestPart):
     type: Literal["text"]
+
+
+class JsonObjectFormat(RequestPart):
+    type: Literal["json_object"]
+
+
+class JsonSchema(RequestPart):
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(default=None, description="of no effect: an answer always fits its schema")
+
+
+class JsonSchemaFormat(RequestPart):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag(form("text"))]
+    | Annotated[JsonObjectFormat, Tag(form("json_object"))]
+    | Annotated[JsonSchemaFormat, Tag(form("json_schema"))],
+    told_by("type", "an object whose type is 'text', 'json_object' or 'json_schema'"),
+]
 
 
 class ChatRequest(RequestPart):
@@ -106,7 +129,9 @@ class ChatRequest(RequestPart):
         default=None, ge=0, le=2, description="nothing is drawn at random, so of no effect"
     )
     top_p: float | None = Field(default=None, ge=0, le=1, description="as temperature")
-    response_format: ResponseFormat | None = None
+    response_format: ResponseFormat | None = Field(
+        default=None, description="of words: any, or JSON that fits a schema; no agent writes JSON"
+    )
     modalities: list[Literal["text"]] | None = Field(default=None, description="words are all that is answered")
     agent: bool | None = Field(
         default=None,
@@ -135,6 +160,18 @@ class ChatRequest(RequestPart):
     def stops(self) -> tuple[str, ...]:
         """What an answer in words ends before."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """What an answer in words must fit; None = nothing."""
+        if isinstance(self.response_format, JsonSchemaFormat):
+            return self.response_format.json_schema.schema_
+        return {"type": "object"} if isinstance(self.response_format, JsonObjectFormat) else None
+
+    @property
+    def schema_text(self) -> str:
+        """The same as JSON; "" = nothing."""
+        return "" if self.json_schema is None else json.dumps(self.json_schema, ensure_ascii=False)
 
     @property
     def has_usage_chunk(self) -> bool:

@@ -90,6 +90,15 @@ class ToolChoice:
         return next(tool for tool in self.tools if tool.name == name)
 
 
+@dataclass(frozen=True)
+class ModelTools:
+    """What a bundle's model chooses from, by id: in a selection and in the agent's loop."""
+
+    revision: str
+    selectable: dict[str, OfferedTool]
+    callable: dict[str, OfferedTool]
+
+
 def offer_spec(spec: ToolSpec) -> OfferedTool:
     """A tool that this service can run."""
     media = {argument.name: argument.kind for argument in spec.arguments if argument.is_media}

@@ -13,6 +13,7 @@ from ray import serve as ray_serve
 
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
+from model.decode.json_text import WrittenJson
 from model.decode.tools import Prompt
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.backbone import is_slow_in
@@ -20,7 +21,7 @@ from model.llm.bundle import Bundle, find_bundle, load_bundle
 from serve.config import ServeArgs
 from serve.engine.choices import Question
 from serve.engine.local_engine import LocalEngine
-from serve.engine.messages import PartQuery, RankedParts, Ranking, SelectQuery, ServedModel
+from serve.engine.messages import JsonQuery, PartQuery, RankedParts, Ranking, SelectQuery, ServedModel
 from serve.engine.model_engine import EngineUnavailableError, ModelEngine
 from serve.engine.vllm_engine import VllmEngine
 from serve.http.schemas import RequestError
@@ -83,6 +84,11 @@ class Predictor:
         self._model(model)
         with _telling_outages():
             return await self._engine.rank_parts(model, queries)
+
+    async def write_json(self, query: JsonQuery) -> WrittenJson:
+        """An answer in JSON; InputError as of `ModelEngine`."""
+        with _telling_outages():
+            return await self._engine.write_json(query)
 
     async def write_turn(self, model: str, request: TurnRequest) -> WrittenTurn:
         """Write one turn of a dialogue.

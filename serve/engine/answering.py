@@ -7,16 +7,19 @@ gathers prompts into batches, and here a batch goes through the model (serve/REA
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
+from llguidance import LLTokenizer
 
 from data_pipeline.batches.cards import encode_card
+from data_pipeline.batches.encoding import encode_bos, encode_texts
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
+from model.decode.json_text import WrittenJson, open_guide, write_json
 from model.decode.kept_prefixes import KeptPrefixes, read_behind
 from model.decode.retrieval import CardSearch, encode_vectors
 from model.decode.tools import Prompt, ToolSearch, calibrate
@@ -28,7 +31,7 @@ from model.llm.shared_backbone import SharedBackbone
 from model.scoring.calibration import UNCALIBRATED, Calibration
 from serve.engine.cards import MAX_CARDS, CardVectors
 from serve.engine.choices import N_PARTS, Choices, Question, encode_parts, to_parts, to_ranking
-from serve.engine.messages import PartQuery, RankedParts, Ranking
+from serve.engine.messages import JsonQuery, PartQuery, RankedParts, Ranking
 
 MAX_PASS_TOKENS = 128  # of turns, padding included: as long may a question wait
 _Tools = tuple[str, tuple[Tool, ...] | None, str]  # a model, a caller's own tools, the medium that they must take
@@ -69,6 +72,7 @@ class Engine:
         self._writer = TurnWriter(self._shared.mllm)
         self._kept = KeptPrefixes(prefix_cache_bytes)
         self._batches: dict[str, TurnBatch] = {}  # of the models that write; whose pass comes next stands first
+        self._guide: LLTokenizer | None = None  # made when JSON is first wanted
         self._n_read = 0
         self._groups: dict[_Tools, _Group] = {}
         self._faults: dict[int, InputError] = {}
@@ -137,6 +141,23 @@ class Engine:
             search.add_read(cache, path, hidden, N_PARTS)
             answers.append(to_parts(prompt, search.run()[0], n_cached))
         return answers
+
+    def begin_json(self, query: JsonQuery) -> Generator[None, None, WrittenJson]:
+        """An answer in JSON, for `step_json`; errors as of `write_json`, with its steps. It is the backbone's own: what
+        an adapter has learnt, to name tools, spoils other words."""
+        if self._guide is None:
+            self._guide = open_guide(self.tokenizer)
+        ids = np.concatenate([encode_bos(self.tokenizer), *encode_texts(self.tokenizer, [query.prompt])])
+        return write_json(self._shared.mllm, self._guide, ids, query.grammar, query.max_tokens, self._kept, "bare")
+
+    def step_json(self, writing: Generator[None, None, WrittenJson]) -> WrittenJson | None:
+        """One pass of an answer; the answer where it has come to its end."""
+        self._shared.activate_bare()
+        try:
+            next(writing)
+        except StopIteration as end:
+            return end.value
+        return None
 
     def begin(self, name: str, request: TurnRequest) -> RunningTurn:
         """Put a turn of a dialogue by the model of a name among those under way; until it ends, no `take_over`.

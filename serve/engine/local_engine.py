@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from data_pipeline.records.catalog import Tool
+from model.decode.json_text import WrittenJson
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle
 from serve.engine.answering import Engine
 from serve.engine.batching import Batcher
 from serve.engine.choices import Question
-from serve.engine.messages import PartQuery, RankedParts, Ranking
+from serve.engine.messages import JsonQuery, PartQuery, RankedParts, Ranking
 from serve.engine.turns import Turns
 
 TOOLS_AT_ONCE = 8  # read in one go: as long does another's question wait
@@ -37,6 +39,8 @@ class LocalEngine:
         self._rankings: Batcher[Question, Ranking] = Batcher(
             self._engine.rank, max_batch_size, wait_s, self._is_free, self._engine.read
         )
+        self._n_json = max_batch_size  # answers at once, as each holds memory
+        self._json_places = asyncio.Semaphore(self._n_json)
         self._turns = Turns(self._engine, self._is_free, max_batch_size)
 
     @property
@@ -62,8 +66,29 @@ class LocalEngine:
                 ranked += await asyncio.to_thread(self._engine.rank_parts, name, [query])
         return ranked
 
+    async def write_json(self, query: JsonQuery) -> WrittenJson:
+        async with self._json_places:
+            async with self._is_free:
+                writing = await asyncio.to_thread(self._engine.begin_json, query)
+            written = None
+            while written is None:
+                async with self._is_free:
+                    written = await asyncio.to_thread(self._engine.step_json, writing)
+        return written
+
     def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         return self._turns.write(name, request)
+
+    @asynccontextmanager
+    async def _no_json(self) -> AsyncIterator[None]:
+        """Within, no answer in JSON is under way: those that are end first, those that come wait."""
+        for _ in range(self._n_json):
+            await self._json_places.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(self._n_json):
+                self._json_places.release()
 
     async def _read_tools(self, name: str, tools: Sequence[Tool]) -> None:
         async with self._is_free:
@@ -73,6 +98,6 @@ class LocalEngine:
                 await asyncio.to_thread(self._engine.read_tools, name, new[start : start + TOOLS_AT_ONCE])
 
     async def take_over(self, name: str, bundle: Bundle, adopt: Callable[[], Question]) -> None:
-        async with self._turns.paused(), self._is_free:
+        async with self._no_json(), self._turns.paused(), self._is_free:
             await asyncio.to_thread(self._engine.take_over, name, bundle)
             await asyncio.to_thread(self._engine.rank, [adopt()])

@@ -96,6 +96,21 @@ class RankedParts:
 
 
 @dataclass(frozen=True)
+class JsonQuery:
+    """What the predictor is asked: an answer in JSON.
+
+    Attributes:
+        prompt: what stands before it (`render_json`).
+        grammar: what it must fit, of `build_grammar`.
+        max_tokens: of the answer.
+    """
+
+    prompt: str
+    grammar: str
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class ServedModel:
     """A model as the predictor serves it now.
 

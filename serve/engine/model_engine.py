@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Protocol
 
+from model.decode.json_text import WrittenJson
 from model.decode.turn_types import TurnRequest, WrittenTurn
 from model.llm.bundle import Bundle
 from serve.engine.choices import Question
-from serve.engine.messages import PartQuery, RankedParts, Ranking
+from serve.engine.messages import JsonQuery, PartQuery, RankedParts, Ranking
 
 
 class EngineUnavailableError(Exception):
@@ -53,6 +54,14 @@ class ModelEngine(Protocol):
 
         Raises:
             EngineUnavailableError: the engine does not answer.
+        """
+        ...
+
+    async def write_json(self, query: JsonQuery) -> WrittenJson:
+        """An answer in JSON by the backbone without an adapter.
+
+        Raises:
+            InputError: none can be written by the schema, or by this engine, or the prompt is too long.
         """
         ...
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from data_pipeline.errors import InputError
+from model.decode.json_text import WrittenJson
 from model.decode.tools import LeafSearch, RankedTool, calibrate, default_width
 from model.decode.trie import ChoiceTrie
 from model.decode.turn_types import TurnRequest, WrittenTurn
@@ -27,7 +28,7 @@ from model.llm.bundle import Bundle
 from model.llm.prompt_embedding import PromptEmbedding
 from model.llm.shared_backbone import check_shareable
 from serve.engine.choices import N_PARTS, Choices, Question, encode_parts, to_parts, to_ranking
-from serve.engine.messages import PartQuery, RankedParts, Ranking
+from serve.engine.messages import JsonQuery, PartQuery, RankedParts, Ranking
 from serve.engine.model_engine import EngineUnavailableError
 from serve.engine.vllm_http import VllmServer
 from serve.engine.vllm_reader import PromptReader, ScoreSequences, score_children, to_base64
@@ -101,6 +102,9 @@ class VllmEngine:
     async def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
         loop, rank = asyncio.get_running_loop(), partial(self._rank_part, name)
         return await asyncio.gather(*(loop.run_in_executor(self._threads, rank, query) for query in queries))
+
+    async def write_json(self, query: JsonQuery) -> WrittenJson:
+        raise InputError("this service's engine, vLLM, is not asked for JSON yet; leave response_format out.")
 
     async def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         loop, steps, shown = asyncio.get_running_loop(), _Steps(self.write_in_steps(name, request)), ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from data_pipeline.errors import InputError
 from model.llm.gguf import convert_backbone
@@ -75,6 +76,27 @@ def test_a_callers_function_gets_the_part_of_the_words_that_it_asks_for(client: 
     ):
         request = ("look_up", "Looks it up", {argument: about}, words, [value])
         assert call(client, "toolmm", request) == {argument: value}
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+    city: str
+
+
+class Mood(BaseModel):
+    mood: Literal["positive", "negative"]
+
+
+def test_an_answer_is_what_the_words_say_in_the_callers_form(client: openai.OpenAI) -> None:
+    def ask(words: str, form: type[BaseModel]) -> BaseModel | None:
+        messages: Any = [{"role": "user", "content": words}]
+        parsed = client.chat.completions.parse(model="toolmm", messages=messages, response_format=form)
+        return parsed.choices[0].message.parsed
+
+    words = "Maria Lopez, 41, moved to Madrid last year."
+    assert ask(words, Person) == Person(name="Maria Lopez", age=41, city="Madrid")
+    assert ask("I love this phone, the camera is superb!", Mood) == Mood(mood="positive")
 
 
 def test_the_bundle_is_small_and_names_no_machine() -> None:

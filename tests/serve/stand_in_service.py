@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.dialogue import Answer, parse_turn
+from model.decode.json_text import WrittenJson
 from serve.chat.answer import ChatService
 from serve.chat.selection import Selector
 from serve.chat.served_models import ServedModels
@@ -100,6 +101,8 @@ class _Predictor:
         self.list_models = Method(lambda: [ServedModel("toolmm", CATALOG, self.revision)])
         self.select = Method(self._select)
         self.rank_parts = Method(self._rank_parts)
+        self.json = "{}"
+        self.write_json = Method(lambda *_: WrittenJson(self.json, True, 20, 5, 9))
         self.describe = Method(lambda: {"largest_batch": 3, "revisions": {"toolmm": self.revision}})
 
     def _select(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:

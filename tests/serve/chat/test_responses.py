@@ -261,7 +261,7 @@ def test_an_error_in_a_stream_is_its_last_event() -> None:
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format"),
         ({"truncation": "disabled"}, "truncation"),
         ({"include": ["reasoning.encrypted_content"]}, "include.0"),
         ({"max_output_tokens": 0}, "max_output_tokens"),

@@ -97,7 +97,12 @@ def test_the_agent_is_asked_for_by_flag_or_name() -> None:
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": ["a", ""]}, "stop.1"),
         ({"temperature": "hot"}, "temperature"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"modalities": ["text", "audio"]}, "modalities.1"),
         ({"audio": {"voice": "x"}}, "audio"),

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import openai
 import pytest
-from agents import Agent, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
+from agents import (
+    Agent,
+    AgentOutputSchema,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    Runner,
+    function_tool,
+    set_tracing_disabled,
+)
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -27,6 +36,9 @@ class Weather(BaseModel):
     city: str = Field(description="name of the city")
     unit: Literal["celsius", "fahrenheit"]
     day: str | None = None
+
+
+ROME = {"city": "Rome", "unit": "celsius", "day": None}
 
 
 def get_weather(city: str) -> str:
@@ -51,6 +63,7 @@ def url() -> Iterator[str]:
         return [Ranking([(query.tools[0], 1.0)], "rev") for query in queries if query.tools]
 
     predictor.select = Method(select)
+    predictor.json = json.dumps(ROME)
     with serve(world) as url:
         yield f"{url}/v1"
 
@@ -70,6 +83,23 @@ def test_openais_client_parses_arguments_into_a_model(client: openai.OpenAI) -> 
     assert (found.unit, found.day) == ("celsius", None)
     (item,) = client.responses.parse(model="toolmm", input=words, tools=offered).output  # pyright: ignore[reportArgumentType]
     assert isinstance(item.parsed_arguments, Weather)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_openais_client_parses_an_answer_into_a_model(client: openai.OpenAI) -> None:
+    words = "Weather in Rome, in celsius?"
+    messages: Any = [{"role": "user", "content": words}]
+    chat = client.chat.completions.parse(model="toolmm", messages=messages, response_format=Weather)
+    assert chat.choices[0].message.parsed == Weather.model_validate(ROME)
+    with client.chat.completions.stream(model="toolmm", messages=messages, response_format=Weather) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == Weather.model_validate(ROME)
+    response = client.responses.parse(model="toolmm", input=words, text_format=Weather)
+    assert response.output_parsed == Weather.model_validate(ROME)
+    assert response.text is not None
+    assert response.text.format is not None
+    assert response.text.format.type == "json_schema"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="toolmm-agent", messages=messages, response_format={"type": "json_object"})
+    assert refused.value.param == "response_format"
 
 
 @pytest.mark.parametrize("uses_responses", [False, True])
@@ -92,6 +122,8 @@ def test_langchain_calls_a_tool_and_reads_its_result(url: str, uses_responses: b
     assert whole.tool_calls[0]["args"] == call["args"]
     found = chat.with_structured_output(Weather, method="function_calling").invoke("Weather in Rome in celsius?")
     assert isinstance(found, Weather)
+    found = chat.with_structured_output(Weather).invoke("Weather in Rome in celsius?")
+    assert found == Weather.model_validate(ROME)
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -112,3 +144,21 @@ def test_openais_agents_run_to_their_end(url: str, model_class: Any, is_streamed
     assert "It is sunny." in result.final_output
     kinds = [type(item).__name__ for item in result.new_items]
     assert kinds == ["ToolCallItem", "ToolCallOutputItem", "MessageOutputItem"]
+
+
+@pytest.mark.parametrize("model_class", [OpenAIChatCompletionsModel, OpenAIResponsesModel])
+def test_openais_agents_end_with_a_typed_answer(url: str, model_class: Any) -> None:
+    async def run() -> Any:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none on loopback", max_retries=0) as client:
+            model = model_class(model="toolmm", openai_client=client)
+            agent = Agent(
+                name="helper",
+                model=model,
+                tools=[function_tool(get_weather)],
+                output_type=AgentOutputSchema(Weather, False),
+            )
+            return await Runner.run(agent, "What is the weather in Rome?", max_turns=4)
+
+    result = asyncio.run(run())
+    assert result.final_output == Weather.model_validate(ROME)
+    assert len(result.new_items) == 3, "after a call"

@@ -93,7 +93,7 @@ def test_what_a_client_may_send_is_met_or_refused_by_its_name() -> None:
         assert [tool.tool_id for tool in world.predictor.asked[-1].tools or ()] == ["dehaze"]
         for fields, param in (
             ({"n": 2}, "n"),
-            ({"response_format": {"type": "json_object"}}, "response_format.type"),
+            ({"response_format": {"type": "xml"}}, "response_format"),
             ({"stop": [1]}, "stop.0"),
             (
                 {"messages": [*hello, {"role": "user", "content": [{"type": "file", "file": {}}]}]},

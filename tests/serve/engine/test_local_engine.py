@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from random_bundle import build_backbone, build_bundle
 
-from data_pipeline.batches.encoding import encode_question
+from data_pipeline.batches.encoding import encode_bos, encode_question, encode_text
 from data_pipeline.records.catalog import Tool
+from model.decode.json_text import WrittenJson, build_grammar, open_guide, write_json
+from model.decode.kept_prefixes import KeptPrefixes
 from model.decode.tools import Prompt
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
 from serve.engine.local_engine import TOOLS_AT_ONCE, LocalEngine
-from serve.engine.messages import PartQuery, RankedParts, Ranking
+from serve.engine.messages import JsonQuery, PartQuery, RankedParts, Ranking
 
 WORDS = "### Human: <Img></Img> Improve this\n"
 
@@ -73,3 +77,35 @@ def test_parts_of_the_words_wait_for_their_turn(engine: LocalEngine) -> None:
     first, (parts,), second = asyncio.run(ask_all())
     assert first == second
     assert sum(p for _, p in parts.parts) == pytest.approx(1)
+
+
+def test_json_is_the_backbones_own_and_leaves_the_models_as_they_are(engine: LocalEngine) -> None:
+    schema = {"type": "array", "items": {"enum": ["this", "Human"]}, "minItems": 5, "maxItems": 5}
+    query = JsonQuery("Improve this ", build_grammar(schema), 60)
+    bare, guide = engine._engine._shared.bundles["a"].build_mllm(), open_guide(engine.tokenizer)
+    prompt = np.concatenate([encode_bos(engine.tokenizer), encode_text(engine.tokenizer, query.prompt)])
+    expected = None
+    with bare.llm.disable_adapter():
+        writing = write_json(bare, guide, prompt, query.grammar, 60, KeptPrefixes(0), "")
+        while expected is None:
+            try:
+                next(writing)
+            except StopIteration as end:
+                expected = end.value
+
+    async def ask_all() -> tuple[Ranking, WrittenJson, Ranking, WrittenJson]:
+        return await asyncio.gather(
+            engine.answer(ask(engine, None)),
+            engine.write_json(query),
+            engine.answer(ask(engine, None)),
+            engine.write_json(query),
+        )
+
+    before = asyncio.run(engine.answer(ask(engine, None)))
+    first, written, second, again = asyncio.run(ask_all())
+    after = asyncio.run(engine.answer(ask(engine, None)))
+    for ranking in (first, second, after):
+        assert [tool.tool_id for tool, _ in ranking.tools] == [tool.tool_id for tool, _ in before.tools]
+        assert [p for _, p in ranking.tools] == pytest.approx([p for _, p in before.tools], abs=1e-5)
+    assert written.text == again.text == expected.text
+    assert set(json.loads(written.text)) <= {"this", "Human"}
