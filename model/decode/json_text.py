@@ -62,9 +62,12 @@ def build_grammar(schema: Mapping[str, Any]) -> str:
     Raises:
         InputError: it is none, or uses a keyword that is not supported.
     """
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPACING)  # pyright: ignore[reportArgumentType]
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPACING)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:  # it nests too deep
+        raise _unwritable(str(error)) from None
     if fault := LLMatcher.validate_grammar(grammar):
-        raise InputError(f"no JSON can be written by this schema: {' '.join(fault.split())[:200]}")
+        raise _unwritable(fault)
     return grammar
 
 
@@ -94,14 +97,14 @@ def write_json(
     if room < _MIN_TOKENS:
         raise InputError("the words are too long for this model to write JSON behind them; send fewer.")
     max_tokens, matcher = min(max_tokens, room), LLMatcher(guide, grammar)
+    _check(matcher)
     cache, path, hidden, n_cached = read_behind(mllm, prompt_ids, kept, owner)
     tokens: list[int] = []
     while not matcher.is_stopped() and len(tokens) < max_tokens:
         new = matcher.compute_ff_tokens() or [_likeliest(mllm, hidden, matcher, guide.vocab_size)]
         new = new[: max_tokens - len(tokens)]
         matcher.consume_tokens(new)
-        if fault := matcher.get_error():
-            raise InputError(f"no JSON can be written by this schema: {' '.join(fault.split())[:200]}")
+        _check(matcher)
         if new == [guide.eos_token]:
             break
         tokens += new
@@ -110,11 +113,21 @@ def write_json(
             ((path,),), hidden = cache.extend([[(path, np.array(new, dtype=np.int32))]])
     return WrittenJson(
         text=guide.decode_str(tokens),
-        is_whole=matcher.is_accepting() or matcher.is_stopped(),
+        is_whole=matcher.is_accepting(),
         prompt_tokens=len(prompt_ids),
         cached_tokens=n_cached,
         completion_tokens=len(tokens),
     )
+
+
+def _check(matcher: LLMatcher) -> None:
+    """A matcher raises nothing: where a schema is too complex it stops, as if it were at its end."""
+    if fault := matcher.get_error():
+        raise _unwritable(fault)
+
+
+def _unwritable(fault: str) -> InputError:
+    return InputError(f"no JSON can be written by this schema: {' '.join(fault.split())[:200]}")
 
 
 def _likeliest(mllm: Any, hidden: torch.Tensor, matcher: LLMatcher, n_tokens: int) -> int:

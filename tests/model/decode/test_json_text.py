@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -102,7 +103,18 @@ def test_what_was_read_before_is_not_read_again(mllm: ToolLLM, guide: Any) -> No
 
 
 def test_what_cannot_be_written_is_told(mllm: ToolLLM, guide: Any) -> None:
-    for schema in ({"type": "nothing"}, {"type": "object", "patternProperties": 3}, {"$ref": "#/$defs/none"}):
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(150):
+        deep = {"type": "object", "properties": {"a": deep}, "required": ["a"]}
+    for schema in (
+        {"type": "nothing"},
+        {"type": "object", "patternProperties": 3},
+        {"$ref": "#/$defs/none"},
+        {"$ref": "http://127.0.0.1/schema.json"},
+        {"type": "string", "pattern": "(?<=a)b"},
+        {"not": {}},
+        deep,
+    ):
         with pytest.raises(InputError, match="no JSON can be written by this schema"):
             build_grammar(schema)
     with pytest.raises(InputError, match="too long"):
@@ -113,3 +125,18 @@ def test_what_cannot_be_written_is_told(mllm: ToolLLM, guide: Any) -> None:
 
     with pytest.raises(InputError, match="no end token"):
         open_guide(Endless())
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+        {"type": "string", "pattern": "^(a|aa|b){900,5000}c$"},
+        {"type": "string", "minLength": 10**9},
+        {"type": "array", "items": {"type": "string"}, "minItems": 10**9},
+    ],
+)
+def test_what_never_ends_is_refused_or_cut(mllm: ToolLLM, guide: Any, schema: dict[str, Any]) -> None:
+    with contextlib.suppress(InputError):
+        assert not write(mllm, guide, schema, "good", n=20).is_whole
