@@ -245,7 +245,8 @@ def _rename(param: str | None, places: Sequence[str]) -> str | None:
         return None
     message = re.fullmatch(r"messages(?:\.(\d+)\.(.*))?", param)
     if message is None:
-        return param.replace(".function", "").replace(".allowed_tools", "")
+        renamed = param.replace(".function", "").replace(".allowed_tools", "")
+        return "text.format" if renamed == "response_format" else renamed
     if message[1] is None:
         return "input"
     place, field = places[int(message[1])], message[2]

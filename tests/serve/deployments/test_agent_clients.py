@@ -100,6 +100,9 @@ def test_openais_client_parses_an_answer_into_a_model(client: openai.OpenAI) -> 
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="toolmm-agent", messages=messages, response_format={"type": "json_object"})
     assert refused.value.param == "response_format"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="toolmm-agent", input=words, text={"format": {"type": "json_object"}})
+    assert refused.value.param == "text.format"
 
 
 @pytest.mark.parametrize("uses_responses", [False, True])
