@@ -116,7 +116,7 @@ def encode_dialogue(tokenizer: Any, record_prompt: str, turns: Sequence[Turn]) -
     Raises:
         InputError: the turns do not alternate, or the tokenizer has no end token.
     """
-    prompt_ids = np.concatenate([encode_bos(tokenizer), encode_text(tokenizer, record_prompt)])
+    prompt_ids = encode_whole_prompt(tokenizer, record_prompt)
     if not turns:
         return EncodedQuestion(prompt_ids, [])
     check_turn_order(turns)
@@ -159,6 +159,11 @@ def encode_bos(tokenizer: Any) -> np.ndarray:
 def encode_text(tokenizer: Any, text: str) -> np.ndarray:
     """One text of `encode_texts`: int32 [A]. A turn of a dialogue is one."""
     return encode_texts(tokenizer, [text])[0]
+
+
+def encode_whole_prompt(tokenizer: Any, text: str) -> np.ndarray:
+    """A prompt that is one text, without a medium: int32 [P], behind the bos token."""
+    return np.concatenate([encode_bos(tokenizer), encode_text(tokenizer, text)])
 
 
 def longest_answer(tokenizer: Any, tool_ids: Iterable[str]) -> int:

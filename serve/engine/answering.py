@@ -16,7 +16,7 @@ import numpy as np
 from llguidance import LLTokenizer
 
 from data_pipeline.batches.cards import encode_card
-from data_pipeline.batches.encoding import encode_bos, encode_texts
+from data_pipeline.batches.encoding import encode_whole_prompt
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from model.decode.json_text import WrittenJson, open_guide, write_json
@@ -127,27 +127,24 @@ class Engine:
         finally:
             self._forget()
 
-    def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
+    def rank_part(self, name: str, query: PartQuery) -> RankedParts:
         """Rank the parts of the user's words that an argument may be, by the model of a name."""
         mllm, owner = self._shared.activate(name), (name, self._shared.bundles[name].revision)
-        answers = []
-        for query in queries:
-            trie, prompt = encode_parts(self.tokenizer, query)
-            if len(prompt.prompt_ids) + max(map(len, trie.sequences)) > mllm.max_positions:
-                answers.append(RankedParts([]))
-                continue
-            search = ToolSearch(mllm, trie)
-            cache, path, hidden, n_cached = read_behind(mllm, prompt.prompt_ids, self._kept, owner)
-            search.add_read(cache, path, hidden, N_PARTS)
-            answers.append(to_parts(prompt, search.run()[0], n_cached))
-        return answers
+        encoded = encode_parts(self.tokenizer, query, mllm.max_positions)
+        if encoded is None:
+            return RankedParts([])
+        trie, prompt = encoded
+        search = ToolSearch(mllm, trie)
+        cache, path, hidden, n_cached = read_behind(mllm, prompt.prompt_ids, self._kept, owner)
+        search.add_read(cache, path, hidden, N_PARTS)
+        return to_parts(prompt, search.run()[0], n_cached)
 
     def begin_json(self, query: JsonQuery) -> Generator[None, None, WrittenJson]:
         """An answer in JSON, for `step_json`; errors as of `write_json`, with its steps. It is the backbone's own: what
         an adapter has learnt, to name tools, spoils other words."""
         if self._guide is None:
             self._guide = open_guide(self.tokenizer)
-        ids = np.concatenate([encode_bos(self.tokenizer), *encode_texts(self.tokenizer, [query.prompt])])
+        ids = encode_whole_prompt(self.tokenizer, query.prompt)
         return write_json(self._shared.mllm, self._guide, ids, query.grammar, query.max_tokens, self._kept, "bare")
 
     def step_json(self, writing: Generator[None, None, WrittenJson]) -> WrittenJson | None:
@@ -217,10 +214,13 @@ class Engine:
         group = self._groups[name, tools, takes] = _Group(search, trie, also, calibration)
         return group
 
+    def finds_cards(self, name: str) -> bool:
+        """Whether the model of a name tells a caller's own tools by their descriptions."""
+        return self._shared.bundles[name].finds_cards
+
     def find_new_tools(self, name: str, tools: Sequence[Tool]) -> list[Tool]:
-        """Those of a caller's own tools that the model of a name must read before it can choose among them."""
-        if not self._shared.bundles[name].finds_cards:
-            return []
+        """Those of a caller's own tools that the model of a name, which finds cards, must read before it can choose
+        among them."""
         cards = [self._card_ids(tool.call_name, tool.description) for tool in tools]
         return [tools[i] for i in self._cards.find_new(self._cards_of(name), cards)]
 

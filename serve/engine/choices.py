@@ -7,9 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from data_pipeline.batches.encoding import encode_bos, encode_texts
+from data_pipeline.batches.encoding import encode_whole_prompt
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.prompts import VALUE_END
 from model.decode.tools import Prompt, RankedTool
@@ -96,10 +94,13 @@ def to_ranking(
     )
 
 
-def encode_parts(tokenizer: Any, query: PartQuery) -> tuple[ChoiceTrie, Prompt]:
-    """The parts that an argument may be, each up to its closing mark, and what stands before them."""
+def encode_parts(tokenizer: Any, query: PartQuery, max_positions: int) -> tuple[ChoiceTrie, Prompt] | None:
+    """The parts that an argument may be, each up to its closing mark, and what stands before them; None where there is
+    no room for both."""
     trie = ChoiceTrie(query.parts, tokenizer, lambda part: part + VALUE_END)
-    return trie, Prompt(np.concatenate([encode_bos(tokenizer), *encode_texts(tokenizer, [query.prompt])]))
+    prompt_ids = encode_whole_prompt(tokenizer, query.prompt)
+    fits = len(prompt_ids) + max(map(len, trie.sequences)) <= max_positions
+    return (trie, Prompt(prompt_ids)) if fits else None
 
 
 def to_parts(prompt: Prompt, ranking: Sequence[RankedTool], n_cached: int = 0) -> RankedParts:

@@ -55,15 +55,16 @@ class LocalEngine:
 
     async def answer(self, question: Question) -> Ranking:
         """Many tools that the model has not read yet are read a few at a time, between which others are answered."""
-        if len(question.tools or ()) > TOOLS_AT_ONCE:
-            await self._read_tools(question.model, question.tools or ())
+        tools = question.tools or ()
+        if len(tools) > TOOLS_AT_ONCE and self._engine.finds_cards(question.model):
+            await self._read_tools(question.model, tools)
         return await self._rankings.ask(question)
 
     async def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
         ranked: list[RankedParts] = []
         for query in queries:  # between two of them others are answered
             async with self._is_free:
-                ranked += await asyncio.to_thread(self._engine.rank_parts, name, [query])
+                ranked.append(await asyncio.to_thread(self._engine.rank_part, name, query))
         return ranked
 
     async def write_json(self, query: JsonQuery) -> WrittenJson:

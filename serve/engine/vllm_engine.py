@@ -153,11 +153,12 @@ class VllmEngine:
         return to_ranking(question, found, trie, also, bundle)
 
     def _rank_part(self, name: str, query: PartQuery) -> RankedParts:
-        trie, prompt = encode_parts(self.tokenizer, query)
         with self._choices_free:
             bundle, embedding = self._bundles[name], self._embeddings[name]
-        if len(prompt.prompt_ids) + max(map(len, trie.sequences)) > embedding.max_positions:
+        encoded = encode_parts(self.tokenizer, query, embedding.max_positions)
+        if encoded is None:
             return RankedParts([])
+        trie, prompt = encoded
         if trie.n_nodes == 1:
             return to_parts(prompt, [RankedTool(trie.choices[0], 1.0)])
         reader = PromptReader(self._server, bundle.revision, embedding, prompt)

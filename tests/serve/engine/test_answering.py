@@ -11,7 +11,7 @@ from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
 from whole_turn import write_together, write_whole
 
 from data_pipeline.batches.cards import encode_card
-from data_pipeline.batches.encoding import encode_bos, encode_question, encode_texts, longest_answer
+from data_pipeline.batches.encoding import encode_question, encode_whole_prompt, longest_answer
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.prompts import VALUE_END
@@ -91,20 +91,21 @@ def test_a_fault_belongs_to_its_question(engine: Engine) -> None:
 def test_parts_of_the_words_are_ranked_exactly(engine: Engine) -> None:
     parts = ("this", "this picture", "Improve this picture", "picture")
     query = PartQuery("Improve this picture\nValue: ", parts)
-    (ranked,) = engine.rank_parts("b", [query])
-    prompt = Prompt(np.concatenate([encode_bos(engine.tokenizer), *encode_texts(engine.tokenizer, [query.prompt])]))
+    ranked = engine.rank_part("b", query)
+    prompt = Prompt(encode_whole_prompt(engine.tokenizer, query.prompt))
     trie = ChoiceTrie(parts, engine.tokenizer, lambda part: part + VALUE_END)
     (expected,) = score_all_tools(engine._shared.activate("b"), [prompt], trie)
     assert [part for part, _ in ranked.parts] == [parts[i] for i in np.argsort(-expected)]
     assert [p for _, p in ranked.parts] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
     assert ranked.n_prompt_tokens == len(prompt.prompt_ids)
-    (alone, long) = engine.rank_parts("a", [PartQuery("Improve", ("this",)), PartQuery("Improve " * 300, parts)])
+    alone = engine.rank_part("a", PartQuery("Improve", ("this",)))
+    long = engine.rank_part("a", PartQuery("Improve " * 300, parts))
     assert alone.parts == [("this", 1.0)]
     assert long.parts == [], "there is no room for them"
     keeping = Engine(engine._shared.bundles, "cpu", None, prefix_cache_bytes=1 << 20)
     other = replace(query, prompt="Improve this picture\nValue, please: ")
     for asked, n_cached in ((query, 0), (query, ranked.n_prompt_tokens - 1), (other, 1)):
-        (alone,), (again,) = engine.rank_parts("b", [asked]), keeping.rank_parts("b", [asked])
+        alone, again = engine.rank_part("b", asked), keeping.rank_part("b", asked)
         assert [part for part, _ in again.parts] == [part for part, _ in alone.parts]
         assert [p for _, p in again.parts] == pytest.approx([p for _, p in alone.parts], abs=1e-5)
         assert n_cached <= again.n_cached_tokens < again.n_prompt_tokens == alone.n_prompt_tokens

@@ -7,11 +7,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from random_bundle import build_backbone, build_bundle
 
-from data_pipeline.batches.encoding import encode_bos, encode_question, encode_text
+from data_pipeline.batches.encoding import encode_question, encode_whole_prompt
 from data_pipeline.records.catalog import Tool
 from model.decode.json_text import WrittenJson, build_grammar, open_guide, write_json
 from model.decode.kept_prefixes import KeptPrefixes
@@ -83,7 +82,7 @@ def test_json_is_the_backbones_own_and_leaves_the_models_as_they_are(engine: Loc
     schema = {"type": "array", "items": {"enum": ["this", "Human"]}, "minItems": 5, "maxItems": 5}
     query = JsonQuery("Improve this ", build_grammar(schema), 60)
     bare, guide = engine._engine._shared.bundles["a"].build_mllm(), open_guide(engine.tokenizer)
-    prompt = np.concatenate([encode_bos(engine.tokenizer), encode_text(engine.tokenizer, query.prompt)])
+    prompt = encode_whole_prompt(engine.tokenizer, query.prompt)
     expected = None
     with bare.llm.disable_adapter():
         writing = write_json(bare, guide, prompt, query.grammar, 60, KeptPrefixes(0), "")

@@ -95,7 +95,7 @@ def test_parts_of_the_words_are_ranked_as_by_the_engine_in_this_process(
         PartQuery("Improve this " * 99, ("this", "that")),
     ]
     for name in bundles:
-        expected = local.rank_parts(name, queries)
+        expected = [local.rank_part(name, query) for query in queries]
         for one, other in zip(asyncio.run(engine.rank_parts(name, queries)), expected, strict=True):
             assert [part for part, _ in one.parts] == [part for part, _ in other.parts]
             assert [p for _, p in one.parts] == pytest.approx([p for _, p in other.parts], abs=1e-5)
