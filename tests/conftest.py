@@ -68,6 +68,7 @@ def ray_session() -> Iterator[None]:
     import ray
 
     ray.init(
+        "local",  # a test's own cluster, which leaves its address in Ray's file, is none of this one's
         num_cpus=12,
         include_dashboard=True,
         log_to_driver=False,

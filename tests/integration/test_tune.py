@@ -133,18 +133,20 @@ def test_a_killed_sweep_goes_on_and_its_best_trial_is_promoted(killed: RunSpec) 
 
     # --- nothing is left running: a cleaner of Ray Train's sees to placement groups every second
     deadline = time.monotonic() + 30
-    while left := find_left(address) - of_others:
+    while left := {one: what for one, what in find_left(address).items() if one not in of_others}:
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
 
 
-def find_left(address: str) -> set[str]:
-    """Ids of Ray Train's actors and of placement groups."""
-    actors: list[Any] = list_actors(address, filters=[("state", "!=", "DEAD")])
+def find_left(address: str) -> dict[str, str]:
+    """Id -> kind and state of Ray Train's actors of this process and of placement groups. A killed one's end is Ray's."""
+    job = ray.get_runtime_context().get_job_id()
+    actors: list[Any] = list_actors(address, filters=[("state", "!=", "DEAD"), ("job_id", "=", job)])
     groups: list[Any] = list_placement_groups(address, filters=[("state", "=", "CREATED")])
     kinds = ("TrainWorker", "TrainController")
-    trainers = {actor.actor_id for actor in actors if any(kind in actor.class_name for kind in kinds)}
-    return trainers | {group.placement_group_id for group in groups}
+    trainers = [actor for actor in actors if any(kind in actor.class_name for kind in kinds)]
+    found = {actor.actor_id: f"{actor.class_name} {actor.state}" for actor in trainers}
+    return found | {group.placement_group_id: f"placement group {group.state}" for group in groups}
 
 
 def test_a_sweep_that_is_over_is_not_run_again(killed: RunSpec) -> None:
