@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import shlex
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +29,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(START), os.environ.
 gc.set_threshold(50_000, 10, 10)  # this one has started already
 
 PASSED_ON = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # a submission's way to say what every driver's runtime environment has
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -63,7 +68,23 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers of every Ray that is started from now on need not import what is large: see tests/python_start."""
+    script = START / "warm_start.py"
+    address = tmp_path_factory.mktemp("warm") / "socket"
+    python = shlex.join([sys.executable, "-S", "-I", str(script), str(address)])
+    os.environ[JOB_CONFIG] = json.dumps({"runtime_env": {"py_executable": python}})
+    command = [sys.executable, script, address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        yield
+        assert server.poll() is None, "the process that forks Ray's workers has ended"
+        assert server.stdin is not None
+        server.stdin.close()
+    del os.environ[JOB_CONFIG]
+
+
+@pytest.fixture(scope="session")
+def ray_session(warm_python: None) -> Iterator[None]:
     """One Ray instance for the whole test session, with more logical CPUs than cores so that no job starves another."""
     import ray
 

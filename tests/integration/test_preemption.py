@@ -23,7 +23,7 @@ from ray_jobs.train.checkpoint import CheckpointStore, load_cursor
 from ray_jobs.train.job import TrainSummary
 from ray_jobs.train.validation import SCORE_KEY
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("warm_python")]
 
 EPOCHS = 45
 LEFT_S = 60.0  # from the news to the time at which the node may be taken

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.serve_command import serving
 from tests.integration.small_service import make_bundle, make_encoder, picture
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_python")]
 
 
 def test_one_command_serves_models_page_and_tools(tmp_path: Path) -> None:

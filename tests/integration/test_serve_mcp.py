@@ -25,7 +25,7 @@ from serve.http.access import KEYS_VARIABLE
 from tests.integration.serve_command import serving
 from tests.integration.small_service import make_bundle, make_encoder, picture, sound, video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_python")]
 
 KEY = "a-key-of-the-tests"
 BEARER = {"Authorization": f"Bearer {KEY}"}

@@ -16,7 +16,7 @@ from model.llm.gguf import convert_backbone
 from tests.integration.serve_command import PROJECT, serving
 from tests.measurements.callers_texts import call
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_python")]
 
 BUNDLE = PROJECT / "model" / "weights" / "agent_smollm2"
 PICTURE = PROJECT.parent / "shared" / "media" / "example-1.jpg"

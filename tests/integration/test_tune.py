@@ -139,7 +139,7 @@ def test_a_killed_sweep_goes_on_and_its_best_trial_is_promoted(killed: RunSpec) 
 
 
 def find_left(address: str) -> dict[str, str]:
-    """Id -> kind and state of Ray Train's actors of this process and of placement groups. A killed one's end is Ray's."""
+    """Id -> kind and state of Ray Train's actors of this process and of placement groups. Others' end is Ray's."""
     job = ray.get_runtime_context().get_job_id()
     actors: list[Any] = list_actors(address, filters=[("state", "!=", "DEAD"), ("job_id", "=", job)])
     groups: list[Any] = list_placement_groups(address, filters=[("state", "=", "CREATED")])
