@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from ray_jobs.cluster import JOB_CONFIG_ENV
 from ray_jobs.config import load_run_spec
 from ray_jobs.demo import STAGES
 from ray_jobs.train.job import TrainSummary
@@ -34,13 +33,12 @@ def build_command(folder: Path, verb: str, *overrides: str) -> list[str]:
 
 
 def clean_env(**more: str) -> dict[str, str]:
-    """Without what the test suite sets for its own Ray, but for how workers start."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == JOB_CONFIG_ENV}
-    return kept | more
+    """Without what the test suite sets for its own Ray."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | more
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory, warm_python: None) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("demo")
     command = build_command(folder, "demo")
     result = subprocess.run(command, cwd=REPO, env=clean_env(), capture_output=True, text=True, timeout=550)

@@ -66,7 +66,7 @@ QUESTIONS_IN = {  # where a request's messages are, and what their parts are cal
 }
 MEDIA_KEYS = ("url", "data", "image_url")
 UNBOUNDED = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
-LONGEST_S = 20.0
+LONGEST_S = 60.0
 MAX_GROWTH_MIB = 150
 TOOLS = ("local/crop-image", "local/upscale-image", "local/estimate-pitch", "local/extract-keyframes")
 HOSTILE_TEXTS = (

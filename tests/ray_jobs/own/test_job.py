@@ -13,7 +13,6 @@ from terminal import show_on_terminal, strip_codes
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Modality, ToolRecord
-from ray_jobs.cluster import JOB_CONFIG_ENV
 from ray_jobs.config import load_run_spec
 from ray_jobs.own.job import choose_questions, settle
 
@@ -24,7 +23,7 @@ NOISE = re.compile(r"\(.*pid=\d+|WARNING|raylet|\[E |E0000| E \d+ \d+\] |toolmm-
 
 def run_on_terminal(command: list[str]) -> str:
     """What a command, which must end well, shows on a terminal of 160 columns, without colours and the like."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == JOB_CONFIG_ENV}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     shown, status = show_on_terminal(command, env | {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"})
     text = strip_codes(shown)
     assert status == 0, text
@@ -61,7 +60,7 @@ def test_three_questions_for_different_tools_are_asked() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_shops_tools_are_served(tmp_path: Path, warm_python: None) -> None:
+def test_a_shops_tools_are_served(tmp_path: Path) -> None:
     """As a user starts it on a terminal; with the tiny backbone, which needs no download."""
     command = [sys.executable, "-m", "ray_jobs", "own", "--config", "own_tiny", f"generate.tools={SHOP}"]
     said = run_on_terminal([*command, f"runs_dir={tmp_path}", "--ask", "Where is the parcel that I sent on Monday?"])
