@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from serve.tools.wire import WireError
+from serve.tools.work_folder import WorkFolder
 
 START_S = 120.0  # for a worker's imports on a slow machine
 STOP_S = 1.0  # for a worker to end what it has forked
@@ -41,7 +40,7 @@ class WorkerProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._folder = ""
+        self._folder: WorkFolder | None = None
         self._readable: set[str] = set()
 
     def submit(self, request: dict[str, Any], deadline: float) -> socket.socket:
@@ -95,8 +94,8 @@ class WorkerProcess:
         if not self._is_resident:  # a process that forks must have no threads, and many calls run side by side
             threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
         environment = {name: os.environ[name] for name in names} | threads
-        self._folder = tempfile.mkdtemp(prefix="toolmm-tools-")
-        words = [*self._command, str(theirs.fileno()), self._folder, json.dumps(sorted(self._readable))]
+        self._folder = WorkFolder()
+        words = [*self._command, str(theirs.fileno()), self._folder.path, json.dumps(sorted(self._readable))]
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *words],
@@ -117,7 +116,9 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
             self._process = None
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
 
     def stop(self) -> None:
         with self._lock:
