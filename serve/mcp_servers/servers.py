@@ -27,7 +27,7 @@ from serve.mcp_servers.tools import RemoteTool, one_line, read_tool
 
 logger = logging.getLogger("ray.serve")
 
-LIST_TIMEOUT_S = 30.0  # of connecting and listing; a command may have to load its packages
+LIST_TIMEOUT_S = 120.0  # of connecting and listing: npx and uvx fetch a package first
 MAX_TOOLS = 1000  # of one server
 _ARTIFACT = "artifact:"
 _BROKEN = (CONNECTION_CLOSED, INVALID_REQUEST)  # the latter where a server has forgotten the session
