@@ -37,10 +37,11 @@ from ray_jobs.progress import Progress
 from ray_jobs.tracking.client import check_uri
 from ray_jobs.tracking.runs import RunLogger, open_run
 from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_metrics
+from ray_jobs.train.failures import OUT_OF_MEMORY, describe_failure
 from ray_jobs.train.inputs import TrainInputs, build_inputs
 from ray_jobs.train.loop import TrainJob
 from ray_jobs.train.run_folder import only_one, shown_to_all
-from ray_jobs.train.trainer import Trainer, describe_death
+from ray_jobs.train.trainer import Trainer
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train.worker import train_loop_per_worker
 from ray_jobs.worker_output import told_to
@@ -252,10 +253,10 @@ def _lost(what: str, checkpoint: Location | None, spec: RunSpec) -> InputError:
     amount = f"pack_tokens={spec.train.pack_tokens}"
     if spec.train.layout == "rows":
         amount = f"micro_batch_size={spec.train.micro_batch_size}"
-    return InputError(
-        f"{what}, and train.max_failures={spec.train.max_failures} is used up; {intact}; lower train.{amount}, raise "
-        "train.zero_stage, run less beside it, or take nodes with more memory."
-    )
+    mend = f"lower train.{amount}, raise train.zero_stage, run less beside it, or take nodes with more memory"
+    if OUT_OF_MEMORY not in what:  # perhaps it was that all the same: the system kills processes too, and says nothing
+        mend = f"raise it, or, where memory was short, {mend}"
+    return InputError(f"{what}, and train.max_failures={spec.train.max_failures} is used up; {intact}; {mend}.")
 
 
 @contextmanager
@@ -307,7 +308,7 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks:
             result = trainer.fit()
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        if find_input_error(error) is None and (what := describe_death(error)) is not None:
+        if find_input_error(error) is None and (what := describe_failure(error)) is not None:
             raise _lost(what, CheckpointStore(job.checkpoints, SCORE_KEY).find_last(), spec) from error
         raise
     if result.error is not None:

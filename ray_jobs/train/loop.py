@@ -92,9 +92,9 @@ def run_training(job: TrainJob) -> None:
     if not spec.train.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported, which is below
 
-    # Our own progress lines say it; warnings still come through.
+    # Our own progress lines say it; warnings still come through. What Ray Data fails with is raised, and shown then.
     logging.disable(logging.INFO)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     from ray_jobs.train.partitioned import build_model
     from ray_jobs.train.zero import (
         MIN_LOSS_SCALE,

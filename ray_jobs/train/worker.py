@@ -10,6 +10,7 @@ import ray
 from ray.train.v2._internal import util as train_util
 
 from data_pipeline.errors import InputError
+from ray_jobs.train.failures import is_lost_peer
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
@@ -21,6 +22,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     gc.enable()
     try:
         run_training(ray.get(config["job"]))
-    except InputError:  # the driver says it in one sentence, which Train's traceback of it would bury
-        logging.getLogger(train_util.__name__).setLevel(logging.CRITICAL)
+    except Exception as error:
+        if isinstance(error, InputError) or is_lost_peer(error):
+            # the driver says it in one sentence, which Train's traceback of it would bury
+            logging.getLogger(train_util.__name__).setLevel(logging.CRITICAL)
         raise

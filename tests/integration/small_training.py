@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from mlflow.tracking import MlflowClient
 
 from data_pipeline.records.prompts import render_prompt, render_target
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import RunSpec, load_run_spec
+from ray_jobs.train.checkpoint import CheckpointStore, load_cursor, load_moments, load_parameters
+from ray_jobs.train.job import TrainSummary
+from ray_jobs.train.validation import SCORE_KEY
 
 VERBS = {
     "translate": "lab/translator",
@@ -21,6 +26,7 @@ VERBS = {
     "pronounce": "sound/speech",
     "tag": "lab/tagger",
 }
+TRAIN_KEYS = ("train/loss", "train/grad_norm", "train/lr", "train/epoch_loss")
 NOUNS = ("letter", "poem", "report", "email", "essay", "speech", "review", "recipe")
 
 
@@ -86,3 +92,30 @@ def history(spec: RunSpec, run_id: str, key: str) -> dict[int, float]:
     steps = [metric.step for metric in metrics]
     assert len(set(steps)) == len(steps), f"{key} was logged twice at a step"
     return {metric.step: metric.value for metric in metrics}
+
+
+def find_step(spec: RunSpec) -> int:
+    """The step of the run's last checkpoint; 0 where there is none."""
+    stores = [CheckpointStore(folder, SCORE_KEY) for folder in (spec.run_dir / "checkpoints").glob("*")]
+    return max((load_cursor(last).step for store in stores if (last := store.find_last()) is not None), default=0)
+
+
+def assert_equal_runs(
+    undisturbed: tuple[RunSpec, TrainSummary], spec: RunSpec, summary: TrainSummary, keys: Sequence[str] = TRAIN_KEYS
+) -> None:
+    """What MLflow has under these keys, and final weights, bit for bit; one MLflow run without double steps."""
+    whole_spec, whole = undisturbed
+    for key in keys:
+        expected = history(whole_spec, whole.mlflow_run_id, key)
+        assert expected, key
+        assert history(spec, summary.mlflow_run_id, key) == expected, key
+    for load in (load_parameters, load_moments):
+        found, expected_state = load(Path(summary.last_checkpoint)), load(Path(whole.last_checkpoint))
+        assert found.keys() == expected_state.keys()
+        assert all(torch.equal(found[name], expected_state[name]) for name in found)
+    assert summary.metrics == whole.metrics
+    client = MlflowClient(spec.tracking_uri)
+    experiment = client.get_experiment_by_name(spec.tracking.experiment)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (summary.mlflow_run_id, "FINISHED")

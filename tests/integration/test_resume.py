@@ -11,21 +11,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 import ray
-import torch
-from mlflow.tracking import MlflowClient
 from ray.util.state import list_actors
-from small_training import build_base, build_spec, history
+from small_training import TRAIN_KEYS, assert_equal_runs, build_base, build_spec, find_step, history
 from tracking_server import TrackingServer
 
 from data_pipeline.errors import InputError
 from ray_jobs import prepare
 from ray_jobs.config import RunSpec
 from ray_jobs.train import job as train
-from ray_jobs.train.checkpoint import CheckpointStore, load_cursor, load_moments, load_parameters
 from ray_jobs.train.job import TrainSummary
 from ray_jobs.train.validation import SCORE_KEY
 
@@ -57,12 +53,6 @@ def undisturbed(base: list[str], ray_session: None) -> tuple[RunSpec, TrainSumma
 
 def copy_corpus(source: RunSpec, target: RunSpec) -> None:
     shutil.copytree(source.corpus_dir, target.corpus_dir)
-
-
-def find_step(spec: RunSpec) -> int:
-    """The step of the run's last checkpoint; 0 where there is none."""
-    stores = [CheckpointStore(folder, SCORE_KEY) for folder in (spec.run_dir / "checkpoints").glob("*")]
-    return max((load_cursor(last).step for store in stores if (last := store.find_last()) is not None), default=0)
 
 
 def wait_for_step(spec: RunSpec, step: int, timeout_s: float = 400) -> None:
@@ -129,25 +119,6 @@ def end_job(
     return log.read_text()
 
 
-def assert_equal_runs(undisturbed: tuple[RunSpec, TrainSummary], spec: RunSpec, summary: TrainSummary) -> None:
-    """Losses, validation metrics and final weights, bit for bit; one MLflow run without double steps."""
-    whole_spec, whole = undisturbed
-    for key in ("train/loss", "train/grad_norm", "train/lr", "train/epoch_loss", "val/tool_accuracy", SCORE_KEY):
-        expected = history(whole_spec, whole.mlflow_run_id, key)
-        assert expected, key
-        assert history(spec, summary.mlflow_run_id, key) == expected, key
-    for load in (load_parameters, load_moments):
-        found, expected_state = load(Path(summary.last_checkpoint)), load(Path(whole.last_checkpoint))
-        assert found.keys() == expected_state.keys()
-        assert all(torch.equal(found[name], expected_state[name]) for name in found)
-    assert summary.metrics == whole.metrics
-    client = MlflowClient(spec.tracking_uri)
-    experiment = client.get_experiment_by_name(spec.tracking.experiment)
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert (run.info.run_id, run.info.status) == (summary.mlflow_run_id, "FINISHED")
-
-
 def test_kills_of_every_kind_change_nothing(base: list[str], undisturbed: tuple[RunSpec, TrainSummary]) -> None:
     """A job that Ctrl-C ends, submitted again and killed, submitted again and a worker of it killed."""
     spec = build_spec(base, "killed", "train.max_failures=1")
@@ -166,7 +137,7 @@ def test_kills_of_every_kind_change_nothing(base: list[str], undisturbed: tuple[
     summary = train.launch(spec)
     assert killed.done(), "the run ended before the kill"
     killed.result()
-    assert_equal_runs(undisturbed, spec, summary)
+    assert_equal_runs(undisturbed, spec, summary, (*TRAIN_KEYS, "val/tool_accuracy", SCORE_KEY))
 
 
 def test_an_elastic_run_takes_what_there_is(

@@ -35,6 +35,11 @@ def test_other_data_vectors_tokens_or_settings_are_another_job() -> None:
     assert len({fingerprint(), *others}) == 1 + len(others)
 
 
+def test_a_training_that_lost_a_node_says_that_it_may_lose_more() -> None:
+    lost = str(_lost("worker 1 died", None, load_run_spec(None, ["name=x", "train.max_failures=2"])))
+    assert "; raise it, or, where memory was short, lower train.pack_tokens=2048, " in lost
+
+
 def test_a_training_without_memory_says_what_is_left_and_what_to_do() -> None:
     full = "node 10.0.0.7 ran out of memory"
     packed = str(_lost(full, Path("/runs/x/step-3"), load_run_spec(None, ["name=x", "train.max_failures=2"])))

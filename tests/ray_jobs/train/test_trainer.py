@@ -1,7 +1,9 @@
-"""Which failures Ray Train tries again."""
+"""Which failures Ray Train tries again, and what is said of them."""
 
 from __future__ import annotations
 
+import json
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +11,20 @@ import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.train import ControllerError, FailureConfig, RunConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.callbacks import backend_setup
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.controller import controller as train_controller
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import PreemptionError
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from data_pipeline.errors import InputError
-from ray_jobs.train.trainer import RetryWhatMayPass, Trainer, describe_death
+from ray_jobs.train.trainer import RetryWhatMayPass, ShortLog, Trainer
+from ray_jobs.worker_output import MARK
 
 KILLED = OutOfMemoryError(
     "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: 5e) was full"
@@ -44,11 +55,11 @@ def start(max_failures: int) -> Any:
 
 
 def test_what_died_is_started_again_and_what_would_fail_again_is_not() -> None:
-    policy = RetryWhatMayPass(FailureConfig(max_failures=2))
+    policy = RetryWhatMayPass(FailureConfig(max_failures=2), "train-1", "1 CPU")
     diverged = UserExceptionWithTraceback(InputError("the loss of step 3 is nan"), "Traceback")
     for failures in ({0: InputError("x")}, {0: ConnectionError("peer gone"), 1: diverged}):
         assert policy.make_decision(WorkerGroupError("m", failures)) is FailureDecision.RAISE
-    died = WorkerGroupError("m", {0: ActorDiedError(), 1: RuntimeError("peer gone")})
+    died = WorkerGroupError("m", {0: WorkerHealthCheckFailedError("unwell", ActorDiedError())})
     decisions = [policy.make_decision(died) for _ in range(3)]
     assert decisions == [FailureDecision.RETRY, FailureDecision.RETRY, FailureDecision.RAISE]
 
@@ -85,13 +96,52 @@ def test_what_a_controller_raises_is_no_death_of_its_own(monkeypatch: pytest.Mon
     lost = LostController(monkeypatch, diverged)
     assert start(2).error is diverged
     assert lost.n_started == 1
-    assert describe_death(raised) is None
 
 
-def test_a_death_for_want_of_memory_is_found_wherever_ray_puts_it() -> None:
-    unwell = WorkerHealthCheckFailedError("A worker health check failed.", KILLED)
-    in_group = [WorkerGroupError("m", {0: RuntimeError("peer gone"), 1: killed}) for killed in (KILLED, unwell)]
-    for error in (KILLED, ControllerError(KILLED), *in_group):
-        assert describe_death(error) == "node 10.0.0.7 ran out of memory and Ray killed processes of the training there"
-    assert describe_death(ActorDiedError()) == "Ray Train's controller died"
-    assert describe_death(WorkerGroupError("m", {0: ActorDiedError()})) is None
+def test_what_is_tried_again_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    policy = RetryWhatMayPass(FailureConfig(max_failures=2), "train-1", "1 CPU, 1 GPU")
+    taken = PreemptionError(PreemptionInfo(deadline_ms=1, preempted_node_to_ranks={"5e": [0]}))
+    no_room = ControllerError(WorkerGroupStartupTimeoutError(4))
+    bug = WorkerGroupError("m", {0: ZeroDivisionError("a bug")})
+    died = WorkerGroupError("m", {1: WorkerHealthCheckFailedError("unwell", ActorDiedError())})
+    for error in (died, taken, no_room, bug, bug):
+        policy.make_decision(error)
+    on = "training goes on from the last checkpoint"
+    assert [json.loads(line.removeprefix(MARK)) for line in capsys.readouterr().out.splitlines()] == [
+        ["train-1", "line", told]
+        for told in (
+            f"worker 1 died; {on} (failure 1 of 2 allowed)",
+            f"a node was taken; {on}",
+            "waiting for nodes with room for 4 worker(s), each with 1 CPU, 1 GPU",
+            f"a worker failed; {on} (failure 2 of 2 allowed)",
+        )
+    ]
+
+
+def test_the_end_of_a_worker_that_others_have_lost_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a node that was taken, of which Ray knows late, counts as taken."""
+    policy = RetryWhatMayPass(FailureConfig(max_failures=0), "train-1", "1 CPU")
+    lost = {0: RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")}
+    node_was_taken = ActorDiedError()
+    node_was_taken._preempted = True
+    known = {**lost, 1: WorkerHealthCheckFailedError("unwell", node_was_taken)}
+    decisions = [policy.make_decision(WorkerGroupError("m", failures)) for failures in (lost, lost, known)]
+    assert decisions == [FailureDecision.NOOP, FailureDecision.NOOP, FailureDecision.RETRY]
+    monkeypatch.setattr("ray_jobs.train.trainer.PATIENCE_S", 0.0)
+    assert policy.make_decision(WorkerGroupError("m", lost)) is FailureDecision.RAISE, "nobody's end has become known"
+
+
+def test_waiting_for_room_leaves_no_traceback(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = [logging.getLogger(module.__name__) for module in (train_controller, backend_setup)]
+    for log in logs:
+        monkeypatch.setattr(log, "filters", [])
+    ShortLog().after_controller_start(Any)
+    for log, error in zip(
+        logs * 2, (WorkerGroupStartupTimeoutError(2), ActorDiedError(), ValueError("a bug")), strict=False
+    ):
+        log.error("Error in control loop iteration", exc_info=error)
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ValueError)
