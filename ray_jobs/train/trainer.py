@@ -108,7 +108,9 @@ class Trainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **controller: Any) -> Result:
         assert self.run_config.failure_config is not None
-        needs = ", ".join(f"{n:g} {name}" for name, n in (self.scaling_config.resources_per_worker or {}).items())
+        resources = self.scaling_config.resources_per_worker
+        assert isinstance(resources, dict)
+        needs = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
         controller["failure_policy"] = RetryWhatMayPass(
             self.run_config.failure_config, self.run_config.name or "train", needs
         )

@@ -42,7 +42,7 @@ SETTINGS = (
 )
 DRIVER_IP = "127.0.0.2"  # of the node on which the driver is, where it is not the head
 OUTAGE_S = 10.0
-LIMIT_S = 300.0
+LIMIT_S = 900.0
 
 
 class Watch:

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
-from ray.train import ControllerError, FailureConfig, RunConfig, TrainingFailedError, WorkerGroupError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import backend_setup
 from ray.train.v2._internal.exceptions import (
@@ -51,7 +58,8 @@ class LostController:
 
 def start(max_failures: int) -> Any:
     run_config = RunConfig(name="x", failure_config=FailureConfig(max_failures=max_failures))
-    return Trainer(lambda: None, run_config=run_config)._initialize_and_run_controller()
+    scaling = ScalingConfig(resources_per_worker={"CPU": 1})
+    return Trainer(lambda: None, scaling_config=scaling, run_config=run_config)._initialize_and_run_controller()
 
 
 def test_what_died_is_started_again_and_what_would_fail_again_is_not() -> None:
@@ -121,10 +129,10 @@ def test_what_is_tried_again_is_told_in_a_line(capsys: pytest.CaptureFixture[str
 def test_the_end_of_a_worker_that_others_have_lost_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a node that was taken, of which Ray knows late, counts as taken."""
     policy = RetryWhatMayPass(FailureConfig(max_failures=0), "train-1", "1 CPU")
-    lost = {0: RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")}
+    lost: dict[int, Exception] = {0: RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")}
     node_was_taken = ActorDiedError()
     node_was_taken._preempted = True
-    known = {**lost, 1: WorkerHealthCheckFailedError("unwell", node_was_taken)}
+    known: dict[int, Exception] = {**lost, 1: WorkerHealthCheckFailedError("unwell", node_was_taken)}
     decisions = [policy.make_decision(WorkerGroupError("m", failures)) for failures in (lost, lost, known)]
     assert decisions == [FailureDecision.NOOP, FailureDecision.NOOP, FailureDecision.RETRY]
     monkeypatch.setattr("ray_jobs.train.trainer.PATIENCE_S", 0.0)
@@ -137,7 +145,7 @@ def test_waiting_for_room_leaves_no_traceback(
     logs = [logging.getLogger(module.__name__) for module in (train_controller, backend_setup)]
     for log in logs:
         monkeypatch.setattr(log, "filters", [])
-    ShortLog().after_controller_start(Any)
+    ShortLog().after_controller_start(None)  # pyright: ignore
     for log, error in zip(
         logs * 2, (WorkerGroupStartupTimeoutError(2), ActorDiedError(), ValueError("a bug")), strict=False
     ):
