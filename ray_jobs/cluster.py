@@ -10,6 +10,9 @@ from typing import Any
 
 import ray
 import ray.data  # sets its own log level when imported: before we set ours
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
+from ray.data._internal.stats import get_or_create_stats_actor
 
 from data_pipeline.locations import Location, filesystem_of
 from ray_jobs.config import RayOptions
@@ -77,6 +80,7 @@ def connect(options: RayOptions) -> None:
         env_vars = {name: value for name, value in worker_env().items() if name not in submitted}
         ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": env_vars})
         relay_worker_output()
+        _keep_helpers_here()
         return
     num_cpus = options.num_cpus or max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
     # The dashboard stays on: Train asks its state API, and floods the log without it.
@@ -88,6 +92,17 @@ def connect(options: RayOptions) -> None:
         runtime_env={"env_vars": worker_env()},
     )
     relay_worker_output()
+
+
+def _keep_helpers_here() -> None:
+    """Start Ray Data's helpers on this node, the driver's; where they are already, nothing happens.
+
+    They outlive every job, and stay on the node of the process that needs them first. That would be a training worker:
+    its node, GPUs and all, would never be idle again, and the autoscaler would never give it back.
+    """
+    get_or_create_stats_actor()
+    get_or_create_autoscaling_coordinator()
+    get_or_create_actor_location_tracker()
 
 
 def ray_storage(run_dir: Location) -> dict[str, Any]:

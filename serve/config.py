@@ -109,7 +109,12 @@ class ServeArgs(BaseModel):
         "read only what is new; 0: nothing",
     )
 
-    min_replicas: int = Field(default=1, ge=1, description="of predictor and encoder")
+    min_replicas: int = Field(
+        default=1,
+        ge=0,
+        description="of predictor and encoder; 0: none while nobody asks, and the first request waits for one to "
+        "start, for which request_timeout_s must suffice",
+    )
     max_replicas: int = Field(default=1, ge=1, description="above min_replicas: Ray Serve scales with the load")
     ingress_replicas: int = Field(default=1, ge=1)
     num_gpus: float = Field(default=0.0, ge=0, description="per predictor replica")

@@ -44,6 +44,7 @@ from ray_jobs.train.run_folder import only_one, shown_to_all
 from ray_jobs.train.trainer import Trainer
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train.worker import train_loop_per_worker
+from ray_jobs.train_options import TrainOptions
 from ray_jobs.worker_output import told_to
 
 TRAIN_FILE = "train.json"
@@ -232,6 +233,17 @@ def compute_fingerprint(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def scale(train: TrainOptions) -> ScalingConfig:
+    """How many workers a training asks Ray for, and what each of them takes of a node."""
+    return ScalingConfig(
+        num_workers=train.workers,  # a pair is Ray's elastic training
+        use_gpu=train.use_gpu,
+        resources_per_worker={"CPU": train.cpus_per_worker}
+        | ({"GPU": 1} if train.use_gpu else {})
+        | tagged(train.node_resource, 1),
+    )
+
+
 def _hash_sizes(index: PlanIndex) -> str:
     digest = hashlib.sha256(index.n_rows.astype(np.int64).tobytes())
     digest.update(index.row_tokens.astype(np.int64).tobytes())  # whatever they are kept as: a job keeps its name
@@ -283,13 +295,7 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks:
         train_loop_per_worker,
         train_loop_config={"job": ray.put(job)},
         torch_config=TorchConfig(backend="nccl" if spec.train.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=spec.train.workers,  # a pair is Ray's elastic training
-            use_gpu=spec.train.use_gpu,
-            resources_per_worker={"CPU": spec.train.cpus_per_worker}
-            | ({"GPU": 1} if spec.train.use_gpu else {})
-            | tagged(spec.train.node_resource, 1),
-        ),
+        scaling_config=scale(spec.train),
         run_config=RayRunConfig(
             name=name,
             # Ray gets metrics only. Its own record of checkpoints is one file, rewritten in place: a kill while it is

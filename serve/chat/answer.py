@@ -224,8 +224,9 @@ class ChatService:
         return [self.specs[tool_id] for tool_id in await self._rank_tools(self.args.model_name, words, tools, n)]
 
     async def describe_predictor(self) -> dict[str, Any]:
-        """What a replica of the predictor says of itself."""
-        return await ask(self._predictor.describe)
+        """What a replica of the predictor says of itself. Where there may be none, nothing: the question would start
+        one, and keep it."""
+        return await ask(self._predictor.describe) if self.args.min_replicas else {}
 
     def _tools_of(self, request: ChatRequest) -> ModelTools:
         """What the model that a request names chooses from."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from ray import serve as ray_serve
+from ray.serve.schema import DeploymentStatus
 
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
 from serve.artifacts import sweeping
@@ -53,6 +54,7 @@ from serve.tools.spec import ToolSpec
 logger = logging.getLogger("ray.serve")
 
 HEALTH_TIMEOUT_S = 5.0
+FAULTY = (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED)
 HEALTH_AGE_S = 1.0  # how long an answer stands: the route needs no key, and each answer costs two calls
 
 
@@ -123,15 +125,18 @@ class SelectionService:
 
     async def health(self) -> Health:
         """Ask a replica of each deployment; "ok" only when both answer within a few seconds. One answer serves whoever
-        asks within `HEALTH_AGE_S`."""
+        asks within `HEALTH_AGE_S`. Where there may be no replica, none is asked: the question would start one."""
         is_old = time.monotonic() - self._health_s > HEALTH_AGE_S
         if self._health is None or (self._health.done() and is_old):
             self._health, self._health_s = asyncio.create_task(self._ask_health()), time.monotonic()
         return await asyncio.shield(self._health)  # who leaves does not end it for the others
 
     async def _ask_health(self) -> Health:
-        (predictor, said), (encoder, _) = await asyncio.gather(_describe(self._predictor), _describe(self._encoder))
-        if predictor == "ok" and said["revisions"] != self._models.revisions:
+        ask_of = _ask_replica if self.args.min_replicas else _ask_serve
+        (predictor, said), (encoder, _) = await asyncio.gather(
+            _describe(ask_of(self._predictor)), _describe(ask_of(self._encoder))
+        )
+        if said and said["revisions"] != self._models.revisions:
             await self._models.refresh()
         return Health(
             status="ok" if predictor == encoder == "ok" else "unavailable",
@@ -155,10 +160,24 @@ def _describe_spec(spec: ToolSpec, ready: Collection[str]) -> ToolEntry:
     return entry.model_copy(update={"backend": "mcp"}) if spec.method == "remote" else entry
 
 
-async def _describe(handle: Any) -> tuple[str, dict[str, Any]]:
-    """The word ok and what a replica says of itself, or in a few words what is wrong."""
+async def _ask_replica(handle: Any) -> dict[str, Any]:
+    """What a replica says of itself."""
+    return await ask(handle.describe)
+
+
+async def _ask_serve(handle: Any) -> dict[str, Any]:
+    """Nothing, unless Ray Serve says that replicas fail: then a RuntimeError."""
+    status = await asyncio.to_thread(ray_serve.status)
+    deployment = status.applications[handle.app_name].deployments[handle.deployment_name]
+    if deployment.status in FAULTY:
+        raise RuntimeError(f"{handle.deployment_name} is {deployment.status.value}: {deployment.message}")
+    return {}
+
+
+async def _describe(asked: Awaitable[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The word ok and what is said of a deployment, or in a few words what is wrong."""
     try:
-        said = await asyncio.wait_for(ask(handle.describe), HEALTH_TIMEOUT_S)
+        said = await asyncio.wait_for(asked, HEALTH_TIMEOUT_S)
     except TimeoutError:
         return f"no answer within {HEALTH_TIMEOUT_S:g} s", {}
     except Exception as error:  # whatever is wrong with a replica, this is the place that tells

@@ -27,6 +27,9 @@ def test_all_faults_are_reported_at_once() -> None:
 def test_replica_bounds_must_be_in_order() -> None:
     with pytest.raises(InputError, match="max_replicas is 1, below min_replicas 2"):
         ServeArgs.parse({"bundle": "b", "min_replicas": 2})
+    with pytest.raises(InputError, match="'max_replicas' is 0"):
+        ServeArgs.parse({"bundle": "b", "min_replicas": 0, "max_replicas": 0})
+    assert ServeArgs.parse({"bundle": "b", "min_replicas": 0}).min_replicas == 0
 
 
 def test_a_body_may_hold_the_largest_medium_in_base64() -> None:

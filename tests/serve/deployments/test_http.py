@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from ray.serve.exceptions import BackPressureError
+from ray.serve.schema import DeploymentStatus
 from stand_in_service import CATALOG, RANKING, SELECT, Method, World
 from starlette.types import Message
 
@@ -296,6 +298,29 @@ def test_health_asks_both_deployments(world: World, monkeypatch: pytest.MonkeyPa
     response = world.client.get("/healthz")
     assert response.status_code == 503
     assert (response.json()["status"], response.json()["encoder"]) == ("unavailable", "failed")
+
+
+def test_health_starts_no_replica_where_there_may_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray Serve says of the deployments stands for the answers of replicas, which a question would start."""
+    world = World(min_replicas=0)
+    said = {"Predictor": DeploymentStatus.UPSCALING, "MediaEncoder": DeploymentStatus.HEALTHY}
+
+    def status() -> SimpleNamespace:
+        deployments = {name: SimpleNamespace(status=word, message="") for name, word in said.items()}
+        return SimpleNamespace(applications={"app": SimpleNamespace(deployments=deployments)})
+
+    def ask() -> None:
+        raise AssertionError("a replica was asked")
+
+    monkeypatch.setattr("serve.deployments.ingress.ray_serve.status", status)
+    monkeypatch.setattr("serve.deployments.ingress.HEALTH_AGE_S", -1.0)
+    for name, handle in (("Predictor", world.predictor), ("MediaEncoder", world.encoder)):
+        handle.app_name, handle.deployment_name, handle.describe = "app", name, Method(ask)
+    assert world.client.get("/healthz").json()["status"] == "ok"
+    assert world.client.get("/metrics").status_code == 200
+    said["Predictor"] = DeploymentStatus.UNHEALTHY
+    response = world.client.get("/healthz")
+    assert (response.status_code, response.json()["predictor"], response.json()["encoder"]) == (503, "failed", "ok")
 
 
 def test_unknown_paths_and_methods(world: World) -> None:
