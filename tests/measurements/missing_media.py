@@ -4,35 +4,44 @@
     python tests/measurements/missing_media.py model/weights/agent_smollm2 --config agent_smollm2
 
 The first asks a running service, by OpenAI's client, what is written below. The second puts the dialogues of a corpus
-to a bundle's model, as `evaluate` does under constraints: all of them have their files or need none, so none may be
-asked for. The corpus is that of `prepare` with the same config.
+to a bundle's model, as an agent is served: as they are, when they have their files or need none, and without the file
+that they are about. The corpus is that of `prepare` with the same config.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from openai import OpenAI
 
 from data_pipeline.corpus.files import Corpus
-from data_pipeline.records.dialogue import parse_turn, render_answer, render_file_wish
+from data_pipeline.records.catalog import Tool
+from data_pipeline.records.dialogue import (
+    ToolCall,
+    find_files,
+    parse_dialogue_prompt,
+    parse_turn,
+    render_answer,
+    render_file_wish,
+)
+from data_pipeline.records.schema import ToolRecord
 from data_pipeline.sources.toolmm_mini.media_files import MEDIA_KINDS, render_media, seeded_generator
-from model.decode import turn as turn_module
-from model.decode.dialogue import write_dialogues
+from model.decode.turn import _find_lacking
+from model.decode.turn_types import TurnRequest
 from model.llm.bundle import load_bundle
-from model.scoring.dialogues import score_dialogues
 from ray_jobs.config import load_run_spec
-from ray_jobs.evaluate.actors import TrainedModel
 from ray_jobs.evaluate.dialogues import DialogueDecoder, DialogueJob, _build_request
 from ray_jobs.progress import Progress
 from tests.measurements.bundle_calibration import BATCH_SIZE, BundledModel
 
+_NOTES = re.compile(r"Human: Provide (?:an image|a sound|a video) named [^\n]*\nAI: Received\.\n+")
 MEDIA = {modality.value: modality for modality in MEDIA_KINDS}
 # the media that come with the words, the words, the medium that they lack
 REQUESTS: list[tuple[tuple[str, ...], str, str]] = [
@@ -58,6 +67,10 @@ REQUESTS: list[tuple[tuple[str, ...], str, str]] = [
     ((), "What is the capital of France?", ""),
     ((), "Can you work with videos too?", ""),
     ((), "I like it very much.", ""),
+    ((), "What is the weather in Paris?", ""),
+    ((), "Write a poem about the sea.", ""),
+    ((), "Paint a picture of a castle at sunset.", ""),
+    ((), "Help!", ""),
     (("image",), "Draw the edges of this picture", ""),
     (("image",), "Sharpen this photo, please.", ""),
     (("image",), "How large is my picture in pixels?", ""),
@@ -103,50 +116,75 @@ def ask_service(url: str) -> None:
     print(f"asks for what is missing: {n_asked} of {n_lacking}; for what is not: {n_wrong} of {n_others}")
 
 
-def read_dialogues(bundle_folder: str, config: str, overrides: Sequence[str]) -> None:
-    """Write a corpus' test dialogues with and without the rule, and print where it speaks and what it changes."""
+def list_turns(record: ToolRecord, tools: Mapping[str, Tool]) -> Iterator[TurnRequest]:
+    """The turns of a dialogue at which some offered tool lacks its file, each behind the right ones."""
+    request = replace(_build_request(record.instruction, tools), max_answer_tokens=1)
+    for turn in range(0, len(record.turns), 2):
+        before = record.turns[:turn]
+        made = [name for each in before[1::2] for name in find_files(each.text)]
+        now = replace(request, turns=before, files=tuple(dict.fromkeys((*reversed(made), *request.files))))
+        if any(_find_lacking(now, tool.name) for tool in now.tools):
+            yield now
+
+
+def take_file_away(record: ToolRecord, tools: Mapping[str, Tool]) -> tuple[str, TurnRequest] | None:
+    """The first turn of a dialogue about a file that its words do not name, without that file; before it the file's
+    modality. None for another dialogue, or one that calls nothing."""
+    files = _build_request(record.instruction, tools).files
+    request = _build_request(_NOTES.sub("", record.instruction), tools)
+    if not files or request.files or not isinstance(parse_turn(record.turns[0].text), ToolCall):
+        return None
+    return files[0].partition("/")[0], replace(request, max_answer_tokens=1)
+
+
+def read_dialogues(bundle_folder: str, split: str, config: str, overrides: Sequence[str]) -> None:
+    """Write the turns at which a file could be asked for, of dialogues as they are and with their files taken away."""
     torch.set_num_threads(2)
     spec = load_run_spec(config, overrides)
     corpus, bundle = Corpus.open(spec.corpus_dir), load_bundle(bundle_folder)
-    records = sorted((r for r in corpus.records("test") if r.is_dialogue), key=lambda r: len(r.instruction))
-    model: TrainedModel = BundledModel({}, bundle_folder, spec.evaluate, Path())
-    decoder = DialogueDecoder(DialogueJob(model, {tool.call_name: tool for tool in corpus.catalog}, bundle.finds_cards))
+    tools = {tool.call_name: tool for tool in corpus.catalog}
+    decoder = DialogueDecoder(DialogueJob(BundledModel({}, bundle_folder, spec.evaluate, Path()), tools, True))
+    assert bundle.finds_cards, "the bundle's model finds no cards, so it asks for no file"
 
-    def write(chosen: Sequence[Any], unit: str) -> list[list[str]]:
-        texts: list[list[str]] = []
+    def write(requests: Sequence[TurnRequest], unit: str) -> list[str]:
+        texts: list[str] = []
         with Progress(unit) as progress:
-            for start in range(0, len(chosen), BATCH_SIZE):
-                batch = chosen[start : start + BATCH_SIZE]
-                requests = [_build_request(record.instruction, decoder._job.tools) for record in batch]
-                cards = list(map(decoder._find_cards, requests))
-                texts += write_dialogues(decoder._writer, requests, [record.turns for record in batch], cards)
-                progress.show(len(texts), len(chosen), "dialogues")
+            for start in range(0, len(requests), BATCH_SIZE):
+                batch = requests[start : start + BATCH_SIZE]
+                turns = [decoder._writer.encode(request, decoder._find_cards(request)) for request in batch]
+                texts += [written.text for written in decoder._writer.write(turns)]
+                progress.show(len(texts), len(requests), "turns")
         return texts
 
-    wishes = {render_answer(render_file_wish(name)) for name in MEDIA}
-    found = write(records, "with the rule")
-    speaks = [i for i, texts in enumerate(found) if wishes & set(texts)]
-    with mock.patch.object(turn_module, "_find_lacking", return_value=None):
-        without = dict(zip(speaks, write([records[i] for i in speaks], "without"), strict=True))
-    for i in speaks:
-        gold = [parse_turn(turn.text) for turn in records[i].turns[::2]]
-        print(f"{records[i].source} {records[i].record_id}: {found[i]}\n  without: {without[i]}\n  right: {gold}")
-    before = [without.get(i, texts) for i, texts in enumerate(found)]
-    for name, texts in (("without", before), ("with", found)):
-        group = score_dialogues(records, texts, ()).headline()
-        print(f"{name} the rule: SR_act {group['sr_act']:.3f}, SR {group['sr']:.3f}")
-    n_turns = sum(map(len, found))
-    print(f"a file is asked for in {len(speaks)} of {len(records)} dialogues ({n_turns} turns)")
+    wishes = {render_answer(render_file_wish(name)): name for name in MEDIA}
+    records = sorted((r for r in corpus.records(split) if r.is_dialogue), key=lambda record: len(record.instruction))
+    turns = [(record, request) for record in records for request in list_turns(record, tools)]
+    asked = set()
+    for (record, _), text in zip(turns, write([request for _, request in turns], "as they are"), strict=True):
+        if text in wishes:
+            asked.add(record.record_id)
+            print(f"{record.record_id}: {wishes[text]} for {parse_dialogue_prompt(record.instruction).new_input!r}")
+    print(
+        f"a file is asked for in {len(asked)} of {len(records)} dialogues that need none ({len(turns)} turns written)"
+    )
+    robbed = [found for record in records if (found := take_file_away(record, tools))]
+    texts = write([request for _, request in robbed], "without files")
+    n_right = sum(wishes.get(text) == modality for (modality, _), text in zip(robbed, texts, strict=True))
+    n_asked = sum(text in wishes for text in texts)
+    print(
+        f"of {len(robbed)} whose file was taken away it is asked for in {n_right}, another one in {n_asked - n_right}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("agent", help="a service's address, or a bundle")
     parser.add_argument("--config", help="of the corpus whose dialogues the bundle writes")
+    parser.add_argument("--split", default="test")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     if args.config:
-        read_dialogues(args.agent, args.config, args.overrides)
+        read_dialogues(args.agent, args.split, args.config, args.overrides)
     else:
         ask_service(args.agent)
 
