@@ -26,7 +26,7 @@ TURN_STOP = "\nObservation:"  # ends a turn that calls a tool; the last turn of 
 
 _THOUGHT = "Thought: Do I need to use a tool?"
 _FILE_RECEIVED = "Received."
-_SOUNDS_AND_VIDEOS = {"audio": "a sound", "video": "a video"}
+_FILE_KINDS = {"image": "a picture", "audio": "a sound", "video": "a video"}
 _BEGIN = "\nBegin with a thought."
 
 _CALL = re.compile(
@@ -98,7 +98,7 @@ def render_file_note(modality: str, file_name: str, description: str) -> str:
     """The exchange that makes a file known: a picture's is GPT4Tools' own, a sound's and a video's are worded alike."""
     if modality == "image":
         return render_image_note(file_name, description)
-    what = _SOUNDS_AND_VIDEOS[modality]
+    what = _FILE_KINDS[modality]
     return render_exchange(f"Provide {what} named {file_name}. Description: {description}", _FILE_RECEIVED)
 
 
@@ -110,6 +110,11 @@ def render_usage(description: str, inputs: Sequence[str]) -> str:
 def render_failure(reason: str) -> str:
     """What is read in place of a tool's result where it failed."""
     return f"The tool failed: {reason}"
+
+
+def render_file_wish(modality: str) -> str:
+    """What a user is answered whose words need a file that is not there."""
+    return f"Please attach {_FILE_KINDS[modality]}: I need one for this."
 
 
 def render_call(name: str, arguments: str) -> str:

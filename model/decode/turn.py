@@ -6,7 +6,8 @@ weighed over a trie as tools are (`model/decode/tools.py`). What is open, a text
 within bounds. The plain way, without constraints, stays available for comparison.
 
 A model that learnt to find tools by their cards is asked twice which tool comes next: what it would write, and which
-card is nearest to what it has read. The product of the two probabilities decides.
+card is nearest to what it has read. The product of the two probabilities decides. Where the nearest card is that of a
+tool whose file is not there, and a tool is needed, the answer asks for that file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 from data_pipeline.batches.encoding import encode_dialogue, encode_text
 from data_pipeline.errors import InputError
-from data_pipeline.records.dialogue import TURN_STOP, render_answer, render_call
+from data_pipeline.records.dialogue import TURN_STOP, render_answer, render_call, render_file_wish
 from model.decode.answer_text import finish_answer
 from model.decode.next_token import NextToken
 from model.decode.retrieval import compare_with_cards
@@ -40,6 +41,9 @@ from model.decode.turn_types import (
 from model.llm.retrieval_loss import to_vectors
 
 NO_ANSWER = "I have no answer."
+# In no training dialogue is a tool wanted whose file is not there, and then a call seems less likely than it is: chosen
+# on validation dialogues whose files were taken away (docs/results.md).
+MAX_ANSWER_WITHOUT_FILE = 0.7
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _MIN_TEXT_TOKENS = 8  # room that a prompt must leave for each text of a call, and for an answer
@@ -101,14 +105,17 @@ class TurnComposer:
             text = yield from row.write_freely(end, min(self._answer_limit(request), room))
             return self._finish(turn, text, [])
         offers = {tool.name: tool for tool in _offers(request)}
-        names = [ANSWER, *offers] if request.may_answer or not offers else list(offers)
+        by_card = _weigh_cards(turn, end)
+        nearest = max(by_card, key=by_card.__getitem__, default="")
+        lacking = _find_lacking(request, nearest) if request.may_answer or not offers else None
+        calls = list(offers) or [nearest] * (lacking is not None)
+        names = [ANSWER, *calls] if request.may_answer or not calls else calls
         scores = yield from row.score("", [_head(name) for name in names])  # [names]
-        if turn.cards is not None and offers:
-            rows = {tool.name: card for tool, card in zip(request.tools, turn.cards, strict=True)}
-            at_hand = np.stack([rows[name] for name in offers])  # [offers, D]
-            (by_card,) = compare_with_cards(to_vectors(end).cpu().numpy(), at_hand)
-            scores[-len(offers) :] = _agree(scores[-len(offers) :], np.log(by_card))
+        if by_card and offers:
+            scores[-len(offers) :] = _agree(scores[-len(offers) :], np.log([by_card[name] for name in offers]))
         choices = sorted(zip(names, scores.tolist(), strict=True), key=lambda choice: -choice[1])
+        if lacking is not None and _answer_probability(choices) <= MAX_ANSWER_WITHOUT_FILE:
+            return self._finish(turn, render_answer(render_file_wish(lacking)), choices)
         name = _decide(choices)
         if name == ANSWER:
             text = yield from self._write_answer(row, request)
@@ -185,6 +192,14 @@ def _head(name: str) -> str:
     return render_call(name, "").removesuffix(TURN_STOP).rstrip()
 
 
+def _weigh_cards(turn: EncodedTurn, end: Any) -> dict[str, float]:
+    """Name of each tool -> probability of its card behind the prompt's end; {} where cards decide nothing."""
+    if turn.cards is None or not turn.request.may_call or not turn.request.tools:
+        return {}
+    (by_card,) = compare_with_cards(to_vectors(end).cpu().numpy(), turn.cards)
+    return {tool.name: p for tool, p in zip(turn.request.tools, by_card.tolist(), strict=True)}
+
+
 def _agree(log_p: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The product of two distributions over the tools, with as much probability in all as the first one has."""
     both = log_p + other
@@ -193,10 +208,13 @@ def _agree(log_p: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _decide(choices: Sequence[tuple[str, float]]) -> str:
     """The likelier thought, whether a tool is needed, and then the likeliest tool."""
-    p_answer = math.exp(dict(choices).get(ANSWER, -math.inf))
-    if p_answer > 0.5:
+    if _answer_probability(choices) > 0.5:
         return ANSWER
     return next(name for name, _ in choices if name != ANSWER)
+
+
+def _answer_probability(choices: Sequence[tuple[str, float]]) -> float:
+    return math.exp(dict(choices).get(ANSWER, -math.inf))
 
 
 def _offers(request: TurnRequest) -> list[TurnTool]:
@@ -208,6 +226,12 @@ def _offers(request: TurnRequest) -> list[TurnTool]:
         for tool in request.tools
         if all(argument.kind not in MEDIA_KINDS or _known_values(argument, request) for argument in tool.arguments)
     ]
+
+
+def _find_lacking(request: TurnRequest, name: str) -> str | None:
+    """The modality of which a tool needs a file and none is known; None where it has what it needs."""
+    kinds = [argument.kind for tool in request.tools if tool.name == name for argument in tool.arguments]
+    return next((kind for kind in kinds if kind in MEDIA_KINDS and not _files_of(kind, request)), None)
 
 
 def _known_values(argument: TurnArgument, request: TurnRequest) -> list[str]:

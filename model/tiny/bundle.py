@@ -7,10 +7,16 @@ from pathlib import Path
 from data_pipeline.records.catalog import ToolCatalog
 from model.llm.bundle import Bundle, load_bundle, save_bundle
 from model.llm.tool_llm import ToolLLM
+from model.scoring.calibration import UNCALIBRATED, Calibration
 
 
 def save_tiny_bundle(
-    folder: Path, mllm: ToolLLM, catalog: ToolCatalog, encoder_id: str = "", encoder_name: str = ""
+    folder: Path,
+    mllm: ToolLLM,
+    catalog: ToolCatalog,
+    encoder_id: str = "",
+    encoder_name: str = "",
+    calibration: Calibration = UNCALIBRATED,
 ) -> Bundle:
     """Write a bundle that tells of no data, metrics and configs, and read it.
 
@@ -19,6 +25,7 @@ def save_tiny_bundle(
         mllm: the built model with its values.
         catalog: its tools.
         encoder_id, encoder_name: as of `save_bundle`; "" for a model of words alone.
+        calibration: of its first answers.
     """
     save_bundle(
         folder,
@@ -31,5 +38,6 @@ def save_tiny_bundle(
         metrics={},
         resolved_config={},
         git_revision="",
+        calibration=calibration,
     )
     return load_bundle(folder)

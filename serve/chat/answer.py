@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -59,6 +60,7 @@ from serve.mcp_servers.servers import McpServers
 from serve.mcp_servers.tools import ID_PREFIX, RemoteTool
 from serve.tools.all_tools import load_tools
 from serve.tools.models import has_weights
+from serve.tools.names import name_tools
 from serve.tools.spec import ToolError, ToolSpec
 
 
@@ -156,8 +158,8 @@ class ChatService:
         return data, artifact.modality
 
     def find_spec(self, tool_id: str) -> ToolSpec:
-        """A tool that this service runs; `RequestError` (404) where it is none."""
-        spec = self.specs.get(tool_id)
+        """A tool that this service runs, by its id or what clients call it; `RequestError` (404) where it is none."""
+        spec = self.specs.get(tool_id) or self.specs.get(self._name_tools().get(tool_id, ""))
         if spec is None:
             raise RequestError(
                 f"There is no tool {tool_id[:80]!r} that this service runs; GET /v1/tools lists them.",
@@ -191,7 +193,7 @@ class ChatService:
             code = "timeout"
             raise
         finally:
-            self.telemetry.count_tool(tool_id, time.perf_counter() - start, code)
+            self.telemetry.count_tool(spec.tool_id, time.perf_counter() - start, code)
         return reply.unpack()
 
     async def _run_tool(self, spec: ToolSpec, deployment: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
@@ -233,8 +235,9 @@ class ChatService:
         model = self.models.find(request.base_model)
         tools = self._tools.get(model.name)
         if tools is None or tools.revision != model.revision:
+            names = {tool_id: name for name, tool_id in self._name_tools().items()}
             selectable = {
-                tool_id: self._offer(model.catalog[tool_id])
+                tool_id: self._offer(model.catalog[tool_id], names[tool_id])
                 for tool_id in model.catalog.selection_tool_ids
                 if tool_id != UNKNOWN_TOOL_ID
             }
@@ -245,13 +248,20 @@ class ChatService:
             if model.finds_cards:
                 known = sorted(self.ready - self._unwritable)
             own = sorted(self._own - set(known))
-            callable_tools = {tool_id: offer_spec(self.specs[tool_id]) for tool_id in [*known, *own]}
+            callable_tools = {
+                tool_id: replace(offer_spec(self.specs[tool_id]), called=names[tool_id]) for tool_id in [*known, *own]
+            }
             tools = self._tools[model.name] = ModelTools(model.revision, selectable, callable_tools)
         return tools
 
-    def _offer(self, tool: Tool) -> OfferedTool:
+    def _offer(self, tool: Tool, called: str = "") -> OfferedTool:
         spec = self.specs.get(tool.tool_id)
-        return offer_entry(tool) if spec is None else offer_spec(spec)
+        return replace(offer_entry(tool) if spec is None else offer_spec(spec), called=called)
+
+    def _name_tools(self) -> dict[str, str]:
+        """What clients call a tool -> its id, of all that are known here."""
+        catalogs = [self.models.find(name).catalog.tool_ids for name in self.models.names]
+        return name_tools(dict.fromkeys(chain(self.specs, *catalogs)))
 
     # --- a tool chosen from a ranking
 
@@ -270,7 +280,9 @@ class ChatService:
             return answer_with_words(request, NO_CALL_WANTED, Usage.of(0, 0))
         ranking = await self._rank(request, caller, conversation, choice)
         if choice.is_open:  # of the catalogue of the bundle that answered
-            choice = replace(choice, tools=tuple(self._offer(tool) for tool, _ in ranking.tools))
+            known = self._tools_of(request).selectable
+            offered = (known.get(tool.tool_id) or self._offer(tool) for tool, _ in ranking.tools)
+            choice = replace(choice, tools=tuple(offered))
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
         self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
         ranked = [(tool.tool_id, probability) for tool, probability in ranking.tools]

@@ -1,6 +1,6 @@
 """Answers to a chat: built from a ranking of tools or from words, whole or as the data of server-sent events.
 
-A ranking is shown in OpenAI's form of log-probabilities: the chosen tool is one token, the ranked tools are its
+A ranking is shown in OpenAI's form of log-probabilities: the chosen tool's id is one token, the ranked tools' are its
 alternatives.
 """
 
@@ -97,7 +97,7 @@ def answer_with_tool(
     if arguments.fault:
         text = f"To call {chosen}, something is missing: {arguments.fault}."
         return answer_with_words(request, text, usage, ranking=ranking, chosen=chosen)
-    function = FunctionCall(name=chosen, arguments=arguments.text)
+    function = FunctionCall(name=tool.client_name, arguments=arguments.text)
     call = AnsweredCall(id=f"call_{secrets.token_hex(12)}", function=function)
     return _complete(request, AnswerMessage(content=None, tool_calls=[call]), "tool_calls", usage, logprobs)
 

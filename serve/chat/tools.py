@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from data_pipeline.errors import InputError
@@ -47,15 +47,21 @@ class OfferedTool:
     """A tool that may be chosen.
 
     Attributes:
-        name: what the caller calls it and the model writes: the tool id.
+        name: what the model writes: the tool id.
         parameters: JSON schema of its arguments.
         media: which arguments are media, and of which modality: argument name -> "image", "audio", "video" or "any".
+        called: what the caller calls it, where that is another name (`serve/tools/names.py`).
     """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     media: Mapping[str, str] = field(default_factory=dict)
+    called: str = ""
+
+    @property
+    def client_name(self) -> str:
+        return self.called or self.name
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class ToolChoice:
     Attributes:
         mode: "none" (no call), "auto" (a call, or none where no tool fits), "required" (a call) or "named".
         tools: all that are offered, in order.
-        named: the tool to call where the mode is "named", else "".
+        named: the name of the tool to call where the mode is "named", else "".
         is_catalog: whether the catalogue is offered because the request brought no tools.
         is_part: whether the request allows only some of what it could choose from; `tools` are those.
     """
@@ -142,14 +148,16 @@ def read_tool_choice(request: ChatRequest, catalog: Mapping[str, OfferedTool]) -
 
     Args:
         request: the chat.
-        catalog: what is offered where the request brings no tools; a brought tool of the same name is known too, and
-            keeps the catalogue's arguments if the request says nothing of them.
+        catalog: what is offered where the request brings no tools, by id; a brought tool that is called like one of
+            them, by its id or by the name that clients get, is that one, and keeps the catalogue's arguments if the
+            request says nothing of them.
 
     Raises:
         RequestError: two tools of one name, a name that no model could write, a schema that no arguments can be made
             for, a tool chosen that is not offered, or too long schemas (413).
     """
     tools = tuple(catalog.values())
+    known = {tool.client_name: tool for tool in tools} | dict(catalog)
     if request.tools is not None:
         brought = [tool.function for tool in request.tools]
         n_chars = len(json.dumps([function.parameters for function in brought]))
@@ -160,8 +168,9 @@ def read_tool_choice(request: ChatRequest, catalog: Mapping[str, OfferedTool]) -
                 "schema_too_large",
                 "tools",
             )
+        names = [known[function.name].name if function.name in known else function.name for function in brought]
         for i, function in enumerate(brought):
-            fault = _name_fault(function.name, [other.name for other in brought[:i]])
+            fault = _name_fault(names[i], names[:i])
             if fault:
                 raise RequestError(
                     f"The tool name {function.name[:80]!r} {fault}; rename the tool.",
@@ -176,34 +185,40 @@ def read_tool_choice(request: ChatRequest, catalog: Mapping[str, OfferedTool]) -
                     code="bad_schema",
                     param=f"tools.{i}.function.parameters",
                 ) from None
-        tools = tuple(
-            catalog[function.name]
-            if function.name in catalog and function.parameters is None
-            else offer_function(function)
-            for function in brought
-        )
+        tools = tuple(_offer_brought(function, known.get(function.name)) for function in brought)
     is_catalog = request.tools is None
     choice = request.tool_choice
     if isinstance(choice, NamedTool):
-        _check_offered(choice, tools, "tool_choice.function.name")
-        return ToolChoice("named", tools, choice.function.name, is_catalog)
+        named = _find_offered(choice, tools, "tool_choice.function.name")
+        return ToolChoice("named", tools, named.name, is_catalog)
     if isinstance(choice, AllowedToolsChoice):
-        for i, allowed in enumerate(choice.allowed_tools.tools):
-            _check_offered(allowed, tools, f"tool_choice.allowed_tools.tools.{i}.function.name")
-        names = {allowed.function.name for allowed in choice.allowed_tools.tools}
+        names = {
+            _find_offered(allowed, tools, f"tool_choice.allowed_tools.tools.{i}.function.name").name
+            for i, allowed in enumerate(choice.allowed_tools.tools)
+        }
         kept = tuple(tool for tool in tools if tool.name in names)
         return ToolChoice(choice.allowed_tools.mode, kept, "", is_catalog, is_part=True)
     return ToolChoice(choice or "auto", tools, "", is_catalog)
 
 
-def _check_offered(wanted: NamedTool, tools: Sequence[OfferedTool], param: str) -> None:
+def _offer_brought(function: FunctionDefinition, ours: OfferedTool | None) -> OfferedTool:
+    """A tool of a request, under the name that it has there, which may be one of ours."""
+    if ours is None:
+        return offer_function(function)
+    offered = ours if function.parameters is None else replace(offer_function(function), name=ours.name)
+    return offered if offered.client_name == function.name else replace(offered, called=function.name)
+
+
+def _find_offered(wanted: NamedTool, tools: Sequence[OfferedTool], param: str) -> OfferedTool:
     name = wanted.function.name
-    if name not in [tool.name for tool in tools]:
+    found = [tool for tool in tools if name in (tool.name, tool.client_name)]
+    if not found:
         raise RequestError(
             f"tool_choice names {name[:80]!r}, which is not among the tools; offer it or choose another.",
             code="tool_not_offered",
             param=param,
         )
+    return found[0]
 
 
 def selection_artifact(conversation: Conversation) -> Artifact | None:

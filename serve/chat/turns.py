@@ -52,10 +52,12 @@ class CallerDialogue:
         before = replace(conversation, turns=conversation.turns[: conversation.last_user + 1])
         since = conversation.turns[conversation.last_user + 1 :]
         arguments = {call.call_id: call.arguments for turn in since for call in turn.calls}
+        names = {tool.client_name: tool.name for tool in tools}
         turns: list[Turn] = []
         called = []
         for result in (turn for turn in since if turn.role == "tool" and turn.call_id in arguments):
             name = conversation.call_name(result.call_id)
+            name = names.get(name, name)
             called.append(name)
             turns.append(Turn("assistant", render_call(_one_line(name), _render_input(arguments[result.call_id]))))
             turns.append(Turn("observation", render_observation(_one_line(result.text) or "Done.")))

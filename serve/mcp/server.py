@@ -25,7 +25,7 @@ from serve.chat.answer import ChatService
 from serve.http.errors import describe_error
 from serve.http.schemas import RequestError
 from serve.mcp.content import build_content, build_input_schema, store_arguments
-from serve.mcp.names import name_tools
+from serve.tools.names import name_tools
 from serve.tools.spec import ToolSpec
 
 SEARCH = "tool_search"

@@ -98,7 +98,7 @@ async function ask(words, file, chosen) {
 async function select(messages, question, artifact) {
   const answer = await post("/v1/chat/completions", { model: state.model, messages, logprobs: true, top_logprobs: TOP });
   const { message, logprobs } = answer.choices[0];
-  const called = message.tool_calls?.[0].function.name;
+  const called = message.tool_calls && logprobs.content[0].token; // its id; the call has a name that clients take
   const words = called ? `I would use ${titleOf(page.tools.get(called), called)}.` : message.content;
   const token = logprobs?.content?.[0];
   const ranking = (token?.top_logprobs ?? []).map(({ token: tool, logprob }) => [tool, Math.exp(logprob)]);

@@ -22,13 +22,14 @@ from safetensors.torch import save_file
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.media.load import load_media
 from data_pipeline.records.catalog import Tool, ToolCatalog
-from model.decode.tools import Prompt, top_k_tools
+from model.decode.tools import Prompt, calibrate, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.imagebind.encoders import load_encoder
 from model.imagebind.network import ImageBind, ImageBindConfig
 from model.llm.bundle import Bundle, load_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
+from model.scoring.calibration import UNCALIBRATED, Calibration
 from model.tiny.backbone import build_tiny_backbone
 from model.tiny.bundle import save_tiny_bundle
 from serve.app import build_app
@@ -37,6 +38,7 @@ from serve.http.schemas import ErrorAnswer
 APP = "toolmm-test"
 SELECT = "/v1/tools/select"
 MODEL, SECOND_MODEL = "toolmm", "second-1.0"
+CALIBRATIONS = {MODEL: UNCALIBRATED, SECOND_MODEL: Calibration(0.4, 1.1)}
 MAX_UPLOAD_BYTES = 300_000
 CATALOG = ToolCatalog(
     [
@@ -68,7 +70,7 @@ class Service:
         any_modality: bool = False,
         tool_ids: Sequence[str] | None = None,
     ) -> dict[str, float]:
-        """Tool id -> probability, by the same functions without HTTP, batches, replicas and other models."""
+        """Tool id -> calibrated probability, by the same functions without HTTP, batches, replicas and other models."""
         mllm = self.mllms[model]
         vector = None
         if modality is not None:
@@ -83,7 +85,7 @@ class Service:
         if len(trie) == 1:
             return {tool_ids[0]: 1.0}
         [ranking] = top_k_tools(mllm, [Prompt(question.prompt_ids, vector)], len(trie), trie)
-        return {tool.tool_id: tool.probability for tool in ranking}
+        return {tool.tool_id: tool.probability for tool in calibrate(ranking, CALIBRATIONS[model])}
 
     def post(self, **kwargs: Any) -> httpx.Response:
         return httpx.post(self.url + SELECT, timeout=60, **kwargs)
@@ -108,7 +110,14 @@ def make_encoder(folder: Path) -> Path:
     return folder
 
 
-def make_bundle(folder: Path, backbone: Path, encoder_dir: Path, seed: int = 7, catalog: ToolCatalog = CATALOG) -> Path:
+def make_bundle(
+    folder: Path,
+    backbone: Path,
+    encoder_dir: Path,
+    seed: int = 7,
+    catalog: ToolCatalog = CATALOG,
+    calibration: Calibration = UNCALIBRATED,
+) -> Path:
     texts = [f"### Human: improve this\n### Assistant: {{'api_name': {tool_id}}}\n###" for tool_id in CATALOG.tool_ids]
     build_tiny_backbone(
         backbone,
@@ -128,7 +137,8 @@ def make_bundle(folder: Path, backbone: Path, encoder_dir: Path, seed: int = 7, 
     mllm.load_trainable_state_dict(  # far from uniform, so that the medium and every word matter
         {name: torch.randn(value.shape, generator=generator) for name, value in mllm.trainable_state_dict().items()}
     )
-    save_tiny_bundle(folder, mllm, catalog, load_encoder(str(encoder_dir)).encoder_id, str(encoder_dir))
+    encoder_id = load_encoder(str(encoder_dir)).encoder_id
+    save_tiny_bundle(folder, mllm, catalog, encoder_id, str(encoder_dir), calibration)
     return folder
 
 
@@ -145,7 +155,10 @@ def run_service(folder: Path) -> Iterator[Service]:
     bundle = load_bundle(make_bundle(folder / "bundle", folder / "backbone", encoder_dir))
     link = folder / "served"
     link.symlink_to(bundle.folder)
-    second = load_bundle(make_bundle(folder / "second", folder / "backbone2", encoder_dir, seed=9))
+    calibration = CALIBRATIONS[SECOND_MODEL]
+    second = load_bundle(
+        make_bundle(folder / "second", folder / "backbone2", encoder_dir, seed=9, calibration=calibration)
+    )
     port = free_port()
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:

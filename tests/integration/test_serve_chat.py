@@ -50,8 +50,9 @@ def test_a_tool_is_chosen_as_the_model_ranks_it(client: openai.OpenAI, service: 
     choice = answer.choices[0]
     assert choice.finish_reason == "tool_calls"
     [call] = choice.message.tool_calls
-    assert call.function.name == best
+    assert call.function.name == best.replace("/", "__")
     [token] = choice.logprobs.content
+    assert token.token == best
     assert np.exp(token.logprob) == pytest.approx(expected[best], rel=1e-3)
     assert [np.exp(top.logprob) for top in token.top_logprobs] == pytest.approx(
         sorted(expected.values(), reverse=True)[:3], rel=1e-3
@@ -108,8 +109,12 @@ def test_a_chosen_tool_runs_and_its_result_ends_the_chat(client: openai.OpenAI, 
     answer = client.chat.completions.create(model="toolmm", messages=[first], tool_choice=choice)
     message = answer.choices[0].message
     [call] = message.tool_calls
+    assert call.function.name == "local__detect-edges", "OpenAI's functions have no slash"
+    named = {"type": "function", "function": {"name": call.function.name}}
+    again = client.chat.completions.create(model="toolmm", messages=[first], tool_choice=named)
+    assert again.choices[0].message.tool_calls[0].function.name == call.function.name
     invoked = httpx.post(
-        f"{service.url}/v1/tools/{EDGES}/invoke",
+        f"{service.url}/v1/tools/{call.function.name}/invoke",
         json={"arguments": json.loads(call.function.arguments)},
         timeout=120,
     )

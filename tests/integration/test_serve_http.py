@@ -17,6 +17,7 @@ import pytest
 from ray import serve as ray_serve
 from small_service import (
     APP,
+    CALIBRATIONS,
     CATALOG,
     MAX_UPLOAD_BYTES,
     MODEL,
@@ -29,6 +30,7 @@ from small_service import (
     video,
 )
 
+from model.scoring.calibration import UNCALIBRATED
 from serve.client import ServiceError, health, list_tools, select
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -93,6 +95,34 @@ def test_media_over_json_and_multipart(service: Service, modality: str) -> None:
     fitting = service.expected("improve this", modality, data)
     assert len(fitting) == {"image": 6, "audio": 2, "video": 1}[modality]
     assert _probabilities(service.post(json=question)) == pytest.approx(fitting, abs=1e-4)
+
+
+@pytest.mark.parametrize("modality", [None, "image"])
+def test_probabilities_are_calibrated_as_the_bundle_says(
+    service: Service, modality: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the tools that take the medium, and by a decision as by a selection."""
+    data = picture(seed=78) if modality else b""
+    expected = service.expected("improve this", modality, data, model=SECOND_MODEL)
+    media = {"media": {"data": base64.b64encode(data).decode()}} if modality else {}
+    selected = service.post(json={"instruction": "improve this", "k": 7, "model": SECOND_MODEL, **media})
+    assert _probabilities(selected) == pytest.approx(expected, abs=1e-4)
+    parts = [{"type": "input_text", "text": "improve this"}]
+    if modality:
+        url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        parts.append({"type": "input_image", "image_url": url})
+    body = {
+        "model": SECOND_MODEL,
+        "input": [{"role": "user", "content": parts}],
+        "questions": [{"type": "choice", "instructions": ""}],
+    }
+    [decided] = httpx.post(f"{service.url}/v1/decisions", json=body, timeout=60).json()["answers"]
+    found = {entry["value"]: entry["probability"] for entry in decided["probabilities"]}
+    assert found == pytest.approx(expected, abs=1e-4)
+    monkeypatch.setitem(CALIBRATIONS, SECOND_MODEL, UNCALIBRATED)
+    plain = service.expected("improve this", modality, data, model=SECOND_MODEL)
+    assert plain != pytest.approx(expected, abs=1e-2), "so the bundle's calibration matters"
+    assert sorted(plain, key=plain.__getitem__) == sorted(expected, key=expected.__getitem__)
 
 
 def test_remembered_media_are_bounded(service: Service) -> None:

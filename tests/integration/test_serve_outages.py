@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 EDGES = "local/detect-edges"
 CLIENTS = 6
+N_BY_MCP = 2
 
 
 @dataclass
@@ -68,18 +69,24 @@ def load(post: Callable[[httpx.Client], httpx.Response]) -> Iterator[Load]:
         yield found
 
 
+def load_selections(service: Service) -> AbstractContextManager[Load]:
+    """Clients that ask which tool to take."""
+    return load(lambda client: client.post(service.url + SELECT, json={"instruction": "improve this"}))
+
+
 @contextmanager
-def load_by_mcp(url: str, tool: str, arguments: dict[str, Any]) -> Iterator[Load]:
-    """MCP's own clients, which call a tool again and again until the block ends."""
+def load_by_mcp(service: Service) -> Iterator[Load]:
+    """MCP's own clients, which have the edges of a picture drawn again and again until the block ends."""
+    arguments = {"image": base64.b64encode(picture()).decode()}
 
     async def call_on(found: Load, stop: threading.Event) -> None:
         async with (
             httpx2.AsyncClient(timeout=120) as http,
-            Client(streamable_http_client(url, http_client=http)) as client,
+            Client(streamable_http_client(f"{service.url}/mcp", http_client=http)) as client,
         ):
             while not stop.is_set():
                 sent = time.perf_counter()
-                result = await client.call_tool(tool, arguments)
+                result = await client.call_tool("local__detect-edges", arguments)
                 found.answers.append((time.perf_counter() - sent, result.content if result.is_error else 200))
 
     def run(found: Load, stop: threading.Event) -> None:
@@ -88,7 +95,7 @@ def load_by_mcp(url: str, tool: str, arguments: dict[str, Any]) -> Iterator[Load
         except Exception as error:  # noqa: BLE001  (whatever it is, the call has failed)
             found.answers.append((0.0, repr(error)))
 
-    with _running(CLIENTS // 3, run) as found:
+    with _running(N_BY_MCP, run) as found:
         yield found
 
 
@@ -133,7 +140,7 @@ def kill_one(deployment: str, post: Callable[[], httpx.Response]) -> float:
 
 
 def test_a_killed_predictor_fails_no_request(service: Service) -> None:
-    with load(lambda client: client.post(service.url + SELECT, json={"instruction": "improve this"})) as found:
+    with load_selections(service) as found:
         wait_until(lambda: len(found.answers) > 20)
         n_before = len(found.answers)
         seconds = kill_one("Predictor", lambda: service.post(json={"instruction": "improve this"}))
@@ -149,8 +156,7 @@ def test_a_killed_tool_host_fails_no_request(service: Service) -> None:
     def post(client: Any) -> httpx.Response:
         return client.post(f"{service.url}/v1/tools/{EDGES}/invoke", json=arguments, timeout=120)
 
-    by_mcp = load_by_mcp(f"{service.url}/mcp", "local__detect-edges", {"image": base64.b64encode(picture()).decode()})
-    with load(post) as found, by_mcp as found_by_mcp:
+    with load(post) as found, load_by_mcp(service) as found_by_mcp:
         wait_until(lambda: len(found.answers) > 10 and len(found_by_mcp.answers) > 2)
         n_before, n_by_mcp = len(found.answers), len(found_by_mcp.answers)
         seconds = kill_one("LocalTools", lambda: post(httpx))
@@ -177,17 +183,19 @@ def test_a_new_champion_is_taken_over_without_a_failed_request(service: Service,
         (tmp_path / "link").symlink_to(target)
         os.replace(tmp_path / "link", link)
 
-    with load(lambda client: client.post(service.url + SELECT, json={"instruction": "improve this"})) as found:
-        wait_until(lambda: len(found.answers) > 20)
+    with load_selections(service) as found, load_by_mcp(service) as found_by_mcp:
+        wait_until(lambda: len(found.answers) > 20 and len(found_by_mcp.answers) > 2)
         (broken := tmp_path / "broken").mkdir()
         point_to(broken)
         time.sleep(3)
         assert served(service)["bundle_revision"] == service.bundle.revision, "what is no bundle is not taken over"
         point_to(folder)
         seconds = wait_until(lambda: served(service)["bundle_revision"] == load_bundle(folder).revision)
-        n_before = len(found.answers)
+        n_before, n_by_mcp = len(found.answers), len(found_by_mcp.answers)
         wait_until(lambda: len(found.answers) > n_before + 3 * CLIENTS)
+        wait_until(lambda: len(found_by_mcp.answers) >= n_by_mcp + 2 * N_BY_MCP)
     assert found.failures == []
+    assert found_by_mcp.failures == []
     assert "rotate" in [tool["tool_id"] for tool in served(service)["tools"]]
     point_to(service.bundle.folder)
     wait_until(lambda: service.post(json={"instruction": "x"}).json()["bundle_revision"] == service.bundle.revision)
@@ -198,11 +206,13 @@ def test_a_new_champion_is_taken_over_without_a_failed_request(service: Service,
 def test_a_new_deployment_fails_no_request(service: Service) -> None:
     """`serve deploy` with other arguments replaces the replicas."""
     replicas = find_replicas("Predictor")
-    with load(lambda client: client.post(service.url + SELECT, json={"instruction": "improve this"})) as found:
-        wait_until(lambda: len(found.answers) > 20)
+    with load_selections(service) as found, load_by_mcp(service) as found_by_mcp:
+        wait_until(lambda: len(found.answers) > 20 and len(found_by_mcp.answers) > 2)
         ray_serve.run(build_app({**service.args, "request_timeout_s": 61}), name=APP)
-        n_before = len(found.answers)
+        n_before, n_by_mcp = len(found.answers), len(found_by_mcp.answers)
         wait_until(lambda: len(found.answers) > n_before + 3 * CLIENTS)
+        wait_until(lambda: len(found_by_mcp.answers) >= n_by_mcp + 2 * N_BY_MCP)
     assert found.failures == []
+    assert found_by_mcp.failures == []
     wait_until(lambda: not set(find_replicas("Predictor")) & set(replicas))
     print(f"the longest request took {found.longest_s:.1f} s")

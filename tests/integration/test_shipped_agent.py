@@ -61,6 +61,29 @@ def test_small_talk_needs_no_tool(client: openai.OpenAI) -> None:
     assert answer
 
 
+def test_what_a_request_needs_and_did_not_bring_is_asked_for(client: openai.OpenAI) -> None:
+    """More of such requests, and what the rule does to dialogues: tests/measurements/missing_media.py."""
+    for words, lacking in (
+        ("Draw the edges of this picture", "picture"),
+        ("Remove the background noise from my recording.", "sound"),
+        ("Save the key frames of this video.", "video"),
+    ):
+        steps, answer = ask(client, words, has_picture=False)
+        assert steps == []
+        assert answer == f"Please attach a {lacking}: I need one for this."
+    for words in ("hi", "What can you do?"):
+        assert "attach" not in ask(client, words, has_picture=False)[1]
+    model: Any = "toolmm-agent"
+    response = client.responses.create(model=model, input="Draw the edges of this picture")
+    assert response.output_text == "Please attach a picture: I need one for this."
+    with client.responses.stream(model=model, input="Draw the edges of this picture") as stream:
+        said = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+    assert said == response.output_text
+    messages: Any = [{"role": "user", "content": "Draw the edges of this picture"}]
+    chunks = client.chat.completions.create(model=model, messages=messages, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == response.output_text
+
+
 def test_a_call_is_never_made_twice(client: openai.OpenAI) -> None:
     steps, _ = ask(client, "Sharpen this photo, please.", has_picture=True)
     calls = [(step["tool_id"], json.dumps(step["arguments"])) for step in steps]

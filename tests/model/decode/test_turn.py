@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from data_pipeline.records.dialogue import (
     parse_turn,
     render_answer,
     render_call,
+    render_file_wish,
 )
 from data_pipeline.records.schema import Turn
 from model.decode.dialogue import generate_dialogue
@@ -29,7 +31,7 @@ from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import score_all_tools
 from model.decode.tree_cache import DecodeStats, Prompt
 from model.decode.trie import ChoiceTrie
-from model.decode.turn import NO_ANSWER
+from model.decode.turn import MAX_ANSWER_WITHOUT_FILE, NO_ANSWER
 from model.decode.turn_row import TokenKinds, goes_in_circles
 from model.decode.turn_types import (
     ANSWER,
@@ -347,3 +349,34 @@ def test_cards_weigh_the_tools_beside_what_the_model_would_write(mllm: ToolLLM) 
     assert dict(chosen.choices)["Draw"] > dict(alone)["Draw"]
     assert check(chosen, request) == parse_turn(chosen.text)
     assert chosen.text.startswith("Thought: Do I need to use a tool? Yes\nAction: Draw\n")
+
+
+def test_a_file_that_is_needed_and_not_there_is_asked_for(mllm: ToolLLM) -> None:
+    """Where a call is likelier than an answer, and the nearest card is that of a tool which lacks its file."""
+    writer = TurnWriter(mllm, TurnLimits(max_text_tokens=8, max_answer_tokens=8))
+    prompt = encode_dialogue(mllm.tokenizer, PROMPT, ()).prompt_ids
+    (here,) = encode_vectors(mllm, [Prompt(prompt)])
+
+    def write(nearest: str, **more: Any) -> WrittenTurn:
+        request = replace(REQUEST, **{"files": (), **more})
+        cards = np.stack([here if tool.name == nearest else -here for tool in request.tools])
+        (written,) = writer.write([writer.encode(request, cards)])
+        return written
+
+    found = set()
+    need_files = tuple(tool for tool in TOOLS if tool.name in ("Blur It", "Pitch"))
+    for seed in range(8):
+        shaken(mllm, seed)
+        for nearest, modality in (("Blur It", "image"), ("Pitch", "audio")):
+            asks = render_answer(render_file_wish(modality))
+            for tools in (TOOLS, need_files):
+                written = write(nearest, tools=tools)
+                found.add(is_asked := written.text == asks)
+                assert is_asked == (np.exp(dict(written.choices)[ANSWER]) <= MAX_ANSWER_WITHOUT_FILE)
+            assert write(nearest, tools=need_files, may_answer=False).text == asks
+            calls = write(nearest, may_answer=False)
+            assert isinstance(check(calls), ToolCall), "another tool can be called, and one must be"
+            assert write(nearest, may_call=False).text != asks
+            assert write(nearest, files=("audio/c.wav", "image/a.png")).text != asks
+        assert write("Draw").text not in {render_answer(render_file_wish(kind)) for kind in ("image", "audio")}
+    assert found == {True, False}

@@ -14,7 +14,7 @@ from mcp.types import Tool as McpTool
 from ray.exceptions import ActorDiedError
 from stand_in_service import CATALOG, Method, World, let_write
 
-from data_pipeline.records.catalog import Tool
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.dialogue import render_answer, render_call
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from serve.agent.tool_reply import LOCAL_TOOLS, ToolReply
@@ -206,6 +206,32 @@ def test_a_prompt_that_is_too_long_loses_its_oldest_exchanges_and_then_is_refuse
     refused = caller.chat_with(functions("mend"), {"role": "user", "content": "endless"})
     assert refused.status_code == 400
     assert "too long" in refused.json()["error"]["message"]
+
+
+def test_tools_have_names_that_clients_take() -> None:
+    """And are known by them, as by their ids, wherever a request names one."""
+    ids = ["local/detect-edges", "Lab/edges.v2", "deblur", "unknown"]
+    agent = Agent(finds_cards=False)
+    model = ServedModel("toolmm", ToolCatalog.from_tool_ids(ids), "rev", writes_dialogues=False)
+    agent.chat.models = agent.chat.selector.models = ServedModels([model], agent.predictor)
+    for wanted, name in zip(ids, ("local__detect-edges", "Lab__edges_v2", "deblur"), strict=False):
+
+        def rank(queries: Sequence[SelectQuery], wanted: str = wanted) -> list[Ranking]:
+            return [Ranking([(Tool(wanted), 0.9)], "rev") for _ in queries]
+
+        agent.predictor.select = Method(rank)
+        for more in (
+            {},
+            *({"tool_choice": {"type": "function", "function": {"name": each}}} for each in (wanted, name)),
+        ):
+            (choice,) = agent.ask(WORDS, model="toolmm", logprobs=True, **more).json()["choices"]
+            assert choice["message"]["tool_calls"][0]["function"]["name"] == name
+            assert choice["logprobs"]["content"][0]["token"] == wanted
+        brought = agent.ask(WORDS, model="toolmm", tools=functions(wanted), tool_choice="required").json()
+        assert brought["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == wanted, (
+            "as the request calls it"
+        )
+    assert agent.chat.find_spec("local__detect-edges") is agent.chat.find_spec("local/detect-edges")
 
 
 class DyingHost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -297,6 +298,24 @@ def test_some_of_the_tools_may_be_allowed() -> None:
     with pytest.raises(RequestError, match="'d'") as caught:
         read_tool_choice(request_with(tools=brought, tool_choice=allowed("a", "d")), CATALOG)
     assert caught.value.param == "tool_choice.allowed_tools.tools.1.function.name"
+
+
+def test_tools_of_ours_go_by_their_ids_and_by_what_clients_call_them() -> None:
+    catalog = {tool_id: replace(tool, called=tool_id.replace("/", "__")) for tool_id, tool in CATALOG.items()}
+    for name in ("lab/blur", "lab__blur"):
+        choice = read_tool_choice(request_with(tool_choice=function(name)), catalog)
+        assert (choice.named, choice[choice.named].client_name) == ("lab/blur", "lab__blur")
+        choice = read_tool_choice(request_with(tool_choice=allowed(name)), catalog)
+        assert [tool.name for tool in choice.tools] == ["lab/blur"]
+        own = {"type": "object", "properties": {"words": {"type": "string"}}}
+        for more, parameters in (({}, catalog["lab/blur"].parameters), ({"parameters": own}, own)):
+            choice = read_tool_choice(request_with(tools=[function(name, **more), function("mine")]), catalog)
+            ours, mine = choice.tools
+            assert (ours.name, ours.client_name, ours.parameters) == ("lab/blur", name, parameters)
+            assert (mine.name, mine.client_name) == ("mine", "mine")
+    with pytest.raises(RequestError, match="twice") as caught:
+        read_tool_choice(request_with(tools=[function("lab/blur"), function("lab__blur")]), catalog)
+    assert caught.value.param == "tools.1.function.name"
 
 
 @pytest.mark.parametrize(

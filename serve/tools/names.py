@@ -1,8 +1,8 @@
-"""What MCP calls a tool: ids of ours hold slashes and dots, which clients refuse, so each gets a name and keeps its id.
+"""What clients call a tool: ids of ours hold slashes and dots, which they refuse, so each gets a name and keeps its id.
 
-MCP allows letters, digits and `_-.` in up to 128 characters (revision 2025-11-25, server/tools, "Tool Names"). The APIs
-of the models behind the clients allow less: no dot, and 64 characters, of which a client takes some to say whose tool
-it is.
+OpenAI's functions are called by letters, digits and `_-` in up to 64 characters. MCP allows `_-.` and 128 characters
+(revision 2025-11-25, server/tools, "Tool Names"), but the APIs of the models behind its clients are as OpenAI's, and a
+client takes some of the 64 characters to say whose tool it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FOREIGN = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 
 
 def name_tools(tool_ids: Iterable[str], reserved: Collection[str] = ()) -> dict[str, str]:
-    """Give each tool a name for MCP.
+    """Give each tool a name for clients.
 
     A slash becomes two underscores, and what else is not allowed one. Where two ids would so be called alike, or one is
     too long, its name ends in a digest of the id: a name depends on no order, and every ingress replica gives the same.

@@ -1,11 +1,11 @@
-"""Names for MCP: what clients take, one for each id, whatever the others are."""
+"""Names for clients: what they take, one for each id, whatever the others are."""
 
 from __future__ import annotations
 
 import re
 
-from serve.mcp.names import MAX_NAME_CHARS, name_tools
 from serve.tools.all_tools import load_tools
+from serve.tools.names import MAX_NAME_CHARS, name_tools
 
 
 def test_every_tool_of_ours_has_a_name_that_clients_take() -> None:
