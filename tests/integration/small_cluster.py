@@ -18,6 +18,8 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from small_service import free_port
 
+from ray_jobs.cluster import JOB_CONFIG_ENV
+
 NODE_RESOURCE = "spot"  # what a node has one of: room for one worker
 
 
@@ -76,7 +78,9 @@ class TrainingProcess:
         self, cluster: Cluster, overrides: list[str], log: Path, node_ip: str | None = None, **variables: str
     ) -> None:
         self._log = log
-        env = os.environ | {"RAY_ADDRESS": cluster.address} | variables
+        # its workers start as children of their raylet, so that they die with it
+        usual = {name: value for name, value in os.environ.items() if name != JOB_CONFIG_ENV}
+        env = usual | {"RAY_ADDRESS": cluster.address} | variables
         program = ["-m", "ray_jobs"] if node_ip is None else ["-c", ON_NODE, node_ip]
         command = [sys.executable, *program, "train", *overrides]
         with log.open("w") as output:

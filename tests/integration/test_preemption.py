@@ -20,7 +20,7 @@ from ray_jobs.config import RunSpec
 from ray_jobs.train import job as train
 from ray_jobs.train.job import TrainSummary
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("warm_python")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 EPOCHS = 10
 LEFT_S = 60.0  # from the news to the time at which the node may be taken

@@ -44,6 +44,7 @@ def start(address: str, arguments: list[str]) -> None:
 
 def serve(address: str) -> None:
     """Import what workers need, then fork one for each request, until standard input ends."""
+    import contextlib
     import gc
     import importlib
     import json
@@ -61,14 +62,16 @@ def serve(address: str) -> None:
         listener.bind(address)
         listener.listen(64)
         while listener in select.select([listener, sys.stdin], [], [])[0]:
-            client, _ = listener.accept()
-            message, files, *_ = socket.recv_fds(client, MAX_BYTES, 3)
-            arguments, environment, folder, niceness = json.loads(message)
-            fits = all(environment.get(name) == value for name, value in fixed.items())
-            is_alone = not find_threads()
-            client.send(b"y" if fits and is_alone else b"n")
-            client.close()
-            if fits and is_alone and os.fork() == 0:
+            may_fork, files = False, []
+            with listener.accept()[0] as client, contextlib.suppress(ConnectionError):  # it was killed while it asked
+                message, files, *_ = socket.recv_fds(client, MAX_BYTES, 3)
+                if message:
+                    arguments, environment, folder, niceness = json.loads(message)
+                    fits = all(environment.get(name) == value for name, value in fixed.items())
+                    fits = fits and not find_threads()
+                    client.send(b"y" if fits else b"n")
+                    may_fork = fits
+            if may_fork and os.fork() == 0:
                 listener.close()
                 for number, file in enumerate(files):
                     os.dup2(file, number)
