@@ -29,7 +29,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(START), os.environ.
 gc.set_threshold(50_000, 10, 10)  # this one has started already
 
 PASSED_ON = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # a submission's way to say what every driver's runtime environment has
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -70,17 +69,19 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Workers of every Ray that is started from now on need not import what is large: see tests/python_start."""
+    from ray_jobs.cluster import JOB_CONFIG_ENV
+
     script = START / "warm_start.py"
     address = tmp_path_factory.mktemp("warm") / "socket"
     python = shlex.join([sys.executable, "-S", "-I", str(script), str(address)])
-    os.environ[JOB_CONFIG] = json.dumps({"runtime_env": {"py_executable": python}})
+    os.environ[JOB_CONFIG_ENV] = json.dumps({"runtime_env": {"py_executable": python}})
     command = [sys.executable, script, address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         yield
         assert server.poll() is None, "the process that forks Ray's workers has ended"
         assert server.stdin is not None
         server.stdin.close()
-    del os.environ[JOB_CONFIG]
+    del os.environ[JOB_CONFIG_ENV]
 
 
 @pytest.fixture(scope="session")
