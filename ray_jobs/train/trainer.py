@@ -28,8 +28,6 @@ from ray_jobs.train.failures import describe_failure, has_lost_controller, is_af
 from ray_jobs.worker_output import tell_line
 
 WAIT_S = 10.0  # before another controller is started, times those lost: Ray would kill it as well on a node still full
-
-
 PATIENCE_S = 30.0  # until Ray knows which node died: it misses some of its answers first
 
 

@@ -38,6 +38,11 @@ def start_cluster(n_nodes: int, **head: Any) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
+def usual_env() -> dict[str, str]:
+    """This process's environment, with which workers start as children of their raylet, so that they die with it."""
+    return {name: value for name, value in os.environ.items() if name != JOB_CONFIG_ENV}
+
+
 def add_node(cluster: Cluster) -> Node:
     return cluster.add_node(num_cpus=2, resources={NODE_RESOURCE: 1})
 
@@ -78,9 +83,7 @@ class TrainingProcess:
         self, cluster: Cluster, overrides: list[str], log: Path, node_ip: str | None = None, **variables: str
     ) -> None:
         self._log = log
-        # its workers start as children of their raylet, so that they die with it
-        usual = {name: value for name, value in os.environ.items() if name != JOB_CONFIG_ENV}
-        env = usual | {"RAY_ADDRESS": cluster.address} | variables
+        env = usual_env() | {"RAY_ADDRESS": cluster.address} | variables
         program = ["-m", "ray_jobs"] if node_ip is None else ["-c", ON_NODE, node_ip]
         command = [sys.executable, *program, "train", *overrides]
         with log.open("w") as output:
