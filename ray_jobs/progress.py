@@ -72,6 +72,11 @@ class Progress:
             self._said_s = time.monotonic()
             print(_render_line(self._task), flush=True)
 
+    def reach(self, done: int) -> None:
+        """What is counted has come so far, whatever was heard of it: news of a job may be lost on their way."""
+        if self._task_id is not None:
+            self._bars.update(self._task_id, completed=done)
+
     @property
     def _task(self) -> Task:
         assert self._task_id is not None

@@ -23,6 +23,7 @@ from data_pipeline.batches.packing import Layout, PackedBatch, build_micro_batch
 from data_pipeline.batches.plan import TrainingPlan
 from data_pipeline.batches.question_table import QuestionTable
 from data_pipeline.batches.tokenized import StoredQuestions
+from data_pipeline.batches.waiting import iterate_within
 
 CPUS = 2  # of one rank's stream: one for the actor, one for the numbers of its steps
 STEPS_PER_BLOCK = 8  # steps that one Ray Data block carries; a few blocks are on their way at any time
@@ -128,7 +129,7 @@ def stream_micro_steps(
         max_restarts=0,  # its arguments live as long as the job: if it dies, Train restarts the workers
     )
     blocks: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-    for block in blocks:
+    for block in iterate_within(iter(blocks)):
         for row in range(block.num_rows):
             yield _read_micro_step(block, row)
 

@@ -16,12 +16,14 @@ from ray.exceptions import (
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from data_pipeline.batches.waiting import NO_DATA
 from ray_jobs.faults import CARRIED_AS, iterate_carried
 
 LOW_ON_MEMORY = "running low on memory"  # what Ray says of processes that it killed for that, in several exceptions
 OUT_OF_MEMORY = "ran out of memory"  # what we say
 NODE_DIED = "its node has died"  # Ray, of an actor
-LOST_PEER = ("gloo/transport", "ncclRemoteError")  # a collective, where the process at the other end is gone
+# a collective whose other end is gone, or a stream of data whose source is
+LOST_PEER = ("gloo/transport", "ncclRemoteError", NO_DATA)
 
 
 def describe_failure(error: BaseException) -> str | None:

@@ -36,7 +36,7 @@ from ray_jobs.places import hide_secrets
 from ray_jobs.progress import Progress
 from ray_jobs.tracking.client import check_uri
 from ray_jobs.tracking.runs import RunLogger, open_run
-from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_metrics
+from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_cursor, load_metrics
 from ray_jobs.train.failures import OUT_OF_MEMORY, describe_failure
 from ray_jobs.train.inputs import TrainInputs, build_inputs
 from ray_jobs.train.loop import TrainJob
@@ -122,8 +122,10 @@ class TrainSummary:
 def run(spec: RunSpec) -> dict[str, Any]:
     """The CLI's job: train and show where everything is."""
     connect(spec.ray)
-    with Progress("train") as progress, told_to(progress.show):
-        summary = launch(spec)
+    with Progress("train") as progress:
+        with told_to(progress.show):
+            summary = launch(spec)
+        progress.reach(load_cursor(locate(summary.last_checkpoint)).step)
     summary.save(spec.run_dir)
     metrics = summary.metrics
     print(f"\nbest checkpoint   {summary.best_checkpoint}")

@@ -110,3 +110,10 @@ def test_slow_and_unknown_work_has_lines_too(
         "prepare   3 records, 0.08/s",
         "prepare   3/3 records, 100 %, took 0:38",
     ]
+
+
+def test_what_was_not_heard_of_a_job_is_made_good_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("train") as progress:
+        progress.show(7, 440, "steps", "loss=2.0")
+        progress.reach(440)
+    assert capsys.readouterr().out.startswith("train     440/440 steps, 100 %, took ")

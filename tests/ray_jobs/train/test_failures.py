@@ -18,6 +18,7 @@ ALONE = WorkerHealthCheckFailedError(UNWELL, RayActorError(error_msg=DIED + "its
 WITH_ITS_NODE = WorkerHealthCheckFailedError(UNWELL, RayActorError(error_msg=DIED + "because its node has died."))
 UNREACHED = WorkerHealthCheckFailedError(UNWELL, ActorUnavailableError("unavailable", b"\0" * 16))
 LOST_PEER = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [::1]:7")
+WITHOUT_DATA = RuntimeError("no data has come for 300 s: the process that makes it is gone.")
 
 
 def test_a_death_for_want_of_memory_is_found_wherever_ray_puts_it() -> None:
@@ -36,6 +37,7 @@ def test_a_death_for_want_of_memory_is_found_wherever_ray_puts_it() -> None:
         (WorkerGroupError("m", {0: LOST_PEER, 1: WITH_ITS_NODE}), "worker 1 died with its node 10.0.0.7"),
         (WorkerGroupError("m", {0: UNREACHED, 3: ALONE}), "worker 3 died on node 10.0.0.7"),
         (WorkerGroupError("m", {0: LOST_PEER, 2: UNREACHED}), "workers lost a process that they need"),
+        (WorkerGroupError("m", {0: LOST_PEER, 1: WITHOUT_DATA}), "workers lost a process that they need"),
         (WorkerGroupError("m", {0: LOST_PEER, 1: ZeroDivisionError("a bug")}), None),
         (RayTaskError("run", "Traceback", ActorDiedError(), "ray::run", 1, "a").as_instanceof_cause(), None),
     ],
