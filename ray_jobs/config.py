@@ -7,6 +7,7 @@ of range are errors, all of them reported in one message.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import reprlib
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from ray_jobs.places import expand_path, hide_secrets, make_absolute_uri
 from ray_jobs.train_options import Section, TrainOptions, check_training
 
 CONFIGS = Path(__file__).parent / "configs"
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 NAMES_OR_FOLDERS = ("embed.encoder", "model.backbone")  # keys that may hold a path
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 _SHORT = reprlib.Repr()  # of values in messages
@@ -89,7 +91,7 @@ class TuneOptions(Section):
 
 
 class TrackingOptions(Section):
-    """MLflow. `uri` None = SQLite in the run's folder."""
+    """MLflow. `uri` None = what MLFLOW_TRACKING_URI says, as elsewhere, or else SQLite in the run's folder."""
 
     uri: str | None = None
     experiment: str = "toolmm"
@@ -170,8 +172,8 @@ class RunSpec(Section):
         """Of MLflow; InputError for a run in a bucket, where no database can lie, that names none."""
         if self.tracking.uri is None and self.work_dir != self.run_dir:
             raise InputError(
-                f"the run is in a bucket ({self.run_dir}), where MLflow's database cannot lie; set tracking.uri to a "
-                "server, or to sqlite:// with a path on a disk."
+                f"the run is in a bucket ({self.run_dir}), where MLflow's database cannot lie; set tracking.uri or "
+                f"{TRACKING_VARIABLE} to a server, or to sqlite:// with a path on a disk."
             )
         return self.tracking.uri or f"sqlite:///{self.work_dir / 'mlflow.db'}"
 
@@ -296,8 +298,9 @@ def _settle_places(spec: RunSpec) -> RunSpec:
     """Expand `~` and variables in all paths, and make the tracking URI absolute."""
     spec = _expand_paths(spec, "")
     changes: dict[str, Any] = {}
-    if spec.tracking.uri is not None:
-        changes["tracking"] = spec.tracking.model_copy(update={"uri": make_absolute_uri(spec.tracking.uri.strip())})
+    uri = (os.environ.get(TRACKING_VARIABLE, "") if spec.tracking.uri is None else spec.tracking.uri).strip()
+    if uri or spec.tracking.uri is not None:
+        changes["tracking"] = spec.tracking.model_copy(update={"uri": make_absolute_uri(uri)})
     backbones = spec.tune.parameters.get("model.backbone")
     if isinstance(backbones, list):
         expanded = [expand_path(one, "model.backbone") if isinstance(one, str) else one for one in backbones]

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
+import mlflow
+from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE, MLFLOW_TRACKING_URI
 from mlflow.exceptions import InvalidUrlException, MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
@@ -71,6 +72,26 @@ def build_client(uri: str) -> MlflowClient:
             # the client makes missing tables, and two at once would get in each other's way
             fcntl.flock(lock, fcntl.LOCK_EX)
             return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def default_uri(uri: str) -> Iterator[None]:
+    """MLflow's calls that take no address go to `uri` within the block; then all is as before.
+
+    MLflow tells child processes of its default by MLFLOW_TRACKING_URI, which to us is the user's word.
+    """
+    variable = os.environ.get(MLFLOW_TRACKING_URI.name)
+    before = mlflow.get_tracking_uri() if mlflow.tracking.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        # None is what it is where nothing was called, though the variable may be set
+        mlflow.set_tracking_uri(None if before == variable else before)  # type: ignore[arg-type]
+        if variable is None:
+            os.environ.pop(MLFLOW_TRACKING_URI.name, None)
+        else:
+            os.environ[MLFLOW_TRACKING_URI.name] = variable
 
 
 def check_uri(uri: str) -> None:

@@ -15,7 +15,7 @@ from data_pipeline import storage
 from data_pipeline.errors import InputError
 from model.llm.bundle import load_bundle
 from ray_jobs.config import RunSpec
-from ray_jobs.tracking.client import patiently
+from ray_jobs.tracking.client import default_uri, patiently
 from ray_jobs.tracking.model_versions import CHAMPION, get_champion
 
 logger = logging.getLogger(__name__)
@@ -76,9 +76,9 @@ def follow_once(uri: str, name: str, link: Path) -> dict[str, Any]:
 
 def _fetch(uri: str, name: str, version: str, folder: Path) -> None:
     """Download a version's bundle, whole or not at all."""
-    mlflow.set_tracking_uri(uri)  # MLflow resolves models:/ there, whatever a call is told
     source = f"models:/{name}/{version}"
-    with storage.replacing_folder(folder, unless=folder.exists) as new:
+    # MLflow resolves models:/ at its default, whatever a call is told
+    with default_uri(uri), storage.replacing_folder(folder, unless=folder.exists) as new:
         download = new / "download"
         download.mkdir()
         patiently(lambda: mlflow.artifacts.download_artifacts(source, dst_path=str(download)), uri)

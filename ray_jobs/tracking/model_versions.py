@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from ray_jobs.tracking.client import build_client, explained, patiently
+from ray_jobs.tracking.client import build_client, default_uri, explained, patiently
 
 CHAMPION = "champion"
 DATA_HASH_TAG = "toolmm.data_hash"
@@ -60,7 +60,6 @@ def register_bundle(
     from mlflow.types.schema import ColSpec, DataType, Schema
 
     client = build_client(uri)
-    mlflow.set_tracking_uri(uri)
     warnings.filterwarnings("ignore", message=".*input example was not provided.*")  # the signature is written out here
     signature = ModelSignature(
         inputs=Schema(
@@ -72,7 +71,7 @@ def register_bundle(
         ),
         outputs=Schema([ColSpec(DataType.string, "tool_id"), ColSpec(DataType.double, "probability")]),
     )
-    with explained(uri), mlflow.start_run(run_id=run_id):
+    with explained(uri), default_uri(uri), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="bundle",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),

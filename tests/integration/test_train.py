@@ -32,6 +32,7 @@ from model.scoring.calibration import UNCALIBRATED, Calibration
 from ray_jobs import export, prepare
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate import job as evaluate
+from ray_jobs.tracking.client import default_uri
 from ray_jobs.train import job as train
 from ray_jobs.train.checkpoint import load_cursor, load_moments, load_parameters
 from serve.app import build_app
@@ -156,11 +157,11 @@ def test_bundle_is_registered_as_champion_and_loads_without_unpickling(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("something was unpickled")
 
-    mlflow.set_tracking_uri(spec.tracking_uri)
     monkeypatch.setattr(pickle, "load", refuse)
     monkeypatch.setattr("cloudpickle.load", refuse)
     monkeypatch.setattr(torch, "load", refuse)
-    model = mlflow.pyfunc.load_model("models:/toolmm@champion")
+    with default_uri(spec.tracking_uri):
+        model = mlflow.pyfunc.load_model("models:/toolmm@champion")
     frame = pd.DataFrame(
         {"instruction": [f"please {verb} this poem" for verb in VERBS], "modality": "text", "media": None}
     )

@@ -280,3 +280,13 @@ def test_paths_of_a_run_follow_from_its_name(tmp_path: Path) -> None:
         {"runs_dir": tmp_path, "lake_dir": tmp_path / "lake", "tracking": {"uri": "http://x"}}
     )
     assert (shared.lake_path, shared.tracking_uri) == (tmp_path / "lake", "http://x")
+
+
+def test_mlflows_variable_names_the_server_where_the_config_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlflow.lab:5000")
+    found = [load_run_spec(None, [f"runs_dir={tmp_path}", *more]) for more in ([], ["tracking.uri=http://other:5000"])]
+    assert [spec.tracking_uri for spec in found] == ["http://mlflow.lab:5000", "http://other:5000"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert load_run_spec(None, ["name=a", f"runs_dir={tmp_path}"]).tracking_uri == f"sqlite:///{tmp_path}/a/mlflow.db"

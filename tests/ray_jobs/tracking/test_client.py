@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -10,13 +11,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from data_pipeline.errors import InputError
 from ray_jobs.places import make_absolute_uri
-from ray_jobs.tracking.client import build_client, explained, patiently
+from ray_jobs.tracking.client import build_client, default_uri, explained, patiently
 from ray_jobs.tracking.runs import RunLogger, open_run
 
 REPO = Path(__file__).resolve().parents[3]
@@ -158,3 +160,16 @@ def test_what_a_caller_may_want_to_know_stays_as_it_is() -> None:
         explained("http://host"),
     ):
         fail()
+
+
+@pytest.mark.parametrize("before", [None, "http://mine:5000"])
+def test_a_default_lasts_for_a_block_and_leaves_the_users_variable_alone(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if before:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
+    with default_uri("http://other:5000"):
+        assert mlflow.get_tracking_uri() == "http://other:5000"
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before
+    assert mlflow.tracking.is_tracking_uri_set() == bool(before)

@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from data_pipeline.errors import InputError
 from ray_jobs.config import load_run_spec
 from ray_jobs.tracking import follow
-from ray_jobs.tracking.client import build_client
+from ray_jobs.tracking.client import build_client, default_uri
 from ray_jobs.tracking.model_versions import promote
 from ray_jobs.tracking.runs import open_run
 
@@ -52,10 +51,8 @@ class _Bundle:
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Registry]:
     monkeypatch.chdir(tmp_path)  # MLflow puts artifacts into ./mlruns
     monkeypatch.setattr(follow, "load_bundle", _Bundle)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")  # what this process used before must not matter
-    yield _Registry(tmp_path)
-    mlflow.set_tracking_uri(before)
+    with default_uri(f"sqlite:///{tmp_path}/another.db"):  # what this process used before must not matter
+        yield _Registry(tmp_path)
 
 
 def test_the_link_follows_the_champion(registry: _Registry, tmp_path: Path) -> None:
