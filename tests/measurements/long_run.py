@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -66,8 +67,8 @@ SETTINGS = (
     "train.validation_questions=0",
 )
 DISK = "256m"
+NEXT_NODE_S = 10.0  # until another node comes for one that was killed
 WORDS = ("improve this", "mark the edges", "cut it into segments", "what is this", "take out the noise", "sharpen it")
-KEEPS_OFF_S = 20.0  # how long the disk stays full, and the tracking server away
 
 
 @dataclass
@@ -193,15 +194,24 @@ class Trainings:
 
 
 class Faults:
-    """What breaks, how often it did, and what could not be broken."""
+    """What breaks, how often it did, and what could not be broken.
 
-    def __init__(self, cluster: Cluster, tracking: TrackingServer, disk: Path | None) -> None:
+    Args:
+        cluster: on which all runs; gets its nodes for training here.
+        tracking: its server.
+        disk: the file system of the runs, to be filled; None where it is not a small one.
+        pause_s: between one fault and the next, and how long the disk stays full, and the tracking server away.
+    """
+
+    def __init__(self, cluster: Cluster, tracking: TrackingServer, disk: Path | None, pause_s: float) -> None:
+        self._pause_s = pause_s
         self.done: Counter[str] = Counter()
         self.failed: list[str] = []
         self._cluster, self._tracking, self._disk = cluster, tracking, disk
         self._nodes = [cluster.add_node(**NODE) for _ in range(2)]
 
-    def run(self, pause_s: float, deadline: float) -> None:
+    def run(self, deadline: float) -> None:
+        """Each kind once, and on until the deadline."""
         kinds: list[Callable[[], None]] = [
             self.kill_predictor,
             self.kill_worker,
@@ -210,18 +220,17 @@ class Faults:
             self.kill_raylet,
             *([self.fill_disk] if self._disk else []),
         ]
-        while True:
-            for kind in kinds:
-                time.sleep(pause_s)
-                if time.monotonic() > deadline:
-                    return
-                print(f"{time.strftime('%H:%M:%S')}  {kind.__name__}", flush=True)
-                try:
-                    kind()
-                except Exception as error:  # noqa: BLE001  (such as a node that a busy machine does not start in time)
-                    self.failed.append(f"{kind.__name__}: {error!r}")
-                else:
-                    self.done[kind.__name__] += 1
+        for number, kind in enumerate(itertools.cycle(kinds)):
+            time.sleep(self._pause_s)
+            if number >= len(kinds) and time.monotonic() > deadline:
+                return
+            print(f"{time.strftime('%H:%M:%S')}  {kind.__name__}", flush=True)
+            try:
+                kind()
+            except Exception as error:  # noqa: BLE001  (such as a node that a busy machine does not start in time)
+                self.failed.append(f"{kind.__name__}: {error!r}")
+            else:
+                self.done[kind.__name__] += 1
 
     def kill_predictor(self) -> None:
         os.kill(self._find(f"ServeReplica:{APP}:Predictor").pid, signal.SIGKILL)
@@ -238,12 +247,12 @@ class Faults:
         [node] = [node for node in self._nodes if node.node_id == node_id]
         self._nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
-        time.sleep(10)
+        time.sleep(NEXT_NODE_S)
         self._nodes.append(self._cluster.add_node(**NODE))
 
     def stop_tracking(self) -> None:
         self._tracking.kill()
-        time.sleep(KEEPS_OFF_S)
+        time.sleep(self._pause_s)
         self._tracking.start()
 
     def fill_disk(self) -> None:
@@ -252,7 +261,7 @@ class Faults:
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**16))
-        time.sleep(KEEPS_OFF_S)
+        time.sleep(self._pause_s)
         filler.unlink()
 
     def _find(self, name: str) -> Any:
@@ -348,7 +357,7 @@ def run(minutes: float, pause_s: float, epochs: int, folder: Path) -> dict[str, 
     tracking = TrackingServer(f"sqlite:///{folder / 'tracking.db'}", folder / "tracked")
     with small_disk(folder / "runs") as is_mounted, running_cluster() as cluster:
         tracking.start()
-        faults = Faults(cluster, tracking, folder / "runs" if is_mounted else None)
+        faults = Faults(cluster, tracking, folder / "runs" if is_mounted else None, pause_s)
         memory = Memory(cluster)
         base = [*build_base(folder, epochs), *SETTINGS, f"tracking.uri={tracking.uri}"]
         trainings = Trainings(base, cluster.address)
@@ -362,7 +371,7 @@ def run(minutes: float, pause_s: float, epochs: int, folder: Path) -> dict[str, 
                 for thread in threads:
                     thread.start()
                 try:
-                    faults.run(pause_s, time.monotonic() + 60 * minutes)
+                    faults.run(time.monotonic() + 60 * minutes)
                 finally:
                     is_over.set()
                     for thread in threads:
@@ -382,8 +391,8 @@ def run(minutes: float, pause_s: float, epochs: int, folder: Path) -> dict[str, 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--pause", type=float, default=30.0, help="seconds between one fault and the next")
+    parser.add_argument("--minutes", type=float, default=60.0, help="at least; each fault is made once in any case")
+    parser.add_argument("--pause", type=float, default=30.0, help="seconds between faults, and that some last")
     parser.add_argument("--epochs", type=int, default=15, help="of each training; 13 steps make one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
