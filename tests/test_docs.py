@@ -13,7 +13,7 @@ PACKAGES = ("data_pipeline", "model", "ray_jobs", "serve")
 ARCHITECTURE = REPO / "docs" / "architecture.md"
 DOCUMENTS = [
     REPO / "README.md",
-    *(REPO / package / "README.md" for package in PACKAGES),
+    *(REPO / package / "README.md" for package in (*PACKAGES, "deploy")),
     *(path for path in sorted((REPO / "docs").glob("*.md")) if path.name != "results.md"),  # a log of the past
 ]
 TOP = (*PACKAGES, "tests", "docs")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
+from moto import mock_aws
 
 from ray_jobs.cluster import tagged
 from ray_jobs.config import config_names, load_run_spec
@@ -17,6 +21,7 @@ from serve.config import ServeArgs
 
 REPO = Path(__file__).resolve().parents[2]
 HEAD_TYPE = "head"
+BUCKET = "toolmm-000000000000"  # of an account's number
 TOKEN_PATH = "~/.ray/auth_token"
 
 
@@ -73,7 +78,6 @@ def test_every_node_installs_the_lock_and_starts_ray_with_the_token(cluster: dic
     home = f"/home/{cluster['auth']['ssh_user']}"
     assert token == TOKEN_PATH.replace("~", home), "Ray looks for the token there"
     assert any("pip install" in c and f"--requirement {lock.replace(home, '~')}" in c for c in commands["setup"])
-    assert any("/mnt/toolmm" in c and "mount -t nfs4" in c for c in commands["setup"]), "runs_dir must be shared"
     starts = [c for c in commands["start"] if "ray start" in c]
     assert len(starts) == 1
     assert "RAY_AUTH_MODE=token ray start" in starts[0]
@@ -96,10 +100,105 @@ def test_shells_of_a_node_see_the_token_mode_and_the_environment(cluster: dict[s
     env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     for _ in range(2):
         subprocess.run(["bash", "-c", command], env=env, check=True, timeout=60)
-    show = "source ~/.bashrc && echo $RAY_AUTH_MODE $PATH $HF_HOME"
+    show = "source ~/.bashrc && echo $RAY_AUTH_MODE $PATH $TOOLMM_IMAGEBIND_CHECKPOINT"
     shown = subprocess.run(["bash", "-c", show], env=env, check=True, timeout=60, capture_output=True, text=True)
-    assert shown.stdout.split() == ["token", f"{tmp_path}/toolmm/.venv/bin:/usr/bin:/bin", "/mnt/toolmm/huggingface"]
+    assert shown.stdout.split() == [
+        "token",
+        f"{tmp_path}/toolmm/.venv/bin:/usr/bin:/bin",
+        f"{tmp_path}/imagebind_huge.pth",
+    ]
     assert (tmp_path / ".bashrc").read_text(encoding="utf-8").count("RAY_AUTH_MODE") == 1
+
+
+def test_mlflows_server_runs_on_the_head_and_jobs_know_of_it(cluster: dict[str, Any]) -> None:
+    from mlflow.cli import server
+
+    (start,) = [c for c in commands_of(cluster, HEAD_TYPE)["start"] if "mlflow server" in c]
+    words = shlex.split(start.partition("mlflow server ")[2].partition(" >")[0])
+    options = server.make_context("server", words).params
+    assert options["backend_store_uri"].startswith("sqlite:////home/"), "on the head's disk"
+    assert options["artifacts_destination"].startswith(f"s3://{BUCKET}/")
+    (ray_start,) = [c for c in commands_of(cluster, HEAD_TYPE)["start"] if "ray start" in c]
+    assert f"MLFLOW_TRACKING_URI=http://$(hostname -I | cut -d' ' -f1):{options['port']} " in ray_start
+
+
+def test_mlflows_server_is_started_once(cluster: dict[str, Any], tmp_path: Path) -> None:
+    """The command that starts it, run before there is a server, and when there is one."""
+    (start,) = [c for c in commands_of(cluster, HEAD_TYPE)["start"] if "mlflow server" in c]
+    programs, mlflow = tmp_path / "bin", tmp_path / "toolmm/.venv/bin/mlflow"
+    (tmp_path / "mlflow").mkdir()
+    for program, line in ((programs / "curl", "test -e ~/started"), (mlflow, "echo $1 >> ~/started")):
+        program.parent.mkdir(parents=True)
+        program.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        program.chmod(0o755)
+    env = {"HOME": str(tmp_path), "PATH": f"{programs}:/usr/bin:/bin"}
+    for _ in range(2):
+        subprocess.run(["bash", "-c", f"{start} wait"], env=env, check=True, timeout=60)
+    assert (tmp_path / "started").read_text(encoding="utf-8") == "server\n"
+
+
+def test_a_cloud_starts_the_nodes_as_they_are_meant(
+    cluster: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own code for AWS against a cloud that is made up, in which no more is than the file says."""
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)  # Ray writes an SSH key into the home
+    (tmp_path / ".ssh").mkdir()
+    with mock_aws():
+        rights = boto3.client("iam")
+        for name in declared("AWS::IAM::InstanceProfile", "InstanceProfileName"):
+            rights.create_instance_profile(InstanceProfileName=name)
+        ready = bootstrap_aws(cluster)
+        provider = AWSNodeProvider(ready["provider"], ready["cluster_name"])
+        for name, node_type in ready["available_node_types"].items():
+            provider.create_node(node_type["node_config"], {"ray-user-node-type": name}, 1)
+        cloud = boto3.client("ec2", region_name=ready["provider"]["region"])
+        started = [node for group in cloud.describe_instances()["Reservations"] for node in group["Instances"]]
+        volumes = cloud.describe_volumes()["Volumes"]
+        groups = {group["GroupName"]: group for group in cloud.describe_security_groups()["SecurityGroups"]}
+        assert rights.list_roles()["Roles"] == [], "Ray makes none of its own, which may do more"
+    nodes = {tags_of(node)["ray-user-node-type"]: node for node in started}
+    assert nodes.keys() == cluster["available_node_types"].keys()
+    assert len({node["Placement"]["AvailabilityZone"] for node in started}) == 1
+    assert {name for name, node in nodes.items() if node.get("InstanceLifecycle") == "spot"} == {
+        "cpu_data",
+        "gpu_serve",
+    }
+    for name, node in nodes.items():
+        profile = "toolmm-head" if name == HEAD_TYPE else "toolmm-node"
+        assert node["IamInstanceProfile"]["Arn"].endswith(f"/{profile}")
+        assert [group["GroupName"] for group in node["SecurityGroups"]] == ["toolmm"]
+        assert tags_of(node)["project"] == "toolmm"
+    assert cluster["available_node_types"]["gpu_train"]["node_config"]["Placement"]["GroupName"] == "toolmm"
+    assert all(volume["Encrypted"] and tags_of(volume)["project"] == "toolmm" for volume in volumes)
+    rules = {rule["IpProtocol"]: rule for rule in groups["toolmm"]["IpPermissions"]}
+    assert [group["GroupId"] for group in rules["-1"]["UserIdGroupPairs"]] == [groups["toolmm"]["GroupId"]]
+    assert (rules["tcp"]["FromPort"], rules["tcp"]["ToPort"]) == (22, 22)
+    assert len(rules) == 2
+
+
+def tags_of(thing: dict[str, Any]) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in thing["Tags"]}
+
+
+def declared(kind: str, key: str) -> list[Any]:
+    """What deploy/aws.yaml says of its resources of a kind."""
+
+    class Loader(yaml.SafeLoader):
+        """CloudFormation's tags are read as the text behind them."""
+
+    Loader.add_multi_constructor("!", lambda _loader, _tag, node: node.value)
+    template = yaml.load((REPO / "deploy" / "aws.yaml").read_text(encoding="utf-8"), Loader)
+    return [each["Properties"][key] for each in template["Resources"].values() if each["Type"] == kind]
+
+
+def test_the_bucket_is_the_one_that_is_made() -> None:
+    assert declared("AWS::S3::Bucket", "BucketName") == ["toolmm-${AWS::AccountId}"]
+    text = (REPO / "cluster.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"s3://([\w-]+)", text)) == {BUCKET}
 
 
 def test_the_autoscaler_starts_the_node_type_that_the_work_is_for(cluster: dict[str, Any]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
-from ray_jobs.cli import MODULES, parse_arguments
+from ray_jobs.cli import parse_arguments
 from ray_jobs.config import load_run_spec
 from serve.config import ServeArgs
 
@@ -22,6 +24,7 @@ REPO = Path(__file__).resolve().parents[2]
 FOLDER = REPO / "deploy" / "kuberay"
 DEFINITIONS = REPO.parent / "shared" / "kuberay"
 KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayservices"}
+QUEUE = "kueue.x-k8s.io/queue-name"
 FILES = ("raycluster.yaml", "train.yaml", "sweep.yaml", "serve.yaml")
 
 
@@ -91,13 +94,20 @@ def test_planted_faults_are_caught(schemas: dict[str, Any]) -> None:
 def test_clusters_are_closed_scale_and_run_nothing_on_the_head(name: str) -> None:
     cluster = cluster_of(load(name))
     assert cluster["authOptions"]["mode"] == "token"
-    assert cluster["enableInTreeAutoscaling"]
-    assert cluster["autoscalerOptions"]["version"] == "v2"
+    scales = cluster.get("enableInTreeAutoscaling", False)
+    is_queued = QUEUE in load(name)["metadata"].get("labels", {})
+    assert scales != is_queued, "Kueue refuses what scales by itself, and takes what has a size"
+    assert scales == (name in ("raycluster.yaml", "serve.yaml"))
+    assert not scales or cluster["autoscalerOptions"]["version"] == "v2"
+    assert scales == ("gcsFaultToleranceOptions" in cluster), "what stays outlives its head"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     (locked,) = re.findall(r"^ray==(\S+)$", (REPO / "requirements.lock").read_text(), re.MULTILINE)
     assert cluster["rayVersion"] == locked
     for group in cluster["workerGroupSpecs"]:
-        assert 0 <= group.get("minReplicas", 0) < group["maxReplicas"]
+        if scales:
+            assert 0 <= group.get("minReplicas", 0) < group["maxReplicas"]
+        else:
+            assert group["minReplicas"] == group["replicas"] == group["maxReplicas"] >= 1
         (container,) = group["template"]["spec"]["containers"]
         resources = container["resources"]
         assert resources["requests"] == resources["limits"], "Ray hands out what the pod may use"
@@ -119,11 +129,51 @@ def test_a_jobs_command_is_ours_and_its_cluster_can_run_it(name: str) -> None:
     spec = load_run_spec(args.config, args.overrides)
     (gpu_group,) = [g for g in job["rayClusterSpec"]["workerGroupSpecs"] if g["groupName"] == "gpu"]
     limits = gpu_group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    gpus = int(limits["nvidia.com/gpu"]) * gpu_group["maxReplicas"]
+    gpus = int(limits["nvidia.com/gpu"]) * gpu_group["replicas"]
     at_a_time = spec.tune.max_concurrent or 1 if args.verb == "tune" else 1
     assert spec.train.use_gpu
     assert spec.train.max_workers * at_a_time <= gpus
     assert str(spec.runs_dir).startswith("/mnt/toolmm")
+    # in that mode the command's container is one of the head's pod
+    (label,) = job["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]["labels"].items()
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    assert f"kubectl logs -f -l {'='.join(label)} -c ray-job-submitter" in text
+
+
+def test_the_tracking_server_starts_and_answers_to_the_name_that_jobs_call_it_by() -> None:
+    from mlflow.cli import server
+
+    (volume, service, deployment) = yaml.safe_load_all((FOLDER / "mlflow.yaml").read_text(encoding="utf-8"))
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    options = server.make_context("server", container["command"][2:]).params
+    assert options["backend_store_uri"].startswith("sqlite:////mlflow/")
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == volume["metadata"]["name"]
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+    for name in ("train.yaml", "sweep.yaml"):
+        args = parse_arguments(shlex.split(load(name)["spec"]["entrypoint"])[3:])
+        host = load_run_spec(args.config, args.overrides).tracking_uri.removeprefix("http://")
+        assert host in options["allowed_hosts"].split(",")
+
+
+def test_what_prometheus_reads_and_where_data_lie() -> None:
+    monitor, storage = load("podmonitor.yaml"), load("storage.yaml")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    for name in FILES:
+        cluster = cluster_of(load(name))
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            claims = [
+                each.get("persistentVolumeClaim", {}).get("claimName") for each in group["template"]["spec"]["volumes"]
+            ]
+            assert storage["metadata"]["name"] in claims
+    assert storage["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert endpoint["port"] == "metrics", "as KubeRay calls it in every pod"
+    from ray.dashboard.modules.metrics import metrics_head
+
+    dashboards = re.findall(r"\w+_grafana_dashboard\.json", (FOLDER / "podmonitor.yaml").read_text(encoding="utf-8"))
+    known = Path(metrics_head.__file__).read_text(encoding="utf-8")
+    assert len(dashboards) == 5
+    assert [name for name in dashboards if name not in known] == []
 
 
 def test_the_service_is_one_that_serve_deploys() -> None:
@@ -156,28 +206,58 @@ def test_the_image_holds_the_packages_and_the_lock() -> None:
 
 
 def test_commands_of_the_page_are_those_of_the_programs() -> None:
-    """Ours are parsed; of `ray`'s the options are looked up; files that kubectl is given are there."""
-    from click import Group
-    from ray.scripts.scripts import cli
-
+    """Ours are parsed; of `ray`'s and MLflow's the options are looked up; files that others are given are there."""
     page = (REPO / "deploy" / "README.md").read_text(encoding="utf-8")
-    commands = [line.strip() for line in page.splitlines() if line.startswith("    ")]
-    n_ours = 0
-    for command in commands:
-        words = shlex.split(re.sub(r'"\$\(.*\)"', "x", command))
-        if "-m" in words and words[words.index("-m") + 1] == "ray_jobs":
-            n_ours += 1
-            args = parse_arguments(words[words.index("-m") + 2 :])
-            assert args.verb in MODULES or args.verb
-            load_run_spec(args.config, args.overrides)
-        if words[0] == "ray":
-            group: Any = cli
-            rest = words[1:]
-            while isinstance(group, Group):
-                group = group.commands[rest.pop(0)]
-            known = {option for parameter in group.params for option in (*parameter.opts, *parameter.secondary_opts)}
-            own = rest[: rest.index("--")] if "--" in rest else rest
-            assert {word.partition("=")[0] for word in own if word.startswith("-")} <= known, command
-        if words[0] == "kubectl" and "-f" in words:
-            assert (REPO / words[words.index("-f") + 1]).is_file()
-    assert n_ours >= 3
+    linked = (REPO / "ray_jobs" / "README.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^## On a cluster$.*?^## ", linked, re.MULTILINE | re.DOTALL)
+    commands = [line.strip() for line in (page + section).splitlines() if re.match(r"    \S", line)]
+    seen = Counter(program for command in commands for program in check_command(command))
+    assert seen["ray_jobs"] >= 6
+    assert seen["ray"] >= 8
+    assert seen["kubectl"] >= 4
+
+
+def test_commands_in_comments_are_those_of_the_programs() -> None:
+    files = [REPO / "cluster.yaml", REPO / "deploy" / "aws.yaml", *sorted(FOLDER.iterdir())]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    commands = re.findall(r"^# +((?:aws|docker|kubectl) .*)$", text, re.MULTILINE)
+    seen = Counter(program for command in commands for program in check_command(command))
+    assert seen["aws"] >= 3
+    assert seen["docker"] >= 2
+    assert seen["kubectl"] >= 2
+
+
+def check_command(command: str) -> list[str]:
+    """The programs whose names and options were held against what there is."""
+    words = shlex.split(re.sub(r'"\$\(.*\)"', "x", command), comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words.pop(0)
+    if not words or words[0] == "export":
+        return []
+    if words[0] in ("aws", "docker", "kubectl"):
+        given = [word for before, word in pairwise(words) if before in ("-f", "--template-file")]
+        for name in given:
+            assert (REPO / name).exists() or words[1] == "logs", command
+        return [words[0]]
+    if words[0] in ("ray", "mlflow"):
+        check_options(words)
+    found = [words[0]]
+    if "-m" in words and words[words.index("-m") + 1] == "ray_jobs" and words[-1] != "...":
+        args = parse_arguments(words[words.index("-m") + 2 :])
+        load_run_spec(args.config, args.overrides)
+        found.append("ray_jobs")
+    return found
+
+
+def check_options(words: list[str]) -> None:
+    from click import Group
+    from mlflow.cli import cli as mlflow_cli
+    from ray.scripts.scripts import cli as ray_cli
+
+    group: Any = {"ray": ray_cli, "mlflow": mlflow_cli}[words[0]]
+    rest = words[1:]
+    while isinstance(group, Group):
+        group = group.commands[rest.pop(0)]
+    known = {option for parameter in group.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    own = rest[: rest.index("--")] if "--" in rest else rest
+    assert {word.partition("=")[0] for word in own if word.startswith("-")} <= known, words

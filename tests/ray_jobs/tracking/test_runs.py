@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow.entities import Run
@@ -172,6 +173,26 @@ def test_a_server_that_never_answers_is_named_without_its_password(monkeypatch: 
     with pytest.raises(InputError, match=r"http://\*\*\*@127\.0\.0\.1:9 has not answered") as caught:
         open_run("http://me:secret@127.0.0.1:9", "toolmm", "away", "away", PARAMS)
     assert "secret" not in str(caught.value)
+
+
+def test_a_gpu_is_among_the_system_metrics(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow asks NVIDIA's library, which is installed with the project; here it answers as with one GPU at work."""
+    import pynvml
+
+    numbers = {"DeviceGetUtilizationRates": SimpleNamespace(gpu=87), "DeviceGetCount": 1, "Init": None}
+    numbers |= {"DeviceGetMemoryInfo": SimpleNamespace(used=30e9, total=80e9), "DeviceGetHandleByIndex": 0}
+    numbers |= {"DeviceGetPowerUsage": 200e3, "DeviceGetEnforcedPowerLimit": 400e3}
+    for name, number in numbers.items():
+        monkeypatch.setattr(pynvml, f"nvml{name}", lambda *_, number=number: number)
+    monkeypatch.setattr(ray_jobs.tracking.runs, "SYSTEM_METRICS_INTERVAL_S", 0.02)
+    run_id = start(uri, "gpu")
+    logger = RunLogger(uri, run_id, system_metrics=True)
+    logger.log_train_step({"train/loss": 1.0}, 3)
+    time.sleep(0.2)
+    logger.close()
+    found = MlflowClient(uri).get_run(run_id).data.metrics
+    assert found["system/gpu_0_utilization_percentage"] == 87
+    assert found["system/gpu_0_memory_usage_percentage"] == 37.5
 
 
 def test_system_metrics_stand_at_training_steps(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
