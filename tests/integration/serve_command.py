@@ -28,7 +28,7 @@ class ServeCommand:
 
 
 @contextmanager
-def serving(bundle: Path, artifacts: Path, *values: str) -> Iterator[ServeCommand]:
+def serving(bundle: Path | str, artifacts: Path, *values: str) -> Iterator[ServeCommand]:
     """Start the command, with further `key=value`, and wait until it says that it is ready."""
     port = free_port()
     process = subprocess.Popen(

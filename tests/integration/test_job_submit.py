@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir .` on a head of its own, with token authentication, as on a cluster.
+"""`ray job submit --working-dir .` on a head of its own, with token authentication and a bucket, as on a cluster.
 
 Everything runs in subprocesses with an environment of their own, so a Ray that the other tests use is left alone; only
 the processes of this head are ended.
@@ -6,7 +6,9 @@ the processes of this head are ended.
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -15,14 +17,21 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
+import httpx
 import psutil
 import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from tests.integration.serve_command import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -30,6 +39,7 @@ REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
 MAX_UPLOAD_BYTES = 6 * 2**20
+TOOLS = {"translator": "translate", "summarizer": "summarize", "poet": "write a poem about"}
 PROBE = """
 import json, os, sys
 import ray
@@ -58,21 +68,24 @@ print(json.dumps({"cwd": os.getcwd(), "files": files, "worker": ray.get(look.rem
 
 @dataclass(frozen=True)
 class Head:
-    """A running head node and what a client needs to talk to it."""
+    """A running head node and what a client needs to talk to it, and to the bucket's server."""
 
     address: str
     env: dict[str, str]
+    s3: dict[str, Any]
 
     def submit(self, entrypoint: list[str], *options: str) -> subprocess.CompletedProcess[str]:
         """Submit from the project's root and wait; the job's log is in stdout."""
-        command = [str(BIN / "ray"), "job", "submit", "--address", self.address, "--working-dir", ".", *options]
-        return subprocess.run(
-            [*command, "--", *entrypoint], cwd=REPO, env=self.env, capture_output=True, text=True, timeout=550
-        )
+        return self.ray("job", "submit", "--working-dir", ".", *options, "--", *entrypoint)
+
+    def ray(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command of Ray's about jobs."""
+        command = [str(BIN / "ray"), *words[:2], "--address", self.address, *words[2:]]
+        return subprocess.run(command, cwd=REPO, env=self.env, capture_output=True, text=True, timeout=550)
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(tmp_path_factory: pytest.TempPathFactory, s3_server: str) -> Iterator[Head]:
     home = tmp_path_factory.mktemp("home")
     token_path = home / "token"
     token_path.write_text(TOKEN, encoding="utf-8")
@@ -86,7 +99,15 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "DS_ACCELERATOR": "cpu",
         "HF_HUB_OFFLINE": "1",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",  # on the head's disk
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_EC2_METADATA_DISABLED": "true",
     }
+    s3 = {"endpoint_url": s3_server, "region_name": "us-east-1"}
+    s3 |= {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
     ports = find_free_ports(5)
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=8", "--include-dashboard=true"]
@@ -97,7 +118,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     with log_path.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        head = Head(f"http://127.0.0.1:{ports[1]}", env)
+        head = Head(f"http://127.0.0.1:{ports[1]}", env, s3)
         wait_until_up(head, process, log_path)
         yield head
     finally:
@@ -175,30 +196,42 @@ def last_json(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A small corpus of text questions, outside the working directory as on shared storage, and the run's overrides."""
-    shared = tmp_path_factory.mktemp("shared")
-    tools = {"acme/translator": "translate", "acme/summarizer": "summarize", "acme/poet": "write a poem about"}
+def overrides(head: Head, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A small corpus of questions, some with pictures, and its run, all in the bucket but for the driver's records."""
+    local = tmp_path_factory.mktemp("local")
     things = ["letter", "report", "novel", "contract", "recipe", "speech", "menu", "manual", "diary", "song"]
-    rows = [
-        {"instruction": f"Please {verb} the {thing} of my {whose}.", "tools": [tool], "split": split}
-        for tool, verb in tools.items()
+    rows: list[dict[str, Any]] = [
+        {"instruction": f"Please {verb} the {thing} of my {whose}.", "tools": [f"acme/{tool}"], "split": split}
+        for tool, verb in TOOLS.items()
         for thing in things
         for whose, split in (("aunt", "train"), ("boss", "train"), ("friend", "val"), ("rival", "test"))
     ]
-    (shared / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (shared / "catalog.txt").write_text("\n".join(tools) + "\n", encoding="utf-8")
+    for row in rows[::10]:
+        row["media"] = f"{row['split']}.png"
+    bucket = f"toolmm-{uuid.uuid4().hex[:8]}"
+    client = boto3.client("s3", **head.s3)
+    client.create_bucket(Bucket=bucket)
+    for number, name in enumerate({row["media"]: None for row in rows if "media" in row}):
+        picture = io.BytesIO()
+        Image.new("RGB", (64, 48), (60 * number, 90, 120)).save(picture, "PNG")
+        client.put_object(Bucket=bucket, Key=f"media/{name}", Body=picture.getvalue())
+    (local / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (local / "catalog.txt").write_text("".join(f"acme/{name}\n" for name in TOOLS), encoding="utf-8")
     return [
         "name=submitted",
-        f"runs_dir={shared / 'runs'}",
+        f"runs_dir=s3://{bucket}/runs",
         "prepare.source=jsonl",
-        f"prepare.path={shared / 'records.jsonl'}",
+        f"prepare.path={local / 'records.jsonl'}",
+        f"prepare.media_root=s3://{bucket}/media",
+        "embed.encoder=tiny_imagebind",
+        "embed.num_actors=1",
         "model.lora_r=4",
         "train.workers=2",
-        "train.epochs=1",
-        "train.max_steps=2",
+        "train.epochs=40",
+        "train.max_steps=40",
         "train.global_batch_size=16",
         "train.pack_tokens=256",
+        "train.checkpoint_every_steps=2",
         "train.validation_questions=6",
     ]
 
@@ -238,16 +271,56 @@ def test_a_job_gets_the_packages_and_one_thread_per_worker(head: Head) -> None:
     }
 
 
-def test_prepare_and_train_as_jobs(head: Head, overrides: list[str]) -> None:
-    prepared = last_json(head.submit(["python", "-m", "ray_jobs", "prepare", *overrides]))
+def test_from_records_to_a_service_with_nothing_shared_but_a_bucket(
+    head: Head, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = overrides[1].removeprefix("runs_dir=")
+
+    def run(verb: str) -> dict[str, Any]:
+        return last_json(head.submit(["python", "-m", "ray_jobs", verb, *overrides]))
+
+    prepared = run("prepare")
     assert prepared["counts"]["train"]["questions"] == 60
     assert prepared["rejected"] in ({}, [], 0)
+    assert prepared["corpus"].startswith(runs)
+    assert run("embed")["encoded"] == 2
 
-    trained = last_json(head.submit(["python", "-m", "ray_jobs", "train", *overrides]))
-    run_dir = Path(prepared["corpus"]).parent
-    summary = json.loads((run_dir / "train.json").read_text(encoding="utf-8"))
-    assert trained["metrics"]["step"] == 2
-    assert trained["best_checkpoint"] == summary["best_checkpoint"]
-    assert Path(summary["best_checkpoint"]).is_relative_to(run_dir)
-    assert any(Path(summary["best_checkpoint"]).iterdir())
-    assert summary["data_hash"] == prepared["data_hash"]
+    (killed,) = head.submit(["python", "-m", "ray_jobs", "train", *overrides], "--no-wait").stdout.split("'")[1:2]
+    wait_for_checkpoint(head, runs.removeprefix("s3://").removesuffix("/runs"))
+    assert head.ray("job", "stop", killed).returncode == 0
+    again = head.submit(["python", "-m", "ray_jobs", "train", *overrides])
+    trained = last_json(again)
+    (resumed,) = re.findall(r"resuming at step (\d+) of 40", again.stdout)
+    assert 0 < int(resumed) < 40
+    assert trained["metrics"]["step"] <= 40
+    assert trained["best_checkpoint"].startswith(runs)
+    losses = MlflowClient(head.env["MLFLOW_TRACKING_URI"]).get_metric_history(trained["mlflow_run_id"], "train/loss")
+    assert [loss.step for loss in losses] == list(range(40)), "each step once, where the cluster says that MLflow is"
+
+    exported = run("export")
+    assert exported["bundle"].startswith(runs)
+    for name, value in head.env.items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    with serving(exported["bundle"], tmp_path / "artifacts") as service:
+        body = {"instruction": "Please translate the letter of my uncle.", "k": 3}
+        answer = httpx.post(f"{service.url}/v1/tools/select", json=body, timeout=120).raise_for_status().json()
+    assert sum(tool["probability"] for tool in answer["tools"]) <= 1 + 1e-6
+    assert {tool["tool_id"] for tool in answer["tools"]} <= {
+        "acme/translator",
+        "acme/summarizer",
+        "acme/poet",
+        "unknown",
+    }
+
+
+def wait_for_checkpoint(head: Head, bucket: str, timeout_s: float = 300) -> None:
+    """Until the run's first one lies in the bucket."""
+    client = boto3.client("s3", **head.s3)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        keys = [each["Key"] for each in client.list_objects_v2(Bucket=bucket, Prefix="runs/").get("Contents", [])]
+        if any("/checkpoints/" in key and key.endswith(".safetensors") for key in keys):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"no checkpoint after {timeout_s} s; there are {keys}")

