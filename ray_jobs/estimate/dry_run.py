@@ -81,7 +81,7 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
     Raises:
         InputError: a backbone or a source that nothing is known of, or settings that do not go together.
     """
-    config, shape, shape_origin, size = _measure_shape(spec)
+    config, shape, shape_origin, size = measure_shape(spec)
     sizes = load_corpus_sizes(spec)
     plan = build_plan(spec, sizes.split)
     step = estimate_step(spec, size, sizes, plan)
@@ -122,13 +122,13 @@ def estimate_worker(spec: RunSpec) -> tuple[float, int]:
     Raises:
         InputError: as `run_dry`.
     """
-    *_, size = _measure_shape(spec)
+    *_, size = measure_shape(spec)
     sizes = load_corpus_sizes(spec)
     step = estimate_step(spec, size, sizes, build_plan(spec, sizes.split))
     return _memory_table(spec, size, step)[str(spec.train.zero_stage)]["total"] * GIB, size.trainable
 
 
-def _measure_shape(spec: RunSpec) -> tuple[ModelConfig, PretrainedConfig, str, ModelSize]:
+def measure_shape(spec: RunSpec) -> tuple[ModelConfig, PretrainedConfig, str, ModelSize]:
     """The model's config, the backbone's, where that comes from, and sizes."""
     encoder_dim = ENCODER_WIDTHS.get(spec.embed.encoder, spec.model.encoder_dim)
     shape, origin = load_shape(find_backbone(spec))
