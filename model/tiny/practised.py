@@ -7,6 +7,7 @@ everywhere.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ OWNERS = ("facebook", "google", "microsoft", "openai", "laion", "Helsinki-NLP", 
 WISHES = tuple((owner, task) for owner in OWNERS for task in TASKS)
 FAMILIES = ("bert", "t5", "vit", "wav2vec2", "resnet", "detr", "whisper", "blip")
 TAILS = ("", "-base", "-large", "-small", "-v2", "-finetuned")
+MORE_TAILS = tuple(f"{tail}{ending}" for tail in TAILS for ending in ("", *(f"-{n}" for n in range(1, 10))))
 
 
 def render_question(wish: tuple[str, str], rng: np.random.Generator) -> str:
@@ -40,10 +42,10 @@ def render_question(wish: tuple[str, str], rng: np.random.Generator) -> str:
     return f"{opening} {wish[0]} for {wish[1]} on the file that I have just recorded"
 
 
-def draw_questions(n: int, seed: int) -> list[str]:
-    """Questions for random `WISHES`."""
+def draw_questions(n: int, seed: int, wishes: Sequence[tuple[str, str]] = WISHES) -> list[str]:
+    """Questions for random ones of the wishes."""
     rng = np.random.default_rng(seed)
-    return [render_question(WISHES[i], rng) for i in rng.integers(len(WISHES), size=n)]
+    return [render_question(wishes[i], rng) for i in rng.integers(len(wishes), size=n)]
 
 
 def sample_with_generate(mllm: ToolLLM, prompt: Prompt, n_samples: int) -> list[str]:
@@ -68,34 +70,39 @@ def sample_with_generate(mllm: ToolLLM, prompt: Prompt, n_samples: int) -> list[
     return texts
 
 
-def _build_tools() -> dict[tuple[str, str], list[str]]:
-    """Made-up names in the shape of hub ids, by wish: 13 each."""
+def build_tools(n_tools: int) -> dict[tuple[str, str], list[str]]:
+    """Made-up names in the shape of hub ids, by wish, as many each; of a few names there are not any for each wish."""
     rng = np.random.default_rng(0)
-    tools: dict[tuple[str, str], list[str]] = {wish: [] for wish in WISHES}
+    tails = TAILS if n_tools <= N_TOOLS else MORE_TAILS
+    tools: dict[tuple[str, str], list[str]] = {wish: [] for wish in WISHES[:n_tools]}
     names = {"unknown"}
     tools[WISHES[0]].append("unknown")
-    while len(names) < N_TOOLS:
+    while len(names) < n_tools:
         owner, task = WISHES[len(names) % len(WISHES)]
-        name = f"{owner}/{rng.choice(FAMILIES)}-{task}{rng.choice(TAILS)}"
+        name = f"{owner}/{rng.choice(FAMILIES)}-{task}{rng.choice(tails)}"
         if name not in names:
             names.add(name)
             tools[owner, task].append(name)
     return tools
 
 
-def build_practised_mllm(folder: Path, n_steps: int = 200) -> tuple[ToolLLM, dict[tuple[str, str], list[str]]]:
+def build_practised_mllm(
+    folder: Path, n_steps: int = 200, n_tools: int = N_TOOLS
+) -> tuple[ToolLLM, dict[tuple[str, str], list[str]]]:
     """A tiny Llama, trained for some seconds to name any of the right tools for a wish; its adapter is untrained.
 
     Args:
         folder: where the backbone is saved.
         n_steps: of 16 questions each.
+        n_tools: at most 30,000, which is 400 for a wish.
 
     Returns:
-        the model, and the tools of each of `WISHES`.
+        the model, and the tools of each of `WISHES`, or of the first so many of them where there are fewer tools.
     """
-    tools_of = _build_tools()
+    tools_of = build_tools(n_tools)
+    wishes = list(tools_of)
     rng = np.random.default_rng(0)
-    questions = [render_question(wish, rng) for wish in WISHES for _ in range(3)]
+    questions = [render_question(wish, rng) for wish in wishes for _ in range(3)]
     texts = [piece for question in questions for piece in render_prompt(question, False) if piece]
     texts += [render_target(tool) for tools in tools_of.values() for tool in tools]
     build_tiny_backbone(folder, texts, vocab_size=VOCAB_SIZE, hidden_size=128, intermediate_size=384)
@@ -104,9 +111,9 @@ def build_practised_mllm(folder: Path, n_steps: int = 200) -> tuple[ToolLLM, dic
     optimizer = torch.optim.AdamW(llm.parameters(), lr=3e-3)
     for _ in range(n_steps):
         rows = []
-        for i in rng.integers(len(WISHES), size=16):
-            tool = str(rng.choice(tools_of[WISHES[i]]))
-            rows.append(encode_question(tokenizer, render_question(WISHES[i], rng), False, [tool]))
+        for i in rng.integers(len(wishes), size=16):
+            tool = str(rng.choice(tools_of[wishes[i]]))
+            rows.append(encode_question(tokenizer, render_question(wishes[i], rng), False, [tool]))
         length = max(len(row.prompt_ids) + len(row.answers[0]) for row in rows)
         ids, labels = torch.zeros(len(rows), length, dtype=torch.long), torch.full((len(rows), length), -100)
         for i, row in enumerate(rows):
