@@ -71,14 +71,17 @@ def sample_with_generate(mllm: ToolLLM, prompt: Prompt, n_samples: int) -> list[
 
 
 def build_tools(n_tools: int) -> dict[tuple[str, str], list[str]]:
-    """Made-up names in the shape of hub ids, by wish, as many each; of a few names there are not any for each wish."""
+    """Made-up names in the shape of hub ids, by wish, as many each; of a few names there are not any for each wish.
+
+    Fewer are the first ones of more; there are some 30,000.
+    """
     rng = np.random.default_rng(0)
-    tails = TAILS if n_tools <= N_TOOLS else MORE_TAILS
     tools: dict[tuple[str, str], list[str]] = {wish: [] for wish in WISHES[:n_tools]}
     names = {"unknown"}
     tools[WISHES[0]].append("unknown")
     while len(names) < n_tools:
         owner, task = WISHES[len(names) % len(WISHES)]
+        tails = TAILS if len(names) < N_TOOLS else MORE_TAILS
         name = f"{owner}/{rng.choice(FAMILIES)}-{task}{rng.choice(tails)}"
         if name not in names:
             names.add(name)
@@ -94,7 +97,7 @@ def build_practised_mllm(
     Args:
         folder: where the backbone is saved.
         n_steps: of 16 questions each.
-        n_tools: at most 30,000, which is 400 for a wish.
+        n_tools: that it practises, see `build_tools`.
 
     Returns:
         the model, and the tools of each of `WISHES`, or of the first so many of them where there are fewer tools.

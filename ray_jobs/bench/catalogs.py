@@ -1,7 +1,8 @@
 """Selection by the size of the catalogue: our search, greedy and exact, against transformers' `generate`.
 
-`generate` is bound to the catalogue as its documentation says, by `prefix_allowed_tokens_fn`, or left free. Each size
-has a model of its own that practised its names (`model.tiny.practised`); a real backbone is asked with the same names.
+`generate` is bound to the catalogue as its documentation says, by `prefix_allowed_tokens_fn`, or left free. The model
+has practised the names of its size, at most 933 (`model.tiny.practised`), which are then among others like them: a
+question has no more right tools in a larger catalogue. A real backbone is asked with the same names.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from model.decode.tools import DecodeStats, Prompt, greedy_tools, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
-from model.tiny.practised import MAX_NEW_TOKENS, build_practised_mllm, build_tools, draw_questions
+from model.tiny.practised import MAX_NEW_TOKENS, N_TOOLS, build_practised_mllm, build_tools, draw_questions
 
 SIZES = (40, 933, 10_000)
 K = 10
@@ -99,12 +100,12 @@ def generate_bound(mllm: ToolLLM, prompts: Sequence[Prompt], trie: ChoiceTrie) -
 
 def _measure_size(size: int, backbone: str | None, n_questions: int) -> dict[str, Any]:
     """One size of `run`."""
+    tools_of = build_tools(size)
     if backbone is None:
         with tempfile.TemporaryDirectory() as folder:
-            mllm, tools_of = build_practised_mllm(Path(folder) / "backbone", TRAIN_STEPS, size)
+            mllm, _ = build_practised_mllm(Path(folder) / "backbone", TRAIN_STEPS, min(size, N_TOOLS))
     else:
         mllm = ToolLLM.build(ModelConfig(backbone=backbone, encoder_dim=64, lora_r=8)).eval()
-        tools_of = build_tools(size)
     trie = ChoiceTrie([tool for tools in tools_of.values() for tool in tools], mllm.tokenizer)
     questions = draw_questions(n_questions, 1, list(tools_of))
     prompts = [Prompt(encode_question(mllm.tokenizer, question, False, ()).prompt_ids) for question in questions]
