@@ -32,7 +32,7 @@ GREEDY, EXACT = "greedy, batched", f"exact top {K}, batched"
 FREE, BOUND, BOUND_BATCHED = "generate, one by one", "generate, bound, one by one", "generate, bound, batched"
 
 
-def run(backbone: str | None = None, sizes: Sequence[int] = SIZES, n_questions: int = BATCH_SIZE) -> dict[str, Any]:
+def run(backbone: str | None = None, sizes: Sequence[int] = SIZES, n_questions: int = BATCH_SIZE) -> dict[int, Any]:
     """Measure, print a table, and return the numbers.
 
     Args:

@@ -25,7 +25,11 @@ REAL_SIZES, REAL_QUESTIONS = (933,), 8  # of catalogues with that backbone: a qu
 def run(spec: RunSpec) -> dict[str, Any]:
     """Training against Trainer and row by row, its memory; preparing; tokenising; decoding; a teacher; embedding; a
     sweep."""
-    results = {"train": bench_train.run(), "decode": bench_decode.run(), "catalogs": bench_catalogs.run()}
+    results: dict[str, Any] = {
+        "train": bench_train.run(),
+        "decode": bench_decode.run(),
+        "catalogs": bench_catalogs.run(),
+    }
     try:
         backbone = convert_backbone(REAL_BACKBONE, spec.backbones_dir)
     except InputError as error:

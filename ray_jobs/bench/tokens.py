@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -112,5 +113,5 @@ def _run(module: str, *arguments: str) -> str:
 
 
 if __name__ == "__main__":
-    ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level=logging.ERROR)
     print(json.dumps(measure_tokenizing(Path(sys.argv[2]), sys.argv[3], int(sys.argv[1]))))
