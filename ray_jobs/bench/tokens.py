@@ -108,7 +108,7 @@ def _run(module: str, *arguments: str) -> str:
     env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-m", module, *arguments], env=env, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{' '.join([module, *arguments])} failed:\n{done.stderr[-2000:]}")
     return done.stdout
 
 
