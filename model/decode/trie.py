@@ -76,6 +76,10 @@ class ChoiceTrie:
         """The number of branching nodes."""
         return int((self.child_count > 0).sum())
 
+    def count_tokens(self, choice: str) -> int:
+        """Length of the whole answer that stands for a choice of the set."""
+        return len(self.sequences[self._numbers[choice]])
+
     def edge(self, node: int) -> np.ndarray:
         """int32 tokens of the edge that leads to `node`."""
         start = self.edge_start[node]

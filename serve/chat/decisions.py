@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import ConfigDict, Field, Tag, field_validator
 
 from data_pipeline.errors import InputError, MediaError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
@@ -29,12 +29,15 @@ from serve.chat.decision_answers import (
 from serve.chat.items import UserInput, WordsContent, join_words, to_messages, told_as
 from serve.chat.messages import RequestPart
 from serve.chat.schemas import ChatRequest
-from serve.chat.tools import MAX_SCHEMA_CHARS
 from serve.engine.messages import EncodedMedium, Ranking
 from serve.http.json_body import form, parse_body, told_by
 from serve.http.schemas import RequestError
 
-MAX_QUESTIONS, MAX_OPTIONS = 400, 255  # as at OpenAI
+MAX_QUESTIONS, MAX_LEVELS = 400, 255  # as at OpenAI
+MAX_OPTIONS = 10_000  # of a choice; OpenAI takes 255
+MAX_ALL_OPTIONS = MAX_QUESTIONS * 255  # of all questions together
+MAX_OPTION_CHARS = 1_000_000  # likewise
+TOOK_TOO_LONG = "The request took too long; the options that were read are kept: send it again, or fewer options."
 YES = "yes"  # what a predicate's statement is called as an option
 
 _NOT_IN_AN_ID = str.maketrans(dict.fromkeys("{}[],'\"", "-"))
@@ -83,7 +86,7 @@ class ScoreQuestion(_Question):
     """Which of the ordered levels suits the input."""
 
     type: Literal["score"]
-    levels: list[Level] = Field(min_length=2, max_length=MAX_OPTIONS)
+    levels: list[Level] = Field(min_length=2, max_length=MAX_LEVELS)
 
 
 Question = Annotated[
@@ -106,6 +109,18 @@ class DecisionRequest(RequestPart):
     prompt_cache_options: dict[str, str | None] | None = Field(default=None, description="of no effect")
     safety_identifier: str | None = Field(default=None, description="of no effect")
 
+    @field_validator("questions", mode="before")
+    @classmethod
+    def _check_number(cls, questions: Any) -> Any:
+        """Before millions of options become objects."""
+        asked = (
+            [question for question in questions if isinstance(question, dict)] if isinstance(questions, list) else []
+        )
+        n = sum(len(_list(question.get(key))) for question in asked for key in ("choices", "levels"))
+        if n > MAX_ALL_OPTIONS:
+            raise ValueError(f"its questions have {n} options; at most {MAX_ALL_OPTIONS} are allowed in one request")
+        return questions
+
 
 def parse_decision_request(body: bytes) -> DecisionRequest:
     """Read a request's body; every fault is a `RequestError` that names the field."""
@@ -115,9 +130,9 @@ def parse_decision_request(body: bytes) -> DecisionRequest:
         for question in request.questions
         for label, description in _options(question)
     )
-    if n_chars > MAX_SCHEMA_CHARS:
+    if n_chars > MAX_OPTION_CHARS:
         raise RequestError(
-            f"The questions' options have {n_chars} characters; at most {MAX_SCHEMA_CHARS} are allowed.",
+            f"The questions' options have {n_chars} characters; at most {MAX_OPTION_CHARS} are allowed.",
             413,
             "schema_too_large",
             "questions",
@@ -198,6 +213,10 @@ def _options(question: Question) -> list[tuple[str, str | None]]:
     if isinstance(question, ScoreQuestion):
         return [(level.label, level.description) for level in question.levels]
     return [(YES, join_words(question.instructions))]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _label(value: str | bool) -> str:

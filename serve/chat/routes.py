@@ -21,7 +21,7 @@ from serve.agent.tool_reply import ToolResult
 from serve.artifact_files import ARTIFACT_ID
 from serve.chat.answer import ChatService
 from serve.chat.decision_answers import Decision
-from serve.chat.decisions import DecisionRequest, decide, parse_decision_request
+from serve.chat.decisions import TOOK_TOO_LONG, DecisionRequest, decide, parse_decision_request
 from serve.chat.idempotency import IdempotencyKey, IdempotentCalls
 from serve.chat.schemas import ChatCompletion, ChatRequest, ModelEntry, ModelList, list_models, parse_chat_request
 from serve.chat.served_models import no_such_model
@@ -106,8 +106,11 @@ def add_chat_routes(api: FastAPI, chat: ChatService, calls: IdempotentCalls) -> 
     )
     async def answer_questions(request: Request) -> Decision:
         wanted = parse_decision_request(await read_body(request, chat.args, ("application/json",)))
-        async with asyncio.timeout(chat.args.request_timeout_s):
-            return await decide(chat, wanted, request.state.caller)
+        try:
+            async with asyncio.timeout(chat.args.request_timeout_s):
+                return await decide(chat, wanted, request.state.caller)
+        except TimeoutError:
+            raise RequestError(TOOK_TOO_LONG, 504, "timeout", "questions") from None
 
     @api.get(
         "/metrics",

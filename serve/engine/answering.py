@@ -7,7 +7,7 @@ gathers prompts into batches, and here a batch goes through the model (serve/REA
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TypeVar
@@ -16,14 +16,13 @@ import numpy as np
 from llguidance import LLTokenizer
 
 from data_pipeline.batches.cards import encode_card
-from data_pipeline.batches.encoding import encode_whole_prompt
+from data_pipeline.batches.encoding import encode_whole_prompt, longest_answer
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from model.decode.json_text import WrittenJson, open_guide, write_json
 from model.decode.kept_prefixes import KeptPrefixes, read_behind
-from model.decode.retrieval import CardSearch, encode_vectors
-from model.decode.tools import Prompt, ToolSearch, calibrate
-from model.decode.trie import ChoiceTrie
+from model.decode.retrieval import CardSearch, encode_cards, plan_passes
+from model.decode.tools import ToolSearch, calibrate
 from model.decode.turn_types import RunningTurn, TurnRequest
 from model.decode.turn_writer import TurnBatch, TurnWriter
 from model.llm.bundle import Bundle
@@ -43,9 +42,9 @@ class _Group:
     """The questions of a batch that go to one model, over the same tools; their places in the batch."""
 
     search: ToolSearch | CardSearch
-    trie: ChoiceTrie
     also: tuple[str, ...]
     calibration: Calibration
+    count_tokens: Callable[[str], int]  # of the answer that names a tool
     questions: list[Question] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
 
@@ -122,7 +121,7 @@ class Engine:
                 bundle = self._shared.bundles[name]
                 for place, question, ranking in zip(group.places, group.questions, rankings, strict=True):
                     calibrated = calibrate(ranking, group.calibration)
-                    found[place] = to_ranking(question, calibrated, group.trie, group.also, bundle)
+                    found[place] = to_ranking(question, calibrated, group.also, bundle, group.count_tokens)
             return [found[i] for i in range(self._n_read)]
         finally:
             self._forget()
@@ -200,29 +199,28 @@ class Engine:
 
     def _open_group(self, name: str, tools: tuple[Tool, ...] | None, takes: str) -> _Group:
         """A caller's own tools are chosen by their descriptions where the model learnt to, else by their names."""
-        bundle, mllm = self._shared.bundles[name], self._shared.mllm
-        also, trie = self._choices.also(name), self._choices.find(name, tools, takes)
-        search: ToolSearch | CardSearch
-        calibration = UNCALIBRATED
+        bundle, mllm, also = self._shared.bundles[name], self._shared.mllm, self._choices.also(name)
         if tools is None or not bundle.finds_cards:
-            search, calibration = ToolSearch(mllm, trie, also), bundle.info.calibration
-        else:
-            known = {tool.tool_id: tool for tool in (*(bundle.catalog[tool_id] for tool_id in also), *tools)}
-            offered = [known[tool_id] for tool_id in trie.choices]
-            cards = self._encode_cards(name, [(tool.call_name, tool.description) for tool in offered])
-            search = CardSearch(mllm, trie.choices, cards, also)
-        group = self._groups[name, tools, takes] = _Group(search, trie, also, calibration)
+            trie = self._choices.find(name, tools, takes)
+            group = _Group(ToolSearch(mllm, trie, also), also, bundle.info.calibration, trie.count_tokens)
+        else:  # without a trie: of ten thousand tools it costs as much as all else
+            offered = {tool.tool_id: tool for tool in (*tools, *(bundle.catalog[tool_id] for tool_id in also), *tools)}
+            cards = self._encode_cards(name, [(tool.call_name, tool.description) for tool in offered.values()])
+            search = CardSearch(mllm, tuple(offered), cards, also)
+            group = _Group(search, also, UNCALIBRATED, lambda tool_id: longest_answer(self.tokenizer, [tool_id]))
+        self._groups[name, tools, takes] = group
         return group
 
     def finds_cards(self, name: str) -> bool:
         """Whether the model of a name tells a caller's own tools by their descriptions."""
         return self._shared.bundles[name].finds_cards
 
-    def find_new_tools(self, name: str, tools: Sequence[Tool]) -> list[Tool]:
+    def find_new_tools(self, name: str, tools: Sequence[Tool]) -> list[list[Tool]]:
         """Those of a caller's own tools that the model of a name, which finds cards, must read before it can choose
-        among them."""
+        among them; in portions, each for one pass."""
         cards = [self._card_ids(tool.call_name, tool.description) for tool in tools]
-        return [tools[i] for i in self._cards.find_new(self._cards_of(name), cards)]
+        new = self._cards.find_new(self._cards_of(name), cards)
+        return [[tools[new[place]] for place in places] for places in plan_passes([cards[i] for i in new])]
 
     def read_tools(self, name: str, tools: Sequence[Tool]) -> None:
         """Read tools ahead of a question."""
@@ -233,9 +231,7 @@ class Engine:
         """float32 [K, D]: vectors of tools, (name, description) each, by the model of that name, which is active."""
         mllm = self._shared.mllm
         cards = [self._card_ids(*tool) for tool in tools]
-        return self._cards.find(
-            self._cards_of(name), cards, lambda new: encode_vectors(mllm, [Prompt(card) for card in new])
-        )
+        return self._cards.find(self._cards_of(name), cards, partial(encode_cards, mllm))
 
     def _cards_of(self, name: str) -> str:
         """What the vectors of a model's cards are kept under."""

@@ -14,7 +14,8 @@ from data_pipeline import storage
 from data_pipeline.errors import InputError
 from data_pipeline.media.feature_lake import FeatureLake
 
-MAX_CARDS = 16_384  # vectors in memory: 37 MiB of width 576
+MAX_CARDS = 32_768  # vectors in memory: 72 MiB of width 576
+MAX_STORED = 32_768  # of a model on the disk, where a search reads them all; one more, and they are begun anew
 STORED_AT_ONCE = 16  # a catalogue's cards are stored; the few functions of a chat are quicker made than found
 _BATCH = 64  # cards of one pass
 _MODALITY = "card"
@@ -88,6 +89,9 @@ class CardVectors:
         vectors = np.stack([self._vectors[key] for key in keys])
         try:
             lake = FeatureLake.create(self._folder, keys[0][0], vectors.shape[1], "float32")
+            if len(lake.known()) + len(keys) > MAX_STORED:
+                storage.remove_folder(lake.path)
+                lake = FeatureLake.create(self._folder, keys[0][0], vectors.shape[1], "float32")
             lake.write_features([digest for _, digest in keys], _MODALITY, vectors)
         except (InputError, OSError) as error:
             logger.warning("the vectors of %d tool cards could not be stored: %s", len(keys), error)

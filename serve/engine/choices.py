@@ -4,7 +4,7 @@ told. It knows no language model, only its tokenizer."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipeline.batches.encoding import encode_whole_prompt
@@ -82,15 +82,22 @@ class Choices:
 
 
 def to_ranking(
-    question: Question, ranking: Sequence[RankedTool], trie: ChoiceTrie, also: Sequence[str], bundle: Bundle
+    question: Question,
+    ranking: Sequence[RankedTool],
+    also: Sequence[str],
+    bundle: Bundle,
+    count_tokens: Callable[[str], int],
 ) -> Ranking:
-    """Questions may be ranked to a larger k than they ask for; each gets what it asked for, and those of `also`."""
+    """Questions may be ranked to a larger k than they ask for; each gets what it asked for, and those of `also`.
+
+    `count_tokens` says how long the answer that names a tool is.
+    """
     tools = [*ranking[: question.k], *(tool for tool in ranking[question.k :] if tool.tool_id in also)]
     return Ranking(
         tools=[(_entry(bundle.catalog, tool.tool_id), tool.probability) for tool in tools],
         revision=bundle.revision,
         n_prompt_tokens=len(question.prompt.prompt_ids),
-        n_answer_tokens=len(trie.sequences[trie.choices.index(tools[0].tool_id)]),
+        n_answer_tokens=count_tokens(tools[0].tool_id),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from data_pipeline.records.catalog import Tool
 from model.decode.json_text import WrittenJson
@@ -16,7 +17,9 @@ from serve.engine.choices import Question
 from serve.engine.messages import JsonQuery, PartQuery, RankedParts, Ranking
 from serve.engine.turns import Turns
 
-TOOLS_AT_ONCE = 8  # read in one go: as long does another's question wait
+TOOLS_AT_ONCE = 8  # are read with the question itself; more of them ahead, a pass at a time
+LOOKED_UP_AT_ONCE = 2048  # tools of which is found out what is new: a fifth of a second
+_Result = TypeVar("_Result")
 
 
 class LocalEngine:
@@ -63,18 +66,15 @@ class LocalEngine:
     async def rank_parts(self, name: str, queries: Sequence[PartQuery]) -> list[RankedParts]:
         ranked: list[RankedParts] = []
         for query in queries:  # between two of them others are answered
-            async with self._is_free:
-                ranked.append(await asyncio.to_thread(self._engine.rank_part, name, query))
+            ranked.append(await self._run_alone(self._engine.rank_part, name, query))
         return ranked
 
     async def write_json(self, query: JsonQuery) -> WrittenJson:
         async with self._json_places:
-            async with self._is_free:
-                writing = await asyncio.to_thread(self._engine.begin_json, query)
+            writing = await self._run_alone(self._engine.begin_json, query)
             written = None
             while written is None:
-                async with self._is_free:
-                    written = await asyncio.to_thread(self._engine.step_json, writing)
+                written = await self._run_alone(self._engine.step_json, writing)
         return written
 
     def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
@@ -92,11 +92,21 @@ class LocalEngine:
                 self._json_places.release()
 
     async def _read_tools(self, name: str, tools: Sequence[Tool]) -> None:
+        for start in range(0, len(tools), LOOKED_UP_AT_ONCE):
+            some = tools[start : start + LOOKED_UP_AT_ONCE]
+            for portion in await self._run_alone(self._engine.find_new_tools, name, some):
+                await self._run_alone(self._engine.read_tools, name, portion)
+
+    async def _run_alone(self, work: Callable[..., _Result], *args: object) -> _Result:
+        """Run something with the model in a thread. Who stops waiting waits for its end all the same: as long as it
+        runs, the model is not free."""
         async with self._is_free:
-            new = await asyncio.to_thread(self._engine.find_new_tools, name, tools)
-        for start in range(0, len(new), TOOLS_AT_ONCE):
-            async with self._is_free:
-                await asyncio.to_thread(self._engine.read_tools, name, new[start : start + TOOLS_AT_ONCE])
+            running = asyncio.ensure_future(asyncio.to_thread(work, *args))
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                await asyncio.wait([running])
+                raise
 
     async def take_over(self, name: str, bundle: Bundle, adopt: Callable[[], Question]) -> None:
         async with self._no_json(), self._turns.paused(), self._is_free:

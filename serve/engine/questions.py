@@ -16,6 +16,7 @@ from serve.engine.messages import Ranking, SelectQuery
 
 GATHER_S = 0.005  # that a question waits for others, and only while the predictor has others of this process already
 MAX_QUESTIONS = 8  # in a call: it is answered when the last of them is
+MAX_TOOLS = 8  # that a question brings along to share a call: more may have to be read first, which takes its time
 
 
 class Questions:
@@ -37,6 +38,9 @@ class Questions:
             InputError: the question is at fault.
         """
         future: asyncio.Future[Ranking] = asyncio.get_running_loop().create_future()
+        if len(query.tools or ()) > MAX_TOOLS:
+            self._start(self._call([(query, future)]))
+            return await future
         self._gathered.append((query, future))
         if len(self._gathered) == 1:
             self._start(self._gather(GATHER_S if self._calls else 0.0))
@@ -60,6 +64,15 @@ class Questions:
     async def _call(self, questions: list[tuple[SelectQuery, asyncio.Future[Ranking]]]) -> None:
         if not questions:
             return
+        calling = asyncio.current_task()
+        assert calling is not None
+
+        def leave(_: asyncio.Future[Ranking]) -> None:
+            if all(future.cancelled() for _, future in questions):  # nobody waits for it any more
+                calling.cancel()
+
+        for _, future in questions:
+            future.add_done_callback(leave)
         answers: list[Ranking | Exception]
         try:
             answers = await ask(self._predictor.select, [query for query, _ in questions])

@@ -150,7 +150,7 @@ class VllmEngine:
         else:
             reader = PromptReader(self._server, bundle.revision, embedding, question.prompt)
             found = calibrate(search(reader.score, trie, question.k, also), bundle.info.calibration)
-        return to_ranking(question, found, trie, also, bundle)
+        return to_ranking(question, found, also, bundle, trie.count_tokens)
 
     def _rank_part(self, name: str, query: PartQuery) -> RankedParts:
         with self._choices_free:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from model.decode.tools import Prompt
+from serve.chat import decisions
+from serve.chat.decisions import MAX_OPTIONS
 from serve.chat.served_models import ServedModels
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
@@ -164,17 +167,53 @@ def test_faults_name_the_field(question: dict[str, Any], given: Any, param: str)
     assert "messages" not in error["message"]
 
 
-def test_other_fields_and_too_many_questions_are_refused() -> None:
+def test_other_fields_and_too_many_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "MAX_OPTION_CHARS", 17)
     world = Questioned()
     for answer, param in (
         (world.ask(CATALOG_CHOICE, stream=True), "stream"),
         (world.ask(), "questions"),
         (world.ask(*[CATALOG_CHOICE] * 401), "questions"),
-        (world.ask(*[choice("a" * 1000, "b")] * 101), "questions"),
+        (world.ask(*[choice("a" * 2, "b")] * 6), "questions"),
         (world.ask(CATALOG_CHOICE, model="toolmm-agent"), "model"),
     ):
         assert answer.status_code in (400, 404, 413)
         assert answer.json()["error"]["param"] == param
+
+
+def test_ten_thousand_options_are_a_question_and_no_more_are() -> None:
+    world = Questioned()
+    values = [f"option {i}" for i in range(MAX_OPTIONS + 1)]
+    answer = world.ask(choice(*values[:MAX_OPTIONS]))
+    assert answer.status_code == 200, answer.text
+    chosen = answer.json()["answers"][0]
+    assert chosen["choice"] == "option 0"
+    assert [p["value"] for p in chosen["probabilities"]] == values[:MAX_OPTIONS]
+    assert sum(p["probability"] for p in chosen["probabilities"]) == pytest.approx(1, abs=1e-6)
+    refused = world.ask(choice(*values)).json()["error"]
+    assert refused["param"] == "questions.0.choices"
+    assert "10000" in refused["message"]
+    assert len(world.queries) == 1
+
+
+def test_the_options_of_all_questions_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "MAX_ALL_OPTIONS", 5)
+    world = Questioned()
+    levels = {"type": "score", "instructions": "", "levels": [{"label": "a"}, {"label": "b"}, {"label": "c"}]}
+    assert world.ask(choice("a", "b"), levels).status_code == 200
+    refused = world.ask(choice("a", "b", "c"), CATALOG_CHOICE, levels).json()["error"]
+    assert refused["param"] == "questions"
+    assert "have 6 options; at most 5 are allowed" in refused["message"]
+
+
+def test_options_that_take_too_long_may_be_sent_again() -> None:
+    world = Questioned(request_timeout_s=0.05)
+    predictor: Any = world.predictor
+    predictor.select = Method(lambda queries: asyncio.sleep(10))
+    answer = world.ask(choice("a", "b"))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (504, "timeout", "questions")
+    assert "send it again" in error["message"]
 
 
 def test_a_model_that_reads_no_descriptions_answers_choices_alone() -> None:

@@ -80,6 +80,16 @@ def test_the_oldest_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert model.n_encoded == 5
 
 
+def test_a_full_lake_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_STORED", 50)
+    first, second, third = draw_cards(20, first=1), draw_cards(30, first=100), draw_cards(20, first=500)
+    for cards in (first, second, third):
+        CardVectors(tmp_path).find("rev", cards, Model())
+    left = CardVectors(tmp_path)
+    assert left.find_new("rev", third) == []
+    assert left.find_new("rev", first) == list(range(20))
+
+
 def test_a_lake_that_cannot_be_read_or_written_costs_time_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

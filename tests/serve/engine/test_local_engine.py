@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def test_a_question_comes_between_the_tools_that_another_ones_question_needs(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = tuple(Tool(f"f{i}", f"Improve this {i}") for i in range(5 * TOOLS_AT_ONCE - 3))
+    n_passes = len(engine._engine.find_new_tools("a", many))
+    assert 4 < n_passes < len(many)
     happened: list[int | str] = []
     read_tools = Engine.read_tools
 
@@ -57,12 +60,45 @@ def test_a_question_comes_between_the_tools_that_another_ones_question_needs(
 
     monkeypatch.setattr(Engine, "read_tools", read_noted)
     large, small = asyncio.run(ask_both())
-    assert [step for step in happened if isinstance(step, int)] == [TOOLS_AT_ONCE] * 4 + [TOOLS_AT_ONCE - 3]
+    portions = [step for step in happened if isinstance(step, int)]
+    assert (len(portions), sum(portions)) == (n_passes, len(many))
     assert happened.index("small") < 3, "it does not wait for all of them"
     assert happened[-1] == "large"
     assert asyncio.run(noted("large", many)) == large, "as if they had been read together"
     assert asyncio.run(noted("small", None)) == small
-    assert len([step for step in happened if isinstance(step, int)]) == 5, "they are read once"
+    assert len([step for step in happened if isinstance(step, int)]) == n_passes, "they are read once"
+
+
+def test_who_leaves_keeps_what_was_read_and_the_model_is_nobodys_before_its_pass_is_over(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = tuple(Tool(f"f{i}", f"Improve this {i}") for i in range(5 * TOOLS_AT_ONCE))
+    n_passes = len(engine._engine.find_new_tools("a", many))
+    begun, go_on, is_reading = threading.Event(), threading.Event(), threading.Event()
+    read_tools = Engine.read_tools
+
+    def read_slowly(self: Engine, name: str, tools: list[Tool]) -> None:
+        is_reading.set()
+        begun.set()
+        go_on.wait()
+        read_tools(self, name, tools)
+        is_reading.clear()
+
+    async def leave() -> None:
+        asking = asyncio.ensure_future(engine.answer(ask(engine, many)))
+        await asyncio.to_thread(begun.wait)
+        asking.cancel()
+        other = asyncio.ensure_future(engine._run_alone(is_reading.is_set))
+        await asyncio.sleep(0.01)
+        assert not other.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert not await other
+
+    monkeypatch.setattr(Engine, "read_tools", read_slowly)
+    asyncio.run(leave())
+    assert len(engine._engine.find_new_tools("a", many)) == n_passes - 1
 
 
 def test_parts_of_the_words_wait_for_their_turn(engine: LocalEngine) -> None:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
 
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
 from serve.engine.messages import Ranking, SelectQuery
-from serve.engine.questions import MAX_QUESTIONS, Questions
+from serve.engine.questions import MAX_QUESTIONS, MAX_TOOLS, Questions
+
+
+class _Response:
+    """Of a deployment handle."""
+
+    def __init__(self, answer: Coroutine[Any, Any, list[Ranking | InputError]], predictor: _Predictor) -> None:
+        self._answer, self._predictor = answer, predictor
+
+    def __await__(self) -> Generator[Any, None, list[Ranking | InputError]]:
+        return self._answer.__await__()
+
+    def cancel(self) -> None:
+        self._predictor.n_cancelled += 1
 
 
 class _Predictor:
@@ -23,8 +37,12 @@ class _Predictor:
         self.go_on.set()
         self.errors: list[Exception] = []
         self.select = self
+        self.n_cancelled = 0
 
-    async def remote(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
+    def remote(self, queries: Sequence[SelectQuery]) -> _Response:
+        return _Response(self._answer(queries), self)
+
+    async def _answer(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
         words = [query.instruction for query in queries]
         self.calls.append(words)
         await self.go_on.wait()
@@ -106,3 +124,24 @@ def test_who_has_gone_is_not_asked_for() -> None:
             await gone
 
     assert run(scene).calls == [["b"]]
+
+
+def test_one_with_many_tools_keeps_nobody_waiting_and_ends_with_its_asker() -> None:
+    many = tuple(Tool(f"f{i}") for i in range(MAX_TOOLS + 1))
+
+    async def play() -> None:
+        predictor = _Predictor()
+        questions = Questions(predictor)
+        predictor.go_on.clear()
+        asked = [SelectQuery("m", "large", None, 1, many), SelectQuery("m", "small", None, 1, many[:2])]
+        large, small = [asyncio.ensure_future(questions.ask(query)) for query in asked]
+        await asyncio.sleep(0.05)
+        assert predictor.calls == [["large"], ["small"]]
+        large.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert predictor.n_cancelled == 1
+        predictor.go_on.set()
+        assert (await small).revision == "small"
+
+    asyncio.run(play())
