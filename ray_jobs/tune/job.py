@@ -207,8 +207,7 @@ def conclude(spec: RunSpec, sweep: SweepRun, records: list[TrialRecord], tracker
         print(f"{key:<22}{value}")
     print(f"{'report':<22}{report}")
     if best is None:
-        reason = next((record.reason for record in records if record.reason), "the scheduler stopped all")
-        raise InputError(f"no trial of the sweep finished ({reason}); see {report}.")
+        raise InputError(f"no trial of the sweep finished with a score ({explain_no_winner(records)}); see {report}.")
     return {
         "sweep": sweep.fingerprint,
         "mlflow_run_id": sweep.parent_run_id,
@@ -216,6 +215,14 @@ def conclude(spec: RunSpec, sweep: SweepRun, records: list[TrialRecord], tracker
         "steps": steps,
         "report": str(report),
     } | result
+
+
+def explain_no_winner(records: list[TrialRecord]) -> str:
+    """Why no trial can be the best, in a few words."""
+    if reasons := [record.reason for record in records if record.reason]:
+        return reasons[0]
+    is_without_score = any(record.status == "finished" for record in records)
+    return "none reported one" if is_without_score else "the scheduler stopped all"
 
 
 def _export_best(spec: RunSpec, sweep: SweepRun, best: TrialRecord) -> dict[str, Any]:

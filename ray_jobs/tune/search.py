@@ -109,7 +109,8 @@ class SameScheduleHalving(FIFOScheduler):
 
     After as many epochs a short schedule has a lower learning rate than a long one and the better score, so trials of
     different `train.epochs` are not compared. Of equal scores, frequent while little is learnt, the lower training loss
-    is ahead: ASHA lets equals go on. A trial in its last epoch is never stopped: nothing would be saved.
+    is ahead: ASHA lets equals go on. A trial in its last epoch is never stopped: nothing would be saved. A report without
+    a score is compared with none: its trial goes on, and the others as if it had not been there.
 
     Args:
         options: grace and reduction.
@@ -142,7 +143,7 @@ class SameScheduleHalving(FIFOScheduler):
 
     def _decide(self, planned_epochs: int, member: Any, result: Mapping[str, Any]) -> str:
         group = self._group(planned_epochs)
-        if group is None or result.get("epoch", planned_epochs) >= planned_epochs:
+        if group is None or SCORE_KEY not in result or result.get("epoch", planned_epochs) >= planned_epochs:
             return TrialScheduler.CONTINUE
         ranked = dict(result) | {SCORE_KEY: result[SCORE_KEY] - TIE_BREAK * result.get("train/epoch_loss", 0.0)}
         return group.on_trial_result(None, member, ranked)  # pyright: ignore[reportArgumentType]

@@ -63,7 +63,16 @@ def test_a_stopped_trial_goes_on_only_where_no_scheduler_would_stop_it(tmp_path:
 def test_a_sweep_without_a_winner_is_reported_and_says_why(tmp_path: Path) -> None:
     spec, tracker = build_spec(tmp_path), Tracker()
     records = [build_record("a", "failed", "ValueError: out of luck"), build_record("b", "stopped")]
-    with pytest.raises(InputError, match=r"no trial of the sweep finished \(ValueError: out of luck\)"):
+    with pytest.raises(InputError, match=r"no trial of the sweep finished with a score \(ValueError: out of luck\)"):
         conclude(spec, build_sweep(spec), records, tracker)  # pyright: ignore[reportArgumentType]
     assert tracker.metrics["sweep/trials_failed"] == 1
     assert "ValueError: out of luck" in (spec.run_dir / "sweep" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_sweep_whose_trials_report_no_score_says_so(tmp_path: Path) -> None:
+    spec = build_spec(tmp_path)
+    unscored = build_record("a", "finished")
+    unscored.add_epoch({"epoch": 1, "step": 10, "val/acc": 0.5})
+    with pytest.raises(InputError, match=r"no trial of the sweep finished with a score \(none reported one\)"):
+        conclude(spec, build_sweep(spec), [unscored], Tracker())  # pyright: ignore[reportArgumentType]
+    assert " - |        1/5 |" in (spec.run_dir / "sweep" / "report.md").read_text(encoding="utf-8")

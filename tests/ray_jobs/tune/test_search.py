@@ -80,6 +80,18 @@ def test_after_a_restart_trials_are_compared_with_those_before_it() -> None:
     assert feed(again, {"train.lr": 2}, [0.3]) == 0, "the epoch that it reports again was judged before"
 
 
+def test_a_report_without_a_score_ends_no_trial_and_is_compared_with_none() -> None:
+    unscored = build_record({"train.lr": 1}, [], 8, "running")
+    unscored.add_epoch({"epoch": 1, "step": 10})
+    scheduler = SameScheduleHalving(ASHA, 8, [unscored])
+    trial: Any = SimpleNamespace(config={"train.lr": 1})
+    scheduler.on_trial_add(None, trial)
+    for epoch in range(2, 9):
+        assert scheduler.on_trial_result(None, trial, {"epoch": epoch}) == TrialScheduler.CONTINUE
+    assert feed(scheduler, {"train.lr": 2}, [0.5] * 8) == 0
+    assert feed(scheduler, {"train.lr": 3}, [0.4] * 8) == 1, "others are compared as ever"
+
+
 def test_a_list_is_gone_through_once() -> None:
     search = ListedTrials([{"train.lr": 1}, {"train.lr": 2}])
     assert [search.suggest("a"), search.suggest("b"), search.suggest("c")] == [
