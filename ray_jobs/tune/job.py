@@ -79,12 +79,13 @@ def run(spec: RunSpec) -> dict[str, Any]:
 
 
 def list_trials(spec: RunSpec, space: Space) -> list[Parameters] | None:
-    """All trials of a grid or a random search, checked; None where Optuna proposes them one by one.
+    """All trials of a grid or a random search; None where Optuna proposes them. Whatever may come of it is checked.
 
     With a scheduler that compares trials, the order is shuffled: along a grid each trial may be better than the last,
     and none would be stopped.
     """
     if spec.tune.search == "optuna":
+        check_all(space, space.corners())
         return None
     if spec.tune.search == "random":
         trials = space.draw(spec.seed, spec.tune.num_trials)

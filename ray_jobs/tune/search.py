@@ -109,8 +109,8 @@ class SameScheduleHalving(FIFOScheduler):
 
     After as many epochs a short schedule has a lower learning rate than a long one and the better score, so trials of
     different `train.epochs` are not compared. Of equal scores, frequent while little is learnt, the lower training loss
-    is ahead: ASHA lets equals go on. A trial in its last epoch is never stopped: nothing would be saved. A report without
-    a score is compared with none: its trial goes on, and the others as if it had not been there.
+    is ahead: ASHA lets equals go on. A trial in its last epoch is never stopped: nothing would be saved. A report
+    without a score is compared with none: its trial goes on, and the others as if it had not been there.
 
     Args:
         options: grace and reduction.
