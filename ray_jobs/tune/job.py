@@ -16,8 +16,10 @@ import ray
 from ray import tune as ray_tune
 
 from data_pipeline import storage
+from data_pipeline.batches.token_shards import hash_tokenizer
 from data_pipeline.corpus.files import MANIFEST_FILE, Corpus
 from data_pipeline.errors import InputError
+from model.llm.backbone import load_tokenizer
 from ray_jobs import prepare
 from ray_jobs.cluster import connect, ray_storage
 from ray_jobs.config import RunSpec
@@ -25,13 +27,13 @@ from ray_jobs.embed import job as embed
 from ray_jobs.export import decide_promotion, describe_bundle, register, write_bundle
 from ray_jobs.tracking.model_versions import get_champion
 from ray_jobs.tracking.runs import RunLogger, open_run
-from ray_jobs.train.features import EMBED_FILE, load_media_vectors, read_embed_info
+from ray_jobs.train.features import EMBED_FILE, MediaVectors, load_media_vectors
 from ray_jobs.train.inputs import resolve_model
 from ray_jobs.tune.driver import SweepRun, run_trial
 from ray_jobs.tune.recorder import SweepRecorder
 from ray_jobs.tune.report import REPORT_FILE, render_trials, write_sweep_report
 from ray_jobs.tune.search import DRIVER_CPUS, ListedTrials, OptunaTrials, SameScheduleHalving, choose_concurrency
-from ray_jobs.tune.space import Parameters, Space, check_all, fingerprint_sweep, name_trial, parse_space
+from ray_jobs.tune.space import Parameters, Space, check_all, fingerprint_sweep, parse_space
 from ray_jobs.tune.trials import TrialFolders, TrialRecord, find_best
 
 REPORT_FOLDER = "sweep"
@@ -52,12 +54,11 @@ def run(spec: RunSpec) -> dict[str, Any]:
     space = parse_space(spec)
     listed = list_trials(spec, space)
     connect(spec.ray)
-    corpus = prepare_shared(spec, space)
+    corpus = prepare_shared(spec)
     concurrency = choose_concurrency(
         spec.train, spec.tune.max_concurrent, [node["Resources"] for node in ray.nodes() if node["Alive"]]
     )
-    encoder_id, _ = read_embed_info(spec.run_dir) or ("", "")
-    fingerprint = fingerprint_sweep(space, corpus.data_hash, encoder_id)
+    fingerprint, tokenizers = identify_sweep(spec, space, corpus)
     parent_run_id = open_run(
         spec.tracking_uri,
         spec.tracking.experiment,
@@ -67,7 +68,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     )
     tracker = RunLogger(spec.tracking_uri, parent_run_id, spool_dir=spec.spool_dir)
     tracker.log_tags({"toolmm.kind": "sweep"})
-    sweep = SweepRun(space, fingerprint, TrialFolders(spec.run_dir, fingerprint), parent_run_id)
+    sweep = SweepRun(space, fingerprint, TrialFolders(spec.run_dir, fingerprint), parent_run_id, tokenizers)
     try:
         records = run_trials(spec, sweep, listed, concurrency)
         result = conclude(spec, sweep, records, tracker)
@@ -97,8 +98,8 @@ def list_trials(spec: RunSpec, space: Space) -> list[Parameters] | None:
     return trials
 
 
-def prepare_shared(spec: RunSpec, space: Space) -> Corpus:
-    """What all trials read, made once where it is missing: corpus, media vectors, tiny backbone.
+def prepare_shared(spec: RunSpec) -> Corpus:
+    """What all trials read, made once where it is missing: corpus and media vectors.
 
     Raises:
         InputError: nothing to compare trials by.
@@ -116,11 +117,39 @@ def prepare_shared(spec: RunSpec, space: Space) -> Corpus:
             "trials are compared by their validation score, and there is nothing to validate; prepare with "
             "prepare.val_frac above 0 and leave train.validation_questions above 0."
         )
-    backbones = space.domains.get("model.backbone", [spec.model.backbone])
-    if isinstance(backbones, list) and "tiny" in backbones:
-        tiny = spec.model_copy(update={"model": spec.model.model_copy(update={"backbone": "tiny"})})
-        resolve_model(tiny, corpus, load_media_vectors(spec, corpus, "train", "val"))
     return corpus
+
+
+def identify_sweep(spec: RunSpec, space: Space, corpus: Corpus) -> tuple[str, dict[str, str]]:
+    """The sweep's fingerprint, and of each backbone the hash of its tokenizer; the vectors are let go of again.
+
+    Raises:
+        InputError: the vectors do not belong to the corpus.
+    """
+    vectors = load_media_vectors(spec, corpus, "train", "val")
+    fingerprint = fingerprint_sweep(space, corpus.data_hash, vectors.encoder_id, vectors.rows)
+    backbones = list_backbones(space, TrialFolders(spec.run_dir, fingerprint))
+    return fingerprint, hash_tokenizers(spec, corpus, vectors, backbones)
+
+
+def list_backbones(space: Space, folders: TrialFolders) -> list[str]:
+    """Of all trials of the sweep, those from before a restart too."""
+    path, own = "model.backbone", space.base.model.backbone
+    listed = space.domains.get(path, [own])
+    known = [record.parameters.get(path, own) for record in folders.load()]
+    return list(dict.fromkeys([*(listed if isinstance(listed, list) else []), *known]))
+
+
+def hash_tokenizers(spec: RunSpec, corpus: Corpus, vectors: MediaVectors, backbones: list[str]) -> dict[str, str]:
+    """Backbone -> hash of its tokenizer, and "" where it cannot be loaded. What has to be made is made here, once."""
+    hashes = dict.fromkeys(backbones, "")
+    for backbone in backbones:
+        one = spec.model_copy(update={"model": spec.model.model_copy(update={"backbone": backbone})})
+        try:
+            hashes[backbone] = hash_tokenizer(load_tokenizer(resolve_model(one, corpus, vectors).backbone))
+        except Exception:  # noqa: BLE001 - its trials will fail and say why; the others need not
+            continue
+    return hashes
 
 
 def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, concurrency: int) -> list[TrialRecord]:
@@ -132,7 +161,7 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
         search: Any = OptunaTrials(sweep.space, spec.seed, spec.tune.num_trials, list(records.values()))
         num_left = num_trials - len(over)
     else:
-        left = [trial for trial in listed if name_trial(trial, sweep.fingerprint) not in over]
+        left = [trial for trial in listed if sweep.name(trial) not in over]
         search, num_left = ListedTrials(left), len(left)
         num_trials = num_left + len(over)
     if over:
@@ -153,8 +182,8 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
             scheduler=scheduler,
             num_samples=num_left,
             max_concurrent_trials=concurrency,
-            trial_name_creator=lambda trial: name_trial(trial.config, sweep.fingerprint),
-            trial_dirname_creator=lambda trial: name_trial(trial.config, sweep.fingerprint),
+            trial_name_creator=lambda trial: sweep.name(trial.config),
+            trial_dirname_creator=lambda trial: sweep.name(trial.config),
         ),
         run_config=ray_tune.RunConfig(
             name=f"sweep-{sweep.fingerprint}",
@@ -169,8 +198,8 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
 
 
 def load_known(spec: RunSpec, sweep: SweepRun) -> list[TrialRecord]:
-    """Records from before a restart, brought up to what the trials' folders hold."""
-    known = sweep.folders.load()
+    """Records from before a restart, brought up to what the trials' folders hold; none of another tokenizer's."""
+    known = [record for record in sweep.folders.load() if record.name == sweep.name(record.parameters)]
     for record in known:
         if sweep.folders.has_summary(record.name):
             sweep.folders.close(record)

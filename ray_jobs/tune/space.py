@@ -164,22 +164,41 @@ def identify(parameters: Mapping[str, Value]) -> str:
     return json.dumps(dict(parameters), sort_keys=True)
 
 
-def name_trial(parameters: Mapping[str, Value], sweep: str) -> str:
-    """A folder's name that says the values, unique by a digest of the sweep's fingerprint and of the exact values."""
+def name_trial(parameters: Mapping[str, Value], sweep: str, tokenizer: str = "") -> str:
+    """A folder's name that says the values, unique by a digest of what else decides what the trial trains.
+
+    Args:
+        parameters: the exact values.
+        sweep: its fingerprint.
+        tokenizer: hash of that of the trial's backbone; a backbone can be another one under the same name.
+    """
     words = [f"{path.split('.')[-1]}-{_shorten(value)}" for path, value in parameters.items()]
-    digest = hashlib.sha256(f"{sweep} {identify(parameters)}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{sweep} {tokenizer} {identify(parameters)}".encode()).hexdigest()[:8]
     return f"{'_'.join(words)[:MAX_NAME_CHARS]}_{digest}"
 
 
-def fingerprint_sweep(space: Space, data_hash: str, encoder_id: str) -> str:
-    """Names the sweep: same data, encoder, shared and varied settings; other values and more trials go on in it."""
+def fingerprint_sweep(space: Space, data_hash: str, encoder_id: str, media: Iterable[str]) -> str:
+    """Names the sweep: same data, vectors, shared and varied settings; other values and more trials go on in it.
+
+    Args:
+        space: the settings.
+        data_hash: of the corpus.
+        encoder_id: what made the media vectors.
+        media: sha256 of those that have a vector: a question whose medium has none is left out.
+    """
     base = space.base.model_dump(mode="json", include={"name", "model", "train", "seed"})
     for key in NOT_IN_FINGERPRINT:
         del base["train"][key]
     for path in space.domains:
         section, key = path.split(".")
         del base[section][key]
-    content = {"data": data_hash, "encoder": encoder_id, "base": base, "varied": sorted(space.domains)}
+    content = {
+        "data": data_hash,
+        "encoder": encoder_id,
+        "media": sorted(media),
+        "base": base,
+        "varied": sorted(space.domains),
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

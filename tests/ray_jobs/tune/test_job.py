@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipeline.errors import InputError
+from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import RunSpec
+from ray_jobs.train.features import MediaVectors
 from ray_jobs.tune.driver import SweepRun
-from ray_jobs.tune.job import conclude, list_trials, load_known
+from ray_jobs.tune.job import conclude, hash_tokenizers, list_backbones, list_trials, load_known
 from ray_jobs.tune.space import identify, parse_space
 from ray_jobs.tune.trials import TrialFolders, TrialRecord
+
+PARAMETERS = {"train.lr": 1e-3, "model.lora_r": 4}
 
 
 def build_spec(runs_dir: Path, **tune: Any) -> RunSpec:
@@ -20,12 +25,13 @@ def build_spec(runs_dir: Path, **tune: Any) -> RunSpec:
     return RunSpec.model_validate({"name": "mine", "runs_dir": runs_dir, "tune": {"parameters": parameters, **tune}})
 
 
-def build_sweep(spec: RunSpec) -> SweepRun:
-    return SweepRun(parse_space(spec), "sweep", TrialFolders(spec.run_dir, "sweep"), "parent")
+def build_sweep(spec: RunSpec, tokenizer: str = "t") -> SweepRun:
+    tokenizers = {spec.model.backbone: tokenizer}
+    return SweepRun(parse_space(spec), "sweep", TrialFolders(spec.run_dir, "sweep"), "parent", tokenizers)
 
 
 def build_record(name: str, status: Any, reason: str = "") -> TrialRecord:
-    return TrialRecord(name, "sweep", {"train.lr": 1e-3, "model.lora_r": 4}, 5, status=status, reason=reason)
+    return TrialRecord(name, "sweep", dict(PARAMETERS), 5, status=status, reason=reason)
 
 
 class Tracker:
@@ -55,9 +61,39 @@ def test_a_stopped_trial_goes_on_only_where_no_scheduler_would_stop_it(tmp_path:
     for scheduler, is_over in (("asha", True), ("none", False)):
         spec = build_spec(tmp_path, scheduler=scheduler)
         sweep = build_sweep(spec)
-        sweep.folders.save(build_record("a", "stopped"))
+        sweep.folders.save(build_record(sweep.name(PARAMETERS), "stopped"))
         (known,) = load_known(spec, sweep)
         assert known.is_over == is_over
+
+
+def test_a_trial_of_another_tokenizer_is_no_trial_of_the_sweep(tmp_path: Path) -> None:
+    spec = build_spec(tmp_path)
+    before, after = build_sweep(spec), build_sweep(spec, "other")
+    before.folders.save(build_record(before.name(PARAMETERS), "finished"))
+    assert [record.name for record in load_known(spec, before)] == [before.name(PARAMETERS)]
+    assert load_known(spec, after) == []
+
+
+def test_a_backbone_that_cannot_be_loaded_stops_no_other(tmp_path: Path) -> None:
+    texts = [["What is this?"], ["Something else entirely, with other words"]]
+    folders = [str(build_tiny_backbone(tmp_path / str(i), one, seed=0)) for i, one in enumerate(texts)]
+    missing = str(tmp_path / "missing")
+    vectors = MediaVectors("", {}, np.zeros((0, 8), np.float32))
+    corpus: Any = None  # only what is made from it needs it
+    hashes = hash_tokenizers(build_spec(tmp_path), corpus, vectors, [*folders, missing])
+    assert hashes[missing] == ""
+    assert len({hashes[folder] for folder in folders} | {""}) == 3
+    again = hash_tokenizers(build_spec(tmp_path), corpus, vectors, folders)
+    assert again == {folder: hashes[folder] for folder in folders}
+
+
+def test_backbones_are_those_of_the_list_and_of_trials_before_it(tmp_path: Path) -> None:
+    spec = build_spec(tmp_path)
+    folders = TrialFolders(spec.run_dir, "sweep")
+    folders.save(TrialRecord("a", "sweep", {"model.backbone": "x/old"}, 5))
+    varied = RunSpec.model_validate({"name": "mine", "tune": {"parameters": {"model.backbone": ["x/new", "x/old"]}}})
+    assert list_backbones(parse_space(varied), folders) == ["x/new", "x/old"]
+    assert list_backbones(parse_space(spec), folders) == [spec.model.backbone, "x/old"]
 
 
 def test_a_sweep_without_a_winner_is_reported_and_says_why(tmp_path: Path) -> None:

@@ -132,15 +132,22 @@ def test_names_say_the_values_and_tell_sweeps_and_values_apart() -> None:
     assert name.startswith("backbone-llama-7b_lr-0.001_")
     assert name_trial({"model.backbone": "else/where/llama 7b", "train.lr": 0.001}, "sweep-1") != name
     assert name_trial({"model.backbone": "some/where/llama 7b", "train.lr": 0.001}, "sweep-2") != name
+    assert name_trial({"model.backbone": "some/where/llama 7b", "train.lr": 0.001}, "sweep-1", "other") != name
     long = name_trial({f"train.option_{i}": "value" * 9 for i in range(20)}, "s")
     assert len(long) < 100
     assert Path(long).name == long
 
 
 def test_a_sweep_stays_itself_with_more_values_but_not_with_other_settings() -> None:
-    def fingerprint(parameters: dict[str, Any], data_hash: str = "d", encoder_id: str = "e", **train: Any) -> str:
+    def fingerprint(
+        parameters: dict[str, Any],
+        data_hash: str = "d",
+        encoder_id: str = "e",
+        media: tuple[str, ...] = ("a", "b"),
+        **train: Any,
+    ) -> str:
         space = parse_space(RunSpec.model_validate({"name": "s", "train": train, "tune": {"parameters": parameters}}))
-        return fingerprint_sweep(space, data_hash, encoder_id)
+        return fingerprint_sweep(space, data_hash, encoder_id, media)
 
     own = fingerprint({"train.lr": [1e-3]})
     assert fingerprint({"train.lr": [1e-3, 1e-2]}) == own
@@ -148,6 +155,8 @@ def test_a_sweep_stays_itself_with_more_values_but_not_with_other_settings() -> 
     assert fingerprint({"train.lr": [1e-3]}, epochs=2) != own
     assert fingerprint({"train.lr": [1e-3]}, data_hash="e") != own
     assert fingerprint({"train.lr": [1e-3]}, encoder_id="f") != own
+    assert fingerprint({"train.lr": [1e-3]}, media=("b", "a")) == own
+    assert fingerprint({"train.lr": [1e-3]}, media=("a", "b", "c")) != own, "a medium more has a vector"
     assert fingerprint({"train.lr": [1e-3], "model.lora_r": [4]}) != own
 
 
