@@ -29,6 +29,7 @@ from ray_jobs.tracking.model_versions import get_champion
 from ray_jobs.tracking.runs import RunLogger, open_run
 from ray_jobs.train.features import EMBED_FILE, MediaVectors, load_media_vectors
 from ray_jobs.train.inputs import resolve_model
+from ray_jobs.train.run_folder import only_one
 from ray_jobs.tune.driver import SweepRun, run_trial
 from ray_jobs.tune.recorder import SweepRecorder
 from ray_jobs.tune.report import REPORT_FILE, render_trials, write_sweep_report
@@ -37,6 +38,7 @@ from ray_jobs.tune.space import Parameters, Space, check_all, fingerprint_sweep,
 from ray_jobs.tune.trials import TrialFolders, TrialRecord, find_best
 
 REPORT_FOLDER = "sweep"
+LOCKED_JOB = "tune"  # a sweep has its folder's corpus, report and bundle to itself, whatever it varies
 TUNE_ENV = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep; Tune would return as if it were complete
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails before its first epoch reports nothing
@@ -49,10 +51,17 @@ def run(spec: RunSpec) -> dict[str, Any]:
     """The CLI's job: run what is left of the sweep, report it, export its best trial.
 
     Raises:
-        InputError: settings that cannot be varied so, a cluster too small for one trial, or no trial that finished.
+        InputError: settings that cannot be varied so, a sweep of this name that runs already, a cluster too small for
+            one trial, or no trial that finished.
     """
     space = parse_space(spec)
     listed = list_trials(spec, space)
+    with only_one(spec.run_dir, LOCKED_JOB, "change name to run another sweep beside it"):
+        return run_checked(spec, space, listed)
+
+
+def run_checked(spec: RunSpec, space: Space, listed: list[Parameters] | None) -> dict[str, Any]:
+    """`run` of a space, and the trials in it, that have been checked, while no other sweep has this name."""
     connect(spec.ray)
     corpus = prepare_shared(spec)
     concurrency = choose_concurrency(

@@ -12,8 +12,9 @@ from data_pipeline.errors import InputError
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import RunSpec
 from ray_jobs.train.features import MediaVectors
+from ray_jobs.train.run_folder import only_one
 from ray_jobs.tune.driver import SweepRun
-from ray_jobs.tune.job import conclude, hash_tokenizers, list_backbones, list_trials, load_known
+from ray_jobs.tune.job import LOCKED_JOB, conclude, hash_tokenizers, list_backbones, list_trials, load_known, run
 from ray_jobs.tune.space import identify, parse_space
 from ray_jobs.tune.trials import TrialFolders, TrialRecord
 
@@ -55,6 +56,17 @@ def test_a_grid_whose_trials_are_compared_is_shuffled_but_whole(tmp_path: Path) 
     assert in_order != mixed
     assert sorted(map(identify, in_order)) == sorted(map(identify, mixed))
     assert mixed == list_trials(shuffled, parse_space(shuffled)), "a restart goes through them in the same order"
+
+
+def test_a_second_sweep_of_the_name_is_refused_before_it_starts_anything(tmp_path: Path) -> None:
+    spec = build_spec(tmp_path)
+    other = build_spec(tmp_path, search="random")  # whatever it varies: corpus, report and bundle are the same files
+    with (
+        only_one(spec.run_dir, LOCKED_JOB),
+        pytest.raises(InputError, match=r"process \d+ on .* runs this very job \(tune in .*change name to run another"),
+    ):
+        run(other)
+    assert not (spec.run_dir / "corpus").exists()
 
 
 def test_a_stopped_trial_goes_on_only_where_no_scheduler_would_stop_it(tmp_path: Path) -> None:
