@@ -167,7 +167,7 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
     over = {name for name, record in records.items() if record.is_over}
     if listed is None:
         num_trials = max(spec.tune.num_trials, len(records))
-        search: Any = OptunaTrials(sweep.space, spec.seed, spec.tune.num_trials, list(records.values()))
+        search: Any = OptunaTrials(sweep.space, spec.seed, spec.tune.num_trials, records)
         num_left = num_trials - len(over)
     else:
         left = [trial for trial in listed if sweep.name(trial) not in over]

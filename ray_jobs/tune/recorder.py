@@ -105,7 +105,8 @@ class SweepRecorder(ray.tune.Callback):
         if name not in self._records:
             parameters = dict(trial.config)
             epochs = parameters.get("train.epochs", self._spec.train.epochs)
-            self._records[name] = TrialRecord(name, self._sweep.fingerprint, parameters, epochs)
+            number = len(self._records)
+            self._records[name] = TrialRecord(name, self._sweep.fingerprint, parameters, epochs, number)
         return self._records[name]
 
     def _say(self) -> None:

@@ -106,31 +106,68 @@ def build_space() -> Space:
     return parse_space(RunSpec.model_validate({"tune": {"parameters": parameters, "search": "optuna"}}))
 
 
-def test_optuna_learns_from_scores_also_from_before_a_restart() -> None:
-    def score(parameters: dict[str, Any]) -> float:
-        return -abs(parameters["train.lr"] - 0.05) + (parameters["model.adapter"] == "dora")
+def score(parameters: dict[str, Any]) -> float:
+    return -abs(parameters["train.lr"] - 0.05) + (parameters["model.adapter"] == "dora")
 
-    space, known = build_space(), []
-    search = OptunaTrials(space, 0, 12, [])
+
+def end_trial(records: dict[str, TrialRecord], parameters: dict[str, Any], status: Any = "finished") -> None:
+    """As the sweep's recorder does: a trial that has failed before keeps its number."""
+    scores = [score(parameters), score(parameters) - 0.5]  # the last epoch is not the best
+    record = build_record(parameters, scores, 2, status)
+    known = records.get(record.name)
+    record.number = known.number if known else len(records)
+    records[record.name] = record
+
+
+def test_optuna_learns_from_scores_also_from_before_a_restart() -> None:
+    space, records = build_space(), {}
+    search = OptunaTrials(space, 0, 12, records)
     for i in range(12):
         parameters = search.suggest(str(i))
         assert space.trial_spec(parameters).train.lr == parameters["train.lr"]
+        end_trial(records, parameters, "finished" if i else "failed")
         search.on_trial_complete(str(i), {SCORE_KEY: score(parameters)} if i else None, error=not i)
-        known.append(build_record(parameters, [score(parameters)], 1, "finished" if i else "failed"))
     assert search.suggest("13") == Searcher.FINISHED
-    assert len({record.name for record in known}) == 12
+    assert len(records) == 12
 
-    again = OptunaTrials(space, 0, 20, known)
-    assert again.suggest("a") == known[0].parameters, "what has failed is tried again"
+    first = next(iter(records.values()))
+    again = OptunaTrials(space, 0, 20, records)
+    assert again.suggest("a") == first.parameters, "what has failed is tried again"
     later = [again.suggest(f"b{i}") for i in range(8)]
     assert again.suggest("c") == Searcher.FINISHED
-    assert not {identify(parameters) for parameters in later} & {record.name for record in known}
+    assert not {identify(parameters) for parameters in later} & records.keys()
     assert sum(parameters["model.adapter"] == "dora" for parameters in later) >= 6
+
+
+def test_optuna_proposes_the_same_to_a_sweep_that_is_started_again_after_each_trial() -> None:
+    """Whatever becomes of the trials; the last but one is still under way when the last is proposed."""
+    space, n_trials = build_space(), 14
+    ends = {1: "failed", 4: "stopped", 7: "failed", 12: "running"}
+
+    def end(records: dict[str, TrialRecord], parameters: dict[str, Any], i: int) -> None:
+        end_trial(records, parameters, ends.get(i, "finished"))
+        if i == 2:
+            records[identify(parameters)].epochs = []  # it reported no score
+
+    live: dict[str, TrialRecord] = {}
+    search = OptunaTrials(space, 3, n_trials, live)
+    for i in range(n_trials):
+        end(live, search.suggest(str(i)), i)
+
+    restarted: dict[str, TrialRecord] = {}
+    for i in range(n_trials):
+        loaded = dict(sorted(restarted.items()))  # folders come in the order of their names
+        search = OptunaTrials(space, 3, n_trials, loaded)
+        left = [record.parameters for record in restarted.values() if not record.is_over]
+        assert [search.suggest("again") for _ in left] == left
+        end(restarted, search.suggest("new"), i)
+    assert list(restarted) == list(live)
+    assert len(live) == n_trials
 
 
 def test_optuna_ends_when_the_space_is_used_up() -> None:
     space = parse_space(RunSpec.model_validate({"tune": {"parameters": {"model.lora_r": [4, 8]}, "search": "optuna"}}))
-    search = OptunaTrials(space, 0, 5, [])
+    search = OptunaTrials(space, 0, 5, {})
     assert sorted(search.suggest(str(i))["model.lora_r"] for i in range(2)) == [4, 8]
     assert search.suggest("2") == Searcher.FINISHED
 
