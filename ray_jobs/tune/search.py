@@ -204,24 +204,39 @@ def count_fitting(need: TrialNeed, nodes: Sequence[Mapping[str, float]]) -> int:
     return max(0, min(worker_slots // need.workers, math.floor(cpus / need.cpus)))
 
 
+def describe_shortage(train: TrainOptions, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """What one trial needs and the nodes have, where not even one fits; None where one does."""
+    fewest = train.min_workers
+    least = TrialNeed.of(train, fewest)
+    if count_fitting(least, nodes) >= 1:
+        return None
+    gpus = f" and {least.gpus_per_worker * fewest} GPU(s)" if train.use_gpu else ""
+    have = ", ".join(f"{node.get('CPU', 0):g} CPU(s) and {node.get('GPU', 0):g} GPU(s)" for node in nodes)
+    return (
+        f"one trial needs {least.cpus + SPARE_CPUS:g} logical CPUs{gpus} (driver {DRIVER_CPUS}, {fewest} worker(s) "
+        f"of {train.cpus_per_worker:g}, {DATA_CPUS_PER_WORKER} for each worker's data, {SPARE_CPUS} spare), and "
+        f"the nodes have {have}"
+    )
+
+
 def choose_concurrency(train: TrainOptions, max_concurrent: int | None, nodes: Sequence[Mapping[str, float]]) -> int:
     """How many trials to run at a time.
 
+    Ray does not tell whether an autoscaler would add nodes, so a cluster that grows has to say how far by
+    `max_concurrent`; what the sweep then waits for is printed.
+
     Raises:
-        InputError: not even one fits.
+        InputError: not even one fits, and nothing says that the cluster grows.
     """
+    shortage = describe_shortage(train, nodes)
     if max_concurrent is not None:
+        if shortage:
+            print(f"waiting until the cluster has grown (tune.max_concurrent={max_concurrent}): {shortage}", flush=True)
         return max_concurrent
-    fewest = train.min_workers
-    least = TrialNeed.of(train, fewest)
-    if count_fitting(least, nodes) < 1:
-        gpus = f" and {least.gpus_per_worker * fewest} GPU(s)" if train.use_gpu else ""
-        have = ", ".join(f"{node.get('CPU', 0):g} CPU(s) and {node.get('GPU', 0):g} GPU(s)" for node in nodes)
+    if shortage:
         raise InputError(
-            f"one trial needs {least.cpus + SPARE_CPUS:g} logical CPUs{gpus} (driver {DRIVER_CPUS}, {fewest} worker(s) "
-            f"of {train.cpus_per_worker:g}, {DATA_CPUS_PER_WORKER} for each worker's data, {SPARE_CPUS} spare), and "
-            f"the nodes have {have}; lower train.workers, raise ray.num_cpus, or set tune.max_concurrent where the "
-            "cluster grows by itself."
+            f"{shortage}; lower train.workers, raise ray.num_cpus, or set tune.max_concurrent where the cluster grows "
+            "by itself."
         )
     return max(1, count_fitting(TrialNeed.of(train, train.max_workers), nodes))
 

@@ -10,7 +10,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from data_pipeline.errors import InputError
-from ray_jobs.config import RunSpec, TuneOptions
+from ray_jobs.config import RunSpec, TuneOptions, load_run_spec
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train_options import TrainOptions
 from ray_jobs.tune.search import (
@@ -185,9 +185,26 @@ def test_trials_at_a_time_leave_room_for_drivers_workers_and_data() -> None:
     assert count_fitting(gpu, [{"CPU": 32}, {"CPU": 16, "GPU": 4}, {"CPU": 16, "GPU": 4}]) == 1, "CPUs beside GPUs"
 
 
-def test_concurrency_is_that_of_the_cluster_or_as_told() -> None:
+def test_concurrency_is_that_of_the_cluster_or_as_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert choose_concurrency(TrainOptions(), None, [{"CPU": 8}]) == 2
     assert choose_concurrency(TrainOptions(workers=(1, 4)), None, [{"CPU": 8}]) == 1, "elastic: one of its fewest fits"
     with pytest.raises(InputError, match=r"one trial needs 6 logical CPUs and 2 GPU\(s\).*nodes have 16 CPU"):
         choose_concurrency(TrainOptions(workers=2, use_gpu=True), None, [{"CPU": 16, "GPU": 1}])
-    assert choose_concurrency(TrainOptions(workers=2, use_gpu=True), 3, [{"CPU": 16}]) == 3
+    assert choose_concurrency(TrainOptions(), 1, [{"CPU": 8}]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_where_the_cluster_grows_a_sweep_is_not_refused_and_says_what_it_waits_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = load_run_spec("sweep_paper", [])
+    head_and_data_node = [{}, {"CPU": 16}]  # of deploy/kuberay/sweep.yaml, before any trial asks for GPUs
+    assert choose_concurrency(spec.train, spec.tune.max_concurrent, head_and_data_node) == 2
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "waiting until the cluster has grown (tune.max_concurrent=2): one trial needs 10 logical CPUs"
+    )
+    assert "and 4 GPU(s)" in said
+    assert said.endswith("the nodes have 0 CPU(s) and 0 GPU(s), 16 CPU(s) and 0 GPU(s)\n")
+    with pytest.raises(InputError, match=r"one trial needs 10 logical CPUs and 4 GPU\(s\)"):
+        choose_concurrency(spec.train, None, head_and_data_node)
