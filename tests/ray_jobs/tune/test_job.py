@@ -66,7 +66,7 @@ def test_a_second_sweep_of_the_name_is_refused_before_it_starts_anything(tmp_pat
         pytest.raises(InputError, match=r"process \d+ on .* runs this very job \(tune in .*change name to run another"),
     ):
         run(other)
-    assert not (spec.run_dir / "corpus").exists()
+    assert not (tmp_path / "mine" / "corpus").exists()
 
 
 def test_a_stopped_trial_goes_on_only_where_no_scheduler_would_stop_it(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_sweep_without_a_winner_is_reported_and_says_why(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"no trial of the sweep finished with a score \(ValueError: out of luck\)"):
         conclude(spec, build_sweep(spec), records, tracker)  # pyright: ignore[reportArgumentType]
     assert tracker.metrics["sweep/trials_failed"] == 1
-    assert "ValueError: out of luck" in (spec.run_dir / "sweep" / "report.md").read_text(encoding="utf-8")
+    assert "ValueError: out of luck" in (tmp_path / "mine" / "sweep" / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_sweep_whose_trials_report_no_score_says_so(tmp_path: Path) -> None:
@@ -123,4 +123,4 @@ def test_a_sweep_whose_trials_report_no_score_says_so(tmp_path: Path) -> None:
     unscored.add_epoch({"epoch": 1, "step": 10, "val/acc": 0.5})
     with pytest.raises(InputError, match=r"no trial of the sweep finished with a score \(none reported one\)"):
         conclude(spec, build_sweep(spec), [unscored], Tracker())  # pyright: ignore[reportArgumentType]
-    assert " - |        1/5 |" in (spec.run_dir / "sweep" / "report.md").read_text(encoding="utf-8")
+    assert " - |        1/5 |" in (tmp_path / "mine" / "sweep" / "report.md").read_text(encoding="utf-8")
