@@ -130,6 +130,12 @@ def check_training(model: ModelConfig, train: TrainOptions) -> None:
             "train.sampler=paper averages single rows as MLLM-Tool does and goes with its loss alone; set "
             "train.sampler=uniform, or leave train.loss as it is."
         )
+    if train.sampler == "paper" and (train.layout != "rows" or train.mixture):
+        raise InputError(
+            f"train.sampler=paper deals single (question, answer) rows and over-samples by itself; train.layout is "
+            f"{train.layout} and train.mixture is {train.mixture}; set train.layout=rows and leave train.mixture "
+            "empty, or take train.sampler=uniform."
+        )
     if not isinstance(train.workers, int) and train.workers[0] > train.workers[1]:
         low, high = train.workers
         raise InputError(f"train.workers=[{low}, {high}] asks for more workers at least than at most; swap the two.")

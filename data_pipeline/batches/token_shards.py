@@ -100,7 +100,7 @@ class TokenForm:
         content = {
             "rows": rows_hash,
             "code": _hash_code(),
-            "tokenizer": _hash_tokenizer(self.tokenizer),
+            "tokenizer": hash_tokenizer(self.tokenizer),
             "limits": [self.max_target_tokens, self.reserve_tokens, self.max_dialogue_tokens],
             "tool_ids": self.tool_ids,
             "answer_ends": self.answer_ends,
@@ -364,7 +364,7 @@ def _number_tools(record: ToolRecord, form: TokenForm) -> list[int]:
     return [form.tool_numbers[tool_id] for tool_id in record.valid_tool_ids]
 
 
-def _hash_tokenizer(tokenizer: Any) -> str:
+def hash_tokenizer(tokenizer: Any) -> str:
     """Of everything that decides how a tokenizer cuts text, as far as it can be told: its own data and its library."""
     digest = hashlib.sha256(f"{version('transformers')} {version('tokenizers')} {type(tokenizer).__name__}".encode())
     digest.update(f"{tokenizer.bos_token_id} {tokenizer.eos_token_id}".encode())

@@ -187,16 +187,10 @@ def build_plan(spec: RunSpec, split: TokenizedQuestions) -> TrainingPlan:
     """The plan that `train.sampler` names.
 
     Raises:
-        InputError: settings that do not go together, or a split that they cannot be met with.
+        InputError: a split that the settings cannot be met with.
     """
     train = spec.train
     if train.sampler == "paper":
-        if train.layout != "rows" or train.mixture:
-            raise InputError(
-                f"train.sampler=paper deals single (question, answer) rows and over-samples by itself; train.layout "
-                f"is {train.layout} and train.mixture is {train.mixture}; set train.layout=rows and leave "
-                "train.mixture empty, or take train.sampler=uniform."
-            )
         return PaperPlan(
             split.index, split.modalities, spec.seed, train.global_batch_size, train.micro_batch_size, train.max_workers
         )

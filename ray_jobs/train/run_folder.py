@@ -14,14 +14,17 @@ from data_pipeline import storage
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 
+BESIDE = "change name, seed or a setting to train another one beside it"
+
 
 @contextmanager
-def only_one(run_dir: Location, job: str) -> Iterator[None]:
+def only_one(run_dir: Location, job: str, beside: str = BESIDE) -> Iterator[None]:
     """Hold a job of the run for this process; the system lets go of it when the process ends, however it does.
 
     Args:
         run_dir: the run's folder. In a bucket nothing can be held.
         job: its name.
+        beside: what to do to run another one at the same time, for the message.
 
     Raises:
         InputError: another process runs this very job.
@@ -37,8 +40,7 @@ def only_one(run_dir: Location, job: str) -> Iterator[None]:
     except Timeout:
         who = holder.read_text(encoding="utf-8", errors="replace").strip()[:200] or "another process"
         raise InputError(
-            f"{who} runs this very job ({job} in {run_dir}) already; wait for it or stop it, or change name, seed or a "
-            "setting to train another one beside it."
+            f"{who} runs this very job ({job} in {run_dir}) already; wait for it or stop it, or {beside}."
         ) from None
     try:
         holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from ray_jobs.faults import CARRIED_AS, find_input_error
 from ray_jobs.train import job as train
-from ray_jobs.tune.space import Space, name_trial
+from ray_jobs.tune.space import Parameters, Space, name_trial
 from ray_jobs.tune.trials import TrialFolders
 
 JOB_KEY = "job"  # in what a trial reports: the name of its Ray Train run
@@ -26,12 +27,19 @@ class SweepRun:
         fingerprint: of the sweep.
         folders: of its trials.
         parent_run_id: the sweep's MLflow run.
+        tokenizers: backbone -> hash of its tokenizer, "" where it cannot be loaded.
     """
 
     space: Space
     fingerprint: str
     folders: TrialFolders
     parent_run_id: str
+    tokenizers: Mapping[str, str]
+
+    def name(self, parameters: Parameters) -> str:
+        """Of the trial with these values; what was trained with another tokenizer has another one."""
+        backbone = parameters.get("model.backbone", self.space.base.model.backbone)
+        return name_trial(parameters, self.fingerprint, self.tokenizers.get(backbone, ""))
 
 
 class ReportEpoch(TuneReportCallback):
@@ -46,7 +54,7 @@ def run_trial(config: dict[str, Any], sweep: SweepRun) -> None:
 
     A fault of the trial is no fault of the sweep: it returns normally, so that Ray Tune tries again only what has died.
     """
-    name = name_trial(config, sweep.fingerprint)
+    name = sweep.name(config)
     if sweep.folders.has_summary(name):
         return
     sweep.folders.forget_failure(name)

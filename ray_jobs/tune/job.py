@@ -16,8 +16,10 @@ import ray
 from ray import tune as ray_tune
 
 from data_pipeline import storage
+from data_pipeline.batches.token_shards import hash_tokenizer
 from data_pipeline.corpus.files import MANIFEST_FILE, Corpus
 from data_pipeline.errors import InputError
+from model.llm.backbone import load_tokenizer
 from ray_jobs import prepare
 from ray_jobs.cluster import connect, ray_storage
 from ray_jobs.config import RunSpec
@@ -25,16 +27,18 @@ from ray_jobs.embed import job as embed
 from ray_jobs.export import decide_promotion, describe_bundle, register, write_bundle
 from ray_jobs.tracking.model_versions import get_champion
 from ray_jobs.tracking.runs import RunLogger, open_run
-from ray_jobs.train.features import EMBED_FILE, load_media_vectors, read_embed_info
+from ray_jobs.train.features import EMBED_FILE, MediaVectors, load_media_vectors
 from ray_jobs.train.inputs import resolve_model
+from ray_jobs.train.run_folder import only_one
 from ray_jobs.tune.driver import SweepRun, run_trial
 from ray_jobs.tune.recorder import SweepRecorder
 from ray_jobs.tune.report import REPORT_FILE, render_trials, write_sweep_report
 from ray_jobs.tune.search import DRIVER_CPUS, ListedTrials, OptunaTrials, SameScheduleHalving, choose_concurrency
-from ray_jobs.tune.space import Parameters, Space, check_all, fingerprint_sweep, name_trial, parse_space
+from ray_jobs.tune.space import Parameters, Space, check_all, fingerprint_sweep, parse_space
 from ray_jobs.tune.trials import TrialFolders, TrialRecord, find_best
 
 REPORT_FOLDER = "sweep"
+LOCKED_JOB = "tune"  # a sweep has its folder's corpus, report and bundle to itself, whatever it varies
 TUNE_ENV = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep; Tune would return as if it were complete
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails before its first epoch reports nothing
@@ -47,17 +51,23 @@ def run(spec: RunSpec) -> dict[str, Any]:
     """The CLI's job: run what is left of the sweep, report it, export its best trial.
 
     Raises:
-        InputError: settings that cannot be varied so, a cluster too small for one trial, or no trial that finished.
+        InputError: settings that cannot be varied so, a sweep of this name that runs already, a cluster too small for
+            one trial, or no trial that finished.
     """
     space = parse_space(spec)
     listed = list_trials(spec, space)
+    with only_one(spec.run_dir, LOCKED_JOB, "change name to run another sweep beside it"):
+        return run_checked(spec, space, listed)
+
+
+def run_checked(spec: RunSpec, space: Space, listed: list[Parameters] | None) -> dict[str, Any]:
+    """`run` of a space, and the trials in it, that have been checked, while no other sweep has this name."""
     connect(spec.ray)
-    corpus = prepare_shared(spec, space)
+    corpus = prepare_shared(spec)
     concurrency = choose_concurrency(
         spec.train, spec.tune.max_concurrent, [node["Resources"] for node in ray.nodes() if node["Alive"]]
     )
-    encoder_id, _ = read_embed_info(spec.run_dir) or ("", "")
-    fingerprint = fingerprint_sweep(space, corpus.data_hash, encoder_id)
+    fingerprint, tokenizers = identify_sweep(spec, space, corpus)
     parent_run_id = open_run(
         spec.tracking_uri,
         spec.tracking.experiment,
@@ -67,7 +77,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     )
     tracker = RunLogger(spec.tracking_uri, parent_run_id, spool_dir=spec.spool_dir)
     tracker.log_tags({"toolmm.kind": "sweep"})
-    sweep = SweepRun(space, fingerprint, TrialFolders(spec.run_dir, fingerprint), parent_run_id)
+    sweep = SweepRun(space, fingerprint, TrialFolders(spec.run_dir, fingerprint), parent_run_id, tokenizers)
     try:
         records = run_trials(spec, sweep, listed, concurrency)
         result = conclude(spec, sweep, records, tracker)
@@ -79,12 +89,13 @@ def run(spec: RunSpec) -> dict[str, Any]:
 
 
 def list_trials(spec: RunSpec, space: Space) -> list[Parameters] | None:
-    """All trials of a grid or a random search, checked; None where Optuna proposes them one by one.
+    """All trials of a grid or a random search; None where Optuna proposes them. Whatever may come of it is checked.
 
     With a scheduler that compares trials, the order is shuffled: along a grid each trial may be better than the last,
     and none would be stopped.
     """
     if spec.tune.search == "optuna":
+        check_all(space, space.corners())
         return None
     if spec.tune.search == "random":
         trials = space.draw(spec.seed, spec.tune.num_trials)
@@ -96,8 +107,8 @@ def list_trials(spec: RunSpec, space: Space) -> list[Parameters] | None:
     return trials
 
 
-def prepare_shared(spec: RunSpec, space: Space) -> Corpus:
-    """What all trials read, made once where it is missing: corpus, media vectors, tiny backbone.
+def prepare_shared(spec: RunSpec) -> Corpus:
+    """What all trials read, made once where it is missing: corpus and media vectors.
 
     Raises:
         InputError: nothing to compare trials by.
@@ -115,11 +126,39 @@ def prepare_shared(spec: RunSpec, space: Space) -> Corpus:
             "trials are compared by their validation score, and there is nothing to validate; prepare with "
             "prepare.val_frac above 0 and leave train.validation_questions above 0."
         )
-    backbones = space.domains.get("model.backbone", [spec.model.backbone])
-    if isinstance(backbones, list) and "tiny" in backbones:
-        tiny = spec.model_copy(update={"model": spec.model.model_copy(update={"backbone": "tiny"})})
-        resolve_model(tiny, corpus, load_media_vectors(spec, corpus, "train", "val"))
     return corpus
+
+
+def identify_sweep(spec: RunSpec, space: Space, corpus: Corpus) -> tuple[str, dict[str, str]]:
+    """The sweep's fingerprint, and of each backbone the hash of its tokenizer; the vectors are let go of again.
+
+    Raises:
+        InputError: the vectors do not belong to the corpus.
+    """
+    vectors = load_media_vectors(spec, corpus, "train", "val")
+    fingerprint = fingerprint_sweep(space, corpus.data_hash, vectors.encoder_id, vectors.rows)
+    backbones = list_backbones(space, TrialFolders(spec.run_dir, fingerprint))
+    return fingerprint, hash_tokenizers(spec, corpus, vectors, backbones)
+
+
+def list_backbones(space: Space, folders: TrialFolders) -> list[str]:
+    """Of all trials of the sweep, those from before a restart too."""
+    path, own = "model.backbone", space.base.model.backbone
+    listed = space.domains.get(path, [own])
+    known = [record.parameters.get(path, own) for record in folders.load()]
+    return list(dict.fromkeys([*(listed if isinstance(listed, list) else []), *known]))
+
+
+def hash_tokenizers(spec: RunSpec, corpus: Corpus, vectors: MediaVectors, backbones: list[str]) -> dict[str, str]:
+    """Backbone -> hash of its tokenizer, and "" where it cannot be loaded. What has to be made is made here, once."""
+    hashes = dict.fromkeys(backbones, "")
+    for backbone in backbones:
+        one = spec.model_copy(update={"model": spec.model.model_copy(update={"backbone": backbone})})
+        try:
+            hashes[backbone] = hash_tokenizer(load_tokenizer(resolve_model(one, corpus, vectors).backbone))
+        except Exception:  # noqa: BLE001 - its trials will fail and say why; the others need not
+            continue
+    return hashes
 
 
 def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, concurrency: int) -> list[TrialRecord]:
@@ -128,10 +167,10 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
     over = {name for name, record in records.items() if record.is_over}
     if listed is None:
         num_trials = max(spec.tune.num_trials, len(records))
-        search: Any = OptunaTrials(sweep.space, spec.seed, spec.tune.num_trials, list(records.values()))
+        search: Any = OptunaTrials(sweep.space, spec.seed, spec.tune.num_trials, records)
         num_left = num_trials - len(over)
     else:
-        left = [trial for trial in listed if name_trial(trial, sweep.fingerprint) not in over]
+        left = [trial for trial in listed if sweep.name(trial) not in over]
         search, num_left = ListedTrials(left), len(left)
         num_trials = num_left + len(over)
     if over:
@@ -152,8 +191,8 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
             scheduler=scheduler,
             num_samples=num_left,
             max_concurrent_trials=concurrency,
-            trial_name_creator=lambda trial: name_trial(trial.config, sweep.fingerprint),
-            trial_dirname_creator=lambda trial: name_trial(trial.config, sweep.fingerprint),
+            trial_name_creator=lambda trial: sweep.name(trial.config),
+            trial_dirname_creator=lambda trial: sweep.name(trial.config),
         ),
         run_config=ray_tune.RunConfig(
             name=f"sweep-{sweep.fingerprint}",
@@ -168,8 +207,8 @@ def run_trials(spec: RunSpec, sweep: SweepRun, listed: list[Parameters] | None, 
 
 
 def load_known(spec: RunSpec, sweep: SweepRun) -> list[TrialRecord]:
-    """Records from before a restart, brought up to what the trials' folders hold."""
-    known = sweep.folders.load()
+    """Records from before a restart, brought up to what the trials' folders hold; none of another tokenizer's."""
+    known = [record for record in sweep.folders.load() if record.name == sweep.name(record.parameters)]
     for record in known:
         if sweep.folders.has_summary(record.name):
             sweep.folders.close(record)
@@ -207,8 +246,7 @@ def conclude(spec: RunSpec, sweep: SweepRun, records: list[TrialRecord], tracker
         print(f"{key:<22}{value}")
     print(f"{'report':<22}{report}")
     if best is None:
-        reason = next((record.reason for record in records if record.reason), "the scheduler stopped all")
-        raise InputError(f"no trial of the sweep finished ({reason}); see {report}.")
+        raise InputError(f"no trial of the sweep finished with a score ({explain_no_winner(records)}); see {report}.")
     return {
         "sweep": sweep.fingerprint,
         "mlflow_run_id": sweep.parent_run_id,
@@ -216,6 +254,14 @@ def conclude(spec: RunSpec, sweep: SweepRun, records: list[TrialRecord], tracker
         "steps": steps,
         "report": str(report),
     } | result
+
+
+def explain_no_winner(records: list[TrialRecord]) -> str:
+    """Why no trial can be the best, in a few words."""
+    if reasons := [record.reason for record in records if record.reason]:
+        return reasons[0]
+    is_without_score = any(record.status == "finished" for record in records)
+    return "none reported one" if is_without_score else "the scheduler stopped all"
 
 
 def _export_best(spec: RunSpec, sweep: SweepRun, best: TrialRecord) -> dict[str, Any]:

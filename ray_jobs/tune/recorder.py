@@ -12,7 +12,6 @@ from data_pipeline.errors import InputError
 from ray_jobs.config import RunSpec
 from ray_jobs.tracking.runs import RunLogger, open_run
 from ray_jobs.tune.driver import JOB_KEY, SweepRun
-from ray_jobs.tune.space import name_trial
 from ray_jobs.tune.trials import TrialRecord, find_best
 
 PROGRESS_INTERVAL_S = 15.0
@@ -102,11 +101,12 @@ class SweepRecorder(ray.tune.Callback):
         self._say()
 
     def _record(self, trial: Trial) -> TrialRecord:
-        name = name_trial(trial.config, self._sweep.fingerprint)
+        name = self._sweep.name(trial.config)
         if name not in self._records:
             parameters = dict(trial.config)
             epochs = parameters.get("train.epochs", self._spec.train.epochs)
-            self._records[name] = TrialRecord(name, self._sweep.fingerprint, parameters, epochs)
+            number = len(self._records)
+            self._records[name] = TrialRecord(name, self._sweep.fingerprint, parameters, epochs, number)
         return self._records[name]
 
     def _say(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -43,65 +44,65 @@ class ListedTrials(Searcher):
 class OptunaTrials(Searcher):
     """What Optuna's TPE proposes from the scores so far, never the same twice.
 
+    A proposal depends on the records of the trials before it and on a seed of its own, on nothing that this process
+    alone knows: a sweep that is killed and started again is proposed what it would have been anyway.
+
     Args:
         space: of the sweep.
         seed: of the sampler.
         num_trials: of the whole sweep.
-        known: trials from before a restart: scored ones teach, unfinished ones come first.
+        records: of its trials, by name, kept up to date while it runs; those that are not over now come first.
     """
 
-    def __init__(self, space: Space, seed: int, num_trials: int, known: Sequence[TrialRecord]) -> None:
+    def __init__(self, space: Space, seed: int, num_trials: int, records: Mapping[str, TrialRecord]) -> None:
         import optuna
 
         super().__init__(metric=SCORE_KEY, mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space = space
+        self._space, self._seed, self._num_trials, self._records = space, seed, num_trials, records
         self._distributions = {path: _distribution(domain) for path, domain in space.domains.items()}
-        # the sampler starts from another place after a restart: else it would begin with what it has proposed before
-        self._study = optuna.create_study(
-            direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed + len(known), n_startup_trials=5)
-        )
-        self._failed = optuna.trial.TrialState.FAIL
-        known = [record for record in known if space.holds(record.parameters)]
+        in_order = sorted(records.values(), key=lambda record: (record.number, record.name))
+        known = [record for record in in_order if space.holds(record.parameters)]
         self._first = [record.parameters for record in known if not record.is_over]
-        self._n_left = num_trials - len(known)
-        self._seen = {identify(record.parameters) for record in known}
-        self._asked: dict[str, Any] = {}
-        for record in known:
-            if record.is_over and record.best_score is not None:
-                self._study.add_trial(
-                    optuna.trial.create_trial(
-                        params=record.parameters, distributions=self._distributions, value=record.best_score
-                    )
-                )
+        self._proposed = {identify(record.parameters): record.parameters for record in known}
 
     def suggest(self, trial_id: str) -> Any:
+        from optuna.trial import TrialState
+
         if self._first:
-            parameters = self._first.pop(0)
-            self._study.enqueue_trial(parameters)
-            self._asked[trial_id] = self._study.ask(self._distributions)
-            return dict(parameters)
-        if self._n_left <= 0:
+            return dict(self._first.pop(0))
+        if len(self._proposed) >= self._num_trials:
             return Searcher.FINISHED
+        study = self._build_study()
         for _ in range(MAX_DRAWS):
-            asked = self._study.ask(self._distributions)
+            asked = study.ask(self._distributions)
             parameters = {
                 path: shorten_number(value, self._space.domains[path]) for path, value in asked.params.items()
             }
-            if identify(parameters) not in self._seen:
-                self._seen.add(identify(parameters))
-                self._asked[trial_id] = asked
-                self._n_left -= 1
-                return parameters
-            self._study.tell(asked, state=self._failed)
+            if identify(parameters) not in self._proposed:
+                self._proposed[identify(parameters)] = parameters
+                return dict(parameters)
+            study.tell(asked, state=TrialState.FAIL)
         return Searcher.FINISHED  # the space is used up
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        score = (result or {}).get(SCORE_KEY)
-        if score is None:
-            self._study.tell(self._asked.pop(trial_id), state=self._failed)
-        else:
-            self._study.tell(self._asked.pop(trial_id), score)
+        """The trial's record says how it ended, which a last result does not."""
+
+    def _build_study(self) -> Any:
+        import optuna
+
+        seed = np.random.SeedSequence([self._seed, len(self._proposed)]).generate_state(1)[0]
+        sampler = optuna.samplers.TPESampler(seed=int(seed), n_startup_trials=5)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        records = {identify(record.parameters): record for record in self._records.values()}
+        for key, parameters in self._proposed.items():
+            state, score = _outcome(records.get(key))
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=state, value=score, params=parameters, distributions=self._distributions
+                )
+            )
+        return study
 
 
 class SameScheduleHalving(FIFOScheduler):
@@ -109,7 +110,8 @@ class SameScheduleHalving(FIFOScheduler):
 
     After as many epochs a short schedule has a lower learning rate than a long one and the better score, so trials of
     different `train.epochs` are not compared. Of equal scores, frequent while little is learnt, the lower training loss
-    is ahead: ASHA lets equals go on. A trial in its last epoch is never stopped: nothing would be saved.
+    is ahead: ASHA lets equals go on. A trial in its last epoch is never stopped: nothing would be saved. A report
+    without a score is compared with none: its trial goes on, and the others as if it had not been there.
 
     Args:
         options: grace and reduction.
@@ -142,7 +144,7 @@ class SameScheduleHalving(FIFOScheduler):
 
     def _decide(self, planned_epochs: int, member: Any, result: Mapping[str, Any]) -> str:
         group = self._group(planned_epochs)
-        if group is None or result.get("epoch", planned_epochs) >= planned_epochs:
+        if group is None or SCORE_KEY not in result or result.get("epoch", planned_epochs) >= planned_epochs:
             return TrialScheduler.CONTINUE
         ranked = dict(result) | {SCORE_KEY: result[SCORE_KEY] - TIE_BREAK * result.get("train/epoch_loss", 0.0)}
         return group.on_trial_result(None, member, ranked)  # pyright: ignore[reportArgumentType]
@@ -202,24 +204,39 @@ def count_fitting(need: TrialNeed, nodes: Sequence[Mapping[str, float]]) -> int:
     return max(0, min(worker_slots // need.workers, math.floor(cpus / need.cpus)))
 
 
+def describe_shortage(train: TrainOptions, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """What one trial needs and the nodes have, where not even one fits; None where one does."""
+    fewest = train.min_workers
+    least = TrialNeed.of(train, fewest)
+    if count_fitting(least, nodes) >= 1:
+        return None
+    gpus = f" and {least.gpus_per_worker * fewest} GPU(s)" if train.use_gpu else ""
+    have = ", ".join(f"{node.get('CPU', 0):g} CPU(s) and {node.get('GPU', 0):g} GPU(s)" for node in nodes)
+    return (
+        f"one trial needs {least.cpus + SPARE_CPUS:g} logical CPUs{gpus} (driver {DRIVER_CPUS}, {fewest} worker(s) "
+        f"of {train.cpus_per_worker:g}, {DATA_CPUS_PER_WORKER} for each worker's data, {SPARE_CPUS} spare), and "
+        f"the nodes have {have}"
+    )
+
+
 def choose_concurrency(train: TrainOptions, max_concurrent: int | None, nodes: Sequence[Mapping[str, float]]) -> int:
     """How many trials to run at a time.
 
+    Ray does not tell whether an autoscaler would add nodes, so a cluster that grows has to say how far by
+    `max_concurrent`; what the sweep then waits for is printed.
+
     Raises:
-        InputError: not even one fits.
+        InputError: not even one fits, and nothing says that the cluster grows.
     """
+    shortage = describe_shortage(train, nodes)
     if max_concurrent is not None:
+        if shortage:
+            print(f"waiting until the cluster has grown (tune.max_concurrent={max_concurrent}): {shortage}", flush=True)
         return max_concurrent
-    fewest = train.min_workers
-    least = TrialNeed.of(train, fewest)
-    if count_fitting(least, nodes) < 1:
-        gpus = f" and {least.gpus_per_worker * fewest} GPU(s)" if train.use_gpu else ""
-        have = ", ".join(f"{node.get('CPU', 0):g} CPU(s) and {node.get('GPU', 0):g} GPU(s)" for node in nodes)
+    if shortage:
         raise InputError(
-            f"one trial needs {least.cpus + SPARE_CPUS:g} logical CPUs{gpus} (driver {DRIVER_CPUS}, {fewest} worker(s) "
-            f"of {train.cpus_per_worker:g}, {DATA_CPUS_PER_WORKER} for each worker's data, {SPARE_CPUS} spare), and "
-            f"the nodes have {have}; lower train.workers, raise ray.num_cpus, or set tune.max_concurrent where the "
-            "cluster grows by itself."
+            f"{shortage}; lower train.workers, raise ray.num_cpus, or set tune.max_concurrent where the cluster grows "
+            "by itself."
         )
     return max(1, count_fitting(TrialNeed.of(train, train.max_workers), nodes))
 
@@ -227,6 +244,17 @@ def choose_concurrency(train: TrainOptions, max_concurrent: int | None, nodes: S
 def _member(parameters: Mapping[str, Any]) -> Any:
     """What ASHA knows a trial by: the same before and after a restart."""
     return SimpleNamespace(trial_id=identify(parameters))
+
+
+def _outcome(record: TrialRecord | None) -> tuple[Any, float | None]:
+    """What Optuna is told of a trial: its best score, as the sweep ranks it; without a score it is a failure."""
+    from optuna.trial import TrialState
+
+    if record is None or record.status in ("waiting", "running"):
+        return TrialState.RUNNING, None
+    if record.status == "failed" or record.best_score is None:
+        return TrialState.FAIL, None
+    return TrialState.COMPLETE, record.best_score
 
 
 def _distribution(domain: Any) -> Any:

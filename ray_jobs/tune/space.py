@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from data_pipeline.errors import InputError
 from ray_jobs.config import RunSpec, TuneOptions
 from ray_jobs.train.job import NOT_IN_FINGERPRINT
-from ray_jobs.train_options import Section
+from ray_jobs.train_options import Section, check_training
 
 SECTIONS = ("train", "model")  # of what makes another training of the same corpus
 # but not: what leaves the training the same, what scores are compared on, what the run's own seed and lake overwrite
@@ -76,10 +76,9 @@ class Space:
             return RunSpec.model_validate(tree)
         except ValidationError as error:
             fault = error.errors()[0]
-            shown = ", ".join(f"{path} = {value!r}" for path, value in parameters.items())
             where = ".".join(map(str, fault["loc"]))
             raise InputError(
-                f"tune.parameters: {shown} is not allowed ({where}: {fault['msg'].lower()}); "
+                f"tune.parameters: {_show(parameters)} is not allowed ({where}: {fault['msg'].lower()}); "
                 "give values that the setting takes."
             ) from error
 
@@ -102,6 +101,13 @@ class Space:
                 "tune.search=random or tune.search=optuna."
             )
         return [dict(zip(self.domains, values, strict=True)) for values in itertools.product(*lists)]
+
+    def corners(self) -> Iterator[Parameters]:
+        """Every combination of the lists' values and the ranges' ends: between two ends nothing else goes together."""
+        ends = [
+            [domain.low, domain.high] if isinstance(domain, ValueRange) else domain for domain in self.domains.values()
+        ]
+        return (dict(zip(self.domains, values, strict=True)) for values in itertools.product(*ends))
 
     def draw(self, seed: int, num_trials: int) -> list[Parameters]:
         """That many different combinations at random; fewer where there are no more."""
@@ -139,10 +145,18 @@ def parse_space(spec: RunSpec) -> Space:
     return space
 
 
-def check_all(space: Space, trials: list[Parameters]) -> None:
-    """InputError where values do not go together."""
+def check_all(space: Space, trials: Iterable[Parameters]) -> None:
+    """Refuse values that cannot be trained together.
+
+    Raises:
+        InputError: names the first trial that has such, and says why.
+    """
     for parameters in trials:
-        space.trial_spec(parameters)
+        spec = space.trial_spec(parameters)
+        try:
+            check_training(spec.model, spec.train)
+        except InputError as error:
+            raise InputError(f"tune.parameters: {_show(parameters)} do not go together: {error}") from error
 
 
 def identify(parameters: Mapping[str, Value]) -> str:
@@ -150,22 +164,41 @@ def identify(parameters: Mapping[str, Value]) -> str:
     return json.dumps(dict(parameters), sort_keys=True)
 
 
-def name_trial(parameters: Mapping[str, Value], sweep: str) -> str:
-    """A folder's name that says the values, unique by a digest of the sweep's fingerprint and of the exact values."""
+def name_trial(parameters: Mapping[str, Value], sweep: str, tokenizer: str = "") -> str:
+    """A folder's name that says the values, unique by a digest of what else decides what the trial trains.
+
+    Args:
+        parameters: the exact values.
+        sweep: its fingerprint.
+        tokenizer: hash of that of the trial's backbone; a backbone can be another one under the same name.
+    """
     words = [f"{path.split('.')[-1]}-{_shorten(value)}" for path, value in parameters.items()]
-    digest = hashlib.sha256(f"{sweep} {identify(parameters)}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{sweep} {tokenizer} {identify(parameters)}".encode()).hexdigest()[:8]
     return f"{'_'.join(words)[:MAX_NAME_CHARS]}_{digest}"
 
 
-def fingerprint_sweep(space: Space, data_hash: str, encoder_id: str) -> str:
-    """Names the sweep: same data, encoder, shared and varied settings; other values and more trials go on in it."""
+def fingerprint_sweep(space: Space, data_hash: str, encoder_id: str, media: Iterable[str]) -> str:
+    """Names the sweep: same data, vectors, shared and varied settings; other values and more trials go on in it.
+
+    Args:
+        space: the settings.
+        data_hash: of the corpus.
+        encoder_id: what made the media vectors.
+        media: sha256 of those that have a vector: a question whose medium has none is left out.
+    """
     base = space.base.model_dump(mode="json", include={"name", "model", "train", "seed"})
     for key in NOT_IN_FINGERPRINT:
         del base["train"][key]
     for path in space.domains:
         section, key = path.split(".")
         del base[section][key]
-    content = {"data": data_hash, "encoder": encoder_id, "base": base, "varied": sorted(space.domains)}
+    content = {
+        "data": data_hash,
+        "encoder": encoder_id,
+        "media": sorted(media),
+        "base": base,
+        "varied": sorted(space.domains),
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -254,6 +287,10 @@ def shorten_number(value: Value, domain: Domain) -> Value:
     if not isinstance(domain, ValueRange) or domain.is_whole:
         return value
     return min(max(float(f"{value:.6g}"), domain.low), domain.high)
+
+
+def _show(parameters: Mapping[str, Value]) -> str:
+    return ", ".join(f"{path} = {value!r}" for path, value in parameters.items())
 
 
 def _shorten(value: Value) -> str:

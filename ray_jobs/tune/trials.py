@@ -31,6 +31,7 @@ class TrialRecord:
         sweep: fingerprint of the sweep.
         parameters: what it does not share with the other trials.
         planned_epochs: of its schedule.
+        number: of trials of the sweep that were begun before it.
         status: "stopped" is by the scheduler.
         reason: why it failed, one line.
         seconds: that it has run, over all attempts.
@@ -42,6 +43,7 @@ class TrialRecord:
     sweep: str
     parameters: Parameters
     planned_epochs: int
+    number: int = 0
     status: Status = "waiting"
     reason: str = ""
     seconds: float = 0.0

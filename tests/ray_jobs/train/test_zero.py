@@ -84,11 +84,15 @@ def test_the_optimizer_may_live_in_cpu_memory(stage: int) -> None:
         ({"dtype": "float16"}, {}, r"float16 trains on GPUs alone; set train\.use_gpu=true, or"),
         ({"quantize": "nf4"}, {"zero_stage": 3, "use_gpu": True}, r"nf4 does not go with train\.zero_stage=3"),
         ({"quantize": "nf4"}, {}, r"nf4 needs CUDA; set train\.use_gpu=true"),
+        ({}, {"epochs": 1, "projector_epochs": 2}, r"projector_epochs=2 is more than train\.epochs=1, .* lower the"),
+        ({}, {"sampler": "paper"}, r"train\.layout is packed and .* set train\.layout=rows"),
+        ({}, {"sampler": "paper", "layout": "rows", "mixture": {"a": 2}}, r"leave train\.mixture empty"),
     ],
 )
 def test_what_cannot_train_together_is_refused(model: dict[str, Any], train: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_training(ModelConfig(**model), TrainOptions.model_validate(train))
+    check_training(ModelConfig(), TrainOptions(epochs=2, projector_epochs=2))
     check_training(ModelConfig(dtype="bfloat16", quantize="nf4"), TrainOptions(use_gpu=True, offload_optimizer=True))
 
 

@@ -10,7 +10,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from data_pipeline.errors import InputError
-from ray_jobs.config import RunSpec, TuneOptions
+from ray_jobs.config import RunSpec, TuneOptions, load_run_spec
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train_options import TrainOptions
 from ray_jobs.tune.search import (
@@ -80,6 +80,18 @@ def test_after_a_restart_trials_are_compared_with_those_before_it() -> None:
     assert feed(again, {"train.lr": 2}, [0.3]) == 0, "the epoch that it reports again was judged before"
 
 
+def test_a_report_without_a_score_ends_no_trial_and_is_compared_with_none() -> None:
+    unscored = build_record({"train.lr": 1}, [], 8, "running")
+    unscored.add_epoch({"epoch": 1, "step": 10})
+    scheduler = SameScheduleHalving(ASHA, 8, [unscored])
+    trial: Any = SimpleNamespace(config={"train.lr": 1})
+    scheduler.on_trial_add(None, trial)
+    for epoch in range(2, 9):
+        assert scheduler.on_trial_result(None, trial, {"epoch": epoch}) == TrialScheduler.CONTINUE
+    assert feed(scheduler, {"train.lr": 2}, [0.5] * 8) == 0
+    assert feed(scheduler, {"train.lr": 3}, [0.4] * 8) == 1, "others are compared as ever"
+
+
 def test_a_list_is_gone_through_once() -> None:
     search = ListedTrials([{"train.lr": 1}, {"train.lr": 2}])
     assert [search.suggest("a"), search.suggest("b"), search.suggest("c")] == [
@@ -94,31 +106,68 @@ def build_space() -> Space:
     return parse_space(RunSpec.model_validate({"tune": {"parameters": parameters, "search": "optuna"}}))
 
 
-def test_optuna_learns_from_scores_also_from_before_a_restart() -> None:
-    def score(parameters: dict[str, Any]) -> float:
-        return -abs(parameters["train.lr"] - 0.05) + (parameters["model.adapter"] == "dora")
+def score(parameters: dict[str, Any]) -> float:
+    return -abs(parameters["train.lr"] - 0.05) + (parameters["model.adapter"] == "dora")
 
-    space, known = build_space(), []
-    search = OptunaTrials(space, 0, 12, [])
+
+def end_trial(records: dict[str, TrialRecord], parameters: dict[str, Any], status: Any = "finished") -> None:
+    """As the sweep's recorder does: a trial that has failed before keeps its number."""
+    scores = [score(parameters), score(parameters) - 0.5]  # the last epoch is not the best
+    record = build_record(parameters, scores, 2, status)
+    known = records.get(record.name)
+    record.number = known.number if known else len(records)
+    records[record.name] = record
+
+
+def test_optuna_learns_from_scores_also_from_before_a_restart() -> None:
+    space, records = build_space(), {}
+    search = OptunaTrials(space, 0, 12, records)
     for i in range(12):
         parameters = search.suggest(str(i))
         assert space.trial_spec(parameters).train.lr == parameters["train.lr"]
+        end_trial(records, parameters, "finished" if i else "failed")
         search.on_trial_complete(str(i), {SCORE_KEY: score(parameters)} if i else None, error=not i)
-        known.append(build_record(parameters, [score(parameters)], 1, "finished" if i else "failed"))
     assert search.suggest("13") == Searcher.FINISHED
-    assert len({record.name for record in known}) == 12
+    assert len(records) == 12
 
-    again = OptunaTrials(space, 0, 20, known)
-    assert again.suggest("a") == known[0].parameters, "what has failed is tried again"
+    first = next(iter(records.values()))
+    again = OptunaTrials(space, 0, 20, records)
+    assert again.suggest("a") == first.parameters, "what has failed is tried again"
     later = [again.suggest(f"b{i}") for i in range(8)]
     assert again.suggest("c") == Searcher.FINISHED
-    assert not {identify(parameters) for parameters in later} & {record.name for record in known}
+    assert not {identify(parameters) for parameters in later} & records.keys()
     assert sum(parameters["model.adapter"] == "dora" for parameters in later) >= 6
+
+
+def test_optuna_proposes_the_same_to_a_sweep_that_is_started_again_after_each_trial() -> None:
+    """Whatever becomes of the trials; the last but one is still under way when the last is proposed."""
+    space, n_trials = build_space(), 14
+    ends = {1: "failed", 4: "stopped", 7: "failed", 12: "running"}
+
+    def end(records: dict[str, TrialRecord], parameters: dict[str, Any], i: int) -> None:
+        end_trial(records, parameters, ends.get(i, "finished"))
+        if i == 2:
+            records[identify(parameters)].epochs = []  # it reported no score
+
+    live: dict[str, TrialRecord] = {}
+    search = OptunaTrials(space, 3, n_trials, live)
+    for i in range(n_trials):
+        end(live, search.suggest(str(i)), i)
+
+    restarted: dict[str, TrialRecord] = {}
+    for i in range(n_trials):
+        loaded = dict(sorted(restarted.items()))  # folders come in the order of their names
+        search = OptunaTrials(space, 3, n_trials, loaded)
+        left = [record.parameters for record in restarted.values() if not record.is_over]
+        assert [search.suggest("again") for _ in left] == left
+        end(restarted, search.suggest("new"), i)
+    assert list(restarted) == list(live)
+    assert len(live) == n_trials
 
 
 def test_optuna_ends_when_the_space_is_used_up() -> None:
     space = parse_space(RunSpec.model_validate({"tune": {"parameters": {"model.lora_r": [4, 8]}, "search": "optuna"}}))
-    search = OptunaTrials(space, 0, 5, [])
+    search = OptunaTrials(space, 0, 5, {})
     assert sorted(search.suggest(str(i))["model.lora_r"] for i in range(2)) == [4, 8]
     assert search.suggest("2") == Searcher.FINISHED
 
@@ -136,9 +185,26 @@ def test_trials_at_a_time_leave_room_for_drivers_workers_and_data() -> None:
     assert count_fitting(gpu, [{"CPU": 32}, {"CPU": 16, "GPU": 4}, {"CPU": 16, "GPU": 4}]) == 1, "CPUs beside GPUs"
 
 
-def test_concurrency_is_that_of_the_cluster_or_as_told() -> None:
+def test_concurrency_is_that_of_the_cluster_or_as_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert choose_concurrency(TrainOptions(), None, [{"CPU": 8}]) == 2
     assert choose_concurrency(TrainOptions(workers=(1, 4)), None, [{"CPU": 8}]) == 1, "elastic: one of its fewest fits"
     with pytest.raises(InputError, match=r"one trial needs 6 logical CPUs and 2 GPU\(s\).*nodes have 16 CPU"):
         choose_concurrency(TrainOptions(workers=2, use_gpu=True), None, [{"CPU": 16, "GPU": 1}])
-    assert choose_concurrency(TrainOptions(workers=2, use_gpu=True), 3, [{"CPU": 16}]) == 3
+    assert choose_concurrency(TrainOptions(), 1, [{"CPU": 8}]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_where_the_cluster_grows_a_sweep_is_not_refused_and_says_what_it_waits_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = load_run_spec("sweep_paper", [])
+    head_and_data_node = [{}, {"CPU": 16}]  # of deploy/kuberay/sweep.yaml, before any trial asks for GPUs
+    assert choose_concurrency(spec.train, spec.tune.max_concurrent, head_and_data_node) == 2
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "waiting until the cluster has grown (tune.max_concurrent=2): one trial needs 10 logical CPUs"
+    )
+    assert "and 4 GPU(s)" in said
+    assert said.endswith("the nodes have 0 CPU(s) and 0 GPU(s), 16 CPU(s) and 0 GPU(s)\n")
+    with pytest.raises(InputError, match=r"one trial needs 10 logical CPUs and 4 GPU\(s\)"):
+        choose_concurrency(spec.train, None, head_and_data_node)

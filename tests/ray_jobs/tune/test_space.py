@@ -89,20 +89,65 @@ def test_a_search_that_cannot_take_the_values_says_so() -> None:
         build_space({"model.modules_to_save": [[], ["lm_head"]]}, search="optuna")
 
 
+@pytest.mark.parametrize(
+    ("search", "parameters", "message"),
+    [
+        (
+            "grid",
+            {"train.epochs": [1, 3], "train.projector_epochs": [0, 3]},
+            r"train.epochs = 1, train.projector_epochs = 3 do not go together: .*=3 is more than train\.epochs=1",
+        ),
+        ("grid", {"model.dtype": ["float32", "float16"]}, r"model.dtype = 'float16' do not .* GPUs alone"),
+        ("grid", {"train.sampler": ["uniform", "paper"]}, r"train.sampler = 'paper' do not .* set train\.layout=rows"),
+        (
+            "random",
+            {"train.epochs": [2], "train.projector_epochs": {"low": 1, "high": 3}},
+            r"train.epochs = 2, train.projector_epochs = 3 do not go together",
+        ),
+        (
+            "optuna",
+            {"train.epochs": {"low": 2, "high": 9}, "train.projector_epochs": {"low": 0, "high": 3}},
+            r"train.epochs = 2, train.projector_epochs = 3 do not go together",
+        ),
+    ],
+)
+def test_values_that_cannot_be_trained_together_are_refused_beforehand(
+    search: str, parameters: dict[str, Any], message: str
+) -> None:
+    spec = build_spec(parameters, search=search)
+    with pytest.raises(InputError, match=message) as caught:
+        list_trials(spec, parse_space(spec))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_the_others_values_make_possible_is_not_refused() -> None:
+    spec = build_spec({"train.epochs": [7, 9], "train.projector_epochs": [0, 6]})  # more than the default of epochs, 5
+    trials = list_trials(spec, parse_space(spec))
+    assert trials is not None
+    assert len(trials) == 4
+
+
 def test_names_say_the_values_and_tell_sweeps_and_values_apart() -> None:
     name = name_trial({"model.backbone": "some/where/llama 7b", "train.lr": 0.001}, "sweep-1")
     assert name.startswith("backbone-llama-7b_lr-0.001_")
     assert name_trial({"model.backbone": "else/where/llama 7b", "train.lr": 0.001}, "sweep-1") != name
     assert name_trial({"model.backbone": "some/where/llama 7b", "train.lr": 0.001}, "sweep-2") != name
+    assert name_trial({"model.backbone": "some/where/llama 7b", "train.lr": 0.001}, "sweep-1", "other") != name
     long = name_trial({f"train.option_{i}": "value" * 9 for i in range(20)}, "s")
     assert len(long) < 100
     assert Path(long).name == long
 
 
 def test_a_sweep_stays_itself_with_more_values_but_not_with_other_settings() -> None:
-    def fingerprint(parameters: dict[str, Any], data_hash: str = "d", encoder_id: str = "e", **train: Any) -> str:
+    def fingerprint(
+        parameters: dict[str, Any],
+        data_hash: str = "d",
+        encoder_id: str = "e",
+        media: tuple[str, ...] = ("a", "b"),
+        **train: Any,
+    ) -> str:
         space = parse_space(RunSpec.model_validate({"name": "s", "train": train, "tune": {"parameters": parameters}}))
-        return fingerprint_sweep(space, data_hash, encoder_id)
+        return fingerprint_sweep(space, data_hash, encoder_id, media)
 
     own = fingerprint({"train.lr": [1e-3]})
     assert fingerprint({"train.lr": [1e-3, 1e-2]}) == own
@@ -110,6 +155,8 @@ def test_a_sweep_stays_itself_with_more_values_but_not_with_other_settings() -> 
     assert fingerprint({"train.lr": [1e-3]}, epochs=2) != own
     assert fingerprint({"train.lr": [1e-3]}, data_hash="e") != own
     assert fingerprint({"train.lr": [1e-3]}, encoder_id="f") != own
+    assert fingerprint({"train.lr": [1e-3]}, media=("b", "a")) == own
+    assert fingerprint({"train.lr": [1e-3]}, media=("a", "b", "c")) != own, "a medium more has a vector"
     assert fingerprint({"train.lr": [1e-3], "model.lora_r": [4]}) != own
 
 
