@@ -39,7 +39,9 @@ class Finding:
 def check_answers(nodes: Sequence[NodeFacts], silent: Sequence[str]) -> Finding:
     """Whether all nodes answer."""
     if silent:
-        return Finding("nodes", "fails", f"{', '.join(silent)} did not answer", "restart Ray there, or stop the node")
+        return Finding(
+            "nodes", "fails", f"without an answer: {', '.join(silent)}", "restart Ray there, or stop the node"
+        )
     return Finding("nodes", "ok", f"{len(nodes)}: {', '.join(node.name for node in nodes)}")
 
 

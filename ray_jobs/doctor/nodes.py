@@ -11,19 +11,18 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data_pipeline import storage
 from data_pipeline.locations import Location
+from ray_jobs.cluster import ask_nodes
 from ray_jobs.config import RunSpec
 
 PACKAGES = ("torch", "ray", "transformers", "peft", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "numpy")
-LOOK_S = 120.0  # for all nodes to answer: a node that starts its first worker imports for a while
+LOOK_S = 120.0  # for all nodes to answer
 _SHM = Path("/dev/shm")
 _CONFINEMENT = "serve.tools.sandbox.confine"  # a program of the service's, which is not imported here
 _CONFINEMENT_S = 60.0
@@ -76,23 +75,17 @@ def look_at_nodes(spec: RunSpec, proof: Location) -> tuple[list[NodeFacts], list
         proof: a file in the run's folder that the driver has just written.
 
     Returns:
-        the facts, and the names of nodes that did not answer within `LOOK_S`.
+        the facts, and of nodes that did not answer their names and why.
     """
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    tasks = {
-        _look_there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
-            dict(node["Resources"]), spec, proof
-        ): node["NodeManagerHostname"]
-        for node_id, node in nodes.items()
-    }
-    done, silent = ray.wait(list(tasks), num_returns=len(tasks), timeout=LOOK_S)
-    for task in silent:
-        ray.cancel(task, force=True)
-    return sorted(ray.get(done), key=lambda facts: facts.name), sorted(tasks[task] for task in silent)
+    found, missing = ask_nodes(nodes.values(), _look_there, spec, proof, patience_s=LOOK_S)
+    facts = [replace(each, resources=dict(nodes[node_id]["Resources"])) for node_id, each in found.items()]
+    silent = [f"{nodes[node_id]['NodeManagerHostname']} ({why})" for node_id, why in missing.items()]
+    return sorted(facts, key=lambda each: each.name), sorted(silent)
 
 
-def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> NodeFacts:
-    """This machine."""
+def look(spec: RunSpec, proof: Location) -> NodeFacts:
+    """This machine; what Ray hands out on it is for others to add."""
     import torch
     from torch.cuda import nccl
 
@@ -103,7 +96,7 @@ def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> Node
     disk = proof.parent if isinstance(proof, Path) else Path(os.environ.get("TMPDIR", "/tmp"))
     return NodeFacts(
         name=platform.node(),
-        resources=resources,
+        resources={},
         versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         gpus=tuple(torch.cuda.get_device_name(index) for index in range(n_gpus)),
         gpu_bytes=min((torch.cuda.get_device_properties(index).total_memory for index in range(n_gpus)), default=0),
@@ -121,8 +114,8 @@ def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> Node
 
 
 @ray.remote(num_cpus=0)
-def _look_there(resources: dict[str, float], spec: RunSpec, proof: Any) -> NodeFacts:
-    return look(resources, spec, proof)
+def _look_there(spec: RunSpec, proof: Location) -> NodeFacts:
+    return look(spec, proof)
 
 
 def _existing(folder: Path) -> Path:
