@@ -131,7 +131,9 @@ def check_backbone(spec: RunSpec, nodes: Sequence[NodeFacts], fault_here: str) -
         return Finding("backbone", "fails", fault_here or _say_groups(faults), cure)
     if spec.model.quantize != "none" and (bare := [node.name for node in nodes if not node.bitsandbytes]):
         found = f"model.quantize={spec.model.quantize} needs bitsandbytes, which is not on {', '.join(bare)}"
-        return Finding("backbone", "fails", found, "pip install bitsandbytes there, or set model.quantize=none")
+        return Finding(
+            "backbone", "fails", found, "install the extra `gpu` there (cluster.yaml does), or set model.quantize=none"
+        )
     return Finding("backbone", "ok", name)
 
 
