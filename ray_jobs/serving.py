@@ -47,15 +47,18 @@ def check_nobody_serves() -> None:
         InputError: names the applications.
     """
     from ray import serve  # a second of import time
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
-    status = serve.status()
-    if status.applications or status.proxies:
-        names = ", ".join(map(repr, status.applications)) or "no application yet"
-        raise InputError(
-            f"Ray Serve runs already on the Ray at {ray.get_runtime_context().gcs_address} ({names}), and this job "
-            "would end it; unset RAY_ADDRESS to serve on a Ray of this job's own, name another cluster there, or run "
-            "`serve shutdown` if nobody needs what is served."
-        )
+    try:  # not `serve.status` at once: where nothing is served it lets the logs of all other jobs into this one's
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return
+    names = ", ".join(map(repr, serve.status().applications)) or "no application yet"
+    raise InputError(
+        f"Ray Serve runs already on the Ray at {ray.get_runtime_context().gcs_address} ({names}), and this job "
+        "would end it; unset RAY_ADDRESS to serve on a Ray of this job's own, name another cluster there, or run "
+        "`serve shutdown` if nobody needs what is served."
+    )
 
 
 @contextmanager

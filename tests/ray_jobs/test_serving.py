@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,20 +37,20 @@ def test_a_service_heeds_the_interrupt_that_a_background_job_ignores() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def serve_status(**found: Any) -> Callable[[], SimpleNamespace]:
-    return lambda: SimpleNamespace(**({"applications": {}, "proxies": {}} | found))
-
-
 def test_applications_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(name: str, namespace: str) -> None:
+        raise ValueError(f"there is no actor {name} in {namespace}")
+
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
-    monkeypatch.setattr(serve, "status", serve_status())
+    monkeypatch.setattr(ray, "get_actor", nobody)
     check_nobody_serves()
-    monkeypatch.setattr(serve, "status", serve_status(applications={"shop": None}))
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: None)
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={"shop": None}))
     with pytest.raises(
         InputError, match=r"^Ray Serve runs already on the Ray at 10\.0\.0\.1:6379 \('shop'\).*unset RAY_A"
     ):
         check_nobody_serves()
-    monkeypatch.setattr(serve, "status", serve_status(proxies={"node": None}))
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={}))
     with (
         pytest.raises(InputError, match="no application yet"),
         serving.serving(load_run_spec(None, []), Path("bundle")),
