@@ -18,7 +18,7 @@ import ray
 from huggingface_hub import constants, try_to_load_from_cache
 from ray._common.utils import get_system_memory
 from ray._private.utils import estimate_available_memory
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from data_pipeline import storage
