@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import ray.data  # sets its own log level when imported: before we set ours
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
 from ray.data._internal.stats import get_or_create_stats_actor
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data_pipeline.locations import Location, filesystem_of
 from ray_jobs.config import RayOptions
@@ -92,6 +95,36 @@ def connect(options: RayOptions) -> None:
         runtime_env={"env_vars": worker_env()},
     )
     relay_worker_output()
+
+
+def ask_nodes(
+    nodes: Iterable[Mapping[str, Any]], task: Any, *arguments: Any, patience_s: float
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Run a task on each of some nodes, whatever else runs there.
+
+    Args:
+        nodes: as `ray.nodes()` describes them.
+        task: a remote function without CPUs.
+        *arguments: of the task, the same everywhere.
+        patience_s: for all to answer: a node that starts its first worker imports for a while.
+
+    Returns:
+        node id -> result, and node id -> why there is none.
+    """
+    tasks = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        tasks[task.options(scheduling_strategy=there).remote(*arguments)] = node["NodeID"]
+    done, silent = ray.wait(list(tasks), num_returns=len(tasks), timeout=patience_s) if tasks else ([], [])
+    found, missing = {}, {tasks[each]: f"no answer within {patience_s:g} s" for each in silent}
+    for each in silent:
+        ray.cancel(each, force=True)
+    for each in done:
+        try:
+            found[tasks[each]] = ray.get(each)
+        except RayError as error:  # the node is gone, or its installation is broken
+            missing[tasks[each]] = (str(error).strip().splitlines() or [repr(error)])[-1]
+    return found, missing
 
 
 def _keep_helpers_here() -> None:

@@ -16,11 +16,12 @@ from data_pipeline.locations import Location, locate_local
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
 from data_pipeline.records.schema import Modality, ToolRecord
 from ray_jobs import export, prepare
+from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.embed import job as embed
 from ray_jobs.evaluate import job as evaluate
 from ray_jobs.places import hide_secrets
-from ray_jobs.serving import Question, ask, serving, show_answers, wait_for_interrupt
+from ray_jobs.serving import Question, ask, check_nobody_serves, serving, show_answers, wait_for_interrupt
 from ray_jobs.train import job as train
 
 STAGES = (("prepare", prepare), ("embed", embed), ("train", train), ("evaluate", evaluate), ("export", export))
@@ -32,8 +33,13 @@ def run(spec: RunSpec, keep: bool = False) -> dict[str, Any]:
     Args:
         spec: the run config; `ray_jobs/configs/demo.yaml`.
         keep: go on serving until interrupted.
+
+    Raises:
+        InputError: the Ray that RAY_ADDRESS names serves something already.
     """
     run_dir = locate_local(spec.run_dir)
+    connect(spec.ray)
+    check_nobody_serves()  # before the minutes of training, and again when it comes to serving
     if (run_dir / train.TRAIN_FILE).exists():
         print(f"{run_dir} holds an earlier demo: what is still valid there is not done again")
     results: dict[str, Any] = {}

@@ -9,11 +9,13 @@ from data_pipeline.records.schema import SPLITS
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.progress import Progress
+from ray_jobs.train.run_folder import prove_shared
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
     """Build `spec.corpus_dir`, print what is in it, and return its numbers."""
     connect(spec.ray)
+    prove_shared(spec.run_dir)
     with Progress("prepare") as progress:
         summary = build_corpus(spec.prepare, spec.corpus_dir, spec.seed, progress.show)
     manifest = summary.manifest

@@ -22,6 +22,8 @@ import ray
 import yaml
 
 from data_pipeline import storage
+from data_pipeline.errors import InputError
+from data_pipeline.loopback import open_url
 from ray_jobs.config import RunSpec
 
 START_TIMEOUT_S = 180
@@ -38,9 +40,35 @@ class Question:
     note: str
 
 
+def check_nobody_serves() -> None:
+    """Refuse to serve on a Ray where Serve runs: `serve run` replaces all applications, and ends Serve when it ends.
+
+    Raises:
+        InputError: names the applications.
+    """
+    from ray import serve  # a second of import time
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:  # not `serve.status` at once: where nothing is served it lets the logs of all other jobs into this one's
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return
+    names = ", ".join(map(repr, serve.status().applications)) or "no application yet"
+    raise InputError(
+        f"Ray Serve runs already on the Ray at {ray.get_runtime_context().gcs_address} ({names}), and this job "
+        "would end it; unset RAY_ADDRESS to serve on a Ray of this job's own, name another cluster there, or run "
+        "`serve shutdown` if nobody needs what is served."
+    )
+
+
 @contextmanager
 def serving(spec: RunSpec, bundle: Path) -> Iterator[str]:
-    """Serve a bundle with Ray's own command until the block ends; yields the service's address."""
+    """Serve a bundle with Ray's own command until the block ends; yields the service's address.
+
+    Raises:
+        InputError: something is served there already.
+    """
+    check_nobody_serves()
     port = _free_port()
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},
@@ -98,7 +126,7 @@ def ask(url: str, question: Question) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{url}/v1/tools/select", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with open_url(request, timeout_s=60) as response:
         return json.load(response)
 
 
@@ -128,7 +156,7 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log_path: Pa
         if process.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(f"{url}/healthz", timeout=10) as response:
+            with open_url(f"{url}/healthz", timeout_s=10) as response:
                 if response.status == 200:
                     return
         except (urllib.error.URLError, ConnectionError, TimeoutError):

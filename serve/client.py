@@ -1,5 +1,6 @@
-"""A small client: `select("http://127.0.0.1:8000", "Improve this picture", "street.jpg")`. Standard library only.
+"""A small client: `select("http://127.0.0.1:8000", "Improve this picture", "street.jpg")`.
 
+It needs no package but Python's own and this project.
 From a shell: `python -m serve.client URL "INSTRUCTION" [MEDIA_FILE]`.
 """
 
@@ -14,6 +15,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from data_pipeline.loopback import open_url
 
 
 class ServiceError(RuntimeError):
@@ -80,11 +83,8 @@ def _call(url: str, path: str, body: dict[str, Any] | None, timeout_s: float) ->
         data=None if body is None else json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
     )
-    # a proxy of the environment cannot reach this machine's own addresses
-    is_local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_local else []))
     try:
-        with opener.open(request, timeout=timeout_s) as response:
+        with open_url(request, timeout_s) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         raise _service_error(error) from error

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import aiohttp
 
 from data_pipeline.errors import InputError
+from data_pipeline.loopback import is_loopback
 from data_pipeline.teacher.answers import NoAnswerError, decode_body, describe_problem, parse_reply
 from data_pipeline.teacher.options import TeacherOptions
 from data_pipeline.teacher.requests import TeacherRequest
@@ -148,7 +149,7 @@ async def open_endpoint(options: TeacherOptions) -> AsyncIterator[Endpoint]:
         connector=aiohttp.TCPConnector(limit=options.max_concurrency),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),  # `send` has one of the whole
-        trust_env=True,  # HTTPS_PROXY and the like
+        trust_env=not is_loopback(options.url),  # HTTPS_PROXY and the like
     ) as session:
         yield Endpoint(options, session, key)
 

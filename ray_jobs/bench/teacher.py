@@ -11,13 +11,13 @@ import json
 import multiprocessing
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.loopback import open_url
 from data_pipeline.teacher.cache import ReplyCache
 from data_pipeline.teacher.client import Teacher
 from data_pipeline.teacher.options import TeacherOptions
@@ -99,7 +99,7 @@ def _ask_with_peer(url: str, n: int, settings: dict[str, Any]) -> dict[str, floa
 
 def _read_window(url: str) -> dict[str, float]:
     """What the server has seen since it was asked last."""
-    with urllib.request.urlopen(f"{url}/window", timeout=10) as response:
+    with open_url(f"{url}/window", timeout_s=10) as response:
         return json.load(response)
 
 

@@ -8,25 +8,27 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
-
 from data_pipeline import storage
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
+from data_pipeline.locations import Location
+from data_pipeline.records.schema import SPLITS
+from model.llm.backbone import load_tokenizer
+from model.llm.gguf import PACKAGED, find_packaged
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.doctor import checks
 from ray_jobs.doctor.checks import Finding
-from ray_jobs.doctor.nodes import NodeFacts, look_at_nodes
-from ray_jobs.estimate.dry_run import estimate_worker
-from ray_jobs.places import hide_secrets
-from ray_jobs.tracking.client import TRANSIENT, build_client, sqlite_file
-from ray_jobs.train.checkpoint import count_bytes
+from ray_jobs.doctor.nodes import NodeFacts, look_at_nodes, may_grow
+from ray_jobs.doctor.tracking import check_tracking
+from ray_jobs.estimate.corpus_sizes import find_backbone
+from ray_jobs.estimate.dry_run import ENCODER_WIDTHS, estimate_worker
+from ray_jobs.train.checkpoint import FP32_BYTES, CheckpointStore
 from ray_jobs.train.run_folder import shown_to_all
+from ray_jobs.train.validation import SCORE_KEY
 
-_TOKEN_BYTES = 4 * 2  # of an id, and as much again for its loss mask and offsets
-_CHARS_PER_TOKEN = 4
+_QUESTION_BYTES = 80  # ten numbers of a question: five of its sizes, three of where it is read, two of its weight
+_ROW_BYTES = 8
 _MARKS = {"ok": "ok", "warning": "!", "fails": "FAILS"}
 
 
@@ -60,12 +62,14 @@ def examine(spec: RunSpec) -> list[Finding]:
     findings = [checks.check_answers(nodes, silent)]
     if not nodes:
         return findings
+    grows, to_train_on = may_grow(), checks.find_training_nodes(spec, nodes)
     findings += [
         checks.check_versions(nodes),
-        checks.check_gpus(spec, nodes),
-        checks.check_resources(spec, nodes),
+        checks.check_gpus(spec, nodes, grows),
+        checks.check_resources(spec, nodes, grows),
         checks.check_storage(spec, nodes),
-        *_check_sizes(spec, nodes),
+        checks.check_backbone(spec, to_train_on, find_fault_here(spec)),
+        *_check_sizes(spec, nodes, to_train_on),
         checks.check_encoder(nodes),
         check_tracking(spec),
         checks.check_confinement(nodes),
@@ -74,38 +78,59 @@ def examine(spec: RunSpec) -> list[Finding]:
     return findings
 
 
-def _check_sizes(spec: RunSpec, nodes: list[NodeFacts]) -> list[Finding]:
-    """Disk, object store and memory, as far as backbone and corpus are known."""
+def find_fault_here(spec: RunSpec) -> str:
+    """Why the driver of a training could not load the backbone's tokenizer, or make the backbone; "" where it could."""
+    try:
+        backbone = find_backbone(spec)  # converts a GGUF file
+        if backbone in PACKAGED:
+            find_packaged(backbone)
+        elif backbone != "tiny":
+            load_tokenizer(backbone)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _check_sizes(spec: RunSpec, nodes: list[NodeFacts], to_train_on: list[NodeFacts]) -> list[Finding]:
+    """Disk, object store and memory, as far as backbone, corpus and nodes are known."""
     findings = []
     try:
-        worker_bytes, n_trained = estimate_worker(spec)
+        need = estimate_worker(spec)
     except InputError as error:
         findings.append(Finding("memory", "warning", f"cannot be told: {error}", "mend that, or `train` meets it"))
     else:
-        findings += [checks.check_memory(spec, nodes, worker_bytes), checks.check_disk(nodes, count_bytes(n_trained))]
+        findings += checks.check_memory(spec, to_train_on, need) if to_train_on else []
+        findings.append(checks.check_disk(nodes, need.n_trained, count_checkpoints(spec.run_dir)))
+    if storage.is_empty(storage.open_folder(spec.corpus_dir)):
+        return [*findings, Finding("corpus", "warning", f"there is none at {spec.corpus_dir}", "run `prepare` first")]
     try:
-        corpus = Corpus.open(spec.corpus_dir)
-    except InputError:
-        findings.append(Finding("corpus", "warning", f"there is none at {spec.corpus_dir}", "run `prepare` first"))
-    else:
-        chars = sum(len(record.instruction) + 40 for record in corpus.records("train"))
-        findings += checks.check_object_store(nodes, chars * _TOKEN_BYTES // _CHARS_PER_TOKEN)
-    return findings
-
-
-def check_tracking(spec: RunSpec) -> Finding:
-    """Whether MLflow answers; a database in a file is made by the first job."""
-    try:
-        uri = spec.tracking_uri
-        if sqlite_file(uri) is not None:
-            return Finding("tracking", "ok", f"{hide_secrets(uri)}, a file that the first job makes")
-        for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")):
-            os.environ.setdefault(name, value)
-        build_client(uri).search_experiments(max_results=1)
+        shared_bytes = count_shared_bytes(Corpus.open(spec.corpus_dir), ENCODER_WIDTHS.get(spec.embed.encoder))
     except InputError as error:
-        return Finding("tracking", "fails", str(error), "mend that in tracking.uri")
-    except (*TRANSIENT, MlflowException, SQLAlchemyError) as error:
-        reason = hide_secrets(" ".join(str(error).split()))[:200]
-        cure = "start the server, or set tracking.uri to one that runs"
-        return Finding("tracking", "fails", f"{hide_secrets(uri)} does not answer: {reason}", cure)
-    return Finding("tracking", "ok", f"{hide_secrets(uri)} answers")
+        return [*findings, Finding("corpus", "fails", str(error), "run `prepare` again")]
+    return findings + (checks.check_object_store(to_train_on, shared_bytes) if to_train_on else [])
+
+
+def count_checkpoints(run_dir: Location) -> int:
+    """Of the job of the run that has most. In a bucket they take no disk, but for the one that is on its way there."""
+    if not isinstance(run_dir, Path):
+        return checks.CHECKPOINTS
+    jobs = storage.list_folders(run_dir / "checkpoints")
+    return max((len(CheckpointStore(job, SCORE_KEY).checkpoints()) for job in jobs), default=0)
+
+
+def count_shared_bytes(corpus: Corpus, encoder_dim: int | None) -> int:
+    """What all ranks of a training read in the object store: the matrix of media vectors, and the plan.
+
+    Args:
+        corpus: its shards are held against their hashes.
+        encoder_dim: width of a vector; None: ImageBind's.
+
+    Raises:
+        InputError: a shard is damaged.
+    """
+    for split in SPLITS:
+        corpus.shards(split)
+    counts = corpus.manifest["counts"]
+    n_media = sum(counts[split]["distinct_media"] for split in ("train", "val"))
+    matrix = n_media * (encoder_dim or max(ENCODER_WIDTHS.values())) * FP32_BYTES
+    return matrix + counts["train"]["questions"] * _QUESTION_BYTES + counts["train"]["rows"] * _ROW_BYTES

@@ -11,19 +11,27 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from huggingface_hub import constants, try_to_load_from_cache
+from ray._common.utils import get_system_memory
+from ray._private.utils import estimate_available_memory
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from data_pipeline import storage
+from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
+from model.llm.backbone import load_tokenizer
+from model.llm.gguf import is_gguf
+from ray_jobs.cluster import ask_nodes
 from ray_jobs.config import RunSpec
 
 PACKAGES = ("torch", "ray", "transformers", "peft", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "numpy")
-LOOK_S = 120.0  # for all nodes to answer: a node that starts its first worker imports for a while
+WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+LOOK_S = 120.0  # for all nodes to answer
 _SHM = Path("/dev/shm")
 _CONFINEMENT = "serve.tools.sandbox.confine"  # a program of the service's, which is not imported here
 _CONFINEMENT_S = 60.0
@@ -39,12 +47,16 @@ class NodeFacts:
         versions: package -> version, "" where it is not installed; and "python".
         gpus: names of the GPUs that torch sees; () without CUDA.
         gpu_bytes: memory of the smallest of them; 0 without.
+        free_gpu_bytes: what is free of the fullest of them.
         nccl: version that torch has, "" without CUDA.
-        memory_bytes: of the machine.
+        memory_bytes: of the machine, or of the container.
+        free_memory_bytes: of that.
         free_disk_bytes: where the run's folder lies, or the temporary files if that is in a bucket.
         shm_bytes: size of /dev/shm.
         sees_run: whether it sees the file that the driver has put into the run's folder.
         fault: why it cannot write into the run's folder; "" where it can, or does not see it.
+        backbone_fault: why the backbone cannot be loaded; "" where nothing is known against it.
+        bitsandbytes: its version; "" where it is not installed.
         encoder: the encoder that the config names, or why it cannot be loaded.
         has_encoder: whether it can.
         confinement: what shuts the service's tools in there, or why that is not known.
@@ -56,12 +68,16 @@ class NodeFacts:
     versions: Mapping[str, str]
     gpus: tuple[str, ...]
     gpu_bytes: int
+    free_gpu_bytes: int
     nccl: str
     memory_bytes: int
+    free_memory_bytes: int
     free_disk_bytes: int
     shm_bytes: int
     sees_run: bool
     fault: str
+    backbone_fault: str
+    bitsandbytes: str
     encoder: str
     has_encoder: bool
     confinement: str
@@ -76,23 +92,17 @@ def look_at_nodes(spec: RunSpec, proof: Location) -> tuple[list[NodeFacts], list
         proof: a file in the run's folder that the driver has just written.
 
     Returns:
-        the facts, and the names of nodes that did not answer within `LOOK_S`.
+        the facts, and of nodes that did not answer their names and why.
     """
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    tasks = {
-        _look_there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
-            dict(node["Resources"]), spec, proof
-        ): node["NodeManagerHostname"]
-        for node_id, node in nodes.items()
-    }
-    done, silent = ray.wait(list(tasks), num_returns=len(tasks), timeout=LOOK_S)
-    for task in silent:
-        ray.cancel(task, force=True)
-    return sorted(ray.get(done), key=lambda facts: facts.name), sorted(tasks[task] for task in silent)
+    found, missing = ask_nodes(nodes.values(), _look_there, spec, proof, patience_s=LOOK_S)
+    facts = [replace(each, resources=dict(nodes[node_id]["Resources"])) for node_id, each in found.items()]
+    silent = [f"{nodes[node_id]['NodeManagerHostname']} ({why})" for node_id, why in missing.items()]
+    return sorted(facts, key=lambda each: each.name), sorted(silent)
 
 
-def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> NodeFacts:
-    """This machine."""
+def look(spec: RunSpec, proof: Location) -> NodeFacts:
+    """This machine; what Ray hands out on it is for others to add."""
     import torch
     from torch.cuda import nccl
 
@@ -103,16 +113,20 @@ def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> Node
     disk = proof.parent if isinstance(proof, Path) else Path(os.environ.get("TMPDIR", "/tmp"))
     return NodeFacts(
         name=platform.node(),
-        resources=resources,
+        resources={},
         versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         gpus=tuple(torch.cuda.get_device_name(index) for index in range(n_gpus)),
         gpu_bytes=min((torch.cuda.get_device_properties(index).total_memory for index in range(n_gpus)), default=0),
+        free_gpu_bytes=min(map(_free_of_gpu, range(n_gpus)), default=0),
         nccl=".".join(map(str, nccl.version())) if n_gpus else "",
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=get_system_memory(),
+        free_memory_bytes=estimate_available_memory(),
         free_disk_bytes=shutil.disk_usage(_existing(disk)).free,
         shm_bytes=shutil.disk_usage(_SHM).total if _SHM.is_dir() else 0,
         sees_run=sees_run,
         fault=_try_writing(proof) if sees_run else "",
+        backbone_fault=find_backbone_fault(spec.model.backbone),
+        bitsandbytes=_version("bitsandbytes"),
         encoder=encoder,
         has_encoder=has_encoder,
         confinement=confinement,
@@ -120,9 +134,49 @@ def look(resources: Mapping[str, float], spec: RunSpec, proof: Location) -> Node
     )
 
 
-@ray.remote(num_cpus=0)
-def _look_there(resources: dict[str, float], spec: RunSpec, proof: Any) -> NodeFacts:
-    return look(resources, spec, proof)
+@ray.remote(num_cpus=0, max_calls=1)  # its process would hold a part of each GPU that it has looked at
+def _look_there(spec: RunSpec, proof: Location) -> NodeFacts:
+    return look(spec, proof)
+
+
+def may_grow() -> bool:
+    """Whether nodes bear the name of a type: an autoscaler's (`ray up`, KubeRay), which may start others.
+
+    Which types there are, Ray tells nobody.
+    """
+    nodes = GcsClient(address=ray.get_runtime_context().gcs_address).get_all_node_info(timeout=30)
+    return any(node.node_type_name for node in nodes.values())
+
+
+def find_backbone_fault(backbone: str) -> str:
+    """Why a worker could not load a backbone on this machine; "" where it could, or would download it.
+
+    What a training makes itself, `tiny` and what is converted from a GGUF file, is not looked for.
+    """
+    if backbone == "tiny" or is_gguf(backbone):
+        return ""
+    try:
+        load_tokenizer(backbone)
+    except InputError as error:
+        return str(error)
+    if (folder := Path(backbone)).is_dir():
+        has_weights = any((folder / name).is_file() for name in WEIGHTS)
+        return "" if has_weights else f"backbone folder {backbone!r} holds none of {', '.join(WEIGHTS)}"
+    if constants.HF_HUB_OFFLINE and not any(
+        isinstance(try_to_load_from_cache(backbone, name), str) for name in WEIGHTS
+    ):
+        return f"the weights of backbone {backbone!r} are not in the local cache, and HF_HUB_OFFLINE forbids downloads"
+    return ""
+
+
+def _free_of_gpu(index: int) -> int:
+    """Bytes; 0 where somebody else holds it for himself."""
+    import torch
+
+    try:
+        return torch.cuda.mem_get_info(index)[0]
+    except RuntimeError:
+        return 0
 
 
 def _existing(folder: Path) -> Path:

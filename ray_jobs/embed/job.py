@@ -34,6 +34,7 @@ from ray_jobs.embed.stages import EncodeBatch, decode_batch
 from ray_jobs.embed.writing import LakeWriter
 from ray_jobs.progress import Progress
 from ray_jobs.train.features import save_embed_info
+from ray_jobs.train.run_folder import prove_shared
 
 # Forward passes of the vision or audio trunk that one medium costs: clips of its tensor (DESIGN 4.5).
 CLIPS = {Modality.IMAGE: 1, Modality.AUDIO: 3, Modality.VIDEO: 15}
@@ -320,6 +321,7 @@ def _quiet_ray_data() -> Iterator[None]:
 def run(spec: RunSpec) -> dict[str, Any]:
     """Encode the media of the run's corpus, and note in the run's folder which encoder did it."""
     connect(spec.ray)
+    prove_shared(spec.run_dir)
     corpus = Corpus.open(spec.corpus_dir)
     result = embed_corpus(
         corpus,

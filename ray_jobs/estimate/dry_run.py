@@ -75,6 +75,23 @@ class StepCost:
     largest: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class WorkerNeed:
+    """What one worker of a training takes; bytes.
+
+    Attributes:
+        step: in its largest micro step, of a GPU where it has one.
+        host: of the node's memory, at its peak: while weights are loaded or later.
+        mapped: of the node's memory for the backbone's files, once for all workers there; the system takes it back.
+        n_trained: parameters.
+    """
+
+    step: float
+    host: float
+    mapped: float
+    n_trained: int
+
+
 def run_dry(spec: RunSpec) -> dict[str, Any]:
     """Print and return what the training of `spec` will take.
 
@@ -116,16 +133,19 @@ def run_dry(spec: RunSpec) -> dict[str, Any]:
     return report
 
 
-def estimate_worker(spec: RunSpec) -> tuple[float, int]:
-    """Bytes of one worker in its largest micro step, and the number of trained parameters.
+def estimate_worker(spec: RunSpec) -> WorkerNeed:
+    """What one worker takes.
 
     Raises:
         InputError: as `run_dry`.
     """
-    *_, size = measure_shape(spec)
+    _, shape, _, size = measure_shape(spec)
     sizes = load_corpus_sizes(spec)
     step = estimate_step(spec, size, sizes, build_plan(spec, sizes.split))
-    return _memory_table(spec, size, step)[str(spec.train.zero_stage)]["total"] * GIB, size.trainable
+    states = _memory_table(spec, size, step)[str(spec.train.zero_stage)]
+    start = _memory_at_start(spec, size, shape)
+    host = max(start["worker"], states["cpu_optimizer"] if spec.train.use_gpu else states["total"])
+    return WorkerNeed(states["total"] * GIB, host * GIB, start["mapped"] * GIB, size.trainable)
 
 
 def measure_shape(spec: RunSpec) -> tuple[ModelConfig, PretrainedConfig, str, ModelSize]:

@@ -25,6 +25,7 @@ from typing import Any
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.corpus.sample import sample_records
 from data_pipeline.errors import InputError
+from data_pipeline.loopback import open_url
 from data_pipeline.records.dialogue import (
     FILE_NAME,
     DialoguePrompt,
@@ -225,9 +226,7 @@ class _Service:
         elif body is not None:
             data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(self._url + path, data, headers), timeout=TIMEOUT_S
-            ) as response:
+            with open_url(urllib.request.Request(self._url + path, data, headers), TIMEOUT_S) as response:
                 is_json = response.headers.get_content_type() == "application/json"
                 return json.load(response) if is_json else {}
         except urllib.error.HTTPError as error:

@@ -22,6 +22,7 @@ from ray_jobs.evaluate.retrieval import RetrievalEvaluation, evaluate_retrieval
 from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.features import load_media_vectors, separate_usable
 from ray_jobs.train.job import TrainSummary
+from ray_jobs.train.run_folder import prove_shared
 
 FOLDER = "evaluation"  # in the run's folder
 ANSWERS = "evaluation-answers"  # beside it, until all are there
@@ -42,6 +43,7 @@ class Evaluation:
 def run(spec: RunSpec) -> dict[str, Any]:
     """The CLI's job: evaluate, print the tables, log them."""
     connect(spec.ray)
+    prove_shared(spec.run_dir)
     evaluation = evaluate(spec)
     folder = storage.open_folder(spec.run_dir / FOLDER)
     print(storage.read_bytes(folder / REPORT_FILE).decode())

@@ -16,13 +16,14 @@ from data_pipeline.errors import InputError
 from data_pipeline.locations import Location, locate_local
 from data_pipeline.records.schema import ToolRecord
 from ray_jobs import export, prepare
+from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.embed import job as embed
 from ray_jobs.evaluate import job as evaluate
 from ray_jobs.generate import job as generate
 from ray_jobs.generate.asking import FOLDER
 from ray_jobs.own.teacher import template_teacher
-from ray_jobs.serving import Question, ask, serving, show_answers, wait_for_interrupt
+from ray_jobs.serving import Question, ask, check_nobody_serves, serving, show_answers, wait_for_interrupt
 from ray_jobs.train import job as train
 
 RECORDS_FILE = "records.jsonl"  # that `generate` writes, beside the catalogue
@@ -38,9 +39,11 @@ def run(spec: RunSpec, words: str | None = None, keep: bool = False) -> dict[str
         keep: go on serving until interrupted.
 
     Raises:
-        InputError: the tools or the teacher cannot be used.
+        InputError: the tools or the teacher cannot be used, or the Ray that RAY_ADDRESS names serves something already.
     """
     spec = settle(spec)
+    connect(spec.ray)
+    check_nobody_serves()  # before anything is paid for, and again when it comes to serving
     results: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     with _teaching(spec) as taught:

@@ -31,7 +31,7 @@ from data_pipeline.locations import Location, locate
 from model.llm.config import ModelConfig
 from ray_jobs.cluster import connect, ray_storage, tagged, thread_env
 from ray_jobs.config import RunSpec
-from ray_jobs.faults import find_input_error
+from ray_jobs.faults import describe_mendable
 from ray_jobs.places import hide_secrets
 from ray_jobs.progress import Progress
 from ray_jobs.tracking.client import check_uri
@@ -40,7 +40,7 @@ from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_cur
 from ray_jobs.train.failures import OUT_OF_MEMORY, describe_failure
 from ray_jobs.train.inputs import TrainInputs, build_inputs
 from ray_jobs.train.loop import TrainJob
-from ray_jobs.train.run_folder import only_one, shown_to_all
+from ray_jobs.train.run_folder import only_one, prove_shared, shown_to_all
 from ray_jobs.train.trainer import Trainer
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train.worker import train_loop_per_worker
@@ -144,11 +144,13 @@ def launch(spec: RunSpec, parent_run_id: str | None = None, callbacks: Sequence[
         callbacks: Ray Train's; a sweep hears of each epoch through one.
 
     Raises:
-        InputError: no corpus, no vectors, a backbone that cannot be loaded, or the job is under way already.
+        InputError: no corpus, no vectors, a backbone that cannot be loaded, a node that does not see the run's folder,
+            or the job is under way already.
     """
     if not spec.train.use_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed, once imported here, warns that it found none
     check_uri(spec.tracking_uri)  # before hours of tokenising
+    prove_shared(spec.run_dir)
     corpus = Corpus.open(spec.corpus_dir)
     inputs = build_inputs(spec, corpus)
     fingerprint = compute_fingerprint(
@@ -316,7 +318,7 @@ def _fit(spec: RunSpec, job: TrainJob, name: str, tracker: RunLogger, callbacks:
             result = trainer.fit()
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        if find_input_error(error) is None and (what := describe_failure(error)) is not None:
+        if describe_mendable(error) is None and (what := describe_failure(error)) is not None:
             raise _lost(what, CheckpointStore(job.checkpoints, SCORE_KEY).find_last(), spec) from error
         raise
     if result.error is not None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import ray
 from filelock import FileLock, Timeout
 
 from data_pipeline import storage
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
+from ray_jobs.cluster import ask_nodes
+
+PATIENCE_S = 60.0  # with nodes that do not answer; they cannot hold a job up, whose workers look again
 
 BESIDE = "change name, seed or a setting to train another one beside it"
 
@@ -51,11 +56,11 @@ def only_one(run_dir: Location, job: str, beside: str = BESIDE) -> Iterator[None
 
 
 @contextmanager
-def shown_to_all(proof: Location) -> Iterator[None]:
+def shown_to_all(proof: Location) -> Iterator[Location]:
     """Keep a file in the run's folder while the block lasts, for `check_shared` on every worker."""
     storage.write_file(proof, "every worker must see this file\n")
     try:
-        yield
+        yield proof
     finally:
         storage.remove_file(proof)
 
@@ -67,7 +72,37 @@ def check_shared(proof: Location) -> None:
         InputError: names the node and the folder.
     """
     if not storage.exists(proof):
-        raise InputError(
-            f"node {platform.node()} does not see {proof.parent}, where the job has just written a file: runs_dir must "
-            "lie on storage that all nodes share, such as a network file system or a bucket (s3://, gs://)."
-        )
+        raise _unseen(platform.node(), proof)
+
+
+def prove_shared(run_dir: Location) -> None:
+    """Refuse a job on several nodes of which one does not see the run's folder, before anything is read or started.
+
+    A bucket is seen by all, and one node by itself: then nothing is asked. Nodes that come later are not known yet.
+
+    Raises:
+        InputError: names the node and the folder.
+    """
+    if not isinstance(run_dir, Path):
+        return
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")]
+    if not others:
+        return
+    with shown_to_all(run_dir / f".shared-{uuid.uuid4().hex}") as proof:
+        seen, _ = ask_nodes(others, _sees, proof, patience_s=PATIENCE_S)
+    for node in others:
+        if seen.get(node["NodeID"]) is False:
+            raise _unseen(node["NodeManagerHostname"], proof)
+
+
+@ray.remote(num_cpus=0)
+def _sees(proof: Location) -> bool:
+    return storage.exists(proof)
+
+
+def _unseen(node: str, proof: Location) -> InputError:
+    return InputError(
+        f"node {node} does not see {proof.parent}, where the job has just written a file: runs_dir must lie on storage "
+        "that all nodes share, such as a network file system or a bucket (s3://, gs://)."
+    )

@@ -23,7 +23,7 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 
-from ray_jobs.faults import find_input_error
+from ray_jobs.faults import describe_mendable
 from ray_jobs.train.failures import describe_failure, has_lost_controller, is_aftermath
 from ray_jobs.worker_output import tell_line
 
@@ -32,7 +32,7 @@ PATIENCE_S = 30.0  # until Ray knows which node died: it misses some of its answ
 
 
 class RetryWhatMayPass(DefaultFailurePolicy):
-    """Ray Train's own policy, but for faults of the input: they would be met again, step for step.
+    """Ray Train's own policy, but for what a user has to mend, such as a full disk: it would be met again and again.
 
     What is tried again is told to the driver in a line. Where workers have lost another one, and it is not known how,
     the policy waits for the news: Train itself would count a node that the cluster has taken as a failure.
@@ -49,7 +49,7 @@ class RetryWhatMayPass(DefaultFailurePolicy):
         self._waits_until: float | None = None
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        if find_input_error(training_failed_error) is not None:
+        if describe_mendable(training_failed_error) is not None:
             return FailureDecision.RAISE
         if is_aftermath(training_failed_error) and not self._is_out_of_patience():
             return FailureDecision.NOOP

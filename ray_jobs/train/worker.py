@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.train.v2._internal import util as train_util
 
-from data_pipeline.errors import InputError
+from ray_jobs.faults import describe_mendable
 from ray_jobs.train.failures import is_lost_peer
 
 
@@ -23,7 +23,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     try:
         run_training(ray.get(config["job"]))
     except Exception as error:
-        if isinstance(error, InputError) or is_lost_peer(error):
+        if describe_mendable(error) is not None or is_lost_peer(error):
             # the driver says it in one sentence, which Train's traceback of it would bury
             logging.getLogger(train_util.__name__).setLevel(logging.CRITICAL)
         raise

@@ -52,6 +52,17 @@ def test_a_schema_is_sent_where_the_server_takes_one() -> None:
     assert server.bodies[0]["response_format"] == {"type": "json_schema", "json_schema": schema}
 
 
+def test_a_server_of_this_machine_is_asked_past_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with ChatServer() as server:
+        assert send(server.url).kind == "answer"
+    assert send("http://elsewhere.invalid/v1").problem.startswith(
+        "the connection broke (Cannot connect to host 127.0.0.1:1"
+    )
+
+
 def test_a_server_that_wants_no_key_gets_none() -> None:
     with ChatServer() as server:
         assert send(server.url, api_key_env="").kind == "answer"

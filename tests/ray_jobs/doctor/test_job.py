@@ -26,7 +26,8 @@ def test_a_machine_that_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[s
     runs = tmp_path / "runs"
     code, findings, text = diagnose(capsys, "--config", "demo", f"runs_dir={runs}")
     assert code == 0, text
-    assert {name for name, finding in findings.items() if finding["state"] == "warning"} <= {"corpus", "/dev/shm"}
+    warnings = {name for name, finding in findings.items() if finding["state"] == "warning"}
+    assert warnings <= {"corpus", "/dev/shm", "memory"}, "the last where other tests have filled it"
     assert findings["corpus"]["cure"] == "run `prepare` first"
     assert findings["encoder"]["found"].startswith("tiny_imagebind-")
     assert "torch 2." in findings["packages"]["found"]

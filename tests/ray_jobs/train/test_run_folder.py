@@ -5,11 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
 
 from data_pipeline.errors import InputError
-from ray_jobs.train.run_folder import check_shared, only_one, shown_to_all
+from data_pipeline.locations import BucketPath
+from ray_jobs.train import run_folder
+from ray_jobs.train.run_folder import check_shared, only_one, prove_shared, shown_to_all
 
 HOLD = """
 import sys, time
@@ -50,3 +55,45 @@ def test_a_node_that_does_not_see_the_drivers_file_refuses(tmp_path: Path) -> No
             check_shared(tmp_path / "elsewhere" / ".shared-1")
     with pytest.raises(InputError, match="does not see"):
         check_shared(proof)
+
+
+def of_cluster(monkeypatch: pytest.MonkeyPatch, *others: str, answers: dict[str, bool]) -> list[str]:
+    """A cluster of the driver's node "here" and others, which answer so; returns the nodes that are asked, in time."""
+    nodes = [
+        {"NodeID": name, "NodeManagerHostname": f"host-{name}", "Alive": name != "dead", "Resources": {"CPU": 8.0}}
+        for name in ("here", *others)
+    ]
+    nodes.append({"NodeID": "head", "NodeManagerHostname": "host-head", "Alive": True, "Resources": {"memory": 1.0}})
+    asked: list[str] = []
+
+    def ask(nodes: Any, task: Any, proof: Path, *, patience_s: float) -> tuple[dict[str, bool], dict[str, str]]:
+        assert proof.exists()
+        asked.extend(node["NodeID"] for node in nodes)
+        return answers, {}
+
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monkeypatch.setattr(run_folder, "ask_nodes", ask)
+    return asked
+
+
+def test_every_other_node_with_cpus_is_asked_for_the_drivers_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = of_cluster(monkeypatch, "a", "b", "dead", answers={"a": True})  # b says nothing, and holds nobody up
+    prove_shared(tmp_path / "run")
+    assert asked == ["a", "b"]
+    assert not list((tmp_path / "run").iterdir())
+    of_cluster(monkeypatch, "a", "b", answers={"a": True, "b": False})
+    with pytest.raises(InputError, match=rf"^node host-b does not see {tmp_path / 'run'}, .* that all nodes share"):
+        prove_shared(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_one_node_and_a_bucket_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not of_cluster(monkeypatch, answers={})
+    prove_shared(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    asked = of_cluster(monkeypatch, "a", answers={"a": False})
+    prove_shared(BucketPath("s3", "bucket/run"))
+    assert not asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from types import SimpleNamespace
@@ -65,7 +66,15 @@ def start(max_failures: int) -> Any:
 def test_what_died_is_started_again_and_what_would_fail_again_is_not() -> None:
     policy = RetryWhatMayPass(FailureConfig(max_failures=2), "train-1", "1 CPU")
     diverged = UserExceptionWithTraceback(InputError("the loss of step 3 is nan"), "Traceback")
-    for failures in ({0: InputError("x")}, {0: ConnectionError("peer gone"), 1: diverged}):
+    full = OSError(errno.ENOSPC, "No space left on device", "/cache/toolmm/step-00000004")  # as a worker fetches it
+    to_mend: list[dict[int, Exception]] = [
+        {0: InputError("x")},
+        {0: ConnectionError("peer gone"), 1: diverged},
+        {0: full},
+        {0: ConnectionError("peer gone"), 1: UserExceptionWithTraceback(full, "Traceback")},
+        {0: UserExceptionWithTraceback(OSError(errno.EDQUOT, "Disk quota exceeded"), "Traceback")},
+    ]
+    for failures in to_mend:
         assert policy.make_decision(WorkerGroupError("m", failures)) is FailureDecision.RAISE
     died = WorkerGroupError("m", {0: WorkerHealthCheckFailedError("unwell", ActorDiedError())})
     decisions = [policy.make_decision(died) for _ in range(3)]
