@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -94,11 +94,15 @@ class FeatureLake:
 
     def modalities(self) -> dict[str, str]:
         """Modality under which each medium was encoded, by sha256."""
-        return dict(self._rows(FEATURES, ("media_sha256", "modality")))
+        return _to_dict(self.read_modalities())
+
+    def read_modalities(self) -> pa.Table:
+        """`modalities` as columns media_sha256 and modality, in which a medium may be repeated."""
+        return self._read_columns(FEATURES, ["media_sha256", "modality"])
 
     def quarantined(self) -> dict[str, str]:
         """Why a medium could not be encoded, by sha256."""
-        return dict(self._rows(QUARANTINE, ("media_sha256", "reason")))
+        return _to_dict(self._read_columns(QUARANTINE, ["media_sha256", "reason"]))
 
     def find(self, sha256s: Sequence[str]) -> dict[str, int]:
         """Of the media asked for those that have a vector, numbered in the order asked for; repeats are allowed."""
@@ -213,14 +217,10 @@ class FeatureLake:
             pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
         return path
 
-    def _rows(self, kind: str, columns: tuple[str, str]) -> Iterator[tuple[str, str]]:
-        pairs: list[tuple[str, str]] = []
-        self._read_all(
-            kind,
-            lambda table: pairs.extend(zip(*(table[column].to_pylist() for column in columns), strict=True)),
-            columns,
-        )
-        return iter(pairs)
+    def _read_columns(self, kind: str, columns: list[str]) -> pa.Table:
+        tables = [self._schema(kind).empty_table().select(columns)]
+        self._read_all(kind, tables.append, columns)
+        return pa.concat_tables(tables)
 
     def _read_all(self, kind: str, visit: Callable[[pa.Table], None], columns: Sequence[str] | None = None) -> None:
         """Visit every file's table once; begin again where another pass merges files meanwhile (visits may repeat)."""
@@ -268,6 +268,10 @@ def _damaged(path: Location, why: str) -> InputError:
     return InputError(
         f"feature lake file {path} is damaged ({why}); delete it and run `embed` again: only its media are encoded."
     )
+
+
+def _to_dict(pairs: pa.Table) -> dict[str, str]:
+    return dict(zip(*(column.to_pylist() for column in pairs.columns), strict=True))
 
 
 def _to_matrix(column: pa.ChunkedArray, embed_dim: int) -> np.ndarray:
