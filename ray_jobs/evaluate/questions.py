@@ -193,9 +193,7 @@ def _score(
         "free": [[row["free"]] for row in decoded],
         "shuffled_media": [[render_target(row["shuffled_media"])] for row in decoded],
         "majority": majority_baseline(train_records, records),
-        "knn": knn_baseline(
-            train_records, records, {sha256: vectors.matrix[row] for sha256, row in vectors.rows.items()} or None
-        ),
+        "knn": knn_baseline(train_records, records, vectors.map_of([*train_records, *records]) or None),
     }
     return {mode: score_records(records, answers, tool_ids) for mode, answers in responses.items()}
 
