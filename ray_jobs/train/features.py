@@ -106,11 +106,3 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, *splits: str) -> MediaVect
     shape = len(rows), lake.embed_dim
     file = write_vectors(spec.vectors_dir, key, shape, lake.dtype, functools.partial(lake.fill, rows=rows))
     return MediaVectors(encoder_id, rows, VectorTable(file))
-
-
-def separate_usable(records: Iterable[ToolRecord], vectors: MediaVectors) -> tuple[list[ToolRecord], list[ToolRecord]]:
-    """Records that can be used, and those whose medium has no vector."""
-    usable, unusable = [], []
-    for record in records:
-        (usable if vectors.has(record) else unusable).append(record)
-    return usable, unusable
