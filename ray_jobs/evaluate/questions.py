@@ -25,6 +25,7 @@ from data_pipeline.sources.metatool import MULTI as TWO_TOOLS
 from model.decode.free import generate_free
 from model.decode.tools import p_unknown, top_k_tools
 from model.decode.trie import ChoiceTrie
+from model.llm.backbone import load_tokenizer
 from model.scoring.baselines import knn_baseline, majority_baseline
 from model.scoring.selection import SelectionScores, score_abstention, score_records
 from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown
@@ -143,6 +144,7 @@ def evaluate_questions(
         n_unusable: test questions that were left out for want of a media vector; reported.
     """
     start = time.perf_counter()
+    load_tokenizer(model.model_config["backbone"])  # here, where a backbone that is gone can be told
     asked = [*records, *val_records]
     media = [vectors.get(record) for record in asked]
     permuted = permute_media(records, media[: len(records)], model.options.shuffle_seed)

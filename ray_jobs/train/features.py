@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +28,19 @@ class MediaVectors:
     Attributes:
         encoder_id: what made them; "" for a corpus without usable media.
         rows: media_sha256 -> row of `table`.
-        table: N vectors, mapped.
+        embed_dim: E.
+        write: writes the file of the vectors, or finds it.
     """
 
     encoder_id: str
     rows: dict[str, int]
-    table: VectorTable
+    embed_dim: int
+    write: Callable[[], VectorFile]
+
+    @functools.cached_property
+    def table(self) -> VectorTable:
+        """The N vectors, mapped; the file is written at the first use, so that a job that is refused leaves none."""
+        return VectorTable(self.write())
 
     def has(self, record: ToolRecord) -> bool:
         """Whether the record can be used: it is text, or its medium has a vector."""
@@ -74,7 +81,7 @@ def read_embed_info(run_dir: Location) -> tuple[str, str] | None:
 
 
 def load_media_vectors(spec: RunSpec, corpus: Corpus, *splits: str) -> MediaVectors:
-    """The vectors of the corpus's media, in a file of the run that is written if nobody has yet.
+    """The vectors of the corpus's media, in a file of the run that is written when it is used, if nobody has yet.
 
     Media without one (absent file, quarantined) are simply not in it.
 
@@ -88,7 +95,8 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, *splits: str) -> MediaVect
     """
     hashes = corpus.media_hashes(*splits)
     if not hashes:
-        return MediaVectors("", {}, VectorTable(VectorFile(None, 0, spec.model.encoder_dim, "float32")))
+        embed_dim = spec.model.encoder_dim
+        return MediaVectors("", {}, embed_dim, lambda: VectorFile(None, 0, embed_dim, "float32"))
     info = read_embed_info(spec.run_dir)
     if info is None:
         raise InputError(
@@ -104,5 +112,6 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, *splits: str) -> MediaVect
     rows = lake.find(corpus.media_hashes(*SPLITS))  # of all splits: one file for those who train and who evaluate
     key = "\n".join([encoder_id, *rows])
     shape = len(rows), lake.embed_dim
-    file = write_vectors(spec.vectors_dir, key, shape, lake.dtype, functools.partial(lake.fill, rows=rows))
-    return MediaVectors(encoder_id, rows, VectorTable(file))
+    fill = functools.partial(lake.fill, rows=rows)
+    write = functools.partial(write_vectors, spec.vectors_dir, key, shape, lake.dtype, fill)
+    return MediaVectors(encoder_id, rows, lake.embed_dim, write)

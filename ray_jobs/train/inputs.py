@@ -217,7 +217,7 @@ def build_plan(spec: RunSpec, split: TokenizedQuestions) -> TrainingPlan:
 
 def resolve_model(spec: RunSpec, corpus: Corpus, vectors: MediaVectors) -> ModelConfig:
     """Fill in the encoder's width, which the lake decides, and the folder of a backbone that is made here."""
-    changes: dict[str, Any] = {"encoder_dim": vectors.table.file.embed_dim, "seed": spec.seed}
+    changes: dict[str, Any] = {"encoder_dim": vectors.embed_dim, "seed": spec.seed}
     if spec.model.backbone == "tiny":
         drawn = draw_records(corpus.records("train"), TINY_BACKBONE_RECORDS, spec.seed)[0]
         texts = [_text_of(record) for record in drawn]
