@@ -153,6 +153,11 @@ class RunSpec(Section):
         return self.run_dir / "tokens"
 
     @property
+    def vectors_dir(self) -> Location:
+        """The media vectors of the corpus as one file, by content; trials of a sweep and `evaluate` share it."""
+        return self.run_dir / "vectors"
+
+    @property
     def backbones_dir(self) -> Path:
         """Backbones converted from GGUF, which all runs here share."""
         runs_dir = self.runs_dir if isinstance(self.runs_dir, Path) else cache_folder()

@@ -23,6 +23,7 @@ from data_pipeline.batches.packing import Layout, PackedBatch, build_micro_batch
 from data_pipeline.batches.plan import TrainingPlan
 from data_pipeline.batches.question_table import QuestionTable
 from data_pipeline.batches.tokenized import StoredQuestions
+from data_pipeline.batches.vector_table import VectorTable
 from data_pipeline.batches.waiting import iterate_within
 
 CPUS = 2  # of one rank's stream: one for the actor, one for the numbers of its steps
@@ -149,11 +150,10 @@ class MicroStepBuilder:
         self._form = form
         self._rank, self._world_size = rank, world_size
         self._first_step = first_step
-        found: list[Any] = ray.get(
-            [questions.rows, questions.media_row, questions.media_matrix, questions.family, *plan]
-        )
-        rows, self._media_row, self._media_matrix, self._family = found[:4]
-        self._plan: TrainingPlan = found[4]
+        found: list[Any] = ray.get([questions.rows, questions.media_row, questions.family, *plan])
+        rows, self._media_row, self._family = found[:3]
+        self._plan: TrainingPlan = found[3]
+        self._vectors = VectorTable(questions.vectors)
         self._questions: Any = QuestionTable(questions.shards, rows, form.tool_choices)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
@@ -170,8 +170,9 @@ class MicroStepBuilder:
             for name, item_type in types.items():
                 columns[f"{kind}_{name}"] = list_array([row[kind][name].ravel() for row in rows], item_type)
         self._questions.release()
+        self._vectors.release()
         return pa.table(columns).replace_schema_metadata(
-            {"layout": self._form.layout, "embed_dim": str(self._media_matrix.shape[1])}
+            {"layout": self._form.layout, "embed_dim": str(self._vectors.file.embed_dim)}
         )
 
     def _build_step(self, step: int) -> list[dict[str, Any]]:
@@ -214,7 +215,7 @@ class MicroStepBuilder:
                     form.retrieval_weight * weight.tokens / max(weight.asked, 1.0),
                 )
             )
-            row["media"] = self._media_matrix[micro.media_row].astype(np.float32).ravel()
+            row["media"] = self._vectors.take(micro.media_row).ravel()
             row |= {"step": step, "is_last": number_in_step == len(parts) - 1, "step_weight": weight.tokens}
             row["n_rows"] = micro.n_rows
             rows.append(row)

@@ -14,6 +14,7 @@ import ray
 from data_pipeline.batches.families import find_families
 from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.batches.token_shards import TokenShards
+from data_pipeline.batches.vector_table import VectorFile
 from data_pipeline.errors import InputError
 
 
@@ -44,32 +45,32 @@ class TokenizedQuestions:
 
 @dataclass(frozen=True)
 class StoredQuestions:
-    """Where a rank reads the N questions that a plan names. The arrays are in the object store; all ranks share them.
+    """Where a rank reads the N questions that a plan names. Arrays are in the object store; a node's ranks share them.
 
     Attributes:
         shards: token ids.
         rows: int32 [N]; which of the shards' questions each is.
-        media_row: ref to int64 [N]; each question's row of the media matrix, -1 for text.
-        media_matrix: ref to float [rows, E], of all media of the corpus.
+        media_row: ref to int64 [N]; each question's row of the vectors, -1 for text.
+        vectors: of all media of the corpus; not in the object store, but mapped from their file.
         family: ref to int64 [N]; see `PlanIndex`.
     """
 
     shards: TokenShards
     rows: Any
     media_row: Any
-    media_matrix: Any
+    vectors: VectorFile
     family: Any
 
 
 def select_questions(
-    shards: TokenShards, media_hashes: Sequence[str], media_matrix: np.ndarray
+    shards: TokenShards, media_hashes: Sequence[str], vectors: VectorFile
 ) -> tuple[TokenizedQuestions, StoredQuestions]:
     """The questions of a tokenised split that can be used: those without a medium, and those whose medium is known.
 
     Args:
         shards: of the split.
-        media_hashes: sha256 of each row of the matrix.
-        media_matrix: float [rows, E].
+        media_hashes: sha256 of each row of the vectors.
+        vectors: of these media.
 
     Raises:
         InputError: if nothing is left.
@@ -119,7 +120,7 @@ def select_questions(
         shards=shards,
         rows=ray.put(found["row"]),
         media_row=ray.put(found["media_row"].astype(np.int64)),
-        media_matrix=ray.put(media_matrix),
+        vectors=vectors,
         family=ray.put(family),
     )
     return questions, stored

@@ -79,18 +79,22 @@ class Corpus:
 
     def media_hashes(self, *splits: str) -> list[str]:
         """sha256 of every medium of these splits that was there, once each, sorted."""
-        shards = [shard for split in splits for shard in self.shards(split)]
-        found = [_read_shard(shard)["media_sha256"].unique() for shard in shards]
+        tables = (table for split in splits for table in self.tables(split, ["media_sha256"]))
+        found = [table["media_sha256"].unique() for table in tables]
         return sorted(set(pa.chunked_array(found, pa.string()).unique().to_pylist()) - {""})
+
+    def tables(self, split: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of each shard of the split, in order, in `CORPUS_SCHEMA`; None = all of its columns."""
+        for shard in self.shards(split):
+            yield _read_shard(shard, columns)
 
     def table(self, split: str) -> pa.Table:
         """All rows of the split, in order, in `CORPUS_SCHEMA`."""
-        tables = [_read_shard(shard) for shard in self.shards(split)]
-        return pa.concat_tables(tables) if tables else CORPUS_SCHEMA.empty_table()
+        return pa.concat_tables([CORPUS_SCHEMA.empty_table(), *self.tables(split)])
 
     def records(self, split: str) -> Iterator[ToolRecord]:
-        for shard in self.shards(split):
-            for batch in _read_shard(shard).to_batches(_BATCH_ROWS):
+        for table in self.tables(split):
+            for batch in table.to_batches(_BATCH_ROWS):
                 for row in batch.to_pylist():
                     yield ToolRecord.from_row(row)
 
@@ -142,15 +146,15 @@ def _hash_shard(path: Location) -> str:
         raise _damaged(path, str(error)) from error
 
 
-def _read_shard(path: Location) -> pa.Table:
+def _read_shard(path: Location, columns: list[str] | None = None) -> pa.Table:
     filesystem, name = filesystem_of(path)
     try:
-        table = pq.ParquetFile(name, filesystem=filesystem, page_checksum_verification=True).read()
+        with pq.ParquetFile(name, filesystem=filesystem, page_checksum_verification=True) as file:
+            if file.schema_arrow != CORPUS_SCHEMA:
+                raise _damaged(path, "its columns are not those of a corpus")
+            return file.read(columns)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, str(error)) from error
-    if table.schema != CORPUS_SCHEMA:
-        raise _damaged(path, "its columns are not those of a corpus")
-    return table
 
 
 def _damaged(path: Location, why: str) -> InputError:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -94,11 +94,45 @@ class FeatureLake:
 
     def modalities(self) -> dict[str, str]:
         """Modality under which each medium was encoded, by sha256."""
-        return dict(self._rows(FEATURES, ("media_sha256", "modality")))
+        return _to_dict(self.read_modalities())
+
+    def read_modalities(self) -> pa.Table:
+        """`modalities` as columns media_sha256 and modality, in which a medium may be repeated."""
+        return self._read_columns(FEATURES, ["media_sha256", "modality"])
 
     def quarantined(self) -> dict[str, str]:
         """Why a medium could not be encoded, by sha256."""
-        return dict(self._rows(QUARANTINE, ("media_sha256", "reason")))
+        return _to_dict(self._read_columns(QUARANTINE, ["media_sha256", "reason"]))
+
+    def find(self, sha256s: Sequence[str]) -> dict[str, int]:
+        """Of the media asked for those that have a vector, numbered in the order asked for; repeats are allowed."""
+        wanted = dict.fromkeys(sha256s, False)
+
+        def note(table: pa.Table) -> None:
+            wanted.update({sha256: True for sha256 in table["media_sha256"].to_pylist() if sha256 in wanted})
+
+        if wanted:
+            self._read_all(FEATURES, note, ("media_sha256",))
+        return {sha256: row for row, sha256 in enumerate(sha256 for sha256, is_found in wanted.items() if is_found)}
+
+    def fill(self, matrix: np.ndarray, rows: Mapping[str, int]) -> None:
+        """Put vectors into their rows of a matrix (N, E), a file of the lake at a time.
+
+        Raises:
+            InputError: a medium has no vector any more.
+        """
+        is_filled = np.zeros(len(matrix), bool)
+
+        def collect(table: pa.Table) -> None:
+            places = np.array([rows.get(sha256, -1) for sha256 in table["media_sha256"].to_pylist()], np.int64)
+            used = places >= 0
+            matrix[places[used]] = _to_matrix(table["vector"], self.embed_dim)[used]
+            is_filled[places[used]] = True
+
+        if rows:
+            self._read_all(FEATURES, collect)
+        if not is_filled[list(rows.values())].all():
+            raise InputError(f"vectors vanished from feature lake {self.path} while it was read; run `embed` again.")
 
     def load(self, sha256s: Sequence[str]) -> tuple[dict[str, int], np.ndarray]:
         """The vectors of the media asked for.
@@ -108,23 +142,12 @@ class FeatureLake:
 
         Returns:
             index: row of each medium that has a vector, in the order asked for.
-            matrix: float32 (N, E).
+            matrix: (N, E) in the stored dtype.
         """
-        wanted = {sha256: row for row, sha256 in enumerate(dict.fromkeys(sha256s))}
-        vectors = np.zeros((len(wanted), self.embed_dim), np.float32)  # (N wanted, E)
-        is_found = np.zeros(len(wanted), bool)
-
-        def collect(table: pa.Table) -> None:
-            rows = np.array([wanted.get(sha256, -1) for sha256 in table["media_sha256"].to_pylist()], np.int64)
-            used = rows >= 0
-            vectors[rows[used]] = _to_matrix(table["vector"], self.embed_dim)[used]
-            is_found[rows[used]] = True
-
-        if wanted:
-            self._read_all(FEATURES, collect)
-        index = {sha256: row for sha256, row in wanted.items() if is_found[row]}
-        renumbered = {sha256: number for number, sha256 in enumerate(index)}
-        return renumbered, vectors[is_found]
+        index = self.find(sha256s)
+        matrix = np.empty((len(index), self.embed_dim), self.dtype)
+        self.fill(matrix, index)
+        return index, matrix
 
     def write_features(self, sha256s: Sequence[str], modality: str, vectors: np.ndarray) -> None:
         """Add vectors (N, E) of N media as one file."""
@@ -194,14 +217,10 @@ class FeatureLake:
             pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
         return path
 
-    def _rows(self, kind: str, columns: tuple[str, str]) -> Iterator[tuple[str, str]]:
-        pairs: list[tuple[str, str]] = []
-        self._read_all(
-            kind,
-            lambda table: pairs.extend(zip(*(table[column].to_pylist() for column in columns), strict=True)),
-            columns,
-        )
-        return iter(pairs)
+    def _read_columns(self, kind: str, columns: list[str]) -> pa.Table:
+        tables = [self._schema(kind).empty_table().select(columns)]
+        self._read_all(kind, tables.append, columns)
+        return pa.concat_tables(tables)
 
     def _read_all(self, kind: str, visit: Callable[[pa.Table], None], columns: Sequence[str] | None = None) -> None:
         """Visit every file's table once; begin again where another pass merges files meanwhile (visits may repeat)."""
@@ -249,6 +268,10 @@ def _damaged(path: Location, why: str) -> InputError:
     return InputError(
         f"feature lake file {path} is damaged ({why}); delete it and run `embed` again: only its media are encoded."
     )
+
+
+def _to_dict(pairs: pa.Table) -> dict[str, str]:
+    return dict(zip(*(column.to_pylist() for column in pairs.columns), strict=True))
 
 
 def _to_matrix(column: pa.ChunkedArray, embed_dim: int) -> np.ndarray:

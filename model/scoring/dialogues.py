@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,7 +112,7 @@ def score_dialogues(
     return DialogueScores(groups, responses, items)
 
 
-def called_tool_ids(records: Sequence[ToolRecord]) -> frozenset[str]:
+def called_tool_ids(records: Iterable[ToolRecord]) -> frozenset[str]:
     """The tools that the dialogues among the records call; `unknown` for those that call none."""
     return frozenset(tool_id for record in records if record.is_dialogue for tool_id in record.valid_tool_ids)
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -22,6 +21,7 @@ from data_pipeline.batches.plan import TrainingPlan, UniformPlan
 from data_pipeline.batches.stream import BatchForm, stream_micro_steps
 from data_pipeline.batches.token_shards import TokenForm, tokenize_shards
 from data_pipeline.batches.tokenized import StoredQuestions, select_questions
+from data_pipeline.batches.vector_table import VectorFile
 from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord
 from model.llm.backbone import load_tokenizer
 from model.llm.config import ModelConfig
@@ -80,7 +80,7 @@ def _plan(
     tool_ids = tuple(sorted({tool for _, tools in questions for tool in tools}))
     form = TokenForm(tokenizer, 512, longest_answer(tokenizer, tool_ids), 2048, tool_ids)
     shards = tokenize_shards(folder / "tokens", [(shard, len(records))], storage.hash_file(shard), form)
-    split, stored = select_questions(shards, [], np.zeros((0, EMBED_DIM), np.float32))
+    split, stored = select_questions(shards, [], VectorFile(None, 0, EMBED_DIM, "float32"))
     plan = UniformPlan(split.index, split.loss_weight, split.is_dialogue, 0, GLOBAL_BATCH_SIZE, "packed", PACK_TOKENS)
     return stored, plan
 

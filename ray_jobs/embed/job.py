@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.exceptions import RayTaskError
@@ -27,7 +29,7 @@ from data_pipeline.corpus.build import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location, locate
 from data_pipeline.media.feature_lake import FeatureLake
-from data_pipeline.records.schema import SPLITS, Modality
+from data_pipeline.records.schema import CORPUS_SCHEMA, SPLITS, Modality
 from ray_jobs.cluster import connect, tagged
 from ray_jobs.config import RunSpec
 from ray_jobs.embed.stages import EncodeBatch, decode_batch
@@ -38,15 +40,8 @@ from ray_jobs.train.run_folder import prove_shared
 
 # Forward passes of the vision or audio trunk that one medium costs: clips of its tensor (DESIGN 4.5).
 CLIPS = {Modality.IMAGE: 1, Modality.AUDIO: 3, Modality.VIDEO: 15}
+_COLUMNS = ["media_sha256", "modality", "media_uri", "source"]  # of the corpus: what a medium is
 PAPER_SOURCE = "toolmmbench"  # whose numbers are compared with the paper's: its media are loaded as the paper does
-
-
-@dataclass(frozen=True)
-class _Medium:
-    sha256: str
-    modality: Modality
-    path: Location
-    source: str
 
 
 @dataclass
@@ -132,20 +127,23 @@ def embed_corpus(
         encoder_name = str(Path(encoder_name).absolute())
     lake_path = locate(lake_path).absolute()
     precision = precision or ("bfloat16" if num_gpus else "float32")
+    recipe = _default_recipe(media["source"].unique().to_pylist())
     with _unwrapped_input_errors():
-        identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name, precision, _default_recipe(media)))
+        identity = ray.get(ray.remote(_describe_encoder).remote(encoder_name, precision, recipe))
     lake = FeatureLake.create(lake_path, identity["encoder_id"], identity["embed_dim"], dtype)
-    known, quarantined = lake.modalities(), lake.quarantined()
-    _check_modalities(media, known, lake)
-    todo = [medium for medium in media if medium.sha256 not in known and medium.sha256 not in quarantined]
+    has_vector = _check_modalities(corpus, media, lake)
+    is_quarantined = _find(media["media_sha256"], pa.array(lake.quarantined(), pa.string())) >= 0
+    todo = media.filter(pa.array(~has_vector & ~is_quarantined))
     totals = _Totals()
-    if todo:
-        print(f"encoder {lake.encoder_id}: {len(media)} media, {len(todo)} to encode, {len(known)} known", flush=True)
+    n_known = int(has_vector.sum())
+    if len(todo):
+        print(f"encoder {lake.encoder_id}: {len(media)} media, {len(todo)} to encode, {n_known} known", flush=True)
         actor = _ActorResources(num_actors, num_gpus, node_resource, threads_per_actor)
         with _unwrapped_input_errors(), Progress("embed") as progress:
             progress.show(0, len(todo), "media")
             with LakeWriter(lake) as writer:
-                for row in _stream_batches(_plan(todo, batch_size), lake, encoder_name, precision, identity, actor):
+                plan = _plan(corpus, todo, batch_size)
+                for row in _stream_batches(plan, lake, encoder_name, precision, identity, actor):
                     writer.add(row)
                     totals.add(row)
                     progress.show(totals.n_done, len(todo), "media", totals.render_faults())
@@ -157,8 +155,8 @@ def embed_corpus(
         "encoder_id": lake.encoder_id,
         "embed_dim": lake.embed_dim,
         "media": len(media),
-        "known": sum(medium.sha256 in known for medium in media),
-        "quarantined_before": sum(medium.sha256 in quarantined for medium in media),
+        "known": n_known,
+        "quarantined_before": int(is_quarantined.sum()),
         "records_without_file": n_without_file,
         **totals.to_json(),
     }
@@ -172,45 +170,55 @@ class _ActorResources:
     threads: int
 
 
-def _distinct_media(corpus: Corpus) -> tuple[list[_Medium], int]:
-    """Media by content, ordered by modality and first appearance; and how many records have no file."""
-    media: dict[str, _Medium] = {}
-    n_without_file = 0
-    for split in SPLITS:
-        table = corpus.table(split).select(["modality", "media_uri", "media_sha256", "source"])
-        for row in table.to_pylist():
-            if not row["media_uri"]:
-                continue
-            if not row["media_sha256"] or corpus.media_root is None:
-                n_without_file += 1
-            elif row["media_sha256"] not in media:
-                path = corpus.media_root / row["media_uri"]
-                media[row["media_sha256"]] = _Medium(
-                    row["media_sha256"], Modality(row["modality"]), path, row["source"]
-                )
-    order = list(Modality)
-    return sorted(media.values(), key=lambda medium: order.index(medium.modality)), n_without_file
+def _distinct_media(corpus: Corpus) -> tuple[pa.Table, int]:
+    """Media by content, ordered by modality and first appearance; and how many records have no file.
+
+    Returns:
+        rows of `_COLUMNS`, each medium once, and the count.
+    """
+    tables, n_without_file = [CORPUS_SCHEMA.empty_table().select(_COLUMNS)], 0
+    for table in (table for split in SPLITS for table in corpus.tables(split, _COLUMNS)):
+        named = table.filter(pc.field("media_uri") != "")
+        present = named.filter(pc.field("media_sha256") != "") if corpus.media_root is not None else named[:0]
+        n_without_file += len(named) - len(present)
+        tables.append(present)
+    media = pa.concat_tables(tables).combine_chunks()
+    codes = media["media_sha256"].combine_chunks().dictionary_encode().indices.to_numpy()
+    media = media.take(np.sort(np.unique(codes, return_index=True)[1]))
+    order = _find(media["modality"], pa.array([modality.value for modality in Modality]))
+    return media.take(np.argsort(order, kind="stable")), n_without_file
 
 
-def _default_recipe(media: list[_Medium]) -> str:
+def _default_recipe(sources: list[str]) -> str:
     """How media are loaded for an encoder that prescribes no recipe; at most one source of a corpus has media."""
-    return "mllm_tool" if any(medium.source == PAPER_SOURCE for medium in media) else "robust"
+    return "mllm_tool" if PAPER_SOURCE in sources else "robust"
 
 
-def _check_modalities(media: list[_Medium], known: dict[str, str], lake: FeatureLake) -> None:
-    for medium in media:
-        if known.get(medium.sha256, medium.modality.value) != medium.modality.value:
-            raise InputError(
-                f"{medium.path} is used as {medium.modality.value}, but feature lake {lake.path} holds it as "
-                f"{known[medium.sha256]}; use another lake folder for this corpus."
-            )
+def _check_modalities(corpus: Corpus, media: pa.Table, lake: FeatureLake) -> np.ndarray:
+    """bool (N,): which of N media the lake has a vector of; InputError if it has one under another modality."""
+    known = lake.read_modalities()
+    place = _find(media["media_sha256"], known["media_sha256"])
+    has_vector = np.flatnonzero(place >= 0)
+    as_here, as_there = media["modality"].take(has_vector), known["modality"].take(place[has_vector])
+    for number in np.flatnonzero(pc.not_equal(as_here, as_there).to_numpy())[:1]:  # pyright: ignore[reportAttributeAccessIssue]
+        path = corpus.media_root / media["media_uri"][int(has_vector[number])].as_py()
+        raise InputError(
+            f"{path} is used as {as_here[int(number)]}, but feature lake {lake.path} holds it as "
+            f"{as_there[int(number)]}; use another lake folder for this corpus."
+        )
+    return place >= 0
 
 
-def _plan(media: list[_Medium], batch_size: int) -> list[pa.Table]:
+def _find(values: pa.ChunkedArray, among: Any) -> np.ndarray:
+    """int64 [N]: where each value is first among others, -1 where it is not."""
+    return pc.index_in(values, value_set=among).fill_null(-1).to_numpy().astype(np.int64)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _plan(corpus: Corpus, media: pa.Table, batch_size: int) -> list[pa.Table]:
     """Batches of one modality each, as tables of one row."""
     tables = []
     for modality, clips in CLIPS.items():
-        group = [medium for medium in media if medium.modality is modality]
+        group = media.filter(pc.field("modality") == modality.value)
         size = max(1, batch_size // clips)
         for start in range(0, len(group), size):
             batch = group[start : start + size]
@@ -218,8 +226,8 @@ def _plan(media: list[_Medium], batch_size: int) -> list[pa.Table]:
                 pa.table(
                     {
                         "modality": [modality.value],
-                        "sha256": [[medium.sha256 for medium in batch]],
-                        "path": [[str(medium.path) for medium in batch]],
+                        "sha256": [batch["media_sha256"].to_pylist()],
+                        "path": [[str(corpus.media_root / uri) for uri in batch["media_uri"].to_pylist()]],
                     }
                 )
             )

@@ -14,6 +14,7 @@ from data_pipeline.batches.encoding import EncodedQuestion, encode_dialogue, enc
 from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.batches.tokenized import TokenizedQuestions
 from data_pipeline.corpus.files import Corpus
+from data_pipeline.corpus.sample import draw_records
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Modality, ToolRecord
 from model.llm.gguf import find_converted, is_gguf
@@ -26,6 +27,9 @@ NAME_CHARS_PER_TOKEN = 2.7
 FIXED_PROMPT_TOKENS = 14  # begin, "### Human:", the media slot in its tags, "### Assistant:"
 SHARED_ANSWER_TOKENS = 7  # "{'api_name': ", which all answers of a question begin with
 END_ANSWER_TOKENS = 3  # "}" and "###"
+
+
+COUNTED_RECORDS = 12_000  # of a corpus, at the most: some ten seconds; a larger one is scaled from a sample
 
 
 @dataclass(frozen=True)
@@ -90,17 +94,20 @@ def load_corpus_sizes(spec: RunSpec) -> CorpusSizes:
     if not storage.is_empty(storage.open_folder(spec.corpus_dir)):
         corpus = Corpus.open(spec.corpus_dir)
         # media that are absent have no hash, and their questions are left out of the training
-        records = [record for record in corpus.records("train") if not record.has_media or record.media_sha256]
+        usable = (record for record in corpus.records("train") if not record.has_media or record.media_sha256)
+        records, n_records = draw_records(usable, COUNTED_RECORDS, spec.seed)
         if not records:
             raise InputError(f"the corpus at {corpus.path} has no usable training question; see its report.md.")
         tokenizer = _find_tokenizer(spec)
         if tokenizer is not None:
-            return _count_tokens(spec, records, tokenizer)
-        return _guess_tokens(
-            [_describe(record) for record in records],
-            [record.source for record in records],
-            "questions counted in the corpus, tokens assumed from their characters: no tokenizer here",
-        )
+            sizes = _count_tokens(spec, records, tokenizer)
+        else:
+            sizes = _guess_tokens(
+                [_describe(record) for record in records],
+                [record.source for record in records],
+                "questions counted in the corpus, tokens assumed from their characters: no tokenizer here",
+            )
+        return sizes if n_records == len(records) else _scale(sizes, len(records), n_records)
     items: list[_Question] = []
     sources: list[str] = []
     for options in spec.prepare.sources:
@@ -192,6 +199,41 @@ def _count_tokens(spec: RunSpec, records: list[ToolRecord], tokenizer: Any) -> C
         len(records) - len(kept),
         "counted in the corpus with the backbone's tokenizer",
         is_assumed=False,
+    )
+
+
+def _scale(sizes: CorpusSizes, n_counted: int, n_records: int) -> CorpusSizes:
+    """The sizes of all records from those of a sample: each question stands for equally many.
+
+    Families grow with their members; what is alone in the sample stays alone.
+    """
+    split, index = sizes.split, sizes.split.index
+    n_questions = round(len(index) * n_records / n_counted)
+    like = np.arange(n_questions) * len(index) // n_questions  # [n_questions], the sampled question of each
+    starts = np.cumsum(index.n_rows) - index.n_rows
+    n_rows = index.n_rows[like]
+    within = np.arange(n_rows.sum()) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
+    is_alone = index.shared_tokens[like] == 0
+    scaled = PlanIndex(
+        n_rows=n_rows,
+        n_tokens=index.n_tokens[like],
+        row_tokens=index.row_tokens[np.repeat(starts[like], n_rows) + within],
+        family=np.where(is_alone, len(index) + np.arange(n_questions), index.family[like]),
+        shared_tokens=index.shared_tokens[like],
+    )
+    return CorpusSizes(
+        TokenizedQuestions(
+            scaled,
+            split.loss_weight[like],
+            split.n_asked[like],
+            split.is_dialogue[like],
+            [split.modalities[number] for number in like],
+            [split.sources[number] for number in like],
+            round(split.n_too_long * n_records / n_counted),
+        ),
+        sizes.loss_tokens[like],
+        f"{sizes.origin}; {n_counted:,} of {n_records:,} records, a sample",
+        sizes.is_assumed,
     )
 
 

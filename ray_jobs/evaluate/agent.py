@@ -89,7 +89,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
             runs.append(found)
             progress.show(len(runs), len(records), "dialogues")
     seconds = time.perf_counter() - start
-    scores = score_dialogues(records, [found.texts for found in runs], called_tool_ids(list(corpus.records("train"))))
+    scores = score_dialogues(records, [found.texts for found in runs], called_tool_ids(corpus.records("train")))
     evaluation = DialogueEvaluation(records, scores, 0, seconds)
     folder = spec.run_dir / FOLDER
     evaluation.write(folder)

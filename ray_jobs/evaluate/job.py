@@ -4,15 +4,17 @@ does, its dialogues as GPT4Tools does, both if it holds both; and the retriever,
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Any
 
 from data_pipeline import storage
-from data_pipeline.corpus.sample import sample_records
+from data_pipeline.corpus.files import Corpus
+from data_pipeline.corpus.sample import draw_records, sample_stream
 from data_pipeline.errors import InputError
-from data_pipeline.records.schema import SPLITS
-from model.scoring.dialogues import called_tool_ids
+from data_pipeline.records.schema import SPLITS, ToolRecord
 from ray_jobs.cluster import connect
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate.actors import TrainedModel
@@ -20,7 +22,7 @@ from ray_jobs.evaluate.dialogues import DialogueEvaluation, evaluate_dialogues
 from ray_jobs.evaluate.questions import QuestionEvaluation, evaluate_questions
 from ray_jobs.evaluate.retrieval import RetrievalEvaluation, evaluate_retrieval
 from ray_jobs.tracking.runs import RunLogger
-from ray_jobs.train.features import load_media_vectors, separate_usable
+from ray_jobs.train.features import MediaVectors, load_media_vectors
 from ray_jobs.train.job import TrainSummary
 from ray_jobs.train.run_folder import prove_shared
 
@@ -28,6 +30,7 @@ FOLDER = "evaluation"  # in the run's folder
 ANSWERS = "evaluation-answers"  # beside it, until all are there
 REPORT_FILE = "report.md"
 EVALUATION_FILE = "evaluation.json"
+BASELINE_QUESTIONS = 50_000  # of training, at the most: a test question is compared with each of them
 
 
 @dataclass(frozen=True)
@@ -61,23 +64,24 @@ def evaluate(spec: RunSpec) -> Evaluation:
     checkpoint = str(summary.find_best_checkpoint())
     model = TrainedModel(summary.model_config, checkpoint, spec.evaluate, (spec.run_dir / ANSWERS).absolute())
     corpus = summary.open_corpus(spec.corpus_dir)
-    train_records, test_records = list(corpus.records("train")), list(corpus.records("test"))
-    val_questions = [record for record in corpus.records("val") if not record.is_dialogue]
-    test_questions = [record for record in test_records if not record.is_dialogue]
     most, seed = spec.evaluate.max_questions, spec.seed
-    test_dialogues = sample_records([record for record in test_records if record.is_dialogue], most, seed)
     vectors = load_media_vectors(spec, corpus, *SPLITS)
-    usable, unusable = separate_usable(test_questions, vectors)
-    usable = sample_records(usable, most, seed)
+
+    def read(split: str) -> Iterator[ToolRecord]:
+        return (record for record in corpus.records(split) if not record.is_dialogue and vectors.has(record))
+
+    train = read_training(corpus, seed)
+    usable = sample_stream(lambda: read("test"), most, seed)
+    test_dialogues = sample_stream(lambda: filter(attrgetter("is_dialogue"), corpus.records("test")), most, seed)
+    positions, n_unusable = _number_questions(corpus, vectors)
     questions = retrieval = dialogues = None
-    train_questions = [record for record in train_records if not record.is_dialogue]
     loss = spec.train.loss
     if usable and loss.retrieval:
         retrieval = evaluate_retrieval(
             model,
             [corpus.catalog[tool_id] for tool_id in corpus.catalog.selection_tool_ids],
             summary.max_target_tokens,
-            train_questions,
+            train.answered_tool_ids,
             usable,
             vectors,
         )
@@ -86,20 +90,20 @@ def evaluate(spec: RunSpec) -> Evaluation:
             model,
             corpus.catalog.selection_tool_ids,
             summary.max_target_tokens,
-            train_questions,
-            sample_records(separate_usable(val_questions, vectors)[0], spec.train.validation_questions, seed),
+            train.questions,
+            sample_stream(lambda: read("val"), spec.train.validation_questions, seed),
             usable,
             vectors,
-            len(unusable),
+            n_unusable,
         )
     if test_dialogues:
         max_tokens = spec.train.max_dialogue_tokens
         dialogues = evaluate_dialogues(
-            model, test_dialogues, max_tokens, called_tool_ids(train_records), corpus.catalog, loss.retrieval > 0
+            model, test_dialogues, max_tokens, train.called_tool_ids, corpus.catalog, loss.retrieval > 0
         )
     if questions is None and retrieval is None and dialogues is None:
         raise InputError(
-            f"nothing of the test split can be used: {len(unusable)} questions have no media vector, "
+            f"nothing of the test split can be used: {n_unusable} questions have no media vector, "
             f"{len(test_dialogues)} dialogues are longer than train.max_dialogue_tokens = "
             f"{spec.train.max_dialogue_tokens}."
         )
@@ -109,7 +113,6 @@ def evaluate(spec: RunSpec) -> Evaluation:
     folder = spec.run_dir / FOLDER
     with storage.replacing_folder(folder) as new, storage.staged_locally(new) as local:
         if questions is not None:
-            positions = {record.record_id: position for position, record in enumerate(test_questions)}
             questions.write(local, positions, corpus.manifest.get("merged_source_indexes", {}), corpus.catalog)
         if dialogues is not None:
             dialogues.write(local)
@@ -122,6 +125,48 @@ def evaluate(spec: RunSpec) -> Evaluation:
     tracker.log_artifacts(storage.fetch_folder(folder), FOLDER)
     tracker.close()
     return Evaluation(questions, retrieval, dialogues, result)
+
+
+@dataclass(frozen=True)
+class TrainingSplit:
+    """What evaluation needs of the training split.
+
+    Attributes:
+        questions: what the baselines learn from: all, or a sample of `BASELINE_QUESTIONS`.
+        answered_tool_ids: tools that some question is answered with.
+        called_tool_ids: tools that the dialogues call; `unknown` for those that call none.
+    """
+
+    questions: list[ToolRecord]
+    answered_tool_ids: frozenset[str]
+    called_tool_ids: frozenset[str]
+
+
+def read_training(corpus: Corpus, seed: int) -> TrainingSplit:
+    """Read the training split once, and hold a sample at the most."""
+    answered, called = set[str](), set[str]()
+
+    def read() -> Iterator[ToolRecord]:
+        for record in corpus.records("train"):
+            (called if record.is_dialogue else answered).update(record.valid_tool_ids)
+            if not record.is_dialogue:
+                yield record
+
+    questions, n_questions = draw_records(read(), BASELINE_QUESTIONS, seed)
+    if n_questions > len(questions):
+        print(f"evaluate: the baselines learn from {len(questions):,} of {n_questions:,} training questions, a sample")
+    return TrainingSplit(questions, frozenset(answered), frozenset(called))
+
+
+def _number_questions(corpus: Corpus, vectors: MediaVectors) -> tuple[dict[str, int], int]:
+    """Each test question's place by record id, and how many of them have no media vector."""
+    positions: dict[str, int] = {}
+    n_unusable = 0
+    for record in corpus.records("test"):
+        if not record.is_dialogue:
+            positions[record.record_id] = len(positions)
+            n_unusable += not vectors.has(record)
+    return positions, n_unusable
 
 
 def name_checkpoint(checkpoint: str) -> str:

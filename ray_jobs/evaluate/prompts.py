@@ -12,7 +12,6 @@ import pyarrow as pa
 from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.records.schema import ToolRecord
 from model.decode.tools import Prompt
-from model.llm.backbone import load_tokenizer
 from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
 
 _VECTOR = pa.list_(pa.float32())
@@ -47,7 +46,6 @@ class QuestionJob:
             first_only: of which nothing but the first answer is wanted.
             columns: further ones.
         """
-        load_tokenizer(self.model.model_config["backbone"])  # here, where a backbone that is gone can be told
         instructions = [record.instruction for record in records]
         position = pa.array(range(len(records)), pa.int64())
         table = pa.table({"position": position, "instruction": instructions, "first_only": first_only, **columns})

@@ -25,6 +25,7 @@ from data_pipeline.sources.metatool import MULTI as TWO_TOOLS
 from model.decode.free import generate_free
 from model.decode.tools import p_unknown, top_k_tools
 from model.decode.trie import ChoiceTrie
+from model.llm.backbone import load_tokenizer
 from model.scoring.baselines import knn_baseline, majority_baseline
 from model.scoring.selection import SelectionScores, score_abstention, score_records
 from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown
@@ -143,6 +144,7 @@ def evaluate_questions(
         n_unusable: test questions that were left out for want of a media vector; reported.
     """
     start = time.perf_counter()
+    load_tokenizer(model.model_config["backbone"])  # here, where a backbone that is gone can be told
     asked = [*records, *val_records]
     media = [vectors.get(record) for record in asked]
     permuted = permute_media(records, media[: len(records)], model.options.shuffle_seed)
@@ -193,9 +195,7 @@ def _score(
         "free": [[row["free"]] for row in decoded],
         "shuffled_media": [[render_target(row["shuffled_media"])] for row in decoded],
         "majority": majority_baseline(train_records, records),
-        "knn": knn_baseline(
-            train_records, records, {sha256: vectors.matrix[row] for sha256, row in vectors.rows.items()} or None
-        ),
+        "knn": knn_baseline(train_records, records, vectors.map_of([*train_records, *records]) or None),
     }
     return {mode: score_records(records, answers, tool_ids) for mode, answers in responses.items()}
 

@@ -7,7 +7,7 @@ A question counts as unseen if training was asked for none of its right tools (`
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ def evaluate_retrieval(
     model: TrainedModel,
     tools: Sequence[Tool],
     max_target_tokens: int,
-    train_records: Sequence[ToolRecord],
+    seen_tool_ids: Collection[str],
     records: Sequence[ToolRecord],
     vectors: MediaVectors,
 ) -> RetrievalEvaluation:
@@ -124,7 +124,7 @@ def evaluate_retrieval(
         model: trained with `train.loss.retrieval`.
         tools: the catalogue's entries that a question may be answered with.
         max_target_tokens: see `encode_question`.
-        train_records: questions of the training split; they say which tools were seen.
+        seen_tool_ids: tools that questions of the training split are answered with.
         records: questions of the test split that can be used, at least one.
         vectors: of their media.
     """
@@ -158,7 +158,7 @@ def evaluate_retrieval(
         "tf-idf": description_baseline(tools, [record.instruction for record in records], max(DEPTHS)),
         "task description": description_baseline(tools, _describe(model, records), max(DEPTHS)),
     }
-    seen = {tool_id for record in train_records for tool_id in record.valid_tool_ids}
+    seen = frozenset(seen_tool_ids)
     is_seen = np.array([not seen.isdisjoint(record.valid_tool_ids) for record in records])
     groups = {"all": np.ones(len(records), dtype=bool), "seen": is_seen, "unseen": ~is_seen}
     result: dict[str, Any] = {

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from data_pipeline import storage
+from data_pipeline.batches.vector_table import VectorFile, VectorTable, write_vectors
 from data_pipeline.corpus.files import Corpus
 from data_pipeline.errors import InputError
 from data_pipeline.locations import Location
 from data_pipeline.media.feature_lake import FeatureLake
-from data_pipeline.records.schema import ToolRecord
+from data_pipeline.records.schema import SPLITS, ToolRecord
 from ray_jobs.config import RunSpec
 
 EMBED_FILE = "embed.json"  # which encoder made the run's vectors; `embed` writes it
@@ -25,13 +27,20 @@ class MediaVectors:
 
     Attributes:
         encoder_id: what made them; "" for a corpus without usable media.
-        rows: media_sha256 -> row of `matrix`.
-        matrix: float16 or float32 [N, E].
+        rows: media_sha256 -> row of `table`.
+        embed_dim: E.
+        write: writes the file of the vectors, or finds it.
     """
 
     encoder_id: str
     rows: dict[str, int]
-    matrix: np.ndarray
+    embed_dim: int
+    write: Callable[[], VectorFile]
+
+    @functools.cached_property
+    def table(self) -> VectorTable:
+        """The N vectors, mapped; the file is written at the first use, so that a job that is refused leaves none."""
+        return VectorTable(self.write())
 
     def has(self, record: ToolRecord) -> bool:
         """Whether the record can be used: it is text, or its medium has a vector."""
@@ -41,7 +50,12 @@ class MediaVectors:
         """float32 [E], or None for text."""
         if not record.has_media:
             return None
-        return self.matrix[self.rows[record.media_sha256]].astype(np.float32)
+        return self.table.take([self.rows[record.media_sha256]])[0]
+
+    def map_of(self, records: Iterable[ToolRecord]) -> dict[str, np.ndarray]:
+        """[E] in the stored dtype, not read yet, by media_sha256: of the records' media that have a vector."""
+        found = dict.fromkeys(record.media_sha256 for record in records if record.media_sha256 in self.rows)
+        return {sha256: self.table.matrix[self.rows[sha256]] for sha256 in found}
 
 
 def save_embed_info(run_dir: Location, encoder_id: str, catalog_hash: str) -> None:
@@ -67,14 +81,22 @@ def read_embed_info(run_dir: Location) -> tuple[str, str] | None:
 
 
 def load_media_vectors(spec: RunSpec, corpus: Corpus, *splits: str) -> MediaVectors:
-    """Load the vectors of the splits' media. Media without one (absent file, quarantined) are simply not in it.
+    """The vectors of the corpus's media, in a file of the run that is written when it is used, if nobody has yet.
+
+    Media without one (absent file, quarantined) are simply not in it.
+
+    Args:
+        spec: of the run.
+        corpus: its corpus.
+        splits: those that are going to be read; where they have no media, no vector is needed.
 
     Raises:
         InputError: the splits have media files, but `embed` has not run on this corpus.
     """
     hashes = corpus.media_hashes(*splits)
     if not hashes:
-        return MediaVectors("", {}, np.zeros((0, spec.model.encoder_dim), dtype=np.float32))
+        embed_dim = spec.model.encoder_dim
+        return MediaVectors("", {}, embed_dim, lambda: VectorFile(None, 0, embed_dim, "float32"))
     info = read_embed_info(spec.run_dir)
     if info is None:
         raise InputError(
@@ -86,13 +108,10 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, *splits: str) -> MediaVect
             f"the tool catalogue of {corpus.path} changed after `embed` ran (now {corpus.catalog.content_hash[:12]}, "
             f"then {catalog_hash[:12]}); run `embed` again, it only encodes what is new."
         )
-    rows, matrix = FeatureLake(spec.lake_path, encoder_id).load(hashes)
-    return MediaVectors(encoder_id, rows, matrix)
-
-
-def separate_usable(records: Iterable[ToolRecord], vectors: MediaVectors) -> tuple[list[ToolRecord], list[ToolRecord]]:
-    """Records that can be used, and those whose medium has no vector."""
-    usable, unusable = [], []
-    for record in records:
-        (usable if vectors.has(record) else unusable).append(record)
-    return usable, unusable
+    lake = FeatureLake(spec.lake_path, encoder_id)
+    rows = lake.find(corpus.media_hashes(*SPLITS))  # of all splits: one file for those who train and who evaluate
+    key = "\n".join([encoder_id, *rows])
+    shape = len(rows), lake.embed_dim
+    fill = functools.partial(lake.fill, rows=rows)
+    write = functools.partial(write_vectors, spec.vectors_dir, key, shape, lake.dtype, fill)
+    return MediaVectors(encoder_id, rows, lake.embed_dim, write)

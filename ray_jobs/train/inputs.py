@@ -19,7 +19,7 @@ from data_pipeline.batches.stream import BatchForm
 from data_pipeline.batches.token_shards import TokenForm, TokenShards, tokenize_shards
 from data_pipeline.batches.tokenized import StoredQuestions, TokenizedQuestions, select_questions
 from data_pipeline.corpus.files import Corpus
-from data_pipeline.corpus.sample import kind_of, sample_places
+from data_pipeline.corpus.sample import draw_records, kind_of, sample_places
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool, ToolCatalog
 from data_pipeline.records.prompts import render_prompt, render_target
@@ -35,6 +35,7 @@ from ray_jobs.train.validation import ValidationSet
 
 GPU_BLOCK_TOKENS = 128  # FlexAttention works on blocks of so many, and compiles anew for every other length
 CPU_SEQUENCE_TOKENS = 256  # the CPU's attention computes the whole mask; GPUs skip the blocks that are empty
+TINY_BACKBONE_RECORDS = 20_000  # whose texts its tokenizer learns from: more teach 2,048 tokens nothing new
 CPU_BLOCK_TOKENS = 64  # in bfloat16 oneDNN compiles for every other length and keeps it: 35 MiB each with 30 layers
 
 
@@ -87,7 +88,7 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
         {tool.call_name: number for number, tool in enumerate(carded)},
     )
     shards = tokenize_shards(spec.tokens_dir, corpus.shard_rows("train"), f"{corpus.data_hash}/train", form)
-    split, questions = select_questions(shards, list(vectors.rows), vectors.matrix)
+    split, questions = select_questions(shards, list(vectors.rows), vectors.table.file)
     _show_tokens(shards, split, spec)
     cards = _build_cards(spec, carded, questions, tool_ids, tokenizer) if carded else None
     batches = _build_form(spec, split, tokenizer.pad_token_id or 0, tool_choices, cards)
@@ -210,9 +211,10 @@ def build_plan(spec: RunSpec, split: TokenizedQuestions) -> TrainingPlan:
 
 def resolve_model(spec: RunSpec, corpus: Corpus, vectors: MediaVectors) -> ModelConfig:
     """Fill in the encoder's width, which the lake decides, and the folder of a backbone that is made here."""
-    changes: dict[str, Any] = {"encoder_dim": vectors.matrix.shape[1], "seed": spec.seed}
+    changes: dict[str, Any] = {"encoder_dim": vectors.embed_dim, "seed": spec.seed}
     if spec.model.backbone == "tiny":
-        texts = [_text_of(record) for record in corpus.records("train")]
+        drawn = draw_records(corpus.records("train"), TINY_BACKBONE_RECORDS, spec.seed)[0]
+        texts = [_text_of(record) for record in drawn]
         texts += [render_target(tool_id) for tool_id in corpus.catalog.selection_tool_ids]
         changes["backbone"] = str(build_tiny_backbone(spec.work_dir / "backbone", texts, seed=spec.seed))
     elif is_gguf(spec.model.backbone):

@@ -29,7 +29,7 @@ from ray_jobs.evaluate.calibration import read_first
 from ray_jobs.evaluate.prompts import QuestionJob, vector_column
 from ray_jobs.evaluate.questions import Decoder
 from ray_jobs.progress import Progress
-from ray_jobs.train.features import MediaVectors, load_media_vectors, separate_usable
+from ray_jobs.train.features import MediaVectors, load_media_vectors
 
 BATCH_SIZE = 16
 N_DRAWS = 50
@@ -83,7 +83,7 @@ def main() -> None:
     found = []
     for split in ("val", "test"):
         asked = [record for record in corpus.records(split) if not record.is_dialogue and record.source == args.source]
-        found.append(answer(reader, separate_usable(asked, vectors)[0], vectors, split))
+        found.append(answer(reader, list(filter(vectors.has, asked)), vectors, split))
     (val_p, val_right), (p, is_right) = found
     fitted = fit_calibration(val_p, val_right)
     share = val_right.mean()

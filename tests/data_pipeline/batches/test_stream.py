@@ -21,6 +21,7 @@ from data_pipeline.batches.steps import PlanIndex
 from data_pipeline.batches.stream import BatchForm, MicroStep, stream_micro_steps
 from data_pipeline.batches.token_shards import TokenForm, tokenize_shards
 from data_pipeline.batches.tokenized import StoredQuestions, TokenizedQuestions, select_questions
+from data_pipeline.batches.vector_table import write_vectors
 from data_pipeline.errors import InputError
 from data_pipeline.records.dialogue import render_answer, render_call
 from data_pipeline.records.prompts import render_target
@@ -102,7 +103,8 @@ def build_tokens(
 ) -> Tokens:
     form = TokenForm(CharacterTokenizer(), *limits, TOOLS, ends, call_numbers or {})
     shards = tokenize_shards(folder / "tokens", write_shards(records, folder), "these records", form)
-    return Tokens(*select_questions(shards, list(media or {}), MEDIA))
+    vectors = write_vectors(folder / "vectors", "", MEDIA.shape, "float16", lambda matrix: np.copyto(matrix, MEDIA))
+    return Tokens(*select_questions(shards, list(media or {}), vectors))
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from data_pipeline.batches.encoding import encode_dialogue, encode_question
 from data_pipeline.batches.question_table import QuestionTable
 from data_pipeline.batches.token_shards import MANIFEST_FILE, TokenForm, TokenShards, tokenize_shards
 from data_pipeline.batches.tokenized import select_questions
+from data_pipeline.batches.vector_table import VectorFile
 from data_pipeline.records.schema import CORPUS_SCHEMA, Modality, ToolRecord, Turn
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -102,7 +103,7 @@ def test_every_record_has_its_tokens_wherever_shards_are_cut(
     assert len(shards.parts) == 5 + 3
     assert sorted(path.name for path in shards.folder.iterdir())[-1] == MANIFEST_FILE
     media = ["sha0", "sha3"]  # the others have no vector
-    facts, stored = select_questions(shards, media, np.zeros((2, 4), np.float16))
+    facts, stored = select_questions(shards, media, VectorFile(tmp_path / "vectors", 2, 4, "float16"))
     kept = [r for r in RECORDS if (not r.media_sha256 or r.media_sha256 in media) and len(r.instruction) < 200]
     assert len(facts.index) == len(kept) == len(RECORDS) - facts.n_too_long - facts.n_without_vector
     assert facts.n_too_long == len(RECORDS) // 14

@@ -47,6 +47,11 @@ def test_vectors_come_back_in_the_order_asked_for(lake: FeatureLake, tmp_path: P
     index, matrix = lake.load([])
     assert index == {}
     assert matrix.shape == (0, E)
+    matrix = np.zeros((3, E), np.float32)
+    lake.fill(matrix, {"c": 2, "d": 0})
+    np.testing.assert_array_equal(matrix, [_vectors(1, seed=1)[0], np.zeros(E), _vectors(3)[2]])
+    with pytest.raises(InputError, match=r"vectors vanished .* run `embed` again"):
+        lake.fill(matrix, {"absent": 1})
 
 
 def test_layout_and_half_precision(tmp_path: Path) -> None:
@@ -57,7 +62,8 @@ def test_layout_and_half_precision(tmp_path: Path) -> None:
     assert table.schema.field("vector").type == pa.list_(pa.float16(), E)
     assert table.column_names == ["media_sha256", "modality", "vector"]
     _, matrix = lake.load(["a"])
-    np.testing.assert_array_equal(matrix, _vectors(1).astype(np.float16).astype(np.float32))
+    assert matrix.dtype == np.float16, "it takes half the memory"
+    np.testing.assert_array_equal(matrix, _vectors(1).astype(np.float16))
     header = json.loads((tmp_path / "enc-2/lake.json").read_text())
     assert (header["encoder_id"], header["embed_dim"], header["dtype"]) == ("enc-2", E, "float16")
     assert header["created"]

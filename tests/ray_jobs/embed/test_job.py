@@ -29,11 +29,10 @@ from data_pipeline.corpus.build import Corpus, PrepareOptions, build_corpus
 from data_pipeline.errors import InputError
 from data_pipeline.media.feature_lake import FeatureLake
 from data_pipeline.media.load import load_media
-from data_pipeline.records.schema import Modality
 from model.imagebind.encoders import load_encoder, vector_space
 from model.imagebind.network import ImageBind, ImageBindConfig
 from ray_jobs.embed import writing
-from ray_jobs.embed.job import _default_recipe, _Medium, embed_corpus
+from ray_jobs.embed.job import _default_recipe, embed_corpus
 from ray_jobs.embed.stages import decode_batch
 from ray_jobs.embed.writing import LakeWriter
 
@@ -321,10 +320,7 @@ def test_decoding_stage_separates_good_bad_and_changed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tensor[0], load_media("image", paths[0]))
 
 
-def test_the_papers_media_alone_are_loaded_as_the_paper_does(tmp_path: Path) -> None:
-    def media_of(source: str) -> list[_Medium]:
-        return [_Medium("0", Modality.IMAGE, tmp_path / "a.png", source)]
-
-    assert _default_recipe(media_of("toolmmbench")) == "mllm_tool"
-    assert [_default_recipe(media_of(name)) for name in ("jsonl", "toolmm-mini")] == ["robust", "robust"]
+def test_the_papers_media_alone_are_loaded_as_the_paper_does() -> None:
+    assert _default_recipe(["toolmmbench"]) == "mllm_tool"
+    assert [_default_recipe([name]) for name in ("jsonl", "toolmm-mini")] == ["robust", "robust"]
     assert _default_recipe([]) == "robust"

@@ -16,7 +16,9 @@ from data_pipeline.records.schema import Modality, ToolRecord
 from data_pipeline.sources.toolmm_mini import generate_dialogues
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import load_run_spec
+from ray_jobs.estimate import corpus_sizes
 from ray_jobs.estimate.corpus_sizes import load_corpus_sizes
+from ray_jobs.train.inputs import build_plan
 
 
 def test_tables_of_the_paper_stand_in_for_a_corpus(tmp_path: Path) -> None:
@@ -66,3 +68,41 @@ def test_a_corpus_is_counted_with_its_tokenizer_and_guessed_without(
     limit = int(np.median(index.row_tokens))
     short = load_corpus_sizes(load_run_spec("demo", [f"runs_dir={tmp_path}", f"train.max_dialogue_tokens={limit}"]))
     assert short.split.n_too_long == int((index.row_tokens[:-2] > limit).sum()) > 0
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_a_large_corpus_is_scaled_from_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_tokenizer: bool
+) -> None:
+    dialogues = [record for record in generate_dialogues("test") if record.split == "train"]
+    text = "please improve this dark picture for me"
+    tools = ("lab/dehaze", "lab/deblur")
+    questions = [ToolRecord(str(n), "mini", Modality.TEXT, f"{n} {text}" + " now" * (n % 9), tools) for n in range(150)]
+    records = [*dialogues, *questions]
+    corpus = SimpleNamespace(path=tmp_path, records=lambda split: iter(records))
+    monkeypatch.setattr(Corpus, "open", lambda path: corpus)
+    spec = load_run_spec("demo", [f"runs_dir={tmp_path}"])
+    storage.write_file(spec.corpus_dir / "manifest.json", "{}")
+    if has_tokenizer:
+        build_tiny_backbone(spec.run_dir / "backbone", [record.instruction for record in records], vocab_size=600)
+    whole = load_corpus_sizes(spec)
+    monkeypatch.setattr(corpus_sizes, "COUNTED_RECORDS", len(records) // 2)
+    scaled = load_corpus_sizes(spec)
+    assert f"{len(records) // 2:,} of {len(records):,} records, a sample" in scaled.origin
+    assert (len(scaled.split.index), scaled.is_assumed) == (len(records), whole.is_assumed)
+    index, expected = scaled.split.index, whole.split.index
+    assert len(index.row_tokens) == index.total_rows
+    longest = np.maximum.reduceat(index.row_tokens, np.cumsum(index.n_rows) - index.n_rows)
+    assert (longest <= index.n_tokens + 1).all(), "each question has its own rows; a tree is without the last token"
+    for found, of_all in (
+        (index.row_tokens.sum(), expected.row_tokens.sum()),
+        (index.count_tokens(np.arange(len(index))), expected.count_tokens(np.arange(len(expected)))),
+        (scaled.split.loss_weight.sum(), whole.split.loss_weight.sum()),
+        (scaled.loss_tokens.sum(), whole.loss_tokens.sum()),
+        (scaled.split.is_dialogue.sum(), whole.split.is_dialogue.sum()),
+    ):
+        assert found == pytest.approx(of_all, rel=0.15)
+    assert set(scaled.split.sources) == set(whole.split.sources)
+    assert build_plan(spec, scaled.split).total_steps(1) == pytest.approx(
+        build_plan(spec, whole.split).total_steps(1), rel=0.1
+    )

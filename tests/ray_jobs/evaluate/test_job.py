@@ -125,3 +125,20 @@ def test_nothing_to_evaluate_is_an_error(run: Any) -> None:
 def test_metric_names_say_which_group() -> None:
     result = {"free": {"recall@1": 1, "note": "x", "none": None}, "dialogues": {"all": {"sr": 0.5}}, "n_questions": 2}
     assert job.name_metrics(result) == {"eval/free/recall_at_1": 1.0, "eval/dialogues/all/sr": 0.5}
+
+
+def test_of_a_large_training_split_the_baselines_get_a_sample(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [build_record(number, number % 4 == 0) for number in range(40)]
+    corpus: Any = SimpleNamespace(records=lambda split: iter(records))
+    whole = job.read_training(corpus, seed=0)
+    assert whole.questions == [record for record in records if not record.is_dialogue]
+    assert (whole.answered_tool_ids, whole.called_tool_ids) == ({"lab/tool"}, {"lab/dialogue-tool"})
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(job, "BASELINE_QUESTIONS", 7)
+    sample = job.read_training(corpus, seed=0)
+    assert len(sample.questions) == 7
+    assert set(map(id, sample.questions)) < set(map(id, whole.questions))
+    assert sample.answered_tool_ids == whole.answered_tool_ids
+    assert capsys.readouterr().out == "evaluate: the baselines learn from 7 of 30 training questions, a sample\n"

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipeline.errors import InputError
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
-from ray_jobs.train.zero import MOMENTS, deepspeed_config, parameter_groups
+from ray_jobs.train import zero
+from ray_jobs.train.zero import MOMENTS, deepspeed_config, parameter_groups, start_engine
 from ray_jobs.train_options import TrainOptions, check_training
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "model"))  # the ranks import these modules by name as well
@@ -94,6 +95,23 @@ def test_what_cannot_train_together_is_refused(model: dict[str, Any], train: dic
         check_training(ModelConfig(**model), TrainOptions.model_validate(train))
     check_training(ModelConfig(), TrainOptions(epochs=2, projector_epochs=2))
     check_training(ModelConfig(dtype="bfloat16", quantize="nf4"), TrainOptions(use_gpu=True, offload_optimizer=True))
+
+
+@pytest.mark.parametrize(("most", "expected"), [(10**9, 17), (5, 5)])
+def test_a_bucket_is_no_larger_than_what_is_trained(monkeypatch: pytest.MonkeyPatch, most: int, expected: int) -> None:
+    """DeepSpeed keeps the buffer all the time, and would make it of 500 M numbers."""
+    given: dict[str, Any] = {}
+
+    def initialize(config: dict[str, Any], **_: Any) -> tuple[Any]:
+        given.update(config)
+        return (object(),)
+
+    mllm: Any = nn.Sequential(nn.Linear(4, 3), nn.Linear(1, 2, bias=False), nn.Linear(50, 50).requires_grad_(False))
+    mllm.config = ModelConfig()
+    monkeypatch.setattr(zero.deepspeed, "initialize", initialize)
+    monkeypatch.setattr(zero, "MAX_BUCKET", most)
+    start_engine(mllm, TrainOptions())
+    assert given["zero_optimization"]["reduce_bucket_size"] == expected, "4 x 3 + 3 + 2 numbers are trained"
 
 
 def test_the_loop_owns_the_accumulation_boundary() -> None:
