@@ -27,11 +27,13 @@ class MediaVectors:
         encoder_id: what made them; "" for a corpus without usable media.
         rows: media_sha256 -> row of `matrix`.
         matrix: float16 or float32 [N, E].
+        encoder_name: as `load_encoder` took it; "" where `embed` did not note it yet.
     """
 
     encoder_id: str
     rows: dict[str, int]
     matrix: np.ndarray
+    encoder_name: str = ""
 
     def has(self, record: ToolRecord) -> bool:
         """Whether the record can be used: it is text, or its medium has a vector."""
@@ -44,10 +46,10 @@ class MediaVectors:
         return self.matrix[self.rows[record.media_sha256]].astype(np.float32)
 
 
-def save_embed_info(run_dir: Location, encoder_id: str, catalog_hash: str) -> None:
-    """Note which encoder made the vectors of the run's corpus, and with which catalogue."""
-    content = json.dumps({"encoder_id": encoder_id, "catalog_hash": catalog_hash}) + "\n"
-    storage.write_file(run_dir / EMBED_FILE, content)
+def save_embed_info(run_dir: Location, encoder_id: str, catalog_hash: str, encoder_name: str = "") -> None:
+    """Note which encoder made the vectors of the run's corpus, by what name, and with which catalogue."""
+    info = {"encoder_id": encoder_id, "catalog_hash": catalog_hash, "encoder_name": encoder_name}
+    storage.write_file(run_dir / EMBED_FILE, json.dumps(info) + "\n")
 
 
 def read_embed_info(run_dir: Location) -> tuple[str, str] | None:
@@ -56,12 +58,17 @@ def read_embed_info(run_dir: Location) -> tuple[str, str] | None:
     Raises:
         InputError: the note is damaged.
     """
+    info = _read_note(run_dir)
+    return info and info[:2]
+
+
+def _read_note(run_dir: Location) -> tuple[str, str, str] | None:
     path = run_dir / EMBED_FILE
     if not storage.exists(path):
         return None
     try:
         info = json.loads(storage.read_bytes(path))
-        return str(info["encoder_id"]), str(info["catalog_hash"])
+        return str(info["encoder_id"]), str(info["catalog_hash"]), str(info.get("encoder_name", ""))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); run `embed` again, it only encodes what is new.") from error
 
@@ -75,19 +82,19 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, *splits: str) -> MediaVect
     hashes = corpus.media_hashes(*splits)
     if not hashes:
         return MediaVectors("", {}, np.zeros((0, spec.model.encoder_dim), dtype=np.float32))
-    info = read_embed_info(spec.run_dir)
+    info = _read_note(spec.run_dir)
     if info is None:
         raise InputError(
             f"the corpus has {len(hashes)} media but {spec.run_dir / EMBED_FILE} is missing; run `embed` first."
         )
-    encoder_id, catalog_hash = info
+    encoder_id, catalog_hash, encoder_name = info
     if catalog_hash != corpus.catalog.content_hash:
         raise InputError(
             f"the tool catalogue of {corpus.path} changed after `embed` ran (now {corpus.catalog.content_hash[:12]}, "
             f"then {catalog_hash[:12]}); run `embed` again, it only encodes what is new."
         )
     rows, matrix = FeatureLake(spec.lake_path, encoder_id).load(hashes)
-    return MediaVectors(encoder_id, rows, matrix)
+    return MediaVectors(encoder_id, rows, matrix, encoder_name)
 
 
 def separate_usable(records: Iterable[ToolRecord], vectors: MediaVectors) -> tuple[list[ToolRecord], list[ToolRecord]]:
