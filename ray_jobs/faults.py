@@ -32,7 +32,8 @@ def describe_mendable(error: BaseException) -> str | None:
         return str(input_error).partition("\n")[0]
     for carried in iterate_carried(error, [name for name in CARRIED_AS if name != "__context__"]):
         if isinstance(carried, OSError) and _is_mendable(carried):
-            place = "" if carried.filename is None else f"{os.fsdecode(carried.filename)}: "
+            file = carried.filename if carried.filename2 is None else carried.filename2  # what it was copied to
+            place = "" if file is None else f"{os.fsdecode(file)}: "
             return f"{place}{os.strerror(carried.errno or 0).lower()}; {MENDS[carried.errno or 0]}."
     return None
 
