@@ -23,7 +23,7 @@ from mlflow.version import VERSION
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipeline.errors import InputError
-from ray_jobs.faults import describe_mendable
+from ray_jobs.faults import describe_refusal
 from ray_jobs.places import hide_secrets
 
 PATIENCE_S = 60.0  # of calls whose answer is needed
@@ -166,8 +166,8 @@ def _describe_local(error: Exception, uri: str) -> str | None:
     if any(fault in str(error) for fault in DISK_FAULTS):
         return f"the tracking database {hide_secrets(uri)} cannot be written ({_reason(error)}); mend that there."
     if (found := DOWNLOAD_FAULT.search(str(error))) is not None:
-        return describe_mendable(OSError(int(found[1]), os.strerror(int(found[1])), found[2]))
-    return describe_mendable(error)
+        return describe_refusal(OSError(int(found[1]), os.strerror(int(found[1])), found[2]))
+    return describe_refusal(error)
 
 
 def _explain(error: Exception, uri: str) -> str:

@@ -78,10 +78,11 @@ class ValidationScore:
     @classmethod
     def from_tags(cls, tags: dict[str, str]) -> ValidationScore | None:
         """None where the version was registered without, or by an earlier release, which kept the value alone."""
-        if not tags.get(VALIDATION_SET_TAG):
+        try:
+            value, low, high = (float(tags[key]) for key in (SCORE_TAG, SCORE_LOW_TAG, SCORE_HIGH_TAG))
+            return cls(value, low, high, int(tags[VALIDATION_QUESTIONS_TAG]), tags[VALIDATION_SET_TAG])
+        except (KeyError, ValueError):  # anybody may change tags in MLflow's page
             return None
-        value, low, high = (float(tags[key]) for key in (SCORE_TAG, SCORE_LOW_TAG, SCORE_HIGH_TAG))
-        return cls(value, low, high, int(tags[VALIDATION_QUESTIONS_TAG]), tags[VALIDATION_SET_TAG])
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,19 @@ def test_a_network_error_stays_an_outage(error: Exception, monkeypatch: pytest.M
     assert n_calls > 1
 
 
+def test_what_is_being_handled_is_not_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_jobs.tracking.client.PATIENCE_S", 0.0)
+
+    def fail() -> None:
+        raise MlflowException("away")
+
+    try:
+        raise InputError("the corpus is empty.")
+    except InputError:
+        with pytest.raises(InputError, match="has not answered"):
+            patiently(fail, "http://host")
+
+
 @pytest.mark.parametrize("before", [None, "http://mine:5000"])
 def test_a_default_lasts_for_a_block_and_leaves_the_users_variable_alone(
     before: str | None, monkeypatch: pytest.MonkeyPatch
