@@ -31,8 +31,8 @@ REQUIRED = (
     "mlflow",
     "av",
     "filelock",
-    "gguf",
-    "librosa",
+    "gguf",  # by which transformers reads packaged backbones
+    "jsonschema",
     "numpy",
     "pandas",
     "peft",
@@ -41,7 +41,6 @@ REQUIRED = (
     "pydantic",
     "safetensors",
     "scipy",
-    "soundfile",
     "torch",
     "transformers",
 )
@@ -173,11 +172,17 @@ def register_bundle(
                 artifacts={"bundle": str(bundle)},
                 signature=signature,
                 code_paths=[str(Path(__file__).parents[2] / package) for package in PACKAGES],
-                pip_requirements=[f"{one}=={_installed_version(one)}" for one in REQUIRED],
+                pip_requirements=list_requirements(),
             )
         version = str(mlflow.register_model(info.model_uri, name, tags=tags).version)
         is_promoted, why = decide_in_turn(uri, name, version, decide)
     return Registered(version, is_promoted, why)
+
+
+def list_requirements() -> list[str]:
+    """What the registered code needs, pinned to what is installed here."""
+    # without a build's name, as in 2.13.0+cpu, which no index has
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIRED]
 
 
 def decide_in_turn(uri: str, name: str, version: str, decide: Decision) -> tuple[bool, str]:
@@ -241,7 +246,3 @@ def _wait_for_turn(client: MlflowClient, uri: str, name: str, version: str) -> N
         time.sleep(TURN_PAUSE_S)
     for other in earlier:  # their processes were killed: nobody shall wait for them again
         patiently(lambda other=other: client.delete_model_version_tag(name, other, UNDECIDED_TAG), uri)
-
-
-def _installed_version(package: str) -> str:
-    return importlib.metadata.version(package).partition("+")[0]  # no index has the build that +cpu names
