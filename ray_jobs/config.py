@@ -76,6 +76,7 @@ class ExportOptions(Section):
     """The bundle."""
 
     adapter_dtype: Literal["float32", "bfloat16"] = "float32"  # of its weights on disk: bfloat16 halves what ships
+    promote: Literal["if_better", "always"] = "if_better"  # which version MLflow's alias `champion` is given to
 
 
 class TuneOptions(Section):

@@ -1,4 +1,4 @@
-"""`export`: turn the best checkpoint into a bundle and register it in MLflow with the alias `champion`."""
+"""`export`: turn the best checkpoint into a bundle and register it in MLflow, as the champion if it deserves it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,30 @@ from model.llm.tool_llm import ToolLLM
 from model.scoring.calibration import UNCALIBRATED, Calibration
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate.job import EVALUATION_FILE, FOLDER, name_checkpoint
-from ray_jobs.tracking.model_versions import ChampionInfo, register_bundle
+from ray_jobs.tracking.model_versions import CHAMPION, ChampionInfo, Registered, ValidationScore, register_bundle
 from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.checkpoint import load_parameters
 from ray_jobs.train.job import TrainSummary
-from ray_jobs.train.validation import SCORE_KEY
+from ray_jobs.train.validation import SCORE_HIGH_KEY, SCORE_KEY, SCORE_LOW_KEY
+
+BY_HAND = "export.promote=always promotes it all the same, and so does the alias `champion` in MLflow"
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
-    """Write `bundle/` in the run's folder, check it by loading it, register it, make it the champion.
+    """Write `bundle/` in the run's folder, check it by loading it, register it; it may become the champion.
 
     Raises:
         InputError: no trained model, or its checkpoint is gone.
     """
     summary = TrainSummary.load(spec.run_dir)
     bundle = write_bundle(spec, summary, _read_evaluation(spec.run_dir))
-    version = register(spec, summary, bundle, make_champion=True)
-    print(f"registered as     models:/{spec.tracking.registered_model}@champion = version {version}")
-    return describe_bundle(bundle) | {"model_version": version}
+    registered = register(spec, summary, bundle)
+    name = f"models:/{spec.tracking.registered_model}"
+    if registered.is_promoted:
+        print(f"registered as     {name}@{CHAMPION} = version {registered.version}: {registered.why}")
+    else:
+        print(f"registered as     {name}/{registered.version}, not the champion: {registered.why}; {BY_HAND}")
+    return describe_bundle(bundle) | describe_registered(registered)
 
 
 def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any] | None = None) -> Bundle:
@@ -58,7 +64,7 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
         mllm=mllm,
         catalog=corpus.catalog,
         encoder_id=summary.encoder_id,
-        encoder_name=spec.embed.encoder,
+        encoder_name=find_encoder_name(spec, summary),
         model_config=model_config,
         data_hash=summary.data_hash,
         metrics=summary.metrics | {"evaluation": evaluation},
@@ -74,46 +80,88 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
     return bundle
 
 
-def register(spec: RunSpec, summary: TrainSummary, bundle: Bundle, make_champion: bool) -> str:
-    """Register a bundle with its score and data; returns the version."""
-    version = register_bundle(
+def register(spec: RunSpec, summary: TrainSummary, bundle: Bundle) -> Registered:
+    """Register a bundle with its score and data, and make it the champion where `decide_promotion` would."""
+    score = find_score(summary)
+
+    def decide(champion: ChampionInfo | None) -> tuple[bool, str]:
+        if spec.export.promote == "always":
+            return True, "export.promote=always"
+        return decide_promotion(score, summary.mlflow_run_id, champion)
+
+    registered = register_bundle(
         spec.tracking_uri,
         summary.mlflow_run_id,
         spec.tracking.registered_model,
         bundle.folder,
+        decide,
         data_hash=summary.data_hash,
-        score=summary.metrics.get(SCORE_KEY),
-        make_champion=make_champion,
+        score=score,
     )
     tracker = RunLogger(spec.tracking_uri, summary.mlflow_run_id, spool_dir=spec.spool_dir)
     tracker.log_tags({"toolmm.bundle_revision": bundle.revision, "toolmm.git_revision": bundle.info.git_revision})
     tracker.close()
-    return version
+    return registered
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
     return {"bundle": bundle.location, "revision": bundle.revision, "size_mib": round(_size_mib(bundle.folder), 2)}
 
 
-def decide_promotion(score: float, data_hash: str, champion: ChampionInfo | None) -> tuple[bool, str]:
-    """Whether a model takes the champion's place, and why: it must be better on the very same data.
+def describe_registered(registered: Registered) -> dict[str, Any]:
+    return {
+        "model_version": registered.version,
+        "promoted": registered.is_promoted,
+        "promotion": registered.why,
+    }
+
+
+def find_encoder_name(spec: RunSpec, summary: TrainSummary) -> str:
+    """By which the encoder of the vectors is loaded: as noted when they were made, whatever the config says now."""
+    return summary.encoder_name or spec.embed.encoder  # earlier releases did not note it
+
+
+def find_score(summary: TrainSummary) -> ValidationScore | None:
+    """What versions are compared by; None where nothing was validated, or by a release that noted less of it."""
+    keys = (SCORE_KEY, SCORE_LOW_KEY, SCORE_HIGH_KEY)
+    if not summary.validation_set or not all(key in summary.metrics for key in keys):
+        return None
+    value, low, high = (float(summary.metrics[key]) for key in keys)
+    return ValidationScore(value, low, high, summary.n_validated, summary.validation_set)
+
+
+def decide_promotion(score: ValidationScore | None, run_id: str, champion: ChampionInfo | None) -> tuple[bool, str]:
+    """Whether a model takes the champion's place, and why: it must be better on the very same questions.
+
+    The scores themselves are compared: on the same questions most of the chance that their intervals tell of is shared.
 
     Args:
-        score: of the candidate on its validation questions.
-        data_hash: of its corpus.
+        score: of the candidate; None where it has none that can be compared.
+        run_id: of the candidate; the champion's own run may be exported again.
         champion: the present one.
     """
     if champion is None:
         return True, "there was no champion"
     name = f"the champion (version {champion.version})"
-    if champion.data_hash != data_hash:
-        other = champion.data_hash[:12] or "not recorded"
-        return False, f"{name} was trained on other data ({other}, here {data_hash[:12]}), so scores do not compare"
+    if champion.run_id == run_id:
+        return True, f"{name} is of the same run"
     if champion.score is None:
-        return False, f"{name} was registered without a score"
-    if score > champion.score:
-        return True, f"{score:.4f} beats the {champion.score:.4f} of {name} on the same data"
-    return False, f"{score:.4f} does not beat the {champion.score:.4f} of {name}"
+        return False, f"{name} was registered without a score and the questions that it is of"
+    if score is None:
+        return False, f"this run has no score to compare with {name}"
+    if champion.score.validation_set != score.validation_set:
+        return False, (
+            f"{name} was scored on another validation set ({_describe_set(champion.score)}, here "
+            f"{_describe_set(score)}), so scores do not compare"
+        )
+    place = f"{champion.score} of {name} on the same {score.n_questions} questions"
+    if score.value > champion.score.value:
+        return True, f"{score} beats the {place}"
+    return False, f"{score} does not beat the {place}"
+
+
+def _describe_set(score: ValidationScore) -> str:
+    return f"{score.n_questions} questions, {score.validation_set[:12]}"
 
 
 def read_git_revision() -> str:

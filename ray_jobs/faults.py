@@ -30,9 +30,15 @@ def describe_mendable(error: BaseException) -> str | None:
     if input_error is not None:
         # the first line is ours: Ray Data appends advice on retries to the text of errors in its tasks
         return str(input_error).partition("\n")[0]
+    return describe_refusal(error)
+
+
+def describe_refusal(error: BaseException) -> str | None:
+    """One sentence, if the exception, or one that it carries, is what an operating system says to a path or a disk."""
     for carried in iterate_carried(error, [name for name in CARRIED_AS if name != "__context__"]):
         if isinstance(carried, OSError) and _is_mendable(carried):
-            place = "" if carried.filename is None else f"{os.fsdecode(carried.filename)}: "
+            file = carried.filename if carried.filename2 is None else carried.filename2  # what it was copied to
+            place = "" if file is None else f"{os.fsdecode(file)}: "
             return f"{place}{os.strerror(carried.errno or 0).lower()}; {MENDS[carried.errno or 0]}."
     return None
 

@@ -14,6 +14,10 @@ from data_pipeline.errors import InputError
 _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):\d{1,5}(/.*)?")
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:(/*)([^?]*)(\?.*)?", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_URI = re.compile(r"(?P<start>(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):/*)(?P<rest>\S+)")
+_OF_PATHS = ("sqlite", "file", "models", "runs")  # schemes without a user: an @ there is a file's or an alias's
+_SECRET = re.compile(r"([?&;#][^=&;?#\s]*(?:pass|pwd|token|secret|key|cred|sig|auth|connect)[^=&;?#\s]*=)[^&\s]+", re.I)
+_HIDDEN = "***"
 _NAMES = ("databricks", "databricks-uc", "uc")  # that MLflow takes for URIs
 
 
@@ -66,5 +70,18 @@ def _absolute(path: str) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """URIs without their user and password."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """URIs without their user and password, which may hold any sign but a space, and without secrets of their queries.
+
+    Rather too much is hidden than too little: where a server's path holds an @, all that stands before it.
+    """
+    return _SECRET.sub(rf"\1{_HIDDEN}", _URI.sub(_hide_user, text))
+
+
+def _hide_user(found: re.Match[str]) -> str:
+    start, rest = found["start"], found["rest"]
+    if found["scheme"].lower() in _OF_PATHS:
+        return start + _URI.sub(_hide_user, rest)
+    before, at, after = rest.rpartition("@")
+    if at and _SECRET.search(before):  # whether the @ ends a user's password or is part of the query's, nobody can tell
+        return start + _HIDDEN
+    return f"{start}{_HIDDEN}@{after}" if at else start + rest

@@ -343,5 +343,5 @@ def run(spec: RunSpec) -> dict[str, Any]:
         threads_per_actor=spec.embed.threads_per_actor,
         precision=spec.embed.precision,
     )
-    save_embed_info(spec.run_dir, result["encoder_id"], corpus.catalog.content_hash)
+    save_embed_info(spec.run_dir, result["encoder_id"], corpus.catalog.content_hash, spec.embed.encoder)
     return result

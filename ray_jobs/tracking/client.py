@@ -6,6 +6,7 @@ import difflib
 import fcntl
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from mlflow.version import VERSION
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipeline.errors import InputError
+from ray_jobs.faults import describe_refusal
 from ray_jobs.places import hide_secrets
 
 PATIENCE_S = 60.0  # of calls whose answer is needed
@@ -40,6 +42,9 @@ ABOUT_THE_SERVER = {  # codes that no call of ours can be the reason of
 CREDENTIALS = (
     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to what the server knows"
 )
+DISK_FAULTS = ("database or disk is full", "attempt to write a readonly database")  # SQLite's words
+# of the exceptions of its downloads MLflow keeps the words alone
+DOWNLOAD_FAULT = re.compile(r"while downloading one or more[\s\S]*?\[Errno (\d+)\] [^:\n]*(?:: '([^'\n]*)')?")
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -118,7 +123,8 @@ def patiently(call: Callable[[], T], uri: str) -> T:
     """The result of a call that must be safe to repeat.
 
     Raises:
-        InputError: nothing answers for `PATIENCE_S`, or what answers is no MLflow server or does not let us in.
+        InputError: nothing answers for `PATIENCE_S`, or what answers is no MLflow server or does not let us in, or a
+            file of this machine cannot be read or written, as on a full disk.
         MlflowException: anything else that the server refuses.
     """
     deadline_s = time.monotonic() + PATIENCE_S
@@ -130,6 +136,8 @@ def patiently(call: Callable[[], T], uri: str) -> T:
             code = error.error_code if isinstance(error, MlflowException) else TRANSIENT_CODES[0]
             if code in ABOUT_THE_SERVER or isinstance(error, InvalidUrlException):
                 raise InputError(_explain(error, uri)) from error
+            if (sentence := _describe_local(error, uri)) is not None:
+                raise InputError(sentence) from error
             if code not in TRANSIENT_CODES:
                 raise
             if time.monotonic() + pause_s > deadline_s:
@@ -143,11 +151,23 @@ def patiently(call: Callable[[], T], uri: str) -> T:
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Let what MLflow refuses for good come out as an InputError that says how to mend it."""
+    """Let what MLflow or this machine's disk refuses come out as an InputError that says how to mend it."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, ImportError) as error:
-        raise InputError(_explain(error, uri)) from error
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        sentence = _describe_local(error, uri)
+        if sentence is None and isinstance(error, OSError):
+            raise
+        raise InputError(sentence or _explain(error, uri)) from error
+
+
+def _describe_local(error: Exception, uri: str) -> str | None:
+    """One sentence where it is this machine's files that are at fault, whom no patience helps."""
+    if any(fault in str(error) for fault in DISK_FAULTS):
+        return f"the tracking database {hide_secrets(uri)} cannot be written ({_reason(error)}); mend that there."
+    if (found := DOWNLOAD_FAULT.search(str(error))) is not None:
+        return describe_refusal(OSError(int(found[1]), os.strerror(int(found[1])), found[2]))
+    return describe_refusal(error)
 
 
 def _explain(error: Exception, uri: str) -> str:

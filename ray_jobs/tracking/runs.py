@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 from data_pipeline.locations import Location
 from ray_jobs.places import hide_secrets
-from ray_jobs.tracking.client import TRANSIENT, build_client, explained, patiently, sqlite_file
+from ray_jobs.tracking.client import TRANSIENT, TRANSIENT_CODES, build_client, explained, patiently, sqlite_file
 from ray_jobs.tracking.outbox import Entry, Outbox
 
 FINGERPRINT_TAG = "toolmm.fingerprint"
@@ -87,8 +87,8 @@ class RunLogger:
     """Logs to an existing run; made on rank 0 and in the driver.
 
     Metrics, tags, the data set and the final status are queued and return at once; artifacts are uploaded before the
-    call returns. Nothing that was queued is dropped: what the server has not taken by the time of `close`, or when the
-    process is killed, stays in `spool_dir` and is sent by the next logger of the same run.
+    call returns. What the server has not taken by the time of `close`, or when the process is killed, stays in
+    `spool_dir` and is sent by the next logger of the same run; it is dropped only where the run has been deleted.
 
     Args:
         uri: of the tracking server or database.
@@ -106,6 +106,7 @@ class RunLogger:
         self._last_step: dict[str, int] = {}  # by key, of what has been queued
         self._train_step = -1
         self._is_open = True
+        self._is_told_gone = False
         self._outbox = Outbox(run_id, self._deliver, TRANSIENT, spool_dir, f"the tracking server {uri}")
         self._adopt()
         self._system = _SystemMetrics(uri, self._log_system_metrics) if system_metrics else None
@@ -225,10 +226,28 @@ class RunLogger:
                 n_entries += 1
             if metrics:
                 self._client.log_batch(self._run_id, metrics=metrics)
-        except TRANSIENT:
+        except TRANSIENT as error:
             self._stored_step = None  # the answer may have been lost, not the call
-            raise
+            if not self._is_gone(error):
+                raise
+            if not self._is_told_gone:
+                log.warning(
+                    "run %s is deleted at the tracking server %s: what is logged to it from now on is dropped",
+                    self._run_id,
+                    hide_secrets(self._uri),
+                )
+            self._is_told_gone = True
+            return len(entries)
         return n_entries
+
+    def _is_gone(self, error: Exception) -> bool:
+        """Whether a call was refused because somebody has deleted the run, which no patience mends."""
+        if not isinstance(error, MlflowException) or error.error_code in TRANSIENT_CODES:
+            return False
+        try:
+            return self._client.get_run(self._run_id).info.lifecycle_stage == LifecycleStage.DELETED
+        except TRANSIENT as found:
+            return isinstance(found, MlflowException) and found.error_code == "RESOURCE_DOES_NOT_EXIST"
 
     def _ask_what_is_stored(self) -> None:
         data = self._client.get_run(self._run_id).data

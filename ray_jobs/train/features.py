@@ -30,12 +30,14 @@ class MediaVectors:
         rows: media_sha256 -> row of `table`.
         embed_dim: E.
         write: writes the file of the vectors, or finds it.
+        encoder_name: as `load_encoder` took it; "" where `embed` did not note it yet.
     """
 
     encoder_id: str
     rows: dict[str, int]
     embed_dim: int
     write: Callable[[], VectorFile]
+    encoder_name: str = ""
 
     @functools.cached_property
     def table(self) -> VectorTable:
@@ -58,10 +60,10 @@ class MediaVectors:
         return {sha256: self.table.matrix[self.rows[sha256]] for sha256 in found}
 
 
-def save_embed_info(run_dir: Location, encoder_id: str, catalog_hash: str) -> None:
-    """Note which encoder made the vectors of the run's corpus, and with which catalogue."""
-    content = json.dumps({"encoder_id": encoder_id, "catalog_hash": catalog_hash}) + "\n"
-    storage.write_file(run_dir / EMBED_FILE, content)
+def save_embed_info(run_dir: Location, encoder_id: str, catalog_hash: str, encoder_name: str = "") -> None:
+    """Note which encoder made the vectors of the run's corpus, by what name, and with which catalogue."""
+    info = {"encoder_id": encoder_id, "catalog_hash": catalog_hash, "encoder_name": encoder_name}
+    storage.write_file(run_dir / EMBED_FILE, json.dumps(info) + "\n")
 
 
 def read_embed_info(run_dir: Location) -> tuple[str, str] | None:
@@ -70,12 +72,17 @@ def read_embed_info(run_dir: Location) -> tuple[str, str] | None:
     Raises:
         InputError: the note is damaged.
     """
+    info = _read_note(run_dir)
+    return info and info[:2]
+
+
+def _read_note(run_dir: Location) -> tuple[str, str, str] | None:
     path = run_dir / EMBED_FILE
     if not storage.exists(path):
         return None
     try:
         info = json.loads(storage.read_bytes(path))
-        return str(info["encoder_id"]), str(info["catalog_hash"])
+        return str(info["encoder_id"]), str(info["catalog_hash"]), str(info.get("encoder_name", ""))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); run `embed` again, it only encodes what is new.") from error
 
@@ -97,12 +104,12 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, *splits: str) -> MediaVect
     if not hashes:
         embed_dim = spec.model.encoder_dim
         return MediaVectors("", {}, embed_dim, lambda: VectorFile(None, 0, embed_dim, "float32"))
-    info = read_embed_info(spec.run_dir)
+    info = _read_note(spec.run_dir)
     if info is None:
         raise InputError(
             f"the corpus has {len(hashes)} media but {spec.run_dir / EMBED_FILE} is missing; run `embed` first."
         )
-    encoder_id, catalog_hash = info
+    encoder_id, catalog_hash, encoder_name = info
     if catalog_hash != corpus.catalog.content_hash:
         raise InputError(
             f"the tool catalogue of {corpus.path} changed after `embed` ran (now {corpus.catalog.content_hash[:12]}, "
@@ -114,4 +121,4 @@ def load_media_vectors(spec: RunSpec, corpus: Corpus, *splits: str) -> MediaVect
     shape = len(rows), lake.embed_dim
     fill = functools.partial(lake.fill, rows=rows)
     write = functools.partial(write_vectors, spec.vectors_dir, key, shape, lake.dtype, fill)
-    return MediaVectors(encoder_id, rows, lake.embed_dim, write)
+    return MediaVectors(encoder_id, rows, lake.embed_dim, write, encoder_name)

@@ -45,7 +45,7 @@ class TrainInputs:
 
     Attributes:
         model_config: backbone and encoder's width resolved.
-        encoder_id: what made the media vectors; "" for a corpus without usable media.
+        encoder_id, encoder_name: see `MediaVectors`.
         split: the training split as the plan sees it.
         questions: where ranks read it.
         plan: which questions make each step.
@@ -55,6 +55,7 @@ class TrainInputs:
 
     model_config: ModelConfig
     encoder_id: str
+    encoder_name: str
     split: TokenizedQuestions
     questions: StoredQuestions
     plan: TrainingPlan
@@ -96,7 +97,16 @@ def build_inputs(spec: RunSpec, corpus: Corpus) -> TrainInputs:
     validation = replace(
         validation, cards=cards.named[: len(tool_ids)] if cards else (), names_tools=spec.train.loss.names_tools
     )
-    return TrainInputs(model_config, vectors.encoder_id, split, questions, build_plan(spec, split), batches, validation)
+    return TrainInputs(
+        model_config=model_config,
+        encoder_id=vectors.encoder_id,
+        encoder_name=vectors.encoder_name,
+        split=split,
+        questions=questions,
+        plan=build_plan(spec, split),
+        form=batches,
+        validation=validation,
+    )
 
 
 def _show_tokens(shards: TokenShards, split: TokenizedQuestions, spec: RunSpec) -> None:

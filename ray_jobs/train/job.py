@@ -77,6 +77,9 @@ class TrainSummary:
         model_config: `ModelConfig` as a mapping, backbone resolved.
         data_hash: of the corpus.
         max_target_tokens: bound of the encoding.
+        encoder_name: by which `embed` loaded the encoder of `encoder_id`; "" where that was not noted.
+        validation_set: `ValidationSet.compute_id`; "" of a training from before it was noted.
+        n_validated: questions and dialogues in it.
     """
 
     best_checkpoint: str
@@ -87,6 +90,9 @@ class TrainSummary:
     model_config: dict[str, Any]
     data_hash: str
     max_target_tokens: int
+    encoder_name: str = ""
+    validation_set: str = ""
+    n_validated: int = 0
 
     def save(self, run_dir: Location) -> None:
         storage.write_file(run_dir / TRAIN_FILE, json.dumps(self.__dict__, indent=2) + "\n")
@@ -208,6 +214,9 @@ def _train(
         model_config=inputs.model_config.model_dump(mode="json"),
         data_hash=corpus.data_hash,
         max_target_tokens=spec.train.max_target_tokens,
+        encoder_name=inputs.encoder_name,
+        validation_set=inputs.validation.compute_id(),
+        n_validated=inputs.validation.n_questions,
     )
 
 

@@ -5,9 +5,11 @@ The scores come from the functions that also score a file of predictions (DESIGN
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,11 +22,14 @@ from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import Prompt, greedy_tools
 from model.decode.trie import ChoiceTrie
 from model.llm.tool_llm import ToolLLM
-from model.scoring.dialogues import score_dialogues
+from model.scoring.dialogues import DialogueScores, score_dialogues
+from model.scoring.intervals import Estimate, estimate_proportion
 from model.scoring.selection import SelectionScores, score_records
 from ray_jobs.train.lockstep import Lockstep
 
 SCORE_KEY = "val/score"  # what the best checkpoint is best at: the mean over the tasks that are validated
+SCORE_LOW_KEY = "val/score_low"  # ends of its 95 % interval
+SCORE_HIGH_KEY = "val/score_high"
 ACCURACY_KEY = "val/tool_accuracy"
 RETRIEVAL_KEY = "val/retrieval_accuracy"
 T = TypeVar("T")
@@ -60,6 +65,23 @@ class ValidationSet:
     seen_tool_ids: frozenset[str] = frozenset()
     turn_max_new_tokens: int = 128
 
+    @property
+    def n_questions(self) -> int:
+        """How many questions and dialogues the score is of."""
+        return len(self.records) + len(self.dialogues)
+
+    def compute_id(self) -> str:
+        """Names what is asked, how it is scored and among which tools: scores of one id can be compared.
+
+        Other training data, another tokenizer or encoder leave it as it is.
+        """
+        how = [self.tool_ids, self.names_tools, bool(self.cards), len(self.records)]
+        digest = hashlib.sha256(json.dumps(how).encode())
+        for record in (*self.records, *self.dialogues):
+            asked = [record.instruction, record.media_sha256, record.valid_tool_ids, *map(astuple, record.turns)]
+            digest.update(json.dumps(asked).encode())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -89,6 +111,8 @@ class _Group:
 def validate(mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: int, is_parted: bool) -> dict[str, float]:
     """Answer, score, and return the same metrics on every rank; `SCORE_KEY` is among them unless the set is empty.
 
+    The ends of its interval are the means of the tasks' ends: wide enough however the tasks hang together.
+
     Args:
         mllm: the module that is trained.
         validation: what to answer.
@@ -97,19 +121,28 @@ def validate(mllm: ToolLLM, validation: ValidationSet, rank: int, world_size: in
             answers its own questions.
     """
     metrics: dict[str, float] = {}
+    scores: list[Estimate] = []
     with _gathered_head(mllm) if is_parted else nullcontext(), Lockstep(mllm) if is_parted else nullcontext() as steps:
         group = _Group(rank, world_size, validation.batch_size, steps)
         if validation.records and validation.names_tools:
-            metrics |= _validate_questions(mllm, validation, group)
+            selection = _validate_questions(mllm, validation, group)
+            metrics |= _name_scores(selection)
+            scores.append(selection.groups["overall"].acc)
         if validation.records and validation.cards:
-            metrics |= _validate_retrieval(mllm, validation, group)
+            scores.append(_validate_retrieval(mllm, validation, group))
+            metrics[RETRIEVAL_KEY] = scores[-1].value
         if validation.dialogues:
-            metrics |= _validate_dialogues(mllm, validation, group)
-    task_scores = [metrics[key] for key in (ACCURACY_KEY, RETRIEVAL_KEY, "val/dialogues/sr") if key in metrics]
-    return metrics | ({SCORE_KEY: float(np.mean(task_scores))} if task_scores else {})
+            spoken = _validate_dialogues(mllm, validation, group)
+            metrics |= {f"val/dialogues/{name}": value for name, value in spoken.headline().items()}
+            scores.append(spoken.groups["all"].means["sr"])
+    if scores:
+        metrics[SCORE_KEY] = float(np.mean([score.value for score in scores]))
+        metrics[SCORE_LOW_KEY] = float(np.mean([score.low for score in scores]))
+        metrics[SCORE_HIGH_KEY] = float(np.mean([score.high for score in scores]))
+    return metrics
 
 
-def _validate_questions(mllm: ToolLLM, validation: ValidationSet, group: _Group) -> dict[str, float]:
+def _validate_questions(mllm: ToolLLM, validation: ValidationSet, group: _Group) -> SelectionScores:
     trie = ChoiceTrie(validation.tool_ids, mllm.tokenizer)
 
     def answer(chosen: Sequence[int]) -> list[list[str]]:
@@ -117,10 +150,10 @@ def _validate_questions(mllm: ToolLLM, validation: ValidationSet, group: _Group)
         return [[render_target(tool.tool_id)] for tool in greedy_tools(mllm, prompts, trie)]
 
     responses = group.share_out(answer, len(validation.records))
-    return _name_scores(score_records(validation.records, responses, validation.tool_ids))
+    return score_records(validation.records, responses, validation.tool_ids)
 
 
-def _validate_retrieval(mllm: ToolLLM, validation: ValidationSet, group: _Group) -> dict[str, float]:
+def _validate_retrieval(mllm: ToolLLM, validation: ValidationSet, group: _Group) -> Estimate:
     """Share of the questions whose nearest card, of the whole catalogue's, is a right tool's."""
 
     def encode(chosen: Sequence[int]) -> list[np.ndarray]:
@@ -135,10 +168,10 @@ def _validate_retrieval(mllm: ToolLLM, validation: ValidationSet, group: _Group)
 
     answers = group.share_out(answer, len(validation.records))
     hits = [tool in record.valid_tool_ids for record, tool in zip(validation.records, answers, strict=True)]
-    return {RETRIEVAL_KEY: float(np.mean(hits))}
+    return estimate_proportion(np.array(hits, dtype=np.float64))
 
 
-def _validate_dialogues(mllm: ToolLLM, validation: ValidationSet, group: _Group) -> dict[str, float]:
+def _validate_dialogues(mllm: ToolLLM, validation: ValidationSet, group: _Group) -> DialogueScores:
     def respond(chosen: Sequence[int]) -> list[list[str]]:
         return generate_dialogue(
             mllm,
@@ -148,8 +181,7 @@ def _validate_dialogues(mllm: ToolLLM, validation: ValidationSet, group: _Group)
         )
 
     turns = group.share_out(respond, len(validation.dialogues))
-    scores = score_dialogues(validation.dialogues, turns, validation.seen_tool_ids)
-    return {f"val/dialogues/{name}": value for name, value in scores.headline().items()}
+    return score_dialogues(validation.dialogues, turns, validation.seen_tool_ids)
 
 
 def _name_scores(scores: SelectionScores) -> dict[str, float]:

@@ -24,7 +24,7 @@ from ray_jobs import prepare
 from ray_jobs.cluster import connect, ray_storage
 from ray_jobs.config import RunSpec
 from ray_jobs.embed import job as embed
-from ray_jobs.export import decide_promotion, describe_bundle, register, write_bundle
+from ray_jobs.export import describe_bundle, describe_registered, register, write_bundle
 from ray_jobs.tracking.model_versions import get_champion
 from ray_jobs.tracking.runs import RunLogger, open_run
 from ray_jobs.train.features import EMBED_FILE, MediaVectors, load_media_vectors
@@ -268,8 +268,6 @@ def _export_best(spec: RunSpec, sweep: SweepRun, best: TrialRecord) -> dict[str,
     """Leave the best trial in the sweep's folder as `train` and `export` would, and compare it with the champion."""
     summary = sweep.folders.load_summary(best.name)
     summary.save(spec.run_dir)  # so that `evaluate` and `serve` take it
-    assert best.best_score is not None
-    champion = get_champion(spec.tracking_uri, spec.tracking.registered_model)
     trial_spec = sweep.space.trial_spec(best.parameters)
     bundle = write_bundle(trial_spec, summary)
     shown = dataclasses.asdict(best) | {"best_score": best.best_score, "steps": best.steps}
@@ -277,12 +275,11 @@ def _export_best(spec: RunSpec, sweep: SweepRun, best: TrialRecord) -> dict[str,
         "best": {key: shown[key] for key in ("name", "parameters", "best_score", "steps")},
         **describe_bundle(bundle),
     }
+    champion = get_champion(spec.tracking_uri, spec.tracking.registered_model)
     if champion is not None and champion.run_id == summary.mlflow_run_id:
         return result | {
             "model_version": champion.version,
             "promoted": False,
             "promotion": f"it is the champion already (version {champion.version})",
         }
-    is_promoted, why = decide_promotion(best.best_score, summary.data_hash, champion)
-    version = register(trial_spec, summary, bundle, make_champion=is_promoted)
-    return result | {"model_version": version, "promoted": is_promoted, "promotion": why}
+    return result | describe_registered(register(trial_spec, summary, bundle))

@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from tracking_server import TrackingServer
 
-from ray_jobs.tracking.model_versions import get_champion, promote
+from ray_jobs.tracking.model_versions import UNDECIDED_TAG, decide_in_turn, get_champion, promote
 from ray_jobs.tracking.runs import RunLogger, open_run
 
 pytestmark = pytest.mark.slow
@@ -122,3 +122,11 @@ def test_artifacts_and_champions_live_on_the_server(tracking_server: TrackingSer
     champion = get_champion(uri, "tools")
     assert champion is not None
     assert (champion.version, champion.run_id, champion.score) == (str(version), run_id, None)
+    tags = {UNDECIDED_TAG: "yes"}
+    waiting, deciding = (str(client.create_model_version("tools", source, run_id, tags=tags).version) for _ in range(2))
+    first = threading.Timer(0.5, decide_in_turn, (uri, "tools", waiting, lambda _: (False, "no")))
+    first.start()
+    why = decide_in_turn(uri, "tools", deciding, lambda one: (one == champion, "it has waited for the one before"))
+    assert why == (True, "it has waited for the one before")
+    first.join()
+    assert not any(UNDECIDED_TAG in client.get_model_version("tools", each).tags for each in (waiting, deciding))

@@ -128,7 +128,8 @@ def test_a_killed_sweep_goes_on_and_its_best_trial_is_promoted(killed: RunSpec) 
     best_score = max(epoch["val/score"] for epoch in winner["epochs"])
     champion = get_champion(spec.tracking_uri, spec.tracking.registered_model)
     assert champion is not None
-    assert (champion.score, champion.run_id) == (best_score, by_name[winner["name"]].info.run_id)
+    assert champion.score is not None
+    assert (champion.score.value, champion.run_id) == (best_score, by_name[winner["name"]].info.run_id)
     assert (Path(result["bundle"]) / "bundle.json").is_file()
 
     # --- nothing is left running: a cleaner of Ray Train's sees to placement groups every second

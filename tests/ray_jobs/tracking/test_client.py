@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import requests
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -160,6 +162,74 @@ def test_what_a_caller_may_want_to_know_stays_as_it_is() -> None:
         explained("http://host"),
     ):
         fail()
+
+
+DOWNLOAD = "The following failures occurred while downloading one or more artifacts from /a:\n##### File x #####\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "full", "/from", None, "/to"), "/to: no space left on device; make room there"),
+        (PermissionError(errno.EACCES, "no", "/mine"), "/mine: permission denied; give this user the right to it"),
+        (OSError(errno.EROFS, "no", "/mine"), "/mine: read-only file system; name a place that can be written to"),
+        (MlflowException(f"{DOWNLOAD}[Errno 28] No space left on device: '/a/b'"), "/a/b: no space left on device"),
+        (MlflowException(f"{DOWNLOAD}[Errno 28] No space left on device"), "no space left on device; make room"),
+        (MlflowException("(sqlite3.OperationalError) database or disk is full"), "the tracking database .* full"),
+    ],
+)
+def test_a_disk_of_this_machine_is_no_outage(error: Exception, message: str) -> None:
+    """Said at once: what is to be waited for is a server."""
+    n_calls = 0
+
+    def fail() -> None:
+        nonlocal n_calls
+        n_calls += 1
+        raise error
+
+    with pytest.raises(InputError, match=message) as caught:
+        patiently(fail, "http://host")
+    assert n_calls == 1
+    with pytest.raises(InputError, match=message), explained("http://host"):
+        fail()
+    assert "answered" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
+        PermissionError(errno.EPERM, "a firewall's word"),
+        TimeoutError(errno.ETIMEDOUT, "late"),
+        requests.ConnectionError("reset"),
+        MlflowException("the server's disk: [Errno 28] No space left on device"),
+    ],
+)
+def test_a_network_error_stays_an_outage(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_jobs.tracking.client.PATIENCE_S", 0.3)
+    n_calls = 0
+
+    def fail() -> None:
+        nonlocal n_calls
+        n_calls += 1
+        raise error
+
+    with pytest.raises(InputError, match="has not answered for 0 s"):
+        patiently(fail, "http://host")
+    assert n_calls > 1
+
+
+def test_what_is_being_handled_is_not_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_jobs.tracking.client.PATIENCE_S", 0.0)
+
+    def fail() -> None:
+        raise MlflowException("away")
+
+    try:
+        raise InputError("the corpus is empty.")
+    except InputError:
+        with pytest.raises(InputError, match="has not answered"):
+            patiently(fail, "http://host")
 
 
 @pytest.mark.parametrize("before", [None, "http://mine:5000"])

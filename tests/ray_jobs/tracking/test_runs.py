@@ -157,6 +157,52 @@ def test_a_status_that_arrives_late_does_not_end_a_run_that_goes_on(
     assert read(uri, run_id).info.status == "FINISHED"
 
 
+def test_what_is_logged_to_a_deleted_run_is_dropped_with_one_line(
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = start(uri, "deleted")
+    logger = RunLogger(uri, run_id, spool_dir=tmp_path)
+    other = RunLogger(uri, start(uri, "not deleted"), spool_dir=tmp_path)
+    logger.log_metrics({"eval/acc": 0.5})
+    assert logger.flush()
+    client = MlflowClient(uri)
+    client.delete_run(run_id)
+    for step in range(3):
+        logger.log_train_step({"train/loss": 1.0}, step)
+    logger.log_tags({"toolmm.x": "1"})
+    assert logger.flush()
+    other.log_metrics({"eval/acc": 0.25})
+    assert other.flush()
+    logger.finish()
+    other.close()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"run {run_id} is deleted at the tracking server {uri}: what is logged to it from now on is dropped"
+    ]
+    assert list(tmp_path.iterdir()) == []
+    assert read(uri, start(uri, "not deleted")).data.metrics["eval/acc"] == 0.25
+    client.restore_run(run_id)
+    again = RunLogger(uri, run_id)
+    again.log_train_step({"train/loss": 1.0}, 3)
+    again.close()
+    assert steps_of(uri, run_id, "train/loss") == [3]
+    gone = RunLogger(uri, "0" * 32, spool_dir=tmp_path)  # as one that `mlflow gc` has removed for good
+    gone.log_metrics({"eval/acc": 0.5})
+    assert gone.close() == 0
+
+
+def test_a_full_disk_is_no_outage(uri: str, tmp_path: Path) -> None:
+    run_id = start(uri, "full disk")
+    logger = RunLogger(uri, run_id)
+    (tmp_path / "full.md").write_text("fine", encoding="utf-8")
+    logger.log_artifacts(tmp_path, "evaluation")
+    (stored,) = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").rglob(f"{run_id}/**/full.md")
+    stored.unlink()
+    stored.symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"^no space left on device; make room there"):
+        logger.log_artifacts(tmp_path, "evaluation")
+    logger.close()
+
+
 def test_trials_hang_below_their_sweep(uri: str) -> None:
     sweep = start(uri, "sweep")
     trial = open_run(uri, "toolmm", "trial", "trial", PARAMS, parent_run_id=sweep)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from data_pipeline.batches.vector_table import VectorFile
 from data_pipeline.errors import InputError
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.config import RunSpec
@@ -90,7 +90,7 @@ def test_a_backbone_that_cannot_be_loaded_stops_no_other(tmp_path: Path) -> None
     texts = [["What is this?"], ["Something else entirely, with other words"]]
     folders = [str(build_tiny_backbone(tmp_path / str(i), one, seed=0)) for i, one in enumerate(texts)]
     missing = str(tmp_path / "missing")
-    vectors = MediaVectors("", {}, np.zeros((0, 8), np.float32))
+    vectors = MediaVectors("", {}, 8, lambda: VectorFile(None, 0, 8, "float32"))
     corpus: Any = None  # only what is made from it needs it
     hashes = hash_tokenizers(build_spec(tmp_path), corpus, vectors, [*folders, missing])
     assert hashes[missing] == ""

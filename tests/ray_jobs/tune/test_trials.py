@@ -6,14 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 from ray.train import WorkerGroupError
 
 from data_pipeline import storage
 from data_pipeline.errors import InputError
-from ray_jobs.export import decide_promotion
-from ray_jobs.tracking.model_versions import ChampionInfo
 from ray_jobs.train.job import TrainSummary
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.tune.driver import describe_failure
@@ -111,25 +108,3 @@ def test_the_report_shows_every_trial(tmp_path: Path) -> None:
         image = Image.open(tmp_path / name)
         assert len(set(image.convert("L").tobytes())) > 20, "something is drawn"
     write_sweep_report(tmp_path, "mine", records[1:2], {})  # nothing to draw is no fault
-
-
-CHAMPION = ChampionInfo(version="3", run_id="r", data_hash="d1", score=0.5)
-
-
-@pytest.mark.parametrize(
-    ("score", "data_hash", "champion", "is_promoted", "why"),
-    [
-        (0.1, "d1", None, True, "no champion"),
-        (0.6, "d1", CHAMPION, True, "0.6000 beats the 0.5000"),
-        (0.5, "d1", CHAMPION, False, "does not beat"),
-        (0.9, "d2", CHAMPION, False, "other data"),
-        (0.9, "d1", ChampionInfo("3", "r", "", None), False, "not recorded"),
-        (0.9, "d1", ChampionInfo("3", "r", "d1", None), False, "without a score"),
-    ],
-)
-def test_only_a_better_score_on_the_same_data_makes_a_champion(
-    score: float, data_hash: str, champion: ChampionInfo | None, is_promoted: bool, why: str
-) -> None:
-    decision, reason = decide_promotion(score, data_hash, champion)
-    assert decision == is_promoted
-    assert why in reason
