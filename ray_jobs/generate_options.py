@@ -30,7 +30,7 @@ class GenerateOptions(Section):
     licences: list[str] = Field(default_factory=list)  # recipe=catalog: those that are allowed; [] = any
     max_per_function: int = Field(default=5, ge=1)  # recipe=catalog: tools of one task, the most downloaded
     # recipe=questions: tools of one function, and those that only the medium tells apart; None = those of the same fine
-    # functionality and media are of one function
+    # functionality and media are of one function, and the teacher proposes the rest
     groups: LocalPath | None = None
     media: LocalPath | None = None  # recipe=questions: files with the tools that are right for each
     media_captions: LocalPath | None = None  # recipe=questions: files with captions and licences; words choose the file
