@@ -49,10 +49,10 @@ def read_model_cards(folder: Path) -> Iterator[tuple[str, dict[str, Any] | str]]
     """
     listed: dict[str, Mapping[str, Any]] = {}
     for path in sorted((*folder.glob("*.json"), *folder.glob("*.jsonl"))):
-        for entry in _read_list(path):
-            name = entry.get("modelId") or entry.get("id")
+        for listing in _read_list(path):
+            name = listing.get("modelId") or listing.get("id")
             if isinstance(name, str):
-                listed.setdefault(name, entry)
+                listed.setdefault(name, listing)
     cards: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.md")):
         if name := _name_model(path.relative_to(folder)):
