@@ -26,11 +26,12 @@ class GenerateOptions(Section):
     )
     tools_per_prompt: int = Field(default=8, ge=1)  # instructions that one request asks for
     talk_frac: float = Field(default=0.5, ge=0, le=1)  # of the pictures are asked for talk that needs no tool as well
-    cards: LocalPath | None = None  # recipe=catalog: the Hub's models, API cards, an MCP tools/list, OpenAPI, or names
+    # recipe=catalog: model cards (a folder), the Hub's list, API cards, an MCP tools/list, OpenAPI, or names
+    cards: LocalPath | None = None
     licences: list[str] = Field(default_factory=list)  # recipe=catalog: those that are allowed; [] = any
     max_per_function: int = Field(default=5, ge=1)  # recipe=catalog: tools of one task, the most downloaded
     # recipe=questions: tools of one function, and those that only the medium tells apart; None = those of the same fine
-    # functionality and media are of one function
+    # functionality and media are of one function, and the teacher proposes the rest
     groups: LocalPath | None = None
     media: LocalPath | None = None  # recipe=questions: files with the tools that are right for each
     media_captions: LocalPath | None = None  # recipe=questions: files with captions and licences; words choose the file

@@ -6,7 +6,7 @@ Rows are ``{"file": "dogs/1.png", "caption": "A dog at a lake.", "licence": "CC0
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,10 +84,36 @@ def match_media(wanted: Sequence[tuple[str, Modality]], media: Sequence[Captione
     Returns:
         a place in `media` for each; None where no caption has to do with the words (`MIN_SIMILARITY`).
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer  # a second of import time
-
     chosen: list[int | None] = [None] * len(wanted)
     uses: Counter[int] = Counter()
+    for number, places, row in _compare(wanted, media):
+        best = float(row.max())
+        if best < MIN_SIMILARITY:
+            continue
+        equal = [places[place] for place in np.flatnonzero(row >= best - _TIE).tolist()]
+        least_used = min(equal, key=lambda place: (uses[place], place))
+        chosen[number] = least_used
+        uses[least_used] += 1
+    return chosen
+
+
+def list_nearest(
+    wanted: Sequence[tuple[str, Modality]], media: Sequence[CaptionedMedium], n: int
+) -> list[list[CaptionedMedium]]:
+    """For each of the words at most `n` files of the modality whose captions have to do with them, nearest first."""
+    found: list[list[CaptionedMedium]] = [[] for _ in wanted]
+    for number, places, row in _compare(wanted, media):
+        best = np.argsort(-row, kind="stable")[:n].tolist()
+        found[number] = [media[places[place]] for place in best if row[place] >= MIN_SIMILARITY]
+    return found
+
+
+def _compare(
+    wanted: Sequence[tuple[str, Modality]], media: Sequence[CaptionedMedium]
+) -> Iterator[tuple[int, list[int], np.ndarray]]:
+    """For each of the words, by number, the places of its modality's media and float64 [places], their similarities."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # a second of import time
+
     by_modality: defaultdict[Modality, list[int]] = defaultdict(list)
     for place, medium in enumerate(media):
         by_modality[medium.modality].append(place)
@@ -101,12 +127,5 @@ def match_media(wanted: Sequence[tuple[str, Modality]], media: Sequence[Captione
         for start in range(0, len(asked), _BLOCK):
             block = asked[start : start + _BLOCK]
             similarity = (vectorizer.transform([wanted[number][0] for number in block]) @ captions.T).toarray()
-            for number, row in zip(block, similarity, strict=True):  # row: [places]
-                best = float(row.max())
-                if best < MIN_SIMILARITY:
-                    continue
-                equal = [places[place] for place in np.flatnonzero(row >= best - _TIE).tolist()]
-                least_used = min(equal, key=lambda place: (uses[place], place))
-                chosen[number] = least_used
-                uses[least_used] += 1
-    return chosen
+            for number, row in zip(block, similarity, strict=True):
+                yield number, places, row

@@ -1,11 +1,11 @@
 """Catalogues from what others say of their tools (MLLM-Tool, sections 3.1, 8.2 and 8.3).
 
-Read are the Hugging Face Hub's list of models (``/api/models``, with `description` where it is known), Gorilla's API
-database, the tools of an MCP server (`tools/list`), functions as OpenAI's API takes them, an OpenAPI file, a plain
-object of names and descriptions, and entries of a catalogue. What is left out is counted by its reason: cards that say
-too little, unsafe ones, parameters that are no JSON Schema, licences that were not asked for, repetitions, and more
-than a few tools of one function. How a model of the Hub is called, its library and its task tell; what an API
-of Gorilla's takes, its card.
+Read are the Hugging Face Hub's list of models (``/api/models``, with `description` where it is known), a folder of
+model cards (`model_cards.py`), Gorilla's API database, the tools of an MCP server (`tools/list`), functions as OpenAI's
+API takes them, an OpenAPI file, a plain object of names and descriptions, and entries of a catalogue. What is left out
+is counted by its reason: cards that say too little, unsafe ones, parameters that are no JSON Schema, licences that were
+not asked for, repetitions, and more than a few tools of one function. How a model of the Hub is called, its library and
+its task tell; what an API of Gorilla's takes, its card.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.instruct.card_arguments import build_schema
 from data_pipeline.instruct.categories import find_category, list_stems
 from data_pipeline.instruct.hub_calls import build_call, split_code
+from data_pipeline.instruct.model_cards import read_model_cards
 from data_pipeline.instruct.openapi import build_parameters, read_operations
 from data_pipeline.records.catalog import MAX_EXAMPLE_CHARS, MAX_LABEL_CHARS, Tool
 from data_pipeline.records.parameters import check_parameters
@@ -35,6 +36,7 @@ MIN_WORDS = 4  # of a description
 MAX_DESCRIPTION_CHARS = 400
 MAX_PER_FUNCTION = 5  # tools, those with the most downloads (section 8.2)
 
+_HUB_KEYS = frozenset(["modelId", "pipeline_tag", "tags"])  # the second is missing where a model states no task
 _FUNCTION_KEYS = frozenset(["function", "parameters", "inputSchema"])
 _MAX_CODE_DEPTH = 4  # of lists and objects in which a card gives its code; released ones have two
 _FOREIGN = re.compile(r"[\s{}\[\],'\"]+")
@@ -52,11 +54,11 @@ _DOMAIN = re.compile(rf"(?P<domain>{'|'.join(_DOMAINS)})\s+(?P<task>.+)")
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a tool: its entry, downloads, and its licence."""
+    """What is known of a tool: its entry, downloads, and its licences, all of which hold; () = not stated."""
 
     tool: Tool
     downloads: int = 0
-    licence: str = ""
+    licences: tuple[str, ...] = ()
 
     @property
     def function(self) -> str:
@@ -73,11 +75,16 @@ class LeftOut:
 
 
 def read_cards(path: Path) -> list[Card | LeftOut]:
-    """Read cards, whatever their form, told by its keys.
+    """Read cards, whatever their form, told by its keys; of a folder those of models.
 
     Raises:
         InputError: no such file, or none of the forms.
     """
+    if path.is_dir():
+        models = list(read_model_cards(path))
+        if not models:
+            raise InputError(f"{path} holds no model cards; put them there as LAB/MODEL/README.md.")
+        return [LeftOut(n, each) if isinstance(each, str) else _read_hub(each, n) for n, each in models]
     if not path.is_file():
         raise InputError(f"there is no file {path}; give the cards that a catalogue shall be made of.")
     text = read_text(path) if path.suffix in (".json", ".yaml", ".yml") else ""
@@ -119,8 +126,8 @@ def choose_cards(
             reason = f"it says too little: its description has fewer than {MIN_WORDS} words"
         elif find_unsafe_words(f"{tool.tool_id} {tool.description}"):
             reason = "unsafe content"
-        elif licences and card.licence.casefold() not in licences:
-            reason = f"its licence is {card.licence or 'not stated'}"
+        elif licences and not (card.licences and {each.casefold() for each in card.licences} <= set(licences)):
+            reason = f"its licence is {' and '.join(card.licences) or 'not stated'}"
         elif key in described:
             reason = f"it says the same as {described[key]}"
         if reason:
@@ -160,7 +167,7 @@ def _read_object(content: Any, path: Path) -> Iterator[Card | LeftOut]:
             for name, description in content.items():
                 yield _build(str(name), description)
             return
-        if set(content) & {"tool_id", "api_data", "api_name", "modelId", *_FUNCTION_KEYS}:
+        if set(content) & {"tool_id", "api_data", "api_name", *_HUB_KEYS, *_FUNCTION_KEYS}:
             yield from _read_row(content, "line 1")
             return
     raise InputError(
@@ -186,7 +193,7 @@ def _read_row(content: Any, place: str) -> list[Card | LeftOut]:
     if set(content) & _FUNCTION_KEYS:
         return [_read_function(content, place)]
     name = content.get("modelId") or content.get("id")
-    if isinstance(name, str) and ("pipeline_tag" in content or "modelId" in content):
+    if isinstance(name, str) and set(content) & _HUB_KEYS:
         return [_read_hub(content, name)]
     return [LeftOut(place, "in no known form")]
 
@@ -197,9 +204,11 @@ def _read_hub(content: Mapping[str, Any], name: str) -> Card | LeftOut:
     details = content.get("cardData")
     listed = content.get("tags")
     tags = [tag for tag in listed if isinstance(tag, str)] if isinstance(listed, list) else []
-    licence = next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), "")
-    if isinstance(details, Mapping) and isinstance(details.get("license"), str):
-        licence = details["license"]
+    if content.get("disabled") is True:
+        return LeftOut(name, "the Hub has disabled it")
+    licences = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
+    if isinstance(details, Mapping):
+        licences = _list_licences(details) or licences
     stated = content.get("description") or (details.get("summary") if isinstance(details, Mapping) else "") or ""
     description, code = split_code(str(stated))
     category = find_category(str(task), " ".join([name, description[:MAX_DESCRIPTION_CHARS], *tags]))
@@ -221,7 +230,15 @@ def _read_hub(content: Mapping[str, Any], name: str) -> Card | LeftOut:
     except InputError as error:
         return LeftOut(name[:100], str(error))
     downloads = content.get("downloads")
-    return Card(tool, downloads if isinstance(downloads, int) else 0, licence)
+    return Card(tool, downloads if isinstance(downloads, int) else 0, tuple(licences))
+
+
+def _list_licences(details: Mapping[str, Any]) -> list[str]:
+    """Those of a card's YAML: a text or a list; what the Hub has no name for has one of its own beside "other"."""
+    stated = details.get("license")
+    own = details.get("license_name")
+    listed = [each for each in (stated if isinstance(stated, list) else [stated]) if isinstance(each, str)]
+    return [own if each == "other" and isinstance(own, str) else each for each in listed]
 
 
 def _build_gorilla(content: dict[str, Any]) -> Tool:

@@ -80,6 +80,11 @@ def find_category(tag: str, text: str) -> Category | None:
     return found
 
 
+def is_task(tag: str) -> bool:
+    """Whether a tag is the name of a task on the Hub."""
+    return tag in load_categories()
+
+
 def list_stems(text: str) -> frozenset[str]:
     """The beginnings of its words: Deblurring, deblurs and Deblur are one."""
     return frozenset(word.casefold()[:_STEM_CHARS] for word in _WORD.findall(text))

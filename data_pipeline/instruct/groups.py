@@ -4,7 +4,8 @@ Rows of groups are ``{"tools": ["a", "b"]}`` for tools of one function, and ``{"
 "quality"}`` for tools whose questions may be worded alike (MLLM-Tool, section 3.2 names five such kinds). Rows of media
 are ``{"media": "rain/1.png", "tools": ["a"], "licence": "CC0-1.0"}``: a file below the media root, every tool that is
 right for it, and its terms, where they are known.
-Where nobody says which tools do the same, the catalogue tells it of those whose subtask it knows.
+Where nobody says which tools do the same, the catalogue tells it of those whose subtask it knows, and the teacher is
+asked of others that take a medium (`group_proposals.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from data_pipeline.records.schema import AmbiguityType
 from data_pipeline.records.text import words_key
 from data_pipeline.sources.rows import SourceRow, read_rows
 
-_KINDS = tuple(kind.value for kind in AmbiguityType if kind is not AmbiguityType.NONE)
+AMBIGUITIES = tuple(kind.value for kind in AmbiguityType if kind is not AmbiguityType.NONE)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class ToolGroups:
     same: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ambiguous: Mapping[str, AmbiguousGroup] = field(default_factory=dict)
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The rows that `read_groups` reads, each group once."""
+        same = dict.fromkeys(tuple(sorted((tool, *others))) for tool, others in self.same.items())
+        ambiguous = dict.fromkeys(self.ambiguous.values())
+        return [
+            *({"tools": list(tools)} for tools in same),
+            *({"tools": list(group.tools), "ambiguity": group.ambiguity.value} for group in ambiguous),
+        ]
+
 
 def read_groups(path: Path, tool_ids: Collection[str]) -> ToolGroups:
     """Read the groups of a catalogue's tools.
@@ -55,9 +65,9 @@ def read_groups(path: Path, tool_ids: Collection[str]) -> ToolGroups:
     ambiguous: dict[str, AmbiguousGroup] = {}
     for row, tools in _read(path, tool_ids):
         kind = row.content.get("ambiguity")
-        if kind is not None and kind not in _KINDS:
+        if kind is not None and kind not in AMBIGUITIES:
             raise InputError(
-                f"{path}, {row.place}: ambiguity is {kind!r}; it is one of {', '.join(_KINDS)}, or absent."
+                f"{path}, {row.place}: ambiguity is {kind!r}; it is one of {', '.join(AMBIGUITIES)}, or absent."
             )
         if len(tools) < 2:
             raise InputError(f"{path}, {row.place}: a group has two tools or more; this one has {len(tools)}.")

@@ -54,6 +54,8 @@ class TurnRequest:
         may_call, may_answer: what the turn may be; where no tool can be called, it is an answer.
         max_answer_tokens: below the writer's own limit, or None.
         is_constrained: False = plain greedy decoding, whatever comes of it.
+        lacking_share: probability, among the cards of all tools that are known, of those that take a file of a modality
+            of which none is known; None where nobody has looked.
     """
 
     prompt: str
@@ -65,6 +67,7 @@ class TurnRequest:
     may_answer: bool = True
     max_answer_tokens: int | None = None
     is_constrained: bool = True
+    lacking_share: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import InputError
-from data_pipeline.instruct.captioned_media import CaptionedMedium, match_media, read_captioned_media
+from data_pipeline.instruct.captioned_media import CaptionedMedium, list_nearest, match_media, read_captioned_media
 from data_pipeline.instruct.queries import Query
 from data_pipeline.locations import Location
 from data_pipeline.records.catalog import Tool, ToolCatalog
@@ -59,6 +60,19 @@ class MediaLibrary:
         places = match_media([(query.words, kind) for query, kind in zip(asked, kinds, strict=True)], self._media)
         chosen = zip(asked, places, strict=True)
         return {query: self._media[place] for query, place in chosen if place is not None}
+
+    def list_for(self, tools: Sequence[Tool], n: int) -> list[list[CaptionedMedium]]:
+        """For each tool, which takes a medium, at most `n` files that its description has to do with; where media are
+        rendered, they are made."""
+        is_rendered = self._spec.generate.render_media
+        wanted = [(tool.description, Modality(tool.input_modality)) for tool in tools]
+        found = list_nearest(wanted, _list_rendered() if is_rendered else self._media, n)
+        return [list(map(self._write, media)) if is_rendered else media for media in found]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no files with captions, and none are rendered."""
+        return not (self._media or self._spec.generate.render_media)
 
     def find(self, name: str) -> Path | None:
         """A file by the name that a row gives it, where it is at hand."""
@@ -139,7 +153,8 @@ def _find_root(options: GenerateOptions) -> Path | None:
     return options.media_root or (beside.parent if beside else None)
 
 
-def _list_rendered() -> list[CaptionedMedium]:
+@cache
+def _list_rendered() -> tuple[CaptionedMedium, ...]:
     """What ToolMM-mini can render, as a folder with captions: the kind's name and what its right tools do."""
     from data_pipeline.sources.toolmm_mini import build_catalog
     from data_pipeline.sources.toolmm_mini.media_files import MEDIA_KINDS
@@ -151,11 +166,11 @@ def _list_rendered() -> list[CaptionedMedium]:
         for kind, tool_ids in family.tools.items():
             words = " ".join(catalog[tool_id].description for tool_id in tool_ids if tool_id in catalog)
             says[kind] = f"{says.get(kind, '')} {words}"
-    return [
+    return tuple(
         CaptionedMedium(
             f"{kind}:{variant}", f"{kind.replace('_', ' ')} {says.get(kind, '')}", modality, GENERATED_LICENCE
         )
         for modality, kinds in MEDIA_KINDS.items()
         for kind in kinds
         for variant in range(_VARIANTS)
-    ]
+    )

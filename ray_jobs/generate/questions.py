@@ -14,7 +14,6 @@ from data_pipeline import storage
 from data_pipeline.errors import InputError
 from data_pipeline.instruct.captioned_media import CaptionedMedium
 from data_pipeline.instruct.cases import Case, QuestionForm
-from data_pipeline.instruct.groups import ToolGroups, group_by_functionality, read_groups, read_media
 from data_pipeline.instruct.matching import find_similar, parse_matches, render_match_prompt, share_answers
 from data_pipeline.instruct.queries import (
     KEPT,
@@ -34,6 +33,7 @@ from data_pipeline.teacher.client import Teacher
 from data_pipeline.teacher.requests import TeacherRequest
 from ray_jobs.config import RunSpec
 from ray_jobs.generate.asking import CACHE, EXAMPLES, FOLDER, ask, describe_usage, estimate, render_lines
+from ray_jobs.generate.grouping import FILES_PER_TOOL, Grouping, complete_grouping, list_group_requests, read_grouping
 from ray_jobs.generate.media import MediaLibrary, takes_medium
 from ray_jobs.generate.report import describe_checks, describe_verdicts
 from ray_jobs.generate.trials import Chain
@@ -49,27 +49,23 @@ class Plan:
     Attributes:
         catalog: the user's, whole.
         tools: those that are asked for.
-        groups: how they belong together.
-        tools_of, media_of, licence_of: file -> tools that are right for it, tool -> files, and file -> its terms.
+        grouping: how they belong together, and what is right for which file.
         asked: (tool, prohibited words, whether the words shall fit its whole group) of each request.
         requests: as many.
     """
 
     catalog: ToolCatalog
     tools: list[Tool]
-    groups: ToolGroups
-    tools_of: dict[str, tuple[str, ...]]
-    media_of: dict[str, list[str]]
-    licence_of: dict[str, str]
+    grouping: Grouping
     asked: list[tuple[Tool, tuple[str, ...], bool]]
     requests: list[TeacherRequest]
 
 
-def make_plan(spec: RunSpec) -> Plan:
-    """Which tool is asked for which queries; a function of the config alone.
+def read_tools(spec: RunSpec) -> tuple[ToolCatalog, list[Tool]]:
+    """The user's catalogue, and those of its tools that questions are wanted for.
 
     Raises:
-        InputError: no tools, or files that do not fit them.
+        InputError: no tools.
     """
     options = spec.generate
     if options.tools is None:
@@ -78,33 +74,38 @@ def make_plan(spec: RunSpec) -> Plan:
     tools = [tool for tool in catalog if tool.tool_id != UNKNOWN_TOOL_ID and tool.description]
     if not tools:
         raise InputError(f"no tool of {options.tools} has a description; say in a sentence what each does.")
-    tools = tools[: options.limit]
-    groups = read_groups(options.groups, catalog.tool_ids) if options.groups else group_by_functionality(catalog)
-    tools_of, media_of, licence_of = read_media(options.media, catalog.tool_ids) if options.media else ({}, {}, {})
+    return catalog, tools[: options.limit]
+
+
+def make_plan(spec: RunSpec, catalog: ToolCatalog, tools: list[Tool], grouping: Grouping) -> Plan:
+    """Which tool is asked for which queries."""
     asked: list[tuple[Tool, tuple[str, ...], bool]] = []
     requests = []
-    schema = QUERIES if options.is_structured else None
+    schema = QUERIES if spec.generate.is_structured else None
     for number, tool in enumerate(tools):
-        group = groups.ambiguous.get(tool.tool_id)
+        group = grouping.groups.ambiguous.get(tool.tool_id)
         others = [catalog[other] for other in group.tools if other != tool.tool_id] if group else []
         rng = np.random.default_rng([spec.seed, number])
-        kinds = [False, True] if others and tool.tool_id in media_of else [False]  # without media nothing would decide
-        for is_ambiguous in kinds:
+        has_media = tool.tool_id in grouping.media_of  # without media nothing would decide
+        for is_ambiguous in [False, True] if others and has_media else [False]:
             prohibited = list_prohibited(tool, others if is_ambiguous else ())
             examples = rng.permutation(N_EXAMPLES)[:2].tolist()
             prompt = render_query_prompt(tool, prohibited, examples, is_ambiguous)
             asked.append((tool, prohibited, is_ambiguous))
             requests.append(TeacherRequest((("user", prompt),), schema=schema))
-    return Plan(catalog, tools, groups, tools_of, media_of, licence_of, asked, requests)
+    return Plan(catalog, tools, grouping, asked, requests)
 
 
 def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     """The recipe: see `ray_jobs.generate.job.run`."""
-    plan = make_plan(spec)
+    catalog, tools = read_tools(spec)
+    said = read_grouping(spec.generate, catalog)
     verification = Verification(spec)
-    library = MediaLibrary(spec, plan.licence_of)
-    found: dict[int, list[Query | Refused]] = {}
+    library = MediaLibrary(spec, said.licence_of)
     errors: list[str] = []
+    grouping = complete_grouping(spec.generate, tools, said, library, teacher, errors)
+    plan = make_plan(spec, catalog, tools, grouping)
+    found: dict[int, list[Query | Refused]] = {}
 
     def take(number: int, text: str) -> list[str]:
         found[number] = parse_queries(to_query_lines(text), *plan.asked[number])
@@ -117,7 +118,7 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
         by_tool[plan.asked[number][0].tool_id] += [line for line in found[number] if isinstance(line, Query)]
     kept: dict[str, list[Query]] = {}
     for tool_id, own in by_tool.items():
-        shared = [query for other in plan.groups.same.get(tool_id, ()) for query in kept.get(other, ())]
+        shared = [query for other in grouping.groups.same.get(tool_id, ()) for query in kept.get(other, ())]
         kept[tool_id], repeated = keep_best(own, shared)
         refused += repeated
     queries = [query for own in kept.values() for query in own]
@@ -125,7 +126,8 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
         reasons = dict(Counter(each.reason for each in refused)) or errors[:1]
         raise InputError(f"nothing of the teacher's answers can be used ({reasons}); look at {spec.work_dir / CACHE}.")
     matched, n_unclear = _match(teacher, plan, queries, errors)
-    chosen = library.choose([query for query in queries if query.tool_id not in plan.media_of], plan.catalog)
+    plain = [query for query in queries if not query.is_ambiguous and query.tool_id not in grouping.named]
+    chosen = library.choose(plain, plan.catalog)
     records = _build_records(plan, queries, matched, chosen, spec.seed)
     named = [record.get("media", "") for record in records]
     media = [Medium(name, library.find(name)) for name in named]
@@ -137,7 +139,8 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
         record[MEDIA_LICENCE] = library.find_licence(record.get("media", ""))
     counts: dict[str, Any] = {
         "tools": len(plan.tools),
-        "tools_that_share": sum(tool.tool_id in plan.groups.same for tool in plan.tools),
+        "tools_that_share": sum(tool.tool_id in grouping.groups.same for tool in plan.tools),
+        "groups": grouping.count(),
         **describe_usage(teacher),
         "kept": len(queries),
         "ambiguous": sum(query.is_ambiguous for query in queries),
@@ -156,6 +159,8 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
     with storage.replacing_folder(folder) as new:
         storage.write_file(new / "records.jsonl", render_lines(records))
         plan.catalog.save_jsonl(new / CATALOG_FILE)
+        storage.write_file(new / "groups.jsonl", render_lines(grouping.groups.to_rows()))
+        storage.write_file(new / "media_tools.jsonl", render_lines(grouping.media_rows()))
         storage.write_file(new / "media.jsonl", render_lines(used))
         no_answer = [{"reason": "no answer", "why": error} for error in sorted(errors)]
         storage.write_file(new / "rejected.jsonl", render_lines([*map(vars, refused), *no_answer]))
@@ -169,14 +174,20 @@ def run(spec: RunSpec, teacher: Teacher) -> dict[str, Any]:
 
 def run_dry(spec: RunSpec) -> dict[str, Any]:
     """See `ray_jobs.generate.job.run_dry`."""
-    plan = make_plan(spec)
-    n_judged = sum(bool(alike) for alike in find_similar(plan.tools).values()) * KEPT
-    print(
-        f"tools            {len(plan.tools)}, {sum(kind for *_, kind in plan.asked)} of them with ambiguous queries too"
-    )
-    n_short = n_judged + (2 * KEPT * len(plan.tools) if spec.generate.judge else 0)  # judgements, of one word
-    tokens = (len(plan.requests) * _TOKENS_PER_ANSWER + n_short * 20) / (len(plan.requests) + n_short)
-    return estimate(spec, plan.requests, n_short, tokens)
+    catalog, tools = read_tools(spec)
+    grouping = read_grouping(spec.generate, catalog)
+    plan = make_plan(spec, catalog, tools, grouping)
+    asked, proposals = list_group_requests(spec.generate, tools, grouping)
+    n_open = sum(is_ambiguous for *_, is_ambiguous in plan.asked)
+    perhaps = f"; of {len(asked)} the teacher is asked first whether others are like them" if asked else ""
+    print(f"tools            {len(tools)}, {n_open} of them with ambiguous queries too{perhaps}")
+    # judgements, of one word: of similar tools, of files for those that the teacher groups, of what is kept
+    n_short = sum(bool(alike) for alike in find_similar(tools).values()) * KEPT + len(asked) * FILES_PER_TOOL
+    n_short += 2 * KEPT * len(tools) if spec.generate.judge else 0
+    n_long = len(plan.requests) + len(asked)  # each tool that is grouped is asked for ambiguous queries too
+    n_all = n_long + n_short + len(proposals)
+    tokens = (n_long * _TOKENS_PER_ANSWER + (n_all - n_long) * 20) / n_all
+    return estimate(spec, [*plan.requests, *proposals], len(asked) + n_short, tokens)
 
 
 def _match(
@@ -184,7 +195,7 @@ def _match(
 ) -> tuple[dict[Query, list[str]], int]:
     """Further right tools by the teacher's judgement, and how many queries it did not judge in form.
 
-    Of an ambiguous query the medium decides, and the user has said which tools are right for it.
+    Of an ambiguous query the medium decides, and which tools are right for that is known.
     """
     similar = find_similar(plan.tools)
     judged = [(query, similar[query.tool_id]) for query in queries if not query.is_ambiguous and similar[query.tool_id]]
@@ -214,20 +225,23 @@ def _build_records(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Rows as `prepare.source=jsonl` reads them."""
+    known = plan.grouping
     rng = np.random.default_rng([seed, len(queries)])
     records = []
     for query in queries:
-        files = plan.media_of.get(query.tool_id, ())
+        files = known.media_of.get(query.tool_id, ())
         medium = files[int(rng.integers(len(files)))] if files else None
         if query in chosen:
             medium = chosen[query].file
         record: dict[str, Any] = {"instruction": query.words}
-        tools = share_answers(query, plan.groups.same, matched.get(query, ()))
+        tools = share_answers(query, known.groups.same, matched.get(query, ()))
         if query.is_ambiguous:
-            group = plan.groups.ambiguous[query.tool_id]
+            group = known.groups.ambiguous[query.tool_id]
             record |= {"ambiguity": group.ambiguity.value, "candidates": list(group.tools)}
-            right = [tool for tool in group.tools if tool in plan.tools_of[str(medium)]]
-            tools = tuple(dict.fromkeys([*right, *(same for tool in right for same in plan.groups.same.get(tool, ()))]))
+            right = [tool for tool in group.tools if tool in known.tools_of[str(medium)]]
+            tools = tuple(
+                dict.fromkeys([*right, *(same for tool in right for same in known.groups.same.get(tool, ()))])
+            )
         record["tools"] = list(tools)
         if medium is not None:
             record["media"] = medium
@@ -254,7 +268,8 @@ def render_report(counts: dict[str, Any], records: Sequence[dict[str, Any]], ref
         render_table(["right tools", "questions"], [[str(n), str(many)] for n, many in counts["answers"].items()]),
         "",
         f"{counts['tools']} tools, {counts['tools_that_share']} of them share their questions with others of the same "
-        f"function; {counts['kept']} questions kept, {counts['ambiguous']} of them ambiguous; rejected "
+        f"function; {_describe_groups(counts['groups'])}; {counts['kept']} questions kept, {counts['ambiguous']} of "
+        "them ambiguous; rejected "
         f"by reason: {reasons}; {counts['matches_unclear']} judgements in no form. Requests: {requests['sent']} sent, "
         f"{requests['from_cache']} answered before, {requests['failed']} failed. Spent: {counts['money']:.4f}"
         + (" (the budget is spent: run again to go on)." if counts["is_budget_spent"] else "."),
@@ -273,3 +288,8 @@ def render_report(counts: dict[str, Any], records: Sequence[dict[str, Any]], ref
         *(f"- {each.reason}: {each.why}: `{each.line}`" for each in refused),
     ]
     return "\n".join(parts)
+
+
+def _describe_groups(groups: dict[str, Any]) -> str:
+    kinds = ", ".join(f"{kind} {n}" for kind, n in groups["ambiguous"].items()) or "none"
+    return f"groups that only a medium tells apart: {kinds} (`groups.jsonl`)"

@@ -25,7 +25,7 @@ from data_pipeline.records.dialogue import (
     render_observation,
 )
 from data_pipeline.records.schema import Turn
-from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
+from model.decode.turn_types import MEDIA_KINDS, PromptTooLongError, TurnRequest, WrittenTurn
 from serve.agent.events import AgentResult, AgentStep, AnswerText
 from serve.agent.tool_reply import ToolResult
 from serve.agent.tools import build_dialogue_tool, build_turn_tool, read_arguments
@@ -67,6 +67,8 @@ class AgentRequest:
         may_call, must_call: whether tools may be called at all, and whether one must be before the answer.
         is_constrained: False = the model writes freely, and what it makes up is refused.
         known: entries of the model's catalogue by id, which word the tools as in training.
+        by_input: what a tool takes, "text", "image", "audio", "video" or "" -> the probability of all known tools that
+            take it, by the cards nearest to the words; {} where the model finds no cards.
     """
 
     words: str
@@ -77,6 +79,7 @@ class AgentRequest:
     must_call: bool = False
     is_constrained: bool = True
     known: Mapping[str, Tool] = field(default_factory=dict)
+    by_input: Mapping[str, float] = field(default_factory=dict)
 
 
 WriteTurn = Callable[
@@ -231,7 +234,13 @@ class _Loop:
             may_answer=not (may_call and self._request.must_call and not self._steps),
             max_answer_tokens=self._limits.max_answer_tokens,
             is_constrained=self._request.is_constrained,
+            lacking_share=self._weigh_lacking(),
         )
+
+    def _weigh_lacking(self) -> float | None:
+        """The share of tools that take a file of which there is none."""
+        by_input, there = self._request.by_input, {name.partition("/")[0] for name in self._files}
+        return sum(by_input.get(kind, 0.0) for kind in MEDIA_KINDS if kind not in there) if by_input else None
 
     async def _call(self, written: WrittenTurn, call: ToolCall) -> AgentStep:
         """Check the call, run the tool, and word what the model is told."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, zip_longest
 
 from data_pipeline.records.catalog import Tool
@@ -25,3 +26,16 @@ def shortlist_tools(words: str, tools: Sequence[Tool], n: int, by_cards: Sequenc
     (by_words,) = description_baseline(tools, [words], len(tools))
     in_turn = chain.from_iterable(zip_longest(by_cards, by_words))
     return list(dict.fromkeys(tool_id for tool_id in in_turn if tool_id is not None))[:n]
+
+
+def weigh_inputs(ranked: Iterable[tuple[Tool, float]], inputs: Mapping[str, str]) -> dict[str, float]:
+    """What a tool takes -> the probability of all tools that take it.
+
+    Args:
+        ranked: tools and their probabilities.
+        inputs: tool id -> "text", "image", "audio" or "video"; "" or absent where nobody says so, as of `unknown`.
+    """
+    shares: defaultdict[str, float] = defaultdict(float)
+    for tool, probability in ranked:
+        shares[inputs.get(tool.tool_id, "")] += probability
+    return dict(shares)

@@ -72,6 +72,11 @@ def read_arguments(spec: ToolSpec, text: str, files: Mapping[str, Artifact]) -> 
     return spec.parse(arguments)
 
 
+def find_input(spec: ToolSpec) -> str:
+    """The modality of the first file that a dialogue's call needs; "text" where it needs none."""
+    return next((argument.kind for argument in dialogue_arguments(spec) if argument.is_media), "text")
+
+
 def build_turn_tool(spec: ToolSpec, description: str) -> TurnTool:
     """The tool as `model.decode.turn` takes it, with what it does as `build_dialogue_tool` words it."""
     return TurnTool(spec.call_name, tuple(map(_turn_argument, dialogue_arguments(spec))), description)

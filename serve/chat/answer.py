@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,6 @@ from model.decode.turn_types import PromptTooLongError, WrittenTurn
 from serve.agent.events import AnswerText
 from serve.agent.loop import AgentLimits, iterate_agent
 from serve.agent.names import with_short_names
-from serve.agent.shortlist import shortlist_tools
 from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, ToolResult
 from serve.agent.tools import build_dialogue_tool
 from serve.artifacts import open_artifacts
@@ -40,6 +39,7 @@ from serve.chat.stream import (
     stream_completion,
 )
 from serve.chat.texts import call_with_texts
+from serve.chat.tool_offers import ToolOffers
 from serve.chat.tools import (
     ModelTools,
     OfferedTool,
@@ -74,6 +74,7 @@ class ChatService:
         self.store = open_artifacts(args)
         self.specs: dict[str, ToolSpec] = load_tools(args.tool_models, args.tool_files)
         self.selector = selector
+        self._offers = ToolOffers(args, selector)
         self._predictor = predictor
         self._written = WrittenByModel(predictor, self.telemetry)
         self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
@@ -223,7 +224,7 @@ class ChatService:
         known = {tool.tool_id: tool for tool in self.models.find(self.args.model_name).catalog}
         specs = [self.specs[tool_id] for tool_id in sorted(self.ready)]
         tools = [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in specs]
-        return [self.specs[tool_id] for tool_id in await self._rank_tools(self.args.model_name, words, tools, n)]
+        return [self.specs[tool_id] for tool_id in await self._offers.rank(self.args.model_name, words, tools, n)]
 
     async def describe_predictor(self) -> dict[str, Any]:
         """What a replica of the predictor says of itself. Where there may be none, nothing: the question would start
@@ -329,7 +330,7 @@ class ChatService:
 
     async def _take_turn(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> AnswerEvents:
         tools = [describe(tool) for tool in choice.tools]
-        kept = await self._shortlist(request.base_model, conversation.words, tools)
+        kept = await self._offers.shortlist(request.base_model, conversation.words, tools)
         dialogue = CallerDialogue.read(conversation, [choice[name] for name in kept])
         written: WrittenTurn | None = None
         while written is None:
@@ -363,11 +364,7 @@ class ChatService:
         conversation = await self.read(request, caller)
         known = {tool.tool_id: tool for tool in self.models.find(request.base_model).catalog}
         agent_request = replace(build_agent_request(conversation, choice, self.specs), known=known)
-        if len(agent_request.tools) > self.args.agent_max_tools:
-            by_id = {spec.tool_id: spec for spec in agent_request.tools}
-            tools = [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in agent_request.tools]
-            kept = await self._shortlist(request.base_model, conversation.words, tools)
-            agent_request = replace(agent_request, tools=[by_id[tool_id] for tool_id in kept])
+        agent_request = await self._offers.choose(request.base_model, agent_request)
         limits = AgentLimits(
             max_steps=self.args.agent_max_steps,
             max_seconds=self.args.request_timeout_s,
@@ -379,19 +376,3 @@ class ChatService:
             request, iterate_agent(write_turn, partial(self.invoke, caller=caller), agent_request, limits)
         )
         return events if request.stream else await await_completion(events)
-
-    async def _shortlist(self, model_name: str, words: str, tools: Sequence[Tool]) -> list[str]:
-        """Ids of the tools that the user's words are offered: all, or the `agent_max_tools` that suit best."""
-        if len(tools) <= self.args.agent_max_tools:
-            return [tool.tool_id for tool in tools]
-        return await self._rank_tools(model_name, words, tools, self.args.agent_max_tools)
-
-    async def _rank_tools(self, model_name: str, words: str, tools: Sequence[Tool], n: int) -> list[str]:
-        """Ids of the `n` tools that suit words best, by the model's own vectors too where it was trained so."""
-        words = words[: self.args.max_instruction_chars]  # what a selection takes
-        by_cards: list[str] = []
-        if self.models.find(model_name).finds_cards:
-            selection = await self.selector.select(model_name, words, len(tools), tools=tuple(tools))
-            ids = {tool.tool_id for tool in tools}
-            by_cards = [tool.tool_id for tool, _ in selection.ranking.tools if tool.tool_id in ids]
-        return await asyncio.to_thread(shortlist_tools, words, tools, n, by_cards)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import InputError
-from data_pipeline.instruct.captioned_media import CaptionedMedium, match_media, read_captioned_media
+from data_pipeline.instruct.captioned_media import CaptionedMedium, list_nearest, match_media, read_captioned_media
 from data_pipeline.records.schema import Modality
 
 IMAGE, AUDIO = Modality.IMAGE, Modality.AUDIO
@@ -54,3 +54,16 @@ def test_a_bad_row_is_told_with_its_line(tmp_path: Path, change: dict[str, objec
     with pytest.raises(InputError, match="line 2") as caught:
         read_captioned_media(captions, tmp_path)
     assert said in str(caught.value)
+
+
+def test_the_nearest_files_of_a_description() -> None:
+    media = [
+        CaptionedMedium("1.png", "Rain on a street.", IMAGE),
+        CaptionedMedium("2.png", "A dog.", IMAGE),
+        CaptionedMedium("3.png", "Rain.", IMAGE),
+        CaptionedMedium("4.wav", "Rain.", AUDIO),
+    ]
+    wanted = [("Removes rain", IMAGE), ("Removes rain", Modality.VIDEO), ("Bakes bread", IMAGE)]
+    nearest = [[medium.file for medium in found] for found in list_nearest(wanted, media, 4)]
+    assert nearest == [["3.png", "1.png"], [], []]
+    assert [medium.file for medium in list_nearest(wanted, media, 1)[0]] == ["3.png"]

@@ -83,3 +83,8 @@ def test_faulty_media(tmp_path: Path) -> None:
     rows = ({"media": "1.png", "tools": ["a"]}, {"media": "1.png", "tools": ["b"]})
     with pytest.raises(InputError, match=r"line 2: '1\.png' is in an earlier row"):
         read_media(write(tmp_path / "media.jsonl", *rows), TOOLS)
+
+
+def test_groups_are_written_as_they_are_read(tmp_path: Path) -> None:
+    rows = [{"tools": ["a", "b"]}, {"tools": ["b", "c"], "ambiguity": "domains"}]
+    assert read_groups(write(tmp_path / "groups.jsonl", *rows), TOOLS).to_rows() == rows

@@ -31,7 +31,7 @@ from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import score_all_tools
 from model.decode.tree_cache import DecodeStats, Prompt
 from model.decode.trie import ChoiceTrie
-from model.decode.turn import MAX_ANSWER_WITHOUT_FILE, NO_ANSWER
+from model.decode.turn import MAX_ANSWER_WITHOUT_FILE, MIN_LACKING_SHARE, NO_ANSWER
 from model.decode.turn_row import TokenKinds, goes_in_circles
 from model.decode.turn_types import (
     ANSWER,
@@ -377,6 +377,11 @@ def test_a_file_that_is_needed_and_not_there_is_asked_for(mllm: ToolLLM) -> None
             calls = write(nearest, may_answer=False)
             assert isinstance(check(calls), ToolCall), "another tool can be called, and one must be"
             assert write(nearest, may_call=False).text != asks
+            wish = write(nearest, tools=need_files, lacking_share=MIN_LACKING_SHARE)
+            assert (wish.text == asks) == is_asked, "as if nobody had looked"
+            instead = write(nearest, tools=need_files, lacking_share=MIN_LACKING_SHARE - 0.01)
+            assert isinstance(check(instead), Answer), "other tools suit better, and none of these can be called"
+            assert instead.text != asks
             assert write(nearest, files=("audio/c.wav", "image/a.png")).text != asks
         assert write("Draw").text not in {render_answer(render_file_wish(kind)) for kind in ("image", "audio")}
     assert found == {True, False}

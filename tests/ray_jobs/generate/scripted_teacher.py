@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ import numpy as np
 _TOOL = re.compile(r"^\d+\. (?P<name>[^:\n]+): (?P<usage>.+)\. Arguments: (?P<arguments>.*)$", re.MULTILINE)
 _CALL = re.compile(r"^\d+\. (?P<instruction>.*), \[(?P<tool>[^,]+), \"(?P<arguments>.*)\"\]$")
 _CAPTION = re.compile(r"What it shows: (?P<caption>[^\n]*)")
+_LISTED = re.compile(r"^(\d+)\. (.*)$", re.MULTILINE)
 _OPENINGS = (
     "Could you kindly look at",
     "My boss asks about",
@@ -40,6 +42,8 @@ class ScriptedTeacher:
         lines: line -> kind, of all that it wrote for tools.
         judge: prompt of a judge -> what it says.
         queries: prompt for queries -> what it writes.
+        differences: prompt about the groups of tools -> what it says of the others.
+        files: prompt about a file and the tools of a group -> for which of them it is right.
     """
 
     def __init__(self, noise_frac: float) -> None:
@@ -49,6 +53,8 @@ class ScriptedTeacher:
         self.lines: dict[str, str] = {}
         self.judge: Callable[[str], str] = lambda prompt: "Yes."
         self.queries: Callable[[str], str] = self._write_queries
+        self.differences: Callable[[str], str] = lambda prompt: answer_each(prompt, lambda _: "no")
+        self.files: Callable[[str], str] = _choose_by_caption
         self._noise_frac = noise_frac
         self._lock = threading.Lock()
 
@@ -62,6 +68,10 @@ class ScriptedTeacher:
                 return "User: Thank you.\nAssistant: You are welcome.\nUser: Open it.png\nAssistant: No."
             if "different queries" in prompt:
                 return self.queries(prompt)
+            if "how it differs from that one" in prompt:
+                return self.differences(prompt)
+            if "right for what is attached" in prompt:
+                return self.files(prompt)
             if "solves exactly that" in prompt:
                 n_tools = len(re.findall(r"^\d+\. ", prompt, re.MULTILINE))
                 return "\n".join(f"{n}: {'yes' if n == 1 else 'no'}" for n in range(1, n_tools + 1))
@@ -116,6 +126,19 @@ class ScriptedTeacher:
         line = f'{words}{comma} [{name}, "{", ".join(values)}"]'
         self.lines[line] = kind
         return f"{number}. {line}"
+
+
+def answer_each(prompt: str, say: Callable[[str], str]) -> str:
+    """A line for each of the numbered tools of a prompt, whose description is given to `say`."""
+    return "\n".join(f"{number}: {say(words)}" for number, words in _LISTED.findall(prompt))
+
+
+def _choose_by_caption(prompt: str) -> str:
+    """Right is a tool of which the caption has a word that only it has."""
+    caption = set(prompt.partition("What it is: ")[2].partition("\n")[0].strip(".").split())
+    said = Counter(word for _, words in _LISTED.findall(prompt) for word in set(words.strip(".").split()))
+    own = {word for word, n in said.items() if n == 1}
+    return answer_each(prompt, lambda words: "yes" if caption & own & set(words.strip(".").split()) else "no")
 
 
 @contextmanager

@@ -346,6 +346,16 @@ def test_a_call_can_be_asked_for_or_ruled_out() -> None:
     assert (malformed.text, malformed.stopped) == ("Thought: hm", "malformed")
 
 
+def test_the_share_of_tools_whose_files_are_not_there() -> None:
+    by_input = {"image": 0.5, "audio": 0.25, "text": 0.125, "": 0.125}
+    script = Script([render_answer("x")] * 3)
+    for request in (AgentRequest("a", [COUNT]), AgentRequest("a", [COUNT], by_input=by_input)):
+        run(script, request)
+    run(script, replace(REQUEST, by_input=by_input))
+    assert GIVEN.modality == "image"
+    assert [request.lacking_share for request in script.requests] == [None, 0.75, 0.25]
+
+
 def test_tools_as_a_dialogue_sees_them() -> None:
     trained = GPT4TOOLS_TOOLS[0]
     theirs = ToolSpec(trained.tool_id, ToolOutput, "other words", (IMAGE,), "text", name=trained.name)

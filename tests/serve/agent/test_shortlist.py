@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_pipeline.records.catalog import Tool
-from serve.agent.shortlist import shortlist_tools
+from serve.agent.shortlist import shortlist_tools, weigh_inputs
 
 TOOLS = [
     Tool("a/edges", "Draws the edges of a picture."),
@@ -27,3 +27,10 @@ def test_what_only_the_vectors_know_is_on_the_list() -> None:
 def test_without_any_common_word_the_order_stays() -> None:
     assert shortlist_tools("xyzzy", TOOLS, 3) == ["a/edges", "a/faces", "a/tempo"]
     assert len(shortlist_tools("xyzzy", TOOLS, 99)) == len(TOOLS)
+
+
+def test_probabilities_are_added_up_by_what_tools_take() -> None:
+    ranked = [(TOOLS[0], 0.5), (TOOLS[1], 0.25), (TOOLS[2], 0.125), (Tool("unknown"), 0.125)]
+    inputs = {"a/edges": "image", "a/faces": "image", "a/tempo": "audio"}
+    assert weigh_inputs(ranked, inputs) == {"image": 0.75, "audio": 0.125, "": 0.125}
+    assert weigh_inputs([], inputs) == {}
