@@ -19,21 +19,25 @@ class ToolOffers:
 
     def __init__(self, args: ServeArgs, selector: Selector) -> None:
         self._max_tools = args.agent_max_tools
-        self._max_chars = args.max_instruction_chars  # what a selection takes
+        self._max_chars = args.max_instruction_chars  # of words that a selection takes
         self._selector = selector
 
     async def choose(self, model_name: str, request: AgentRequest) -> AgentRequest:
         """The request with the tools that suit its words best, and with what all known tools that suit them take."""
         by_id = {spec.tool_id: spec for spec in request.tools}
+        there = {"text", *(name.partition("/")[0] for name in request.files)}
+        if len(by_id) <= self._max_tools and all(find_input(spec) in there for spec in request.tools):
+            return request  # nothing to leave out, and no file to ask for
+        words = request.words[: self._max_chars]
         tools = [build_dialogue_tool(spec, request.known.get(spec.tool_id)) for spec in request.tools]
         others = [tool for tool_id, tool in request.known.items() if tool_id not in by_id]
-        ranked = await self._rank_cards(model_name, request.words, [*tools, *others])
+        ranked = await self._rank_cards(model_name, words, [*tools, *others])
         inputs = {tool_id: tool.input_modality for tool_id, tool in request.known.items()}
         inputs |= {tool_id: find_input(spec) for tool_id, spec in by_id.items()}
         kept = list(by_id)
         if len(kept) > self._max_tools:
             by_cards = [tool.tool_id for tool, _ in ranked if tool.tool_id in by_id]
-            kept = await asyncio.to_thread(shortlist_tools, request.words, tools, self._max_tools, by_cards)
+            kept = await asyncio.to_thread(shortlist_tools, words, tools, self._max_tools, by_cards)
         return replace(request, tools=[by_id[tool_id] for tool_id in kept], by_input=weigh_inputs(ranked, inputs))
 
     async def shortlist(self, model_name: str, words: str, tools: Sequence[Tool]) -> list[str]:
@@ -44,7 +48,7 @@ class ToolOffers:
 
     async def rank(self, model_name: str, words: str, tools: Sequence[Tool], n: int) -> list[str]:
         """Ids of the `n` tools that suit words best, by the model's own vectors too where it was trained so."""
-        ids = {tool.tool_id for tool in tools}
+        ids, words = {tool.tool_id for tool in tools}, words[: self._max_chars]
         ranked = await self._rank_cards(model_name, words, tools)
         by_cards = [tool.tool_id for tool, _ in ranked if tool.tool_id in ids]
         return await asyncio.to_thread(shortlist_tools, words, tools, n, by_cards)
@@ -54,6 +58,5 @@ class ToolOffers:
         model finds no cards, or nothing is said."""
         if not self._selector.models.find(model_name).finds_cards or not words.strip():
             return []
-        words = words[: self._max_chars]
         selection = await self._selector.select(model_name, words, len(tools), tools=tuple(tools))
         return list(selection.ranking.tools)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from mcp.types import Tool as McpTool
 from ray.exceptions import ActorDiedError
+from small_media import picture
 from stand_in_service import CATALOG, Method, World, let_write
 
 from data_pipeline.records.catalog import Tool, ToolCatalog
@@ -67,8 +69,12 @@ def test_a_model_that_finds_cards_is_offered_what_suits_the_words_among_all_tool
     assert {"local/detect-edges", "local/measure-picture", "local/remove-hum"} <= set(offered)
     needs_weights = {spec.tool_id for spec in load_tools().values() if spec.method == "model"}
     (ranked,) = agent.ranked
-    assert not needs_weights & {tool.tool_id for tool in ranked}, "their weights lie nowhere here"
-    assert all(tool.description for tool in ranked)
+    known = {tool.tool_id for tool in CATALOG}
+    at_hand = [tool for tool in ranked if tool.tool_id not in known]
+    assert not needs_weights & {tool.tool_id for tool in at_hand}, "their weights lie nowhere here"
+    assert not needs_weights & set(offered)
+    assert all(tool.description for tool in at_hand)
+    assert known <= {tool.tool_id for tool in ranked}, "words may be meant for one that is not offered"
 
 
 def test_tools_of_others_servers_are_offered_where_a_dialogue_can_write_their_calls() -> None:
@@ -113,7 +119,22 @@ def test_few_tools_are_offered_as_they_are_brought() -> None:
     agent = Agent(finds_cards=True)
     assert agent.ask(WORDS, tools=tools).status_code == 200
     assert agent.offered == [names]
-    assert agent.ranked == [], "nothing to leave out"
+    assert len(agent.ranked) == 1, "a file may have to be asked for"
+
+
+def test_where_nothing_is_to_be_left_out_and_no_file_to_be_asked_for_nothing_is_ranked() -> None:
+    agent = Agent(finds_cards=True)
+    tools = [{"type": "function", "function": {"name": "local/detect-edges"}}]
+    address = "data:image/png;base64," + b64encode(picture(1)).decode()
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": WORDS}, {"type": "image_url", "image_url": {"url": address}}],
+        }
+    ]
+    assert agent.ask(WORDS, tools=tools, messages=messages).status_code == 200
+    assert agent.offered == [["local/detect-edges"]]
+    assert agent.ranked == []
 
 
 def test_without_cards_words_alone_choose_among_what_the_model_knows() -> None:
