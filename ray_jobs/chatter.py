@@ -9,12 +9,15 @@ import subprocess
 import sys
 import warnings
 
-# What Ray warns of, and need not; it writes both at a level at which it writes real errors too.
+# What Ray warns of, and need not; it writes them at a level at which it writes real errors too.
 FALSE_ALARMS = (
     # of each actor that Ray Data and Ray Train start: they keep the arguments as long as the actor
     "has constructor arguments in the object store and max_restarts > 0",
     # more workers than cores: so it is meant (`ray_jobs.cluster.connect`)
     "worker processes have been started on node",
+    # a trace of the locks that a worker's process takes while it comes to its end, once in a hundred jobs; of deadlocks
+    # and the like other lines of that file tell
+    "mutex.cc : 452] RAW: ",
 )
 SETTINGS = {
     "TQDM_DISABLE": "1",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -276,28 +277,33 @@ def test_from_records_to_a_service_with_nothing_shared_but_a_bucket(
 ) -> None:
     runs = overrides[1].removeprefix("runs_dir=")
 
-    def run(verb: str) -> dict[str, Any]:
-        return last_json(head.submit(["python", "-m", "ray_jobs", verb, *overrides]))
+    def run(*verbs: str) -> list[dict[str, Any]]:
+        """In one job, one after the other."""
+        script = " && ".join(shlex.join(["python", "-m", "ray_jobs", verb, *overrides]) for verb in verbs)
+        result = head.submit(["bash", "-c", script])
+        found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+        assert len(found) == len(verbs), result.stdout[-6000:] + result.stderr[-3000:]
+        resumed.extend(map(int, re.findall(r"resuming at step (\d+) of 40", result.stdout)))
+        return found
 
-    prepared = run("prepare")
+    resumed: list[int] = []
+    prepared, embedded = run("prepare", "embed")
     assert prepared["counts"]["train"]["questions"] == 60
     assert prepared["rejected"] in ({}, [], 0)
     assert prepared["corpus"].startswith(runs)
-    assert run("embed")["encoded"] == 2
+    assert embedded["encoded"] == 2
 
     (killed,) = head.submit(["python", "-m", "ray_jobs", "train", *overrides], "--no-wait").stdout.split("'")[1:2]
     wait_for_checkpoint(head, runs.removeprefix("s3://").removesuffix("/runs"))
     assert head.ray("job", "stop", killed).returncode == 0
-    again = head.submit(["python", "-m", "ray_jobs", "train", *overrides])
-    trained = last_json(again)
-    (resumed,) = re.findall(r"resuming at step (\d+) of 40", again.stdout)
-    assert 0 < int(resumed) < 40
+    trained, exported = run("train", "export")
+    assert len(resumed) == 1
+    assert 0 < resumed[0] < 40
     assert trained["metrics"]["step"] <= 40
     assert trained["best_checkpoint"].startswith(runs)
     losses = MlflowClient(head.env["MLFLOW_TRACKING_URI"]).get_metric_history(trained["mlflow_run_id"], "train/loss")
     assert [loss.step for loss in losses] == list(range(40)), "each step once, where the cluster says that MLflow is"
 
-    exported = run("export")
     assert exported["bundle"].startswith(runs)
     for name, value in head.env.items():
         if name.startswith("AWS_"):
