@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from data_pipeline.instruct.groups import AMBIGUITIES, AmbiguousGroup, ToolGroups
-from data_pipeline.instruct.matching import find_similar
+from data_pipeline.instruct.matching import find_similar, number_tools, read_verdicts
 from data_pipeline.records.catalog import Tool
 from data_pipeline.records.schema import AmbiguityType, Modality
 from data_pipeline.records.text import words_key
@@ -23,7 +23,7 @@ SAME, APART = "same", "no"
 _MEDIA = {Modality.IMAGE: "a picture", Modality.AUDIO: "a sound recording", Modality.VIDEO: "a video"}
 _WORDS = (SAME, *AMBIGUITIES, APART)
 _VERDICT = re.compile(
-    rf"^\s*(?P<number>\d{{1,2}})\s*[.:)]\s*(?P<word>{'|'.join(_WORDS)})\b", re.IGNORECASE | re.MULTILINE
+    rf"^\s*(?P<number>\d{{1,2}})\s*[.:)]\s*(?P<verdict>{'|'.join(_WORDS)})\b", re.IGNORECASE | re.MULTILINE
 )
 _MEANINGS = (
     (SAME, "it does exactly the same"),
@@ -61,24 +61,18 @@ def list_candidates(tools: Sequence[Tool], same: Mapping[str, Sequence[str]]) ->
 
 def render_group_prompt(tool: Tool, others: Sequence[Tool]) -> str:
     """Ask the teacher how tools differ from one."""
-    listed = "\n".join(
-        f"{number}. {' '.join(other.description.split())}" for number, other in enumerate(others, start=1)
-    )
     words = "\n".join(f"{word}: {meaning}" for word, meaning in _MEANINGS)
     return (
         f"A user attaches {_MEDIA[Modality(tool.input_modality)]} and says in a few words what shall come of it. One "
         f"tool does this: {' '.join(tool.description.split())}\n"
         f"Say of each tool below how it differs from that one, in one of these words.\n{words}\n\n"
-        f"{listed}\nAnswer with one line a tool, its number and the word: 1: {APART}"
+        f"{number_tools(others)}\nAnswer with one line a tool, its number and the word: 1: {APART}"
     )
 
 
 def parse_differences(text: str, others: Sequence[Tool]) -> dict[str, str] | None:
     """Tool id -> "same", a kind of ambiguity, or "no"; None where the teacher did not say it of each tool, once."""
-    verdicts = [(int(found["number"]), found["word"].casefold()) for found in _VERDICT.finditer(text)]
-    if sorted(number for number, _ in verdicts) != list(range(1, len(others) + 1)):
-        return None
-    return {others[number - 1].tool_id: word for number, word in verdicts}
+    return read_verdicts(text, _VERDICT, others)
 
 
 def build_groups(differences: Mapping[str, Mapping[str, str]], same: Mapping[str, Sequence[str]]) -> ToolGroups:
@@ -115,12 +109,11 @@ def build_groups(differences: Mapping[str, Mapping[str, str]], same: Mapping[str
 
 def render_media_prompt(caption: str, modality: Modality, tools: Sequence[Tool]) -> str:
     """Ask the teacher which tools of an ambiguous group are right for a medium; `parse_matches` reads the answer."""
-    listed = "\n".join(f"{number}. {' '.join(tool.description.split())}" for number, tool in enumerate(tools, start=1))
     return (
         f"A user attaches {_MEDIA[modality]}. What it is: {' '.join(caption.split())}\n"
         "The user's words fit all of the tools below, so what is attached decides. For each of these tools say whether "
         "it is right for what is attached: yes, or no where another one is.\n"
-        f"{listed}\nAnswer with one line a tool, its number and yes or no: 1: yes"
+        f"{number_tools(tools)}\nAnswer with one line a tool, its number and yes or no: 1: yes"
     )
 
 

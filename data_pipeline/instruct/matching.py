@@ -42,21 +42,37 @@ def find_similar(tools: Sequence[Tool]) -> dict[str, list[Tool]]:
 
 def render_match_prompt(query: Query, tools: Sequence[Tool]) -> str:
     """Ask the teacher which tools solve a query as well."""
-    listed = "\n".join(f"{number}. {' '.join(tool.description.split())}" for number, tool in enumerate(tools, start=1))
     return (
         f'A user asks: "{query.words}"\n'
         "For each of these tools say whether it solves exactly that: yes where the request is broad enough for it, no "
         "where the request names something that the tool does not do.\n"
-        f"{listed}\nAnswer with one line a tool, its number and yes or no: 1: yes"
+        f"{number_tools(tools)}\nAnswer with one line a tool, its number and yes or no: 1: yes"
     )
 
 
 def parse_matches(text: str, tools: Sequence[Tool]) -> list[str] | None:
     """The ids of the tools that fit; None where the teacher did not say it of each tool, once."""
-    verdicts = [(int(found["number"]), found["verdict"].casefold()) for found in _VERDICT.finditer(text)]
-    if sorted(number for number, _ in verdicts) != list(range(1, len(tools) + 1)):
+    verdicts = read_verdicts(text, _VERDICT, tools)
+    return None if verdicts is None else [tool.tool_id for tool in tools if verdicts[tool.tool_id] == "yes"]
+
+
+def number_tools(tools: Sequence[Tool]) -> str:
+    """What tools do, a line each behind its number, for a teacher who is to say something of each."""
+    return "\n".join(f"{number}. {' '.join(tool.description.split())}" for number, tool in enumerate(tools, start=1))
+
+
+def read_verdicts(text: str, verdict: re.Pattern[str], tools: Sequence[Tool]) -> dict[str, str] | None:
+    """Tool id -> what the teacher said of it; None where it was not said of each tool that was numbered, once.
+
+    Args:
+        text: the answer.
+        verdict: finds a `number` and a `verdict`.
+        tools: in the order of their numbers.
+    """
+    found = [(int(each["number"]), each["verdict"].casefold()) for each in verdict.finditer(text)]
+    if sorted(number for number, _ in found) != list(range(1, len(tools) + 1)):
         return None
-    return [tools[number - 1].tool_id for number, verdict in sorted(verdicts) if verdict == "yes"]
+    return {tools[number - 1].tool_id: said for number, said in found}
 
 
 def share_answers(query: Query, same: Mapping[str, Sequence[str]], matched: Sequence[str]) -> tuple[str, ...]:

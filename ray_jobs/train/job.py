@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from ray_jobs.train.checkpoint import PARAMETERS_FILE, CheckpointStore, load_cur
 from ray_jobs.train.failures import OUT_OF_MEMORY, describe_failure
 from ray_jobs.train.inputs import TrainInputs, build_inputs
 from ray_jobs.train.loop import TrainJob
-from ray_jobs.train.run_folder import only_one, prove_shared, shown_to_all
+from ray_jobs.train.run_folder import name_proof, only_one, prove_shared, shown_to_all
 from ray_jobs.train.trainer import Trainer
 from ray_jobs.train.validation import SCORE_KEY
 from ray_jobs.train.worker import train_loop_per_worker
@@ -196,7 +195,7 @@ def _train(
         epoch_ends=inputs.plan.epoch_ends(spec.train.epochs),
         validation=inputs.validation,
         checkpoints=store.folder,
-        seen_by_all=spec.run_dir / f".shared-{uuid.uuid4().hex}",
+        seen_by_all=name_proof(spec.run_dir),
         tracking_uri=spec.tracking_uri,
         mlflow_run_id=run_id,
     )

@@ -55,6 +55,11 @@ def only_one(run_dir: Location, job: str, beside: str = BESIDE) -> Iterator[None
         lock.release()
 
 
+def name_proof(run_dir: Location) -> Location:
+    """A file that is not there yet, for `shown_to_all`."""
+    return run_dir / f".shared-{uuid.uuid4().hex}"
+
+
 @contextmanager
 def shown_to_all(proof: Location) -> Iterator[Location]:
     """Keep a file in the run's folder while the block lasts, for `check_shared` on every worker."""
@@ -89,7 +94,7 @@ def prove_shared(run_dir: Location) -> None:
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")]
     if not others:
         return
-    with shown_to_all(run_dir / f".shared-{uuid.uuid4().hex}") as proof:
+    with shown_to_all(name_proof(run_dir)) as proof:
         seen, _ = ask_nodes(others, _sees, proof, patience_s=PATIENCE_S)
     for node in others:
         if seen.get(node["NodeID"]) is False:
