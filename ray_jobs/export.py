@@ -14,6 +14,7 @@ from model.llm.bundle import Bundle, load_bundle, save_bundle
 from model.llm.config import ModelConfig
 from model.llm.tool_llm import ToolLLM
 from model.scoring.calibration import UNCALIBRATED, Calibration
+from model.wide.head import EQUAL_WEIGHT, WeightedHead
 from ray_jobs.config import RunSpec
 from ray_jobs.evaluate.job import EVALUATION_FILE, FOLDER, name_checkpoint
 from ray_jobs.tracking.model_versions import CHAMPION, ChampionInfo, Registered, ValidationScore, register_bundle
@@ -21,6 +22,7 @@ from ray_jobs.tracking.runs import RunLogger
 from ray_jobs.train.checkpoint import load_parameters
 from ray_jobs.train.job import TrainSummary
 from ray_jobs.train.validation import SCORE_HIGH_KEY, SCORE_KEY, SCORE_LOW_KEY
+from ray_jobs.train.wide import read_wide
 
 BY_HAND = "export.promote=always promotes it all the same, and so does the alias `champion` in MLflow"
 
@@ -73,6 +75,7 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
         max_target_tokens=summary.max_target_tokens,
         writes_dialogues=bool(corpus.manifest.get("dialogues")),
         calibration=_find_calibration(evaluation, name_checkpoint(str(checkpoint))),
+        wide=_find_wide(summary, evaluation),
         adapter_dtype=spec.export.adapter_dtype,
     )
     bundle = load_bundle(folder)
@@ -190,6 +193,15 @@ def _find_calibration(evaluation: dict[str, Any] | None, checkpoint: str) -> Cal
     if evaluation is None or evaluation.get("checkpoint") != checkpoint or "slope" not in found:
         return UNCALIBRATED
     return Calibration(found["slope"], found["offset"])
+
+
+def _find_wide(summary: TrainSummary, evaluation: dict[str, Any] | None) -> WeightedHead | None:
+    """The training's wide head, with the weight that was fitted for it, if one was."""
+    head = read_wide(summary.wide)
+    if head is None:
+        return None
+    of_these = (evaluation or {}).get("checkpoint") == name_checkpoint(summary.best_checkpoint)
+    return WeightedHead(head, (evaluation or {}).get("wide_weight", EQUAL_WEIGHT) if of_these else EQUAL_WEIGHT)
 
 
 def _read_evaluation(run_dir: Location) -> dict[str, Any] | None:

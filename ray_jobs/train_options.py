@@ -48,6 +48,7 @@ class TrainOptions(Section):
     micro_batch_size: int = Field(default=4, ge=1)  # rows per micro step of one worker; layout=rows only
     max_target_tokens: int = Field(default=512, ge=16)  # question + answer after the media slot; the question is cut
     loss: LossOptions = LossOptions()
+    wide: bool = False  # fit a wide head too, a linear model whose opinion is pooled with the language model's
     lr: float = Field(default=5e-4, gt=0)  # peak
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.001, ge=0)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID
+from model.decode.pool import Opinion, ask_head
 from model.decode.tree_cache import (
     CachedPath,
     DecodeStats,
@@ -31,6 +32,7 @@ from model.decode.tree_cache import (
 )
 from model.decode.trie import ChoiceTrie
 from model.scoring.calibration import Calibration
+from model.wide.head import WeightedHead
 
 __all__ = [
     "DecodeStats",
@@ -73,8 +75,13 @@ class LeafSearch:
     A path is whatever its user finds the tokens of a node's ancestors by.
     """
 
-    def __init__(self, trie: ChoiceTrie, k: int, also: Sequence[str], width: int) -> None:
+    def __init__(
+        self, trie: ChoiceTrie, k: int, also: Sequence[str], width: int, opinion: Opinion | None = None
+    ) -> None:
+        """`opinion` is of a wide head that is heard; the others as of `top_k_tools`."""
+        self.opened: dict[int, np.ndarray] = {}  # node -> what the language model thinks of its children
         self._trie = trie
+        self._opinion = opinion
         self._k = k
         self._width = width
         self._on_the_way = {node for tool_id in also for node in trie.ancestors(tool_id)}
@@ -86,7 +93,11 @@ class LeafSearch:
 
     def add_children(self, node: int, log_probability: float, path: Any, choices: np.ndarray) -> None:
         """Take note of an expanded node's children; `choices` are their log probabilities given the node."""
-        for child, choice in zip(self._trie.children(node), choices.tolist(), strict=True):
+        children = self._trie.children(node)
+        self.opened[node] = choices
+        if self._opinion is not None:
+            choices = self._opinion.pool(children, choices)
+        for child, choice in zip(children, choices.tolist(), strict=True):
             total = log_probability + choice
             tool = int(self._trie.leaf_choice[child])
             if tool < 0:
@@ -137,6 +148,7 @@ def top_k_tools(
     *,
     also: Sequence[str] = (),
     width: int | None = None,
+    wide: WeightedHead | None = None,
     stats: DecodeStats | None = None,
 ) -> list[list[RankedTool]]:
     """The exact k likeliest tools of every prompt, with their probabilities.
@@ -153,6 +165,7 @@ def top_k_tools(
         also: tool ids whose probability is wanted even outside the k best; they come behind the k best.
         width: frontier nodes per prompt and pass; by default k / 2 + 2, at most 16: one more costs tokens
             and hardly saves a pass (docs/results.md).
+        wide: a head that is heard too (`model.decode.pool`); it reads the prompts' words.
         stats: filled with what it cost.
 
     Returns:
@@ -161,7 +174,7 @@ def top_k_tools(
     Raises:
         InputError: k or width below 1, or a tool of `also` is not in the trie.
     """
-    search = ToolSearch(mllm, trie, also, stats)
+    search = ToolSearch(mllm, trie, also, wide, stats)
     search.add(prompts, k, width)
     return search.run()
 
@@ -174,6 +187,7 @@ class ToolSearch:
         mllm: Any,
         trie: ChoiceTrie,
         also: Sequence[str] = (),
+        wide: WeightedHead | None = None,
         stats: DecodeStats | None = None,
     ) -> None:
         """Arguments as of `top_k_tools`; `rows` are the prompts' searches."""
@@ -181,6 +195,7 @@ class ToolSearch:
         self._mllm = mllm
         self._trie = trie
         self._also = also
+        self._wide = wide
         self._stats = DecodeStats() if stats is None else stats
         self._cache: TreeCache | None = None  # as many rows as `rows`
 
@@ -189,7 +204,9 @@ class ToolSearch:
         width = default_width(k) if width is None else width
         if k < 1 or width < 1:
             raise InputError(f"k is {k} and width {width}; both must be at least 1.")
-        rows = [LeafSearch(self._trie, min(k, len(self._trie)), self._also, width) for _ in prompts]
+        k = min(k, len(self._trie))
+        opinions = ask_head(self._wide, self._trie, prompts)
+        rows = [LeafSearch(self._trie, k, self._also, width, opinion) for opinion in opinions]
         if prompts and self._trie.n_nodes > 1:  # one tool: nothing to decide
             with decoding(self._mllm):
                 self._run_prompts(prompts, rows)

@@ -35,10 +35,12 @@ class Prompt:
     Attributes:
         prompt_ids: int32 [P], bos first, `MEDIA_SLOT_ID` where the medium's vector goes.
         media: float [E], the medium's embedding; None where the question has none.
+        words: of the question, which a wide head reads (`model.wide`).
     """
 
     prompt_ids: np.ndarray
     media: np.ndarray | None = None
+    words: str = ""
 
     def __post_init__(self) -> None:
         if len(self.prompt_ids) == 0:

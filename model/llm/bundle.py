@@ -3,6 +3,7 @@
     adapter/               PEFT format; loads in plain `peft.PeftModel.from_pretrained`
     projector.safetensors  weight [D, E] and bias [D]
     catalog.jsonl          the tools that answers may name
+    wide.safetensors       only where a wide head was trained (`model.wide`)
     backbone/              only where the backbone is a small local folder; a hub model is named by its id
     bundle.json            what belongs together, with the sha256 of every file above
 
@@ -17,6 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -35,11 +37,12 @@ from data_pipeline.records.catalog import CATALOG_FILE, ToolCatalog
 from data_pipeline.records.dialogue import DIALOGUE_FORMAT, DIALOGUE_VERSION
 from data_pipeline.records.prompts import PROMPT_FORMAT, PROMPT_VERSION
 from model.imagebind.encoders import vector_space
-from model.llm.bundle_info import FORMAT_VERSION, BundleInfo
+from model.llm.bundle_info import BundleInfo, parse_info
 from model.llm.config import ModelConfig
 from model.llm.gguf import PACKAGED, open_packaged, packaged_name
 from model.llm.tool_llm import ToolLLM
 from model.scoring.calibration import UNCALIBRATED, Calibration
+from model.wide.head import EQUAL_WEIGHT, WeightedHead, WideHead
 
 MAX_COPIED_BACKBONE_BYTES = 64 * 2**20  # a tiny backbone travels along; a real one is fetched by its id
 
@@ -47,6 +50,7 @@ _INFO = "bundle.json"
 _PROJECTOR = "projector.safetensors"
 _ADAPTER = "adapter"
 _BACKBONE = "backbone"
+_WIDE = "wide.safetensors"
 _WEIGHTS = "adapter_model.safetensors"
 _ADAPTER_FILES = ("adapter_config.json", _WEIGHTS)
 _BACKBONE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # weights, configs, tokenizers; no pickles
@@ -83,6 +87,13 @@ class Bundle:
     @property
     def encoder_id(self) -> str:
         return self.info.encoder_id
+
+    @cached_property
+    def wide(self) -> WeightedHead | None:
+        """The wide head, if it has one; InputError where its file is none."""
+        if _WIDE not in self.info.files:
+            return None
+        return WeightedHead(WideHead.from_bytes((self.folder / _WIDE).read_bytes()), self.info.wide_weight)
 
     def build_mllm(self, device: str = "cpu", dtype: str | None = None) -> ToolLLM:
         """The trained model in evaluation mode.
@@ -186,6 +197,7 @@ def save_bundle(
     max_target_tokens: int = MAX_TARGET_TOKENS,
     writes_dialogues: bool = True,
     calibration: Calibration = UNCALIBRATED,
+    wide: WeightedHead | None = None,
     adapter_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> BundleInfo:
     """Write a bundle, which appears whole; an older bundle of that name is replaced.
@@ -202,6 +214,7 @@ def save_bundle(
         backbone: hub id or folder; default: where the language model came from. A packaged one's is told by its name.
         max_target_tokens: as in training.
         writes_dialogues, calibration: see `BundleInfo`.
+        wide: what answers together with the language model, if anything does.
         adapter_dtype: of the adapter's weights on disk; PEFT computes with them in float32 either way.
 
     Raises:
@@ -218,6 +231,8 @@ def save_bundle(
         projector = {name: value.detach().cpu().contiguous() for name, value in mllm.projector.state_dict().items()}
         save_file(projector, temporary / _PROJECTOR)
         catalog.save_jsonl(temporary / CATALOG_FILE)
+        if wide is not None:
+            storage.write_file(temporary / _WIDE, wide.head.to_bytes())
         info = BundleInfo(
             backbone=backbone,
             has_backbone=has_backbone,
@@ -230,6 +245,7 @@ def save_bundle(
             max_target_tokens=max_target_tokens,
             writes_dialogues=writes_dialogues,
             calibration=calibration,
+            wide_weight=EQUAL_WEIGHT if wide is None else wide.weight,
             catalog_hash=catalog.content_hash,
             data_hash=data_hash,
             llm_config={**model_config.model_dump(mode="json"), "backbone": backbone},
@@ -260,7 +276,7 @@ def load_bundle(folder: str | Location) -> Bundle:
     if not (folder / _INFO).is_file():
         raise InputError(f"no bundle at {folder} (it has no {_INFO}); give the folder that `export` wrote.")
     raw = (folder / _INFO).read_bytes()
-    info = _parse_info(raw, folder)
+    info = parse_info(raw, folder / _INFO)
     _check_wording(info, folder)
     _check_files(info, folder)
     catalog = ToolCatalog.load_jsonl(folder / CATALOG_FILE)
@@ -293,24 +309,6 @@ def check_encoder(bundle: Bundle, encoder_id: str) -> None:
             f"bundle {bundle.folder} was trained on vectors of encoder {bundle.encoder_id!r}, but {encoder_id!r} was "
             "loaded; give that encoder, or embed the corpus with this one and train anew."
         )
-
-
-def _parse_info(raw: bytes, folder: Path) -> BundleInfo:
-    try:
-        content = json.loads(raw)
-    except ValueError as error:
-        raise InputError(f"{folder / _INFO} is not valid JSON ({error}); export the run again.") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{folder / _INFO}: format version {version!r}, this code reads {FORMAT_VERSION}; export the run again."
-        )
-    try:
-        return BundleInfo.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        name = ".".join(str(part) for part in fault["loc"])
-        raise InputError(f"{folder / _INFO}: {name!r}: {fault['msg']}; export the run again.") from error
 
 
 def _check_wording(info: BundleInfo, folder: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_pipeline.errors import InputError
 from model.scoring.calibration import UNCALIBRATED, Calibration
+from model.wide.head import EQUAL_WEIGHT
 
 FORMAT_VERSION = 1
 
@@ -38,6 +42,9 @@ class BundleInfo(BaseModel):
     calibration: Calibration = Field(
         default=UNCALIBRATED, description="of first answers under the catalogue, fitted on the validation split"
     )
+    wide_weight: float = Field(
+        default=EQUAL_WEIGHT, ge=0, le=1, description="how much the wide head counts, where there is one"
+    )
     metrics: dict[str, Any]
     git_revision: str
     created_utc: str
@@ -48,3 +55,20 @@ class BundleInfo(BaseModel):
     def _drop_temperature(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Bundles had a temperature for a while; what was fitted as one is no calibration."""
         return {key: value for key, value in values.items() if key != "temperature"}
+
+
+def parse_info(raw: bytes, path: Path) -> BundleInfo:
+    """Read `bundle.json`; InputError says what is wrong with it, naming `path`."""
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); export the run again.") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path}: format version {version!r}, this code reads {FORMAT_VERSION}; export the run again.")
+    try:
+        return BundleInfo.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(str(part) for part in fault["loc"])
+        raise InputError(f"{path}: {name!r}: {fault['msg']}; export the run again.") from error

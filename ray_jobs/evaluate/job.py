@@ -95,6 +95,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
             usable,
             vectors,
             n_unusable,
+            summary.wide,
         )
     if test_dialogues:
         max_tokens = spec.train.max_dialogue_tokens

@@ -12,6 +12,7 @@ import pyarrow as pa
 from data_pipeline.batches.encoding import encode_question, longest_answer
 from data_pipeline.records.schema import ToolRecord
 from model.decode.tools import Prompt
+from model.wide.head import EQUAL_WEIGHT
 from ray_jobs.evaluate.actors import TrainedModel, decode_on_actors
 
 _VECTOR = pa.list_(pa.float32())
@@ -25,11 +26,15 @@ class QuestionJob:
         model: what answers.
         tool_ids: what a question may be answered with.
         max_target_tokens: see `encode_question`.
+        wide: where a wide head lies that answers with it; "" for none.
+        wide_weight: how much it counts.
     """
 
     model: TrainedModel
     tool_ids: tuple[str, ...]
     max_target_tokens: int
+    wide: str = ""
+    wide_weight: float = EQUAL_WEIGHT
 
     def run(
         self,
@@ -72,4 +77,5 @@ class PromptReader:
         encoded = encode_question(
             self._tokenizer, row["instruction"], media is not None, (), self._max_target_tokens, self._reserve_tokens
         )
-        return Prompt(encoded.prompt_ids, None if media is None else np.array(media, dtype=np.float32))
+        vector = None if media is None else np.array(media, dtype=np.float32)
+        return Prompt(encoded.prompt_ids, vector, row["instruction"])

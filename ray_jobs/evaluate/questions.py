@@ -2,14 +2,14 @@
 
 Several ways of answering stand side by side: under the catalogue (constrained), free, under the catalogue with the
 media vectors permuted between questions (how much of the answer comes from the medium?), and two baselines without a
-model.
+model. Where there is a wide head, the first and the third are with it, and each half answers alone as well.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,14 @@ from model.llm.backbone import load_tokenizer
 from model.scoring.baselines import knn_baseline, majority_baseline
 from model.scoring.selection import SelectionScores, score_abstention, score_records
 from model.scoring.tables import plot_scores, render_selection_csv, render_selection_markdown
+from model.wide.head import WeightedHead, WideHead
 from ray_jobs.evaluate.actors import TrainedModel
 from ray_jobs.evaluate.calibration import describe_calibration, find_calibration, measure_calibration
 from ray_jobs.evaluate.predictions import write_predictions
 from ray_jobs.evaluate.prompts import PromptReader, QuestionJob, vector_column
+from ray_jobs.evaluate.wide import find_weight
 from ray_jobs.train.features import MediaVectors
+from ray_jobs.train.wide import read_wide
 
 MODES = ("constrained", "free", "shuffled_media")
 
@@ -45,7 +48,8 @@ class QuestionEvaluation:
     Attributes:
         records: the questions, N of them.
         decoded: what the actors gave for each.
-        scores: by way of answering: "constrained", "free", "shuffled_media", "majority", "knn".
+        scores: by way of answering: "constrained", "free", "shuffled_media", "majority", "knn"; with a wide head also
+            "language_model" and "wide".
         result: the numbers of the report and of the JSON.
     """
 
@@ -59,7 +63,7 @@ class QuestionEvaluation:
     ) -> None:
         """Write predictions, tables and plots; arguments as of `write_predictions`."""
         write_predictions(folder, self.records, self.decoded, positions, merged, catalog)
-        for mode in (*MODES, "majority", "knn"):
+        for mode in self.scores:
             storage.write_file(folder / f"{mode}.md", render_selection_markdown(self.scores[mode]))
             storage.write_file(folder / f"{mode}.csv", render_selection_csv(self.scores[mode]))
         for mode in ("constrained", "free"):
@@ -78,6 +82,7 @@ _ANSWERS = pa.schema(
         "p_unknown": pa.float64(),
         "free": pa.string(),
         "shuffled_media": pa.string(),
+        "language_model": pa.string(),
     }
 )
 
@@ -90,6 +95,8 @@ class Decoder:
         self._mllm = job.model.build()
         self._trie = ChoiceTrie(job.tool_ids, self._mllm.tokenizer)
         self._prompts = PromptReader(self._mllm.tokenizer, job)
+        head = read_wide(job.wide)
+        self._wide = None if head is None else WeightedHead(head, job.wide_weight)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
@@ -97,20 +104,23 @@ class Decoder:
         return pa.Table.from_pylist([*self._answer(whole), *self._answer_first(first)], schema=_ANSWERS)
 
     def _answer_first(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        rankings = top_k_tools(self._mllm, [self._prompts.read(row) for row in rows], 1, self._trie)
+        prompts = [self._prompts.read(row) for row in rows]
+        rankings = top_k_tools(self._mllm, prompts, 1, self._trie, wide=self._wide)
         for row, (tool, *_) in zip(rows, rankings, strict=True):
             yield {"position": row["position"], "tool_ids": [tool.tool_id], "probabilities": [tool.probability]}
 
     def _answer(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         prompts = [self._prompts.read(row) for row in rows]
-        options, mllm, trie = self._options, self._mllm, self._trie
+        options, mllm, trie, wide = self._options, self._mllm, self._trie, self._wide
         also = [UNKNOWN_TOOL_ID] if UNKNOWN_TOOL_ID in trie.choices else []
-        ranked = top_k_tools(mllm, prompts, options.top_k, trie, also=also)
+        ranked = top_k_tools(mllm, prompts, options.top_k, trie, also=also, wide=wide)
+        alone = ranked if wide is None else top_k_tools(mllm, prompts, 1, trie)
         free = generate_free(mllm, prompts, max_new_tokens=options.free_max_new_tokens)
         ablated = ranked
         if any(row["media"] is not None for row in rows):  # of text there is nothing to shuffle
-            ablated = top_k_tools(mllm, [self._prompts.read(row, "shuffled_media") for row in rows], 1, trie)
-        for row, ranking, samples, other in zip(rows, ranked, free, ablated, strict=True):
+            shuffled = [self._prompts.read(row, "shuffled_media") for row in rows]
+            ablated = top_k_tools(mllm, shuffled, 1, trie, wide=wide)
+        for row, ranking, samples, other, by_model in zip(rows, ranked, free, ablated, alone, strict=True):
             yield {
                 "position": row["position"],
                 "tool_ids": [tool.tool_id for tool in ranking[: options.top_k]],
@@ -118,6 +128,7 @@ class Decoder:
                 "p_unknown": p_unknown(ranking) or 0.0,
                 "free": samples[0],
                 "shuffled_media": other[0].tool_id,
+                "language_model": by_model[0].tool_id,
             }
 
 
@@ -130,6 +141,7 @@ def evaluate_questions(
     records: list[ToolRecord],
     vectors: MediaVectors,
     n_unusable: int,
+    wide: str = "",
 ) -> QuestionEvaluation:
     """Decode and score questions.
 
@@ -142,13 +154,17 @@ def evaluate_questions(
         records: questions of the test split that can be used, at least one.
         vectors: of the media of all.
         n_unusable: test questions that were left out for want of a media vector; reported.
+        wide: where the training's wide head lies; "" where it has none.
     """
     start = time.perf_counter()
     load_tokenizer(model.model_config["backbone"])  # here, where a backbone that is gone can be told
     asked = [*records, *val_records]
     media = [vectors.get(record) for record in asked]
     permuted = permute_media(records, media[: len(records)], model.options.shuffle_seed)
-    answers = QuestionJob(model, tool_ids, max_target_tokens).run(
+    job = QuestionJob(model, tool_ids, max_target_tokens, wide)
+    if wide and val_records:
+        job = replace(job, wide_weight=find_weight(job, val_records, media[len(records) :]))
+    answers = job.run(
         Decoder,
         asked,
         first_only=[i >= len(records) for i in range(len(asked))],
@@ -158,7 +174,7 @@ def evaluate_questions(
     decoded = answers[: len(records)]
     calibration = find_calibration(val_records, answers[len(records) :])
     seconds = time.perf_counter() - start
-    scores = _score(tool_ids, train_records, records, vectors, decoded)
+    scores = _score(tool_ids, train_records, records, vectors, decoded, read_wide(wide))
     result = _summarise(records, decoded, scores)
     if calibration is not None:
         result["calibration"] = measure_calibration(records, decoded, calibration, len(val_records))
@@ -167,6 +183,8 @@ def evaluate_questions(
         "n_unusable": n_unusable,
         "decode_s": round(seconds, 2),
     }
+    if wide:
+        result["wide_weight"] = job.wide_weight
     return QuestionEvaluation(records, decoded, scores, result)
 
 
@@ -189,6 +207,7 @@ def _score(
     records: Sequence[ToolRecord],
     vectors: MediaVectors,
     decoded: Sequence[dict[str, Any]],
+    wide: WideHead | None,
 ) -> dict[str, SelectionScores]:
     responses = {
         "constrained": [[render_target(tool_id) for tool_id in row["tool_ids"]] for row in decoded],
@@ -197,6 +216,10 @@ def _score(
         "majority": majority_baseline(train_records, records),
         "knn": knn_baseline(train_records, records, vectors.map_of([*train_records, *records]) or None),
     }
+    if wide is not None:
+        log_p = wide.log_probabilities([record.instruction for record in records], [vectors.get(r) for r in records])
+        responses["language_model"] = [[render_target(row["language_model"])] for row in decoded]
+        responses["wide"] = [[render_target(wide.tool_ids[tool])] for tool in log_p.argmax(axis=1)]
     return {mode: score_records(records, answers, tool_ids) for mode, answers in responses.items()}
 
 
@@ -274,6 +297,7 @@ def render_report(result: dict[str, Any], scores: dict[str, SelectionScores]) ->
         f"{abstention['n_unknown']} should be; precision {percent(abstention['precision'])} %, "
         f"recall {percent(abstention['recall'])} %, F1 {percent(abstention['f1'])} %.",
         "",
+        *_describe_weight(result.get("wide_weight")),
         *describe_calibration(result.get("calibration")),
         *_describe_pairs(result.get("two_tools")),
         "## Questions under the catalogue (hallucination is 0 by construction)",
@@ -286,6 +310,16 @@ def render_report(result: dict[str, Any], scores: dict[str, SelectionScores]) ->
         "",
     ]
     return "\n".join(lines)
+
+
+def _describe_weight(weight: float | None) -> list[str]:
+    if weight is None:
+        return []
+    return [
+        f"`constrained` is the language model and the wide head together, the head with {100 * weight:.0f} % of the "
+        "weight, fitted on the validation split; `language_model` and `wide` are each alone.",
+        "",
+    ]
 
 
 def _describe_pairs(found: dict[str, float] | None) -> list[str]:

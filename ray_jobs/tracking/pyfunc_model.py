@@ -28,7 +28,7 @@ class ToolSelector(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Columns: instruction, modality ("text", "image", "audio", "video"), media (the file's bytes or None)."""
         prompts = [self._prompt(row) for row in model_input.to_dict("records")]
-        rankings = top_k_tools(self._mllm, prompts, 1, self._trie)
+        rankings = top_k_tools(self._mllm, prompts, 1, self._trie, wide=self._bundle.wide)
         best = [calibrate(ranking, self._bundle.info.calibration)[0] for ranking in rankings]
         return pd.DataFrame(
             {"tool_id": [tool.tool_id for tool in best], "probability": [tool.probability for tool in best]}
@@ -45,7 +45,8 @@ class ToolSelector(mlflow.pyfunc.PythonModel):
             self._bundle.info.max_target_tokens,
             self._reserve_tokens,
         )
-        return Prompt(encoded.prompt_ids, self._encode(modality, row["media"]) if has_media else None)
+        vector = self._encode(modality, row["media"]) if has_media else None
+        return Prompt(encoded.prompt_ids, vector, row["instruction"])
 
     def _encode(self, modality: Modality, media: bytes) -> Any:
         import torch

@@ -42,6 +42,7 @@ from ray_jobs.train.loop import TrainJob
 from ray_jobs.train.run_folder import name_proof, only_one, prove_shared, shown_to_all
 from ray_jobs.train.trainer import Trainer
 from ray_jobs.train.validation import SCORE_KEY
+from ray_jobs.train.wide import train_wide
 from ray_jobs.train.worker import train_loop_per_worker
 from ray_jobs.train_options import TrainOptions
 from ray_jobs.worker_output import told_to
@@ -60,6 +61,7 @@ NOT_IN_FINGERPRINT = {
     "max_preemption_failures",
     "max_steps",
     "checkpoint_every_steps",
+    "wide",  # is fitted beside what the workers train
 }
 
 
@@ -79,6 +81,7 @@ class TrainSummary:
         encoder_name: by which `embed` loaded the encoder of `encoder_id`; "" where that was not noted.
         validation_set: `ValidationSet.compute_id`; "" of a training from before it was noted.
         n_validated: questions and dialogues in it.
+        wide: file of the wide head; "" for none.
     """
 
     best_checkpoint: str
@@ -92,6 +95,7 @@ class TrainSummary:
     encoder_name: str = ""
     validation_set: str = ""
     n_validated: int = 0
+    wide: str = ""
 
     def save(self, run_dir: Location) -> None:
         storage.write_file(run_dir / TRAIN_FILE, json.dumps(self.__dict__, indent=2) + "\n")
@@ -201,6 +205,10 @@ def _train(
     )
     with shown_to_all(job.seen_by_all):
         _fit(spec, job, f"train-{fingerprint}", tracker, callbacks)
+    wide = ""
+    if spec.train.wide:
+        train_wide(spec, corpus, path := spec.run_dir / f"wide-{fingerprint}.safetensors")
+        wide = str(path)
     best, last = store.find_best(), store.find_last()
     assert best is not None
     assert last is not None
@@ -216,6 +224,7 @@ def _train(
         encoder_name=inputs.encoder_name,
         validation_set=inputs.validation.compute_id(),
         n_validated=inputs.validation.n_questions,
+        wide=wide,
     )
 
 

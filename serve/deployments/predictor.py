@@ -178,7 +178,7 @@ class Predictor:
             max_target_tokens=max_target_tokens,
             reserve_tokens=model.reserve_tokens,
         )
-        return Prompt(encoded.prompt_ids, query.vector)
+        return Prompt(encoded.prompt_ids, query.vector, query.instruction)
 
 
 @contextmanager

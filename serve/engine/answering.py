@@ -202,7 +202,8 @@ class Engine:
         bundle, mllm, also = self._shared.bundles[name], self._shared.mllm, self._choices.also(name)
         if tools is None or not bundle.finds_cards:
             trie = self._choices.find(name, tools, takes)
-            group = _Group(ToolSearch(mllm, trie, also), also, bundle.info.calibration, trie.count_tokens)
+            wide = bundle.wide if tools is None else None  # of a caller's tools it knows nothing
+            group = _Group(ToolSearch(mllm, trie, also, wide), also, bundle.info.calibration, trie.count_tokens)
         else:  # without a trie: of ten thousand tools it costs as much as all else
             offered = {tool.tool_id: tool for tool in (*tools, *(bundle.catalog[tool_id] for tool_id in also), *tools)}
             cards = self._encode_cards(name, [(tool.call_name, tool.description) for tool in offered.values()])

@@ -20,6 +20,7 @@ import torch
 
 from data_pipeline.errors import InputError
 from model.decode.json_text import WrittenJson
+from model.decode.pool import Opinion, ask_head
 from model.decode.tools import LeafSearch, RankedTool, calibrate, default_width
 from model.decode.trie import ChoiceTrie
 from model.decode.turn_types import TurnRequest, WrittenTurn
@@ -149,7 +150,8 @@ class VllmEngine:
             found = [RankedTool(trie.choices[0], 1.0)]
         else:
             reader = PromptReader(self._server, bundle.revision, embedding, question.prompt)
-            found = calibrate(search(reader.score, trie, question.k, also), bundle.info.calibration)
+            (opinion,) = ask_head(bundle.wide if question.tools is None else None, trie, [question.prompt])
+            found = calibrate(search(reader.score, trie, question.k, also, opinion), bundle.info.calibration)
         return to_ranking(question, found, also, bundle, trie.count_tokens)
 
     def _rank_part(self, name: str, query: PartQuery) -> RankedParts:
@@ -208,16 +210,18 @@ class VllmEngine:
             )
 
 
-def search(score: ScoreSequences, trie: ChoiceTrie, k: int, also: Sequence[str]) -> list[RankedTool]:
+def search(
+    score: ScoreSequences, trie: ChoiceTrie, k: int, also: Sequence[str], opinion: Opinion | None = None
+) -> list[RankedTool]:
     """The exact k likeliest leaves of a trie with at least two, best first, and those of `also`.
 
     Args:
         score: of sequences behind the prompt.
         trie: to search.
         k: at least 1.
-        also: see `LeafSearch`.
+        also, opinion: see `LeafSearch`.
     """
-    leaves = LeafSearch(trie, min(k, len(trie)), also, default_width(k))
+    leaves = LeafSearch(trie, min(k, len(trie)), also, default_width(k), opinion)
     taken: list[tuple[float, int, Any]] = [(0.0, 0, np.empty(0, dtype=np.int32))]
     while taken:
         sequences = [np.concatenate([before, trie.edge(node)]) for _, node, before in taken]

@@ -21,6 +21,7 @@ def test_released_records_train_and_evaluate(ray_session: None, shared_dir: Path
             f"runs_dir={tmp_path}",
             f"prepare.path={shared_dir / 'toolmmbench'}",
             "train.workers=1",
+            "train.wide=true",
             "train.epochs=1",
             "train.max_steps=12",
             "train.validation_questions=8",
@@ -39,6 +40,8 @@ def test_released_records_train_and_evaluate(ray_session: None, shared_dir: Path
     assert evaluated["constrained"]["hallu"] == 0.0
     assert evaluated["constrained"]["format_acc"] == 1.0
     assert evaluated["knn"]["acc"] > evaluated["majority"]["acc"]
+    assert evaluated["wide"]["acc"] > evaluated["knn"]["acc"]
+    assert evaluated["constrained"]["acc"] > evaluated["language_model"]["acc"], "twelve steps alone teach little"
     report = (spec.run_dir / "evaluation" / "report.md").read_text(encoding="utf-8")
-    for way in ("constrained", "free", "majority", "knn"):
+    for way in ("constrained", "free", "majority", "knn", "language_model", "wide"):
         assert f"| {way}" in report

@@ -49,8 +49,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(base: list[str], ray_session: None) -> tuple[RunSpec, train.TrainSummary]:
-    """Trained to the end on two workers under ZeRO-2."""
-    spec = build_spec(base, "whole", "train.workers=2", "train.zero_stage=2")
+    """Trained to the end on two workers under ZeRO-2, with a wide head."""
+    spec = build_spec(base, "whole", "train.workers=2", "train.zero_stage=2", "train.wide=true")
     prepare.run(spec)
     result = train.run(spec)
     summary = train.TrainSummary.load(spec.run_dir)
@@ -132,6 +132,8 @@ def test_evaluation_scores_every_way_of_answering(
     assert result["constrained"]["format_acc"] == 1
     assert result["shuffled_media"]["acc"] == result["constrained"]["acc"], "there are no media to shuffle"
     assert result["constrained"]["recall@3"] >= result["constrained"]["acc"] > 0.7
+    assert result["wide"]["acc"] > 0.7, "the verb tells, alone as well"
+    assert result["language_model"]["acc"] > 0.7
     folder = spec.run_dir / "evaluation"
     predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(predictions) == n_questions
@@ -192,8 +194,10 @@ def test_the_bundle_answers_over_http(exported: tuple[RunSpec, dict[str, Any], d
         ray_serve.run(build_app({"bundle": result["bundle"]}), name="small-path")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             for record, said in zip(records, evaluated, strict=True):
-                prompt = Prompt(encode_question(mllm.tokenizer, record.instruction, False, ()).prompt_ids)
-                [plain] = top_k_tools(mllm, [prompt], 3, trie)
+                prompt_ids = encode_question(mllm.tokenizer, record.instruction, False, ()).prompt_ids
+                [plain] = top_k_tools(mllm, [Prompt(prompt_ids, None, record.instruction)], 3, trie, wide=bundle.wide)
+                [alone] = top_k_tools(mllm, [Prompt(prompt_ids)], 3, trie)
+                assert alone != plain, "the wide head counts"
                 assert [tool.probability for tool in plain] == pytest.approx(said["probabilities"], abs=1e-5)
                 assert all(tool.tool_id in words for tool, words in zip(plain, said["responses"], strict=True))
                 expected = calibrate(plain, bundle.info.calibration)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from random_head import make_head
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -172,6 +173,18 @@ def test_a_packaged_backbone_is_named_and_found_on_another_machine(
     here = trained_on.rename(tmp_path / "here")
     monkeypatch.setattr(bundle_module, "open_packaged", {"smollm2_135m": here}.__getitem__)
     assert bundle.build_mllm().llm.get_base_model().name_or_path == str(here)
+
+
+def test_a_wide_head_travels_along(bundle_dir: Path, mllm: ToolLLM, tmp_path: Path) -> None:
+    assert load_bundle(bundle_dir).wide is None
+    head = make_head(CATALOG.selection_tool_ids, ENCODER_DIM)
+    _save(tmp_path / "b", mllm, wide=head)
+    bundle = load_bundle(tmp_path / "b")
+    assert bundle.wide is not None
+    assert (bundle.wide.head.to_bytes(), bundle.wide.weight) == (head.head.to_bytes(), head.weight)
+    (tmp_path / "b" / "wide.safetensors").write_bytes(b"another's")
+    with pytest.raises(InputError, match=r"wide\.safetensors"):
+        load_bundle(tmp_path / "b")
 
 
 def test_bundle_is_self_contained(bundle_dir: Path, backbone: Path, mllm: ToolLLM) -> None:

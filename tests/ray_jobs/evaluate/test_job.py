@@ -65,6 +65,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             open_corpus=lambda folder: corpus,
             max_target_tokens=64,
             mlflow_run_id="1",
+            wide="wide.safetensors",
         )
 
         def ask(name: str, *arguments: Any) -> Part:
@@ -86,7 +87,8 @@ def test_questions_and_dialogues_go_their_own_ways(run: Any, tmp_path: Path) -> 
     records = [build_record(number, number % 2 == 1) for number in range(6)]
     records.insert(0, build_record(9, False, has_media=True))
     evaluation, logged, asked = run(records)
-    tool_ids, _, train_records, val_records, questions, _, n_unusable = asked["questions"]
+    tool_ids, _, train_records, val_records, questions, _, n_unusable, wide = asked["questions"]
+    assert wide == "wide.safetensors"
     assert tool_ids == ("lab/tool",), "a question may not be answered with a tool that only dialogues know"
     assert [record.record_id for record in train_records] == ["r100"]
     assert [record.record_id for record in val_records] == ["r102"]

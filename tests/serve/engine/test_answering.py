@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from random_bundle import CATALOG, ENCODER_DIM, build_backbone, build_bundle
+from random_head import make_head
 from whole_turn import write_together, write_whole
 
 from data_pipeline.batches.cards import encode_card
@@ -16,7 +17,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.prompts import VALUE_END
 from model.decode.retrieval import compare_with_cards, encode_vectors
-from model.decode.tools import Prompt, score_all_tools
+from model.decode.tools import Prompt, score_all_tools, top_k_tools
 from model.decode.trie import ChoiceTrie
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from model.decode.turn_writer import TurnBatch
@@ -38,7 +39,9 @@ def _ask(
     engine: Engine, model: str, words: str, k: int, tools: tuple[Tool, ...] | None = None, sees: bool = False
 ) -> Question:
     vector = np.linspace(-1, 1, ENCODER_DIM, dtype=np.float32) if sees else None
-    return Question(model, Prompt(encode_question(engine.tokenizer, words, sees, ()).prompt_ids, vector), k, tools)
+    return Question(
+        model, Prompt(encode_question(engine.tokenizer, words, sees, ()).prompt_ids, vector, words), k, tools
+    )
 
 
 def _tools(answer: Ranking | InputError) -> list[tuple[str, float]]:
@@ -72,6 +75,23 @@ def test_a_mixed_batch_is_answered_as_each_question_alone(engine: Engine) -> Non
         assert "unknown" in names, "told whatever k is"
         assert len(names) == question.k + ("unknown" not in names[: question.k])
     assert engine.rank([]) == []
+
+
+def test_a_wide_head_counts_among_the_tools_that_it_knows(tmp_path: Path) -> None:
+    backbone = build_backbone(tmp_path / "tiny", "### Human: <Img></Img> Improve this\n")
+    bundles = {name: build_bundle(tmp_path / name, backbone, 0) for name in ("plain", "pooled")}
+    head = vars(bundles["pooled"])["wide"] = make_head(CATALOG.selection_tool_ids, ENCODER_DIM)
+    engine = Engine(bundles, "cpu", None)
+    asked = [_ask(engine, "pooled", "Improve this", 4), _ask(engine, "pooled", "Improve the other", 4, sees=True)]
+    trie = ChoiceTrie(CATALOG.selection_tool_ids, engine.tokenizer)
+    expected = top_k_tools(bundles["pooled"].build_mllm(), [question.prompt for question in asked], 4, trie, wide=head)
+    for answer, ranking in zip(engine.rank(asked), expected, strict=True):
+        assert _tools(answer) == [(tool.tool_id, round(tool.probability, 4)) for tool in ranking]
+    plain = engine.rank([question._replace(model="plain") for question in asked])
+    assert [_tools(answer) for answer in plain] != [_tools(answer) for answer in engine.rank(asked)]
+    own = (Tool("sharpen"), Tool("blur-faces"))
+    by_model = [_tools(engine.rank([_ask(engine, name, "Improve this", 2, own)])[0]) for name in bundles]
+    assert by_model[0] == by_model[1], "of a caller's own tools it knows nothing"
 
 
 def test_a_fault_belongs_to_its_question(engine: Engine) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from random_bundle import ENCODER_DIM, build_backbone, build_bundle
+from random_head import make_head
 from stand_in_vllm import API_KEY, StandIn, standing_in
 from whole_turn import write_whole
 
@@ -48,10 +49,12 @@ TOOLS = (
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("vllm")
     backbone = build_backbone(folder / "tiny", WORDS)
-    return {
+    built = {
         name: build_bundle(folder / name, backbone, seed, catalog=CATALOG, **fields)
         for seed, (name, fields) in enumerate({"a": {}, "b": {"adapter": "rslora"}}.items())
     }
+    vars(built["b"])["wide"] = make_head(CATALOG.selection_tool_ids, ENCODER_DIM)
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def _with_info(bundle: Bundle, **info: Any) -> Bundle:
 
 def _ask(tokenizer: Any, model: str, words: str, k: int, seed: int | None = None, **choice: Any) -> Question:
     vector = None if seed is None else np.random.default_rng(seed).normal(size=ENCODER_DIM).astype(np.float32)
-    prompt = Prompt(encode_question(tokenizer, words, vector is not None, ()).prompt_ids, vector)
+    prompt = Prompt(encode_question(tokenizer, words, vector is not None, ()).prompt_ids, vector, words)
     return Question(model, prompt, k, choice.get("tools"))
 
 

@@ -1,0 +1,47 @@
+"""The wide head of a training: fitted in the driver once the workers are done, kept beside their checkpoints."""
+
+from __future__ import annotations
+
+import time
+
+from data_pipeline import storage
+from data_pipeline.corpus.files import Corpus
+from data_pipeline.corpus.sample import draw_records
+from data_pipeline.errors import InputError
+from data_pipeline.locations import Location, locate
+from model.wide.fit import fit_wide
+from model.wide.head import WideHead
+from ray_jobs.config import RunSpec
+from ray_jobs.train.features import load_media_vectors
+
+MAX_QUESTIONS = 50_000  # that it learns from: a minute or two of two cores, and some 3 GiB while it is fitted
+
+
+def train_wide(spec: RunSpec, corpus: Corpus, path: Location) -> None:
+    """Fit a wide head on the training split's questions, a sample where there are many, and write it.
+
+    Raises:
+        InputError: there is no question that can be used.
+    """
+    start = time.perf_counter()
+    vectors = load_media_vectors(spec, corpus, "train")
+    usable = (record for record in corpus.records("train") if not record.is_dialogue and vectors.has(record))
+    questions, n_questions = draw_records(usable, MAX_QUESTIONS, spec.seed)
+    head = fit_wide(questions, corpus.catalog.selection_tool_ids, vectors.map_of(questions), spec.seed)
+    storage.write_file(path, head.to_bytes())
+    of = f" of {n_questions:,}, a sample" if n_questions > len(questions) else ""
+    print(f"wide head         of {len(questions):,} questions{of}, {time.perf_counter() - start:.0f} s: {path}")
+
+
+def read_wide(path: str) -> WideHead | None:
+    """The head at a path; None for "".
+
+    Raises:
+        InputError: it is gone or damaged.
+    """
+    if not path:
+        return None
+    try:
+        return WideHead.from_bytes(storage.read_bytes(locate(path)))
+    except FileNotFoundError:
+        raise InputError(f"the wide head {path} is gone; run `train` again, it goes on where it was.") from None
