@@ -3,7 +3,7 @@
 The model chooses the tool; no value is made up: a medium is the id of the attached artifact, a choice or a number is
 one that the words name, a text the words themselves or a part of them (`serve/chat/texts.py`), everything else its
 default or what the schema leaves no choice in. What comes out is checked against the schema. Schemas come from callers,
-so their size, depth, references and patterns are bounded.
+so their size and depth, and what is spent on them, is bounded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import regex
 
 from data_pipeline.errors import InputError
 from serve.artifacts import Artifact
-from serve.chat.schema_check import MAX_DEPTH, build_validator, find_fault, search
+from serve.chat.schema_check import MAX_DEPTH, SchemaWork
 
 ANY_MEDIUM = "any"
 
@@ -83,7 +83,7 @@ def build_arguments(
         texts: values for `Arguments.texts`, as many.
 
     Raises:
-        InputError: the schema wants too many values, or refers to what is not there.
+        InputError: the schema wants too many values or too much work, or refers to what is not there.
     """
     filler = _Filler(words, parameters, texts)
     schema = filler.resolve(parameters)
@@ -110,7 +110,8 @@ def build_arguments(
         elif name in required:
             values[name] = filler.fill(inner, name=name)
     text = json.dumps(_without_infinities(values), ensure_ascii=False, allow_nan=False)
-    return Arguments(text, find_fault(parameters, json.loads(text), missing & required), tuple(filler.asked))
+    fault = filler.work.find_fault(parameters, json.loads(text), missing & required)
+    return Arguments(text, fault, tuple(filler.asked))
 
 
 class _Filler:
@@ -118,6 +119,7 @@ class _Filler:
 
     def __init__(self, words: str, root: Mapping[str, Any], texts: Sequence[str]) -> None:
         self.asked: list[TextArgument] = []
+        self.work = SchemaWork()
         self._name = ""  # of the argument that is being filled
         self._texts = iter(texts)
         self._words = words
@@ -130,6 +132,7 @@ class _Filler:
         """The schema with its reference followed and its `allOf` merged into it."""
         if not isinstance(schema, Mapping):
             return {}
+        self.work.spend()
         if depth > MAX_DEPTH:
             raise InputError("its schema refers to itself without end; simplify it.")
         merged = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
@@ -153,6 +156,8 @@ class _Filler:
         """Whether the words name one of the schema's choices, and which: the longest."""
         lower = self._words.lower()
         choices = [choice for choice in _list(self.resolve(schema).get("enum")) if isinstance(choice, str) and choice]
+        choices = [choice for choice in choices if choice.lower() in lower]
+        self.work.spend(len(choices) * (1 + len(lower) // 50))
         said = [choice for choice in choices if regex.search(rf"(?<!\w){regex.escape(choice.lower())}(?!\w)", lower)]
         return bool(said), max(said, key=len, default=None)
 
@@ -192,7 +197,7 @@ class _Filler:
         for branch in branches:
             said, numbers = self._n_said, list(self._numbers)
             value = self.fill(branch, nesting)
-            is_valid = build_validator(branch, self._root).is_valid(value)
+            is_valid = self.work.build_validator(branch, self._root).is_valid(value)
             if is_valid and self._n_said > said:
                 return value
             self._numbers = numbers
@@ -220,9 +225,9 @@ class _Filler:
         text = self._words
         pattern, form = schema.get("pattern"), schema.get("format")
         found = None
-        if isinstance(pattern, str) and not search(pattern, text):
+        if isinstance(pattern, str) and not self.work.search(pattern, text):
             inner = pattern.removeprefix("^").removesuffix("$")
-            found = search(rf"(?<!\w)(?:{inner})(?!\w)", text)
+            found = self.work.search(rf"(?<!\w)(?:{inner})(?!\w)", text)
         elif form in _FORMATS:
             found = _FORMATS[form].search(text)
         if found is not None:
@@ -248,7 +253,7 @@ class _Filler:
 
     def _number(self, schema: Mapping[str, Any], is_integer: bool) -> int | float:
         """The first number in the words that fits and was not used yet, or else the one that is nearest to zero."""
-        check = build_validator({**schema, "type": "integer" if is_integer else "number"}, self._root)
+        check = self.work.build_validator({**schema, "type": "integer" if is_integer else "number"}, self._root)
         for number in self._numbers:
             value: int | float = int(number) if is_integer and number == int(number) else number
             if not any(check.iter_errors(value)):
