@@ -18,7 +18,7 @@ import regex
 
 from data_pipeline.errors import InputError
 from serve.artifacts import Artifact
-from serve.chat.schema_check import MAX_DEPTH, SchemaWork
+from serve.chat.schema_check import FORMATS, MAX_DEPTH, SchemaWork, find_format
 
 ANY_MEDIUM = "any"
 
@@ -26,12 +26,6 @@ _MAX_VALUES = 64  # of what is made for a schema
 _MAX_NESTING = 8  # of the values
 _LARGEST = 1e300
 _NUMBER = regex.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?")
-_FORMATS = {
-    "email": regex.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"),
-    "uri": regex.compile(r"\bhttps?://[^\s<>\"']+"),
-    "date": regex.compile(r"\b\d{4}-\d{2}-\d{2}\b"),
-    "time": regex.compile(r"\b\d{2}:\d{2}(?::\d{2})?\b"),
-}
 
 
 @dataclass(frozen=True)
@@ -227,13 +221,14 @@ class _Filler:
         found = None
         if isinstance(pattern, str) and not self.work.search(pattern, text):
             inner = pattern.removeprefix("^").removesuffix("$")
-            found = self.work.search(rf"(?<!\w)(?:{inner})(?!\w)", text)
-        elif form in _FORMATS:
-            found = _FORMATS[form].search(text)
+            match = self.work.search(rf"(?<!\w)(?:{inner})(?!\w)", text)
+            found = None if match is None else match[0]
+        elif isinstance(form, str):
+            found = find_format(form, text)
         if found is not None:
             self._n_said += 1
-            text = found[0]
-        elif not isinstance(pattern, str):
+            text = found
+        elif not isinstance(pattern, str) and form not in FORMATS:
             about = schema.get("description")
             lengths = _length(schema, "minLength", 0), _length(schema, "maxLength", len(text))
             self.asked.append(TextArgument(self._name, about if isinstance(about, str) else "", *lengths))

@@ -6,10 +6,14 @@ or a few patterns, can be made to take for ever. Nothing is fetched.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from datetime import date, datetime
+from datetime import time as clock_time
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import jsonschema_rs
 import regex
@@ -19,6 +23,7 @@ from jsonschema.validators import extend
 from referencing import Registry
 
 from data_pipeline.errors import InputError
+from serve.artifact_files import ARTIFACT_ID
 
 MAX_DEPTH = 32  # of a schema
 
@@ -30,6 +35,31 @@ _STEPS_OF = {"$ref": 20}  # it is looked up each time
 _META = jsonschema_rs.Draft202012Validator(
     {"$ref": "https://json-schema.org/draft/2020-12/schema"}, validate_formats=True
 )
+_CLOCK = r"\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?:[Zz]|[+-]\d{2}:\d{2})?"
+
+
+class _Format(NamedTuple):
+    """How a format is found in words, and what raises a ValueError where what was found is none after all."""
+
+    pattern: Any
+    parse: Callable[[str], object]
+
+
+# as loose as those who read them: OpenAI's client does so by pydantic
+FORMATS = {
+    name: _Format(regex.compile(pattern), parse)
+    for name, pattern, parse in (
+        ("date", r"(?<!\d)\d{4}-\d{2}-\d{2}(?!\d)", date.fromisoformat),
+        ("time", rf"\b{_CLOCK}(?!\w)", clock_time.fromisoformat),
+        ("date-time", rf"\b\d{{4}}-\d{{2}}-\d{{2}}[Tt ]{_CLOCK}(?!\w)", datetime.fromisoformat),
+        ("duration", r"\bP(?=[T\d])(?:\d+[YMWD])*(?:T(?:\d+(?:\.\d+)?[HMS])+)?\b", str),
+        ("email", r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+", str),
+        ("uri", r"\bhttps?://[^\s<>\"']*[^\s<>\"'.,;:!?)\]}]", str),
+        ("uuid", r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b", UUID),
+        ("ipv4", r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.]*\w)", ipaddress.IPv4Address),
+        ("ipv6", r"(?<![\w:])[0-9a-fA-F:]{2,39}(?![\w:])", ipaddress.IPv6Address),
+    )
+}
 _REFUSED_KEYS = ("patternProperties", "propertyNames", "$dynamicRef", "$recursiveRef", "$id", "$anchor")
 
 
@@ -50,6 +80,15 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         raise InputError(f"is no JSON schema: {where}: {fault.message[:200]}")
 
 
+def find_format(name: str, text: str) -> str | None:
+    """The first of a text's parts that is of a format; None where none is, or the format is not known here."""
+    form = FORMATS.get(name)
+    for found in () if form is None else form.pattern.finditer(text):
+        if _is_of(form, found[0]):
+            return found[0]
+    return None
+
+
 class SchemaWork:
     """What is done with one call's schema, and how much may be spent on it.
 
@@ -59,7 +98,11 @@ class SchemaWork:
     def __init__(self) -> None:
         self._steps_left = _MAX_STEPS
         self._pattern_s_left = _ALL_PATTERNS_S
-        checks: dict[str, Any] = {**Draft202012Validator.VALIDATORS, "pattern": self._check_pattern}
+        checks: dict[str, Any] = {
+            **Draft202012Validator.VALIDATORS,
+            "pattern": self._check_pattern,
+            "format": _check_format,
+        }
         self._validator: Any = extend(
             Draft202012Validator, {keyword: self._counted(keyword, check) for keyword, check in checks.items()}
         )
@@ -117,6 +160,25 @@ class SchemaWork:
             yield from check(validator, value, instance, schema) or ()
 
         return run
+
+
+def _is_of(form: _Format, text: str) -> bool:
+    try:
+        form.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_format(_: Any, name: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    """Of the formats that are known here. What the schema's author put into it is theirs to know, and the id of an
+    artifact stands wherever a medium is meant."""
+    form = FORMATS.get(name) if isinstance(name, str) and isinstance(instance, str) else None
+    is_theirs = instance in [schema.get("default"), schema.get("const"), *(schema.get("enum") or ())]
+    if form is None or is_theirs or ARTIFACT_ID.fullmatch(instance):
+        return
+    if not form.pattern.fullmatch(instance) or not _is_of(form, instance):
+        yield ValidationError(f"{instance!r} is no {name}")
 
 
 def _count(value: Any) -> int:

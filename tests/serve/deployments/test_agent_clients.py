@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from datetime import date, time
 from typing import Any, Literal
 
 import openai
@@ -21,7 +22,7 @@ from agents import (
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, HttpUrl, SecretStr
 from stand_in_service import CATALOG, Method, World, serve
 
 from serve.chat.served_models import ServedModels
@@ -36,6 +37,14 @@ class Weather(BaseModel):
     city: str = Field(description="name of the city")
     unit: Literal["celsius", "fahrenheit"]
     day: str | None = None
+
+
+class Meeting(BaseModel):
+    """Arranges a meeting."""
+
+    day: date
+    at: time
+    link: HttpUrl
 
 
 ROME = {"city": "Rome", "unit": "celsius", "day": None}
@@ -83,6 +92,25 @@ def test_openais_client_parses_arguments_into_a_model(client: openai.OpenAI) -> 
     assert (found.unit, found.day) == ("celsius", None)
     (item,) = client.responses.parse(model="toolmm", input=words, tools=offered).output  # pyright: ignore[reportArgumentType]
     assert isinstance(item.parsed_arguments, Weather)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_arguments_of_pydantics_types_are_parsed_or_asked_for_in_words(client: openai.OpenAI) -> None:
+    offered = [openai.pydantic_function_tool(Meeting)]
+    for words, found in (
+        ("Meet on 2026-12-24 at 19:30, see https://example.org/room", ("2026-12-24", "19:30:00", "example.org")),
+        ("Meet some day", None),
+    ):
+        messages: Any = [{"role": "user", "content": words}]
+        chat = client.chat.completions.parse(model="toolmm", messages=messages, tools=offered)
+        message = chat.choices[0].message
+        if found is None:
+            assert "Meeting" in (message.content or "")
+            assert not message.tool_calls
+            continue
+        (call,) = message.tool_calls or ()
+        meeting = call.function.parsed_arguments
+        assert isinstance(meeting, Meeting)
+        assert (str(meeting.day), str(meeting.at), meeting.link.host) == found
 
 
 def test_openais_client_parses_an_answer_into_a_model(client: openai.OpenAI) -> None:
