@@ -118,7 +118,7 @@ class ResponseRequest(_Strict):
     input: Input
     instructions: str | None = Field(default=None, description="a system message before all others; not remembered")
     tools: list[FunctionTool] | None = Field(
-        default=None, min_length=1, max_length=MAX_TOOLS, description="default: the catalogue"
+        default=None, max_length=MAX_TOOLS, description="default, and where there are none: the catalogue"
     )
     tool_choice: WantedFunctions | None = None
     parallel_tool_calls: bool | None = Field(

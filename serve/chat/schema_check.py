@@ -83,10 +83,9 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 def find_format(name: str, text: str) -> str | None:
     """The first of a text's parts that is of a format; None where none is, or the format is not known here."""
     form = FORMATS.get(name)
-    for found in () if form is None else form.pattern.finditer(text):
-        if _is_of(form, found[0]):
-            return found[0]
-    return None
+    if form is None:
+        return None
+    return next((found[0] for found in form.pattern.finditer(text) if _is_of(form, found[0])), None)
 
 
 class SchemaWork:

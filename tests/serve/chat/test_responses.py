@@ -250,7 +250,6 @@ def test_an_error_in_a_stream_is_its_last_event() -> None:
         ({"tools": [{**MEND, "defer_loading": True}]}, "tools.0.defer_loading"),
         ({"tools": [{**MEND, "name": "a b"}]}, "tools.0.name"),
         ({"tools": [{**MEND, "parameters": {"type": "x"}}]}, "tools.0.parameters"),
-        ({"tools": []}, "tools"),
         ({"tool_choice": {"type": "function", "name": "other"}}, "tool_choice.name"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice"),
         (

@@ -23,8 +23,10 @@ from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field, HttpUrl, SecretStr
-from stand_in_service import CATALOG, Method, World, serve
+from stand_in_service import CATALOG, Method, World, let_write, serve
 
+from data_pipeline.records.dialogue import render_answer
+from model.decode.turn_types import WrittenTurn
 from serve.chat.served_models import ServedModels
 from serve.engine.messages import Ranking, SelectQuery, ServedModel
 
@@ -175,6 +177,20 @@ def test_openais_agents_run_to_their_end(url: str, model_class: Any, is_streamed
     assert "It is sunny." in result.final_output
     kinds = [type(item).__name__ for item in result.new_items]
     assert kinds == ["ToolCallItem", "ToolCallOutputItem", "MessageOutputItem"]
+
+
+@pytest.mark.parametrize("model_class", [OpenAIChatCompletionsModel, OpenAIResponsesModel])
+def test_openais_agents_without_tools_leave_them_to_the_services_agent(model_class: Any) -> None:
+    world = World(max_instruction_chars=500)
+    let_write(world.predictor, lambda *_: WrittenTurn(render_answer("It is sunny."), 1, 1, ()))
+
+    async def run(url: str) -> Any:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none on loopback", max_retries=0) as client:
+            agent = Agent(name="helper", model=model_class(model="toolmm-agent", openai_client=client))
+            return await Runner.run(agent, "What is the weather in Paris?", max_turns=1)
+
+    with serve(world) as url:
+        assert asyncio.run(run(url)).final_output == "It is sunny."
 
 
 @pytest.mark.parametrize("model_class", [OpenAIChatCompletionsModel, OpenAIResponsesModel])
