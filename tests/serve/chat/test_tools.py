@@ -275,9 +275,10 @@ def test_huge_schemas_are_refused() -> None:
 def test_long_schemas_are_refused_before_they_are_worked_on() -> None:
     names = [f"n{i}" for i in range(10_000)]
     parameters = {"properties": {name: {} for name in names}, "required": names}
-    with pytest.raises(RequestError) as raised:
-        read_tool_choice(request_with(tools=[function("draw", parameters=parameters)]), {})
-    assert (raised.value.status, raised.value.code) == (413, "schema_too_large")
+    for long in ({"parameters": parameters}, {"description": "x" * 100_001}):
+        with pytest.raises(RequestError) as raised:
+            read_tool_choice(request_with(tools=[function("draw", **long)]), {})
+        assert (raised.value.status, raised.value.code) == (413, "schema_too_large")
 
 
 def test_an_entry_is_offered_with_the_schema_that_the_catalogue_keeps() -> None:
