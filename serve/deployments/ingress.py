@@ -216,8 +216,9 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
         openapi_extra={"requestBody": {"required": True, "content": _request_content(service.args)}},
     )
     async def select(request: Request) -> SelectAnswer:
+        question = await read_select_input(request, service.args)  # which has its own limit, and its own error
         async with asyncio.timeout(service.args.request_timeout_s):
-            return await service.select(await read_select_input(request, service.args))
+            return await service.select(question)
 
     @api.get("/v1/tools", responses=describe_errors(404, 422))
     async def tools(model: str | None = None) -> ToolList:

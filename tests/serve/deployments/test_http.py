@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,7 +137,9 @@ def test_multipart_without_a_medium(world: World) -> None:
     ],
 )
 def test_bad_json_fields(world: World, body: dict[str, Any], status: int, code: str, param: str) -> None:
-    _assert_error(world.select(**body), status, code, param)
+    answer = world.select(**body)
+    _assert_error(answer, status, code, param)
+    assert not re.search("Input should|permitted|interpret", answer.json()["error"]["message"]), "pydantic's own words"
     assert not world.predictor.asked
     assert not world.encoder.asked
 
@@ -266,6 +269,23 @@ def test_slow_answers_time_out() -> None:
     world = World(request_timeout_s=0.05)
     world.predictor.select = Method(lambda _: asyncio.sleep(5))
     _assert_error(world.select(instruction="a"), 504, "timeout")
+
+
+def test_a_body_that_is_too_slow_is_told_so_however_late_the_service_looks() -> None:
+    """Where its event loop was busy, the limits of body and request are over at once."""
+    world, sent = World(request_timeout_s=0.05), []
+
+    async def receive() -> Any:
+        time.sleep(0.2)
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")]
+    scope = {"type": "http", "method": "POST", "path": SELECT, "query_string": b"", "headers": headers}
+    asyncio.run(world.api({**scope, "client": ("127.0.0.1", 50_000)}, receive, send))
+    assert sent[0]["status"] == 408
 
 
 def test_tools_lists_the_catalogue(world: World) -> None:
