@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from contextlib import asynccontextmanager
+from contextvars import Context
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -128,7 +129,9 @@ class SelectionService:
         asks within `HEALTH_AGE_S`. Where there may be no replica, none is asked: the question would start one."""
         is_old = time.monotonic() - self._health_s > HEALTH_AGE_S
         if self._health is None or (self._health.done() and is_old):
-            self._health, self._health_s = asyncio.create_task(self._ask_health()), time.monotonic()
+            # of no request: Ray Serve ends what a request has begun when its client goes, and others wait for it too
+            asking = asyncio.get_running_loop().create_task(self._ask_health(), context=Context())
+            self._health, self._health_s = asking, time.monotonic()
         return await asyncio.shield(self._health)  # who leaves does not end it for the others
 
     async def _ask_health(self) -> Health:

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import time
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -318,6 +319,14 @@ def test_health_asks_both_deployments(world: World, monkeypatch: pytest.MonkeyPa
     response = world.client.get("/healthz")
     assert response.status_code == 503
     assert (response.json()["status"], response.json()["encoder"]) == ("unavailable", "failed")
+
+
+def test_health_is_asked_after_for_no_one_request(world: World) -> None:
+    request, seen = ContextVar("request", default="none"), []
+    world.predictor.describe = Method(lambda: seen.append(request.get()) or {"revisions": {"toolmm": "rev"}})
+    request.set("the first one that asks")
+    assert asyncio.run(world.service.health()).status == "ok"
+    assert seen == ["none"], "or Ray Serve would end it with that one, while others wait for it"
 
 
 def test_health_starts_no_replica_where_there_may_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
