@@ -221,10 +221,19 @@ class ChatService:
             RequestError: the words are empty or too many.
         """
         words = check_instruction(words, self.args.max_instruction_chars)
-        known = {tool.tool_id: tool for tool in self.models.find(self.args.model_name).catalog}
-        specs = [self.specs[tool_id] for tool_id in sorted(self.ready)]
-        tools = [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in specs]
+        tools = self._ready_tools(self.args.model_name)
         return [self.specs[tool_id] for tool_id in await self._offers.rank(self.args.model_name, words, tools, n)]
+
+    async def read_tools(self, model_name: str) -> None:
+        """Have a model read all that its agent may be offered, before somebody asks it."""
+        tools = {tool.tool_id: tool for tool in (*self.models.find(model_name).catalog, *self._ready_tools(model_name))}
+        await self._offers.read(model_name, list(tools.values()))
+
+    def _ready_tools(self, model_name: str) -> list[Tool]:
+        """The tools that can run here now, as a model's dialogues know them."""
+        known = {tool.tool_id: tool for tool in self.models.find(model_name).catalog}
+        specs = [self.specs[tool_id] for tool_id in sorted(self.ready)]
+        return [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in specs]
 
     async def describe_predictor(self) -> dict[str, Any]:
         """What a replica of the predictor says of itself. Where there may be none, nothing: the question would start

@@ -20,6 +20,7 @@ from serve.artifacts import sweeping
 from serve.chat.answer import ChatService
 from serve.chat.idempotency import IdempotentCalls
 from serve.chat.job_routes import JobRoutes
+from serve.chat.reading_ahead import reading_ahead
 from serve.chat.response_routes import add_response_routes
 from serve.chat.routes import add_chat_routes
 from serve.chat.selection import Selector
@@ -202,7 +203,7 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
         # what others answer may be as large as what others ask
         async with McpServers(args.mcp_servers, args.tool_timeout_s, args.max_body_bytes) as servers:
             chat.add_servers(servers)
-            async with mcp.run(), sweeping(chat.store), jobs.run(), calls.run():
+            async with mcp.run(), sweeping(chat.store), jobs.run(), calls.run(), reading_ahead(chat):
                 yield
 
     api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, openapi_url=None, dependencies=gate, lifespan=run)
