@@ -120,6 +120,7 @@ class _Filler:
         self._root = root
         self._numbers = [float(text) for text in _NUMBER.findall(words)]
         self._n_left = _MAX_VALUES
+        self._filling: list[str] = []  # what the branches that are being filled refer to
         self._n_said = 0  # values that stand in the words
 
     def resolve(self, schema: Any, depth: int = 0) -> dict[str, Any]:
@@ -182,15 +183,23 @@ class _Filler:
             rest = {key: value for key, value in schema.items() if key not in ("anyOf", "oneOf")}
             if isinstance(kinds, list):
                 rest.pop("type")
-            return self._fill_branch([_merge(rest, self.resolve(branch)) for branch in branches], nesting)
+            # a list or a tree ends where it may: it does not go on within itself while there is another branch
+            within = set(self._filling) - {""}
+            ends = [branch for branch in branches if _reference(branch) not in within] or branches
+            return self._fill_branch([(_reference(each), _merge(rest, self.resolve(each))) for each in ends], nesting)
         return self._fill_kind(schema, kinds if isinstance(kinds, str) else _guess_kind(schema), nesting)
 
-    def _fill_branch(self, branches: Sequence[dict[str, Any]], nesting: int) -> Any:
-        """The first branch that the words give a value for; else null where it may be, else the first valid one."""
+    def _fill_branch(self, branches: Sequence[tuple[str, dict[str, Any]]], nesting: int) -> Any:
+        """The first branch that the words give a value for; else null where it may be, else the first valid one.
+
+        Each branch comes with what it refers to.
+        """
         values = []
-        for branch in branches:
+        for reference, branch in branches:
             said, numbers = self._n_said, list(self._numbers)
+            self._filling.append(reference)
             value = self.fill(branch, nesting)
+            self._filling.pop()
             is_valid = self.work.build_validator(branch, self._root).is_valid(value)
             if is_valid and self._n_said > said:
                 return value
@@ -290,6 +299,11 @@ def _merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         if key in one and key in other:
             merged[key] = pick(one[key], other[key])
     return merged
+
+
+def _reference(schema: Any) -> str:
+    """What a schema refers to; "" where it is one itself."""
+    return str(schema.get("$ref", "")) if isinstance(schema, Mapping) else ""
 
 
 def _guess_kind(schema: Mapping[str, Any]) -> str:

@@ -132,6 +132,13 @@ def need(schema: dict[str, Any], **definitions: Any) -> dict[str, Any]:
     return {"type": "object", "properties": {"value": schema}, "required": ["value"], **definitions}
 
 
+def parts_of(kind: str, *names: str) -> dict[str, Any]:
+    """What pydantic makes of a linked list or a tree for OpenAI's strict mode, in which everything is required."""
+    parts = {name: {"anyOf": [{"$ref": f"#/$defs/{kind}"}, {"type": "null"}]} for name in names}
+    return {"type": "object", "properties": {"size": {"type": "integer"}, **parts}, "required": ["size", *names]}
+
+
+CHAIN = {"$defs": {"link": parts_of("link", "next"), "node": parts_of("node", "left", "right")}}
 COLOURS = {"$defs": {"colour": {"enum": ["red", "dark red", "blue"]}, "pair": {"$ref": "#/$defs/colour"}}}
 
 
@@ -167,6 +174,8 @@ COLOURS = {"$defs": {"colour": {"enum": ["red", "dark red", "blue"]}, "pair": {"
         ("some day", need({"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]}), None),
         ("some day", need({"type": "string", "format": "date", "default": "today"}), "today"),
         ("of that kind", need({"type": "string", "format": "of-my-own"}), "of that kind"),
+        ("make it 7", need({"$ref": "#/$defs/link"}, **CHAIN), {"size": 7, "next": None}),
+        ("make it 7", need({"$ref": "#/$defs/node"}, **CHAIN), {"size": 7, "left": None, "right": None}),
         ("with tags red and blue", need({"type": "array", "items": {"enum": ["red", "blue", "x"]}}), ["red", "blue"]),
         ("go to Paris", need({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}),
          {"city": "go to Paris"}),
