@@ -297,7 +297,7 @@ class ChatService:
         self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
         ranked = [(tool.tool_id, probability) for tool, probability in ranking.tools]
         if wants_json and choose(choice, ranked) == UNKNOWN_TOOL_ID:
-            return await self._answer_in_json(request, conversation)
+            return await self._answer_in_json(request, conversation, usage)
         rank_parts = partial(self._written.rank_parts, request.base_model)
         return await call_with_texts(rank_parts, request, choice, ranked, conversation, usage)
 
@@ -319,9 +319,11 @@ class ChatService:
             param = params.get(error.param or "", error.param)
             raise RequestError(error.message, error.status, error.code, param) from None
 
-    async def _answer_in_json(self, request: ChatRequest, conversation: Conversation) -> ChatCompletion:
+    async def _answer_in_json(
+        self, request: ChatRequest, conversation: Conversation, spent: Usage | None = None
+    ) -> ChatCompletion:
         max_chars, max_tokens = self.args.max_instruction_chars, self.args.agent_max_tokens
-        return await answer_in_json(self._written.write_json, request, conversation, max_chars, max_tokens)
+        return await answer_in_json(self._written.write_json, request, conversation, max_chars, max_tokens, spent)
 
     # --- the next turn of a dialogue with the caller's functions
 
