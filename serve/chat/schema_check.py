@@ -74,7 +74,10 @@ def check_schema(schema: Mapping[str, Any]) -> None:
             raise InputError(f"uses {keyword!r}, which is not supported; leave it out")
         if keyword == "$ref" and not (isinstance(value, str) and value.startswith("#")):
             raise InputError(f"refers to {str(value)[:80]!r}, which is not in it; put the definition into $defs")
-    fault = next(iter(_META.iter_errors(schema)), None)
+    try:
+        fault = next(iter(_META.iter_errors(schema)), None)
+    except UnicodeEncodeError:
+        raise InputError("holds half of a surrogate pair, which is no character") from None
     if fault is not None:
         where = ".".join(map(str, fault.instance_path)) or "schema"
         raise InputError(f"is no JSON schema: {where}: {fault.message[:200]}")

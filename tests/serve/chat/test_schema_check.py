@@ -44,6 +44,13 @@ def test_what_takes_for_ever_is_given_up(parameters: dict[str, Any]) -> None:
         build_arguments(parameters, {}, "a" * 3000 + "b", ())
 
 
+def test_odd_characters_and_numbers_are_told() -> None:
+    for schema in ({"a\ud800": 1}, {"maximum": float("nan")}, {"minLength": -(10**400)}, {"pattern": "("}):
+        with pytest.raises(InputError, match=r"is no JSON schema|surrogate"):
+            check_schema(schema)
+    check_schema({"minItems": 10**400, "pattern": r"^\p{L}+$"})
+
+
 def test_a_large_schema_that_is_no_trouble_is_worked_through() -> None:
     parts = {f"p{i}": {"type": "string", "enum": ["red", "blue"], "default": "red"} for i in range(1500)}
     parameters = {"properties": parts, "required": list(parts)}
