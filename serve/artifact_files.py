@@ -8,6 +8,7 @@ import os
 import posixpath
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ class ArtifactFiles:
         self._folders: set[str] = set()  # that are there
         self._fs.makedirs(self._root, exist_ok=True)
         if self.is_local:
-            os.chmod(self._root, 0o700)  # a folder of this user's alone; OSError where it is another's
+            _keep_to_ourselves(self._root)
 
     def path(self, name: str) -> str:
         """The whole path of a name."""
@@ -118,6 +119,21 @@ class ArtifactFiles:
                 if error.errno not in _NO_LOCKS:
                     raise
             yield
+
+
+def _keep_to_ourselves(folder: str) -> None:
+    """Make it a folder of this user's alone; OSError where it is another's.
+
+    Where anybody may make folders, as in the system's temporary one, another may have been faster: InputError then.
+    """
+    is_anybodys = os.stat(os.path.dirname(os.path.abspath(folder))).st_mode & stat.S_IWOTH
+    found = os.lstat(folder)
+    if is_anybodys and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid()):
+        raise InputError(
+            f"artifacts {folder!r} is another user's folder, or a link, in a place where anybody may put one; remove "
+            "it, or name a folder of your own."
+        )
+    os.chmod(folder, 0o700)
 
 
 def _open_filesystem(uri: str) -> tuple[Any, str]:

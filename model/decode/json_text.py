@@ -21,6 +21,10 @@ from model.decode.kept_prefixes import KeptPrefixes, read_behind
 from model.decode.tree_cache import decoding, token_logits
 
 _MIN_TOKENS = 16  # of an answer: so much room must a prompt leave
+_MAX_JOINED_PATTERNS = (
+    8  # of a schema: what llguidance does with each that must fit the same text doubles with the next
+)
+_OWN_WAYS = ("pattern", "properties", "items", "prefixItems", "additionalProperties")  # to say what a value holds
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # one way to write a value
 
 
@@ -60,8 +64,10 @@ def build_grammar(schema: Mapping[str, Any]) -> str:
     """A schema as llguidance takes it.
 
     Raises:
-        InputError: it is none, or uses a keyword that is not supported.
+        InputError: it is none, or uses a keyword that is not supported, or joins more patterns than can be worked out.
     """
+    if _count_joined_patterns(schema) > _MAX_JOINED_PATTERNS:
+        raise _unwritable(f"it joins more than {_MAX_JOINED_PATTERNS} patterns by allOf or the like; simplify it")
     try:
         grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPACING)  # pyright: ignore[reportArgumentType]
     except ValueError as error:  # it nests too deep
@@ -69,6 +75,22 @@ def build_grammar(schema: Mapping[str, Any]) -> str:
     if fault := LLMatcher.validate_grammar(grammar):
         raise _unwritable(fault)
     return grammar
+
+
+def _count_joined_patterns(schema: Mapping[str, Any]) -> int:
+    """How many patterns a schema has, if it may want a text to fit several of them; else 0."""
+    n_patterns, joins, waiting = 0, False, list[Any]([schema])
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, Mapping):
+            n_patterns += isinstance(part.get("pattern"), str)
+            parts = part.get("allOf")
+            n_ways = any(key in part for key in _OWN_WAYS) + sum(key in part for key in ("$ref", "anyOf", "oneOf"))
+            joins |= n_ways + (len(parts) if isinstance(parts, list) else 0) > 1
+            waiting += part.values()
+    return n_patterns if joins else 0
 
 
 def write_json(

@@ -221,10 +221,19 @@ class ChatService:
             RequestError: the words are empty or too many.
         """
         words = check_instruction(words, self.args.max_instruction_chars)
-        known = {tool.tool_id: tool for tool in self.models.find(self.args.model_name).catalog}
-        specs = [self.specs[tool_id] for tool_id in sorted(self.ready)]
-        tools = [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in specs]
+        tools = self._ready_tools(self.args.model_name)
         return [self.specs[tool_id] for tool_id in await self._offers.rank(self.args.model_name, words, tools, n)]
+
+    async def read_tools(self, model_name: str) -> None:
+        """Have a model read all that its agent may be offered, before somebody asks it."""
+        tools = {tool.tool_id: tool for tool in (*self.models.find(model_name).catalog, *self._ready_tools(model_name))}
+        await self._offers.read(model_name, list(tools.values()))
+
+    def _ready_tools(self, model_name: str) -> list[Tool]:
+        """The tools that can run here now, as a model's dialogues know them."""
+        known = {tool.tool_id: tool for tool in self.models.find(model_name).catalog}
+        specs = [self.specs[tool_id] for tool_id in sorted(self.ready)]
+        return [build_dialogue_tool(spec, known.get(spec.tool_id)) for spec in specs]
 
     async def describe_predictor(self) -> dict[str, Any]:
         """What a replica of the predictor says of itself. Where there may be none, nothing: the question would start
@@ -288,7 +297,7 @@ class ChatService:
         self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
         ranked = [(tool.tool_id, probability) for tool, probability in ranking.tools]
         if wants_json and choose(choice, ranked) == UNKNOWN_TOOL_ID:
-            return await self._answer_in_json(request, conversation)
+            return await self._answer_in_json(request, conversation, usage)
         rank_parts = partial(self._written.rank_parts, request.base_model)
         return await call_with_texts(rank_parts, request, choice, ranked, conversation, usage)
 
@@ -310,9 +319,11 @@ class ChatService:
             param = params.get(error.param or "", error.param)
             raise RequestError(error.message, error.status, error.code, param) from None
 
-    async def _answer_in_json(self, request: ChatRequest, conversation: Conversation) -> ChatCompletion:
+    async def _answer_in_json(
+        self, request: ChatRequest, conversation: Conversation, spent: Usage | None = None
+    ) -> ChatCompletion:
         max_chars, max_tokens = self.args.max_instruction_chars, self.args.agent_max_tokens
-        return await answer_in_json(self._written.write_json, request, conversation, max_chars, max_tokens)
+        return await answer_in_json(self._written.write_json, request, conversation, max_chars, max_tokens, spent)
 
     # --- the next turn of a dialogue with the caller's functions
 

@@ -3,7 +3,7 @@
 The model chooses the tool; no value is made up: a medium is the id of the attached artifact, a choice or a number is
 one that the words name, a text the words themselves or a part of them (`serve/chat/texts.py`), everything else its
 default or what the schema leaves no choice in. What comes out is checked against the schema. Schemas come from callers,
-so their size, depth, references and patterns are bounded.
+so their size and depth, and what is spent on them, is bounded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import regex
 
 from data_pipeline.errors import InputError
 from serve.artifacts import Artifact
-from serve.chat.schema_check import MAX_DEPTH, build_validator, find_fault, search
+from serve.chat.schema_check import FORMATS, MAX_DEPTH, SchemaWork, find_format
 
 ANY_MEDIUM = "any"
 
@@ -26,12 +26,6 @@ _MAX_VALUES = 64  # of what is made for a schema
 _MAX_NESTING = 8  # of the values
 _LARGEST = 1e300
 _NUMBER = regex.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?")
-_FORMATS = {
-    "email": regex.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"),
-    "uri": regex.compile(r"\bhttps?://[^\s<>\"']+"),
-    "date": regex.compile(r"\b\d{4}-\d{2}-\d{2}\b"),
-    "time": regex.compile(r"\b\d{2}:\d{2}(?::\d{2})?\b"),
-}
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ def build_arguments(
         texts: values for `Arguments.texts`, as many.
 
     Raises:
-        InputError: the schema wants too many values, or refers to what is not there.
+        InputError: the schema wants too many values or too much work, or refers to what is not there.
     """
     filler = _Filler(words, parameters, texts)
     schema = filler.resolve(parameters)
@@ -110,7 +104,8 @@ def build_arguments(
         elif name in required:
             values[name] = filler.fill(inner, name=name)
     text = json.dumps(_without_infinities(values), ensure_ascii=False, allow_nan=False)
-    return Arguments(text, find_fault(parameters, json.loads(text), missing & required), tuple(filler.asked))
+    fault = filler.work.find_fault(parameters, json.loads(text), missing & required)
+    return Arguments(text, fault, tuple(filler.asked))
 
 
 class _Filler:
@@ -118,18 +113,21 @@ class _Filler:
 
     def __init__(self, words: str, root: Mapping[str, Any], texts: Sequence[str]) -> None:
         self.asked: list[TextArgument] = []
+        self.work = SchemaWork()
         self._name = ""  # of the argument that is being filled
         self._texts = iter(texts)
         self._words = words
         self._root = root
         self._numbers = [float(text) for text in _NUMBER.findall(words)]
         self._n_left = _MAX_VALUES
+        self._filling: list[str] = []  # what the branches that are being filled refer to
         self._n_said = 0  # values that stand in the words
 
     def resolve(self, schema: Any, depth: int = 0) -> dict[str, Any]:
         """The schema with its reference followed and its `allOf` merged into it."""
         if not isinstance(schema, Mapping):
             return {}
+        self.work.spend()
         if depth > MAX_DEPTH:
             raise InputError("its schema refers to itself without end; simplify it.")
         merged = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
@@ -153,6 +151,8 @@ class _Filler:
         """Whether the words name one of the schema's choices, and which: the longest."""
         lower = self._words.lower()
         choices = [choice for choice in _list(self.resolve(schema).get("enum")) if isinstance(choice, str) and choice]
+        choices = [choice for choice in choices if choice.lower() in lower]
+        self.work.spend(len(choices) * (1 + len(lower) // 50))
         said = [choice for choice in choices if regex.search(rf"(?<!\w){regex.escape(choice.lower())}(?!\w)", lower)]
         return bool(said), max(said, key=len, default=None)
 
@@ -183,16 +183,24 @@ class _Filler:
             rest = {key: value for key, value in schema.items() if key not in ("anyOf", "oneOf")}
             if isinstance(kinds, list):
                 rest.pop("type")
-            return self._fill_branch([_merge(rest, self.resolve(branch)) for branch in branches], nesting)
+            # a list or a tree ends where it may: it does not go on within itself while there is another branch
+            within = set(self._filling) - {""}
+            ends = [branch for branch in branches if _reference(branch) not in within] or branches
+            return self._fill_branch([(_reference(each), _merge(rest, self.resolve(each))) for each in ends], nesting)
         return self._fill_kind(schema, kinds if isinstance(kinds, str) else _guess_kind(schema), nesting)
 
-    def _fill_branch(self, branches: Sequence[dict[str, Any]], nesting: int) -> Any:
-        """The first branch that the words give a value for; else null where it may be, else the first valid one."""
+    def _fill_branch(self, branches: Sequence[tuple[str, dict[str, Any]]], nesting: int) -> Any:
+        """The first branch that the words give a value for; else null where it may be, else the first valid one.
+
+        Each branch comes with what it refers to.
+        """
         values = []
-        for branch in branches:
+        for reference, branch in branches:
             said, numbers = self._n_said, list(self._numbers)
+            self._filling.append(reference)
             value = self.fill(branch, nesting)
-            is_valid = build_validator(branch, self._root).is_valid(value)
+            self._filling.pop()
+            is_valid = self.work.build_validator(branch, self._root).is_valid(value)
             if is_valid and self._n_said > said:
                 return value
             self._numbers = numbers
@@ -220,15 +228,16 @@ class _Filler:
         text = self._words
         pattern, form = schema.get("pattern"), schema.get("format")
         found = None
-        if isinstance(pattern, str) and not search(pattern, text):
+        if isinstance(pattern, str) and not self.work.search(pattern, text):
             inner = pattern.removeprefix("^").removesuffix("$")
-            found = search(rf"(?<!\w)(?:{inner})(?!\w)", text)
-        elif form in _FORMATS:
-            found = _FORMATS[form].search(text)
+            match = self.work.search(rf"(?<!\w)(?:{inner})(?!\w)", text)
+            found = None if match is None else match[0]
+        elif isinstance(form, str):
+            found = find_format(form, text)
         if found is not None:
             self._n_said += 1
-            text = found[0]
-        elif not isinstance(pattern, str):
+            text = found
+        elif not isinstance(pattern, str) and form not in FORMATS:
             about = schema.get("description")
             lengths = _length(schema, "minLength", 0), _length(schema, "maxLength", len(text))
             self.asked.append(TextArgument(self._name, about if isinstance(about, str) else "", *lengths))
@@ -248,7 +257,7 @@ class _Filler:
 
     def _number(self, schema: Mapping[str, Any], is_integer: bool) -> int | float:
         """The first number in the words that fits and was not used yet, or else the one that is nearest to zero."""
-        check = build_validator({**schema, "type": "integer" if is_integer else "number"}, self._root)
+        check = self.work.build_validator({**schema, "type": "integer" if is_integer else "number"}, self._root)
         for number in self._numbers:
             value: int | float = int(number) if is_integer and number == int(number) else number
             if not any(check.iter_errors(value)):
@@ -290,6 +299,11 @@ def _merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         if key in one and key in other:
             merged[key] = pick(one[key], other[key])
     return merged
+
+
+def _reference(schema: Any) -> str:
+    """What a schema refers to; "" where it is one itself."""
+    return str(schema.get("$ref", "")) if isinstance(schema, Mapping) else ""
 
 
 def _guess_kind(schema: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ class ChatLimits:
 
     Attributes:
         max_messages: messages.
-        max_text_chars: characters of all messages together, arguments of calls included.
+        max_text_chars: characters of all messages together, calls included.
         max_media: attached media of all messages together.
         max_upload_bytes: of one medium.
         allows_urls: whether http and https addresses are taken, to be fetched in `store_media`.
@@ -93,6 +93,12 @@ class ChatTurn:
     media: tuple[Medium, ...] = ()
     calls: tuple[PastCall, ...] = ()
     call_id: str = ""
+
+    @property
+    def n_chars(self) -> int:
+        """Of its words, and of its calls with their names and ids."""
+        called = sum(len(call.call_id) + len(call.name) + len(call.arguments) for call in self.calls)
+        return len(self.text) + len(self.call_id) + called
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def parse_conversation(request: ChatRequest, limits: ChatLimits, *, needs_words:
         raise RequestError(
             f"The chat has {n_media} media; at most {limits.max_media} are allowed.", 413, "too_many_media", "messages"
         )
-    n_chars = sum(len(turn.text) + sum(len(call.arguments) for call in turn.calls) for turn in turns)
+    n_chars = sum(turn.n_chars for turn in turns)
     if n_chars > limits.max_text_chars:
         raise RequestError(
             f"The chat has {n_chars} characters; at most {limits.max_text_chars} are allowed.",

@@ -139,7 +139,7 @@ class IdempotentCalls:
         error = None if task.cancelled() else task.exception()
         is_refusal = isinstance(error, RequestError | BackPressureError | DeploymentUnavailableError)
         if is_refusal or (isinstance(error, ToolError) and error.code in _NOTHING_DONE):
-            del self._kept[caller][key]
+            self._kept[caller].pop(key, None)  # it may have been the oldest of too many
 
 
 async def _run(call: Callable[[], Awaitable[_Answer]]) -> _Answer:

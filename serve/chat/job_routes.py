@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from serve.chat.answer import ChatService
 from serve.chat.idempotency import IdempotencyKey, IdempotentCalls
 from serve.chat.routes import InvokeAnswer, InvokeRequest, describe_result, parse_invoke
-from serve.chat.tool_jobs import JobStatus, ToolJob, ToolJobs
+from serve.chat.tool_jobs import MAX_KEPT, JobStatus, ToolJob, ToolJobs
 from serve.http.body import read_body
 from serve.http.errors import describe_error
 from serve.http.json_body import describe_body
@@ -37,7 +37,7 @@ class JobRoutes:
     def __init__(self, chat: ChatService, calls: IdempotentCalls) -> None:
         self._chat = chat
         self._calls = calls
-        self._jobs = ToolJobs(chat.invoke, chat.args.responses_kept, chat.args.response_ttl_s)
+        self._jobs = ToolJobs(chat.invoke, MAX_KEPT, chat.args.response_ttl_s)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:

@@ -20,7 +20,12 @@ AskForJson = Callable[[JsonQuery], Awaitable[WrittenJson]]
 
 
 async def answer_in_json(
-    ask: AskForJson, request: ChatRequest, conversation: Conversation, max_chars: int, max_tokens: int
+    ask: AskForJson,
+    request: ChatRequest,
+    conversation: Conversation,
+    max_chars: int,
+    max_tokens: int,
+    spent: Usage | None = None,
 ) -> ChatCompletion:
     """What the user's last words, and what tools answered since, say in a form.
 
@@ -30,6 +35,7 @@ async def answer_in_json(
         conversation: the chat.
         max_chars: of the words.
         max_tokens: of the answer, if the request does not say fewer.
+        spent: tokens that were read and written for the request before.
 
     Raises:
         RequestError: the words are too long, or no JSON can be written by the schema.
@@ -42,13 +48,19 @@ async def answer_in_json(
             words = f"{words}\n{describe_tool_results(conversation)[:_MAX_RESULT_CHARS]}"
         n_tokens = min(request.max_answer_tokens or max_tokens, max_tokens)
         written = await ask(JsonQuery(render_json(words, request.schema_text), grammar, n_tokens))
-    except RequestError:
-        raise
+    except RequestError as error:
+        where = f"messages.{conversation.last_user}.content" if error.param == "instruction" else error.param
+        raise RequestError(error.message, error.status, error.code, where) from None
     except InputError as error:
         raise RequestError(
             f"{str(error)[:1].upper()}{str(error)[1:]}", code="bad_schema", param="response_format"
         ) from None
-    usage = Usage.of(written.prompt_tokens, written.completion_tokens, written.cached_tokens)
+    spent = spent or Usage.of(0, 0)
+    usage = Usage.of(
+        spent.prompt_tokens + written.prompt_tokens,
+        spent.completion_tokens + written.completion_tokens,
+        spent.prompt_tokens_details.cached_tokens + written.cached_tokens,
+    )
     return answer_with_words(request, written.text, usage, "stop" if written.is_whole else "length")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from serve.chat.messages import Message
 from serve.chat.response_schemas import ResponseObject
+from serve.chat.shares import find_first_to_go
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ResponseMemory:
     """What the callers of one ingress replica may go on from; for one event loop."""
 
     def __init__(self, max_responses: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """The oldest go where there are more than `max_responses`, whoever's they are; all go after `ttl_s`."""
+        """Where there are more than `max_responses`, the oldest of the caller who has most go; all go after `ttl_s`."""
         self._max_responses = max_responses
         self._ttl_s = ttl_s
         self._clock = clock
@@ -49,8 +50,7 @@ class ResponseMemory:
 
     def _forget_old(self) -> None:
         now = self._clock()
-        while self._kept:
-            _, until, _ = next(iter(self._kept.values()))
-            if until > now and len(self._kept) <= self._max_responses:
-                return
+        while self._kept and next(iter(self._kept.values()))[1] <= now:
             self._kept.popitem(last=False)
+        while len(self._kept) > self._max_responses:
+            del self._kept[find_first_to_go({key: caller for key, (caller, _, _) in self._kept.items()})]

@@ -31,6 +31,10 @@ from serve.chat.schemas import (
 from serve.chat.schemas import FunctionTool as ChatFunctionTool
 from serve.http.json_body import form, told_by
 
+# as at OpenAI; an answer is kept with them
+_MetadataKey = Annotated[str, Field(max_length=64)]
+_MetadataValue = Annotated[str, Field(max_length=512)]
+
 
 class _Strict(RequestPart):
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -86,7 +90,7 @@ class FormedText(_Strict):
 
     type: Literal["json_schema"]
     name: str = Field(min_length=1, max_length=64)
-    description: str | None = None
+    description: str | None = Field(default=None, max_length=10_000)
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = Field(default=None, description="of no effect: an answer always fits its schema")
 
@@ -118,7 +122,7 @@ class ResponseRequest(_Strict):
     input: Input
     instructions: str | None = Field(default=None, description="a system message before all others; not remembered")
     tools: list[FunctionTool] | None = Field(
-        default=None, min_length=1, max_length=MAX_TOOLS, description="default: the catalogue"
+        default=None, max_length=MAX_TOOLS, description="default, and where there are none: the catalogue"
     )
     tool_choice: WantedFunctions | None = None
     parallel_tool_calls: bool | None = Field(
@@ -142,7 +146,9 @@ class ResponseRequest(_Strict):
         default=None, ge=0, le=2, description="nothing is drawn at random, so of no effect"
     )
     top_p: float | None = Field(default=None, ge=0, le=1, description="as temperature")
-    metadata: dict[str, str] | None = Field(default=None, max_length=16, description="comes back with the answer")
+    metadata: dict[_MetadataKey, _MetadataValue] | None = Field(
+        default=None, max_length=16, description="comes back with the answer"
+    )
     background: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     user: str | None = Field(default=None, description="of no effect")

@@ -126,7 +126,7 @@ class ResponseService:
         chat = ChatRequest(
             model=request.model,
             messages=[*instructions, *history, *new],
-            tools=None if request.tools is None else [tool.to_chat() for tool in request.tools],
+            tools=[tool.to_chat() for tool in request.tools] if request.tools else None,
             tool_choice=request.tool_choice
             if request.tool_choice is None or isinstance(request.tool_choice, str)
             else request.tool_choice.to_chat(),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Path, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -33,6 +33,7 @@ from serve.http.schemas import BODY_ERRORS, RequestError, check_upload_size, des
 from serve.http.telemetry import CONTENT_TYPE
 
 METRICS_TIMEOUT_S = 2.0
+_Result = TypeVar("_Result")
 _ArtifactId = Annotated[str, Path(json_schema_extra={"pattern": f"^{ARTIFACT_ID.pattern}$"})]
 
 
@@ -151,6 +152,11 @@ def add_chat_routes(api: FastAPI, chat: ChatService, calls: IdempotentCalls) -> 
         call = partial(chat.invoke, tool_id, wanted.arguments, caller)
         return describe_result(tool_id, await calls.once(caller, idempotency_key, asked, call))
 
+    async def in_time(work: Callable[..., _Result], *args: object) -> _Result:
+        """What the store does; a bucket may take for ever."""
+        async with asyncio.timeout(chat.args.request_timeout_s):
+            return await asyncio.to_thread(work, *args)
+
     @api.post("/v1/artifacts", responses=describe_errors(507, *BODY_ERRORS), openapi_extra=_upload_body())
     async def upload(request: Request) -> ArtifactEntry:
         check_body(request, chat.args, ("multipart/form-data",))
@@ -161,7 +167,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService, calls: IdempotentCalls) -> 
             check_upload_size(file.size or 0, chat.args.max_upload_bytes, "file")
             data = await file.read()
         store = chat.store.of(request.state.caller)
-        artifact = await asyncio.to_thread(store.put, data, file.content_type or "", file.filename or "")
+        artifact = await in_time(store.put, data, file.content_type or "", file.filename or "")
         return ArtifactEntry(**describe_artifact(artifact))
 
     @api.get(
@@ -172,7 +178,7 @@ def add_chat_routes(api: FastAPI, chat: ChatService, calls: IdempotentCalls) -> 
             206: {"description": "the part that the header Range names", "content": _media_content()},
             304: {"description": "the header If-None-Match names what there is"},
             416: {"description": "the file has no such part"},
-            **describe_errors(404, 422),
+            **describe_errors(404, 422, 504),
         },
     )
     async def download(
@@ -180,20 +186,23 @@ def add_chat_routes(api: FastAPI, chat: ChatService, calls: IdempotentCalls) -> 
         request: Request,
     ) -> Response:
         store = chat.store.of(request.state.caller)
-        artifact, path = await asyncio.to_thread(store.locate, artifact_id)
+        artifact, path = await in_time(store.locate, artifact_id)
         headers = artifact.headers
         if is_known(request.headers.get("if-none-match", ""), headers["ETag"]):
             return Response(status_code=304, headers={name: headers[name] for name in ("ETag", "Cache-Control")})
         if path is not None:
             return FileResponse(path, headers=headers)
-        _, data = await asyncio.to_thread(store.open, artifact_id)  # from a bucket, whole whatever was asked for
+        _, data = await in_time(store.open, artifact_id)  # from a bucket, whole whatever was asked for
         return Response(data, headers=headers)
 
     @api.delete(
-        "/v1/artifacts/{artifact_id}", status_code=204, response_class=Response, responses=describe_errors(404, 422)
+        "/v1/artifacts/{artifact_id}",
+        status_code=204,
+        response_class=Response,
+        responses=describe_errors(404, 422, 504),
     )
     async def delete(artifact_id: _ArtifactId, request: Request) -> Response:
-        await asyncio.to_thread(chat.store.of(request.state.caller).delete, artifact_id)
+        await in_time(chat.store.of(request.state.caller).delete, artifact_id)
         return Response(status_code=204)
 
 

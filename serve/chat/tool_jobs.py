@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from serve.agent.tool_reply import ToolResult
+from serve.chat.shares import find_first_to_go
 from serve.http.schemas import RequestError
 
 MAX_RUNNING = 16  # of one caller at the same time
+MAX_KEPT = 500  # of all callers
 
 JobStatus = Literal["running", "completed", "failed", "cancelled"]
 
@@ -68,7 +70,7 @@ class ToolJobs:
 
         Args:
             invoke: runs a tool: its id, arguments, and the caller.
-            max_kept: jobs; the oldest that are over go where there are more.
+            max_kept: jobs; where there are more, of those that are over the oldest of the caller who has most go.
             ttl_s: how long a job is kept from its beginning; one that runs is kept whatever its age.
         """
         self._invoke = invoke
@@ -129,6 +131,9 @@ class ToolJobs:
 
     def _forget_old(self) -> None:
         oldest_s = time.time() - self._ttl_s
-        for job in list(self._jobs.values()):
-            if job.status != "running" and (job.created_s < oldest_s or len(self._jobs) > self._max_kept):
-                del self._jobs[job.id]
+        over = {job.id: job.caller for job in self._jobs.values() if job.status != "running"}
+        for job_id in [job_id for job_id in over if self._jobs[job_id].created_s < oldest_s]:
+            del self._jobs[job_id], over[job_id]
+        while over and len(self._jobs) > self._max_kept:
+            job_id = find_first_to_go(over)
+            del self._jobs[job_id], over[job_id]

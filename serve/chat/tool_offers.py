@@ -28,16 +28,12 @@ class ToolOffers:
         there = {"text", *(name.partition("/")[0] for name in request.files)}
         if len(by_id) <= self._max_tools and all(find_input(spec) in there for spec in request.tools):
             return request  # nothing to leave out, and no file to ask for
-        words = request.words[: self._max_chars]
         tools = [build_dialogue_tool(spec, request.known.get(spec.tool_id)) for spec in request.tools]
         others = [tool for tool_id, tool in request.known.items() if tool_id not in by_id]
-        ranked = await self._rank_cards(model_name, words, [*tools, *others])
+        found, ranked = await self._find(model_name, request.words, tools, self._max_tools, others)
+        kept = found if len(by_id) > self._max_tools else list(by_id)
         inputs = {tool_id: tool.input_modality for tool_id, tool in request.known.items()}
         inputs |= {tool_id: find_input(spec) for tool_id, spec in by_id.items()}
-        kept = list(by_id)
-        if len(kept) > self._max_tools:
-            by_cards = [tool.tool_id for tool, _ in ranked if tool.tool_id in by_id]
-            kept = await asyncio.to_thread(shortlist_tools, words, tools, self._max_tools, by_cards)
         return replace(request, tools=[by_id[tool_id] for tool_id in kept], by_input=weigh_inputs(ranked, inputs))
 
     async def shortlist(self, model_name: str, words: str, tools: Sequence[Tool]) -> list[str]:
@@ -48,10 +44,21 @@ class ToolOffers:
 
     async def rank(self, model_name: str, words: str, tools: Sequence[Tool], n: int) -> list[str]:
         """Ids of the `n` tools that suit words best, by the model's own vectors too where it was trained so."""
-        ids, words = {tool.tool_id for tool in tools}, words[: self._max_chars]
-        ranked = await self._rank_cards(model_name, words, tools)
+        found, _ = await self._find(model_name, words, tools, n)
+        return found
+
+    async def read(self, model_name: str, tools: Sequence[Tool]) -> None:
+        """Have a model read tools before somebody asks for them, where it finds tools by their cards."""
+        await self._rank_cards(model_name, "any", tools)
+
+    async def _find(
+        self, model_name: str, words: str, tools: Sequence[Tool], n: int, others: Sequence[Tool] = ()
+    ) -> tuple[list[str], list[tuple[Tool, float]]]:
+        """(ids of the `n` tools that suit words best; these and others by their cards); of too many words the first."""
+        words, ids = words[: self._max_chars], {tool.tool_id for tool in tools}
+        ranked = await self._rank_cards(model_name, words, [*tools, *others])
         by_cards = [tool.tool_id for tool, _ in ranked if tool.tool_id in ids]
-        return await asyncio.to_thread(shortlist_tools, words, tools, n, by_cards)
+        return await asyncio.to_thread(shortlist_tools, words, tools, n, by_cards), ranked
 
     async def _rank_cards(self, model_name: str, words: str, tools: Sequence[Tool]) -> list[tuple[Tool, float]]:
         """Tools, and `unknown`, with their probabilities by their cards, the nearest to the words first; [] where the

@@ -21,7 +21,7 @@ from serve.tools.spec import ToolSpec
 
 logger = logging.getLogger(__name__)
 
-MAX_SCHEMA_CHARS = 100_000  # of a request's tools together
+MAX_SCHEMA_CHARS = 100_000  # of a request's tools together, descriptions included
 _MEDIA_WORDS = {
     "image": "image",
     "img": "image",
@@ -160,10 +160,11 @@ def read_tool_choice(request: ChatRequest, catalog: Mapping[str, OfferedTool]) -
     known = {tool.client_name: tool for tool in tools} | dict(catalog)
     if request.tools is not None:
         brought = [tool.function for tool in request.tools]
-        n_chars = len(json.dumps([function.parameters for function in brought]))
+        n_chars = len(json.dumps([[function.description, function.parameters] for function in brought]))
         if n_chars > MAX_SCHEMA_CHARS:
             raise RequestError(
-                f"The tools' schemas have {n_chars} characters; at most {MAX_SCHEMA_CHARS} are allowed.",
+                f"The tools' descriptions and schemas have {n_chars} characters; at most {MAX_SCHEMA_CHARS} are "
+                "allowed.",
                 413,
                 "schema_too_large",
                 "tools",

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from contextlib import asynccontextmanager
+from contextvars import Context
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -19,6 +20,7 @@ from serve.artifacts import sweeping
 from serve.chat.answer import ChatService
 from serve.chat.idempotency import IdempotentCalls
 from serve.chat.job_routes import JobRoutes
+from serve.chat.reading_ahead import reading_ahead
 from serve.chat.response_routes import add_response_routes
 from serve.chat.routes import add_chat_routes
 from serve.chat.selection import Selector
@@ -128,7 +130,9 @@ class SelectionService:
         asks within `HEALTH_AGE_S`. Where there may be no replica, none is asked: the question would start one."""
         is_old = time.monotonic() - self._health_s > HEALTH_AGE_S
         if self._health is None or (self._health.done() and is_old):
-            self._health, self._health_s = asyncio.create_task(self._ask_health()), time.monotonic()
+            # of no request: Ray Serve ends what a request has begun when its client goes, and others wait for it too
+            asking = asyncio.get_running_loop().create_task(self._ask_health(), context=Context())
+            self._health, self._health_s = asking, time.monotonic()
         return await asyncio.shield(self._health)  # who leaves does not end it for the others
 
     async def _ask_health(self) -> Health:
@@ -199,7 +203,7 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
         # what others answer may be as large as what others ask
         async with McpServers(args.mcp_servers, args.tool_timeout_s, args.max_body_bytes) as servers:
             chat.add_servers(servers)
-            async with mcp.run(), sweeping(chat.store), jobs.run(), calls.run():
+            async with mcp.run(), sweeping(chat.store), jobs.run(), calls.run(), reading_ahead(chat):
                 yield
 
     api = FastAPI(title="toolmm", docs_url=None, redoc_url=None, openapi_url=None, dependencies=gate, lifespan=run)
@@ -216,8 +220,9 @@ def build_api(service: SelectionService, chat: ChatService, *, is_behind_ray: bo
         openapi_extra={"requestBody": {"required": True, "content": _request_content(service.args)}},
     )
     async def select(request: Request) -> SelectAnswer:
+        question = await read_select_input(request, service.args)  # which has its own limit, and its own error
         async with asyncio.timeout(service.args.request_timeout_s):
-            return await service.select(await read_select_input(request, service.args))
+            return await service.select(question)
 
     @api.get("/v1/tools", responses=describe_errors(404, 422))
     async def tools(model: str | None = None) -> ToolList:

@@ -14,10 +14,9 @@ from model.llm.bundle import Bundle
 from serve.engine.answering import Engine
 from serve.engine.batching import Batcher
 from serve.engine.choices import Question
-from serve.engine.messages import JsonQuery, PartQuery, RankedParts, Ranking
+from serve.engine.messages import TOOLS_AT_ONCE, JsonQuery, PartQuery, RankedParts, Ranking
 from serve.engine.turns import Turns
 
-TOOLS_AT_ONCE = 8  # are read with the question itself; more of them ahead, a pass at a time
 LOOKED_UP_AT_ONCE = 2048  # tools of which is found out what is new: a fifth of a second
 _Result = TypeVar("_Result")
 

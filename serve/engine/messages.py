@@ -10,6 +10,10 @@ import numpy as np
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.llm.bundle import Bundle
 
+TOOLS_AT_ONCE = (
+    8  # of a caller's own that are read with their question; more are read ahead of it, which takes its time
+)
+
 
 @dataclass(frozen=True)
 class EncodedMedium:

@@ -7,16 +7,27 @@ the call holds one question or several (docs/results.md).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
-from serve.engine.batching import deliver
+from data_pipeline.errors import InputError
 from serve.engine.calls import ask
-from serve.engine.messages import Ranking, SelectQuery
+from serve.engine.messages import TOOLS_AT_ONCE, Ranking, SelectQuery
 
 GATHER_S = 0.005  # that a question waits for others, and only while the predictor has others of this process already
 MAX_QUESTIONS = 8  # in a call: it is answered when the last of them is
-MAX_TOOLS = 8  # that a question brings along to share a call: more may have to be read first, which takes its time
+
+_Answers = dict[int, Ranking | InputError]  # by the places of their questions
+
+
+class _Call:
+    """Questions that go together, by their places; those whose askers have gone are taken out."""
+
+    def __init__(self) -> None:
+        self.queries: dict[int, SelectQuery] = {}
+        self.is_full = asyncio.Event()
+        self.task: asyncio.Task[_Answers] | None = None
 
 
 class Questions:
@@ -28,54 +39,59 @@ class Questions:
             predictor: the deployment's handle.
         """
         self._predictor = predictor
-        self._gathered: list[tuple[SelectQuery, asyncio.Future[Ranking]]] = []
-        self._calls: set[asyncio.Task[None]] = set()  # that gather, or are under way
+        self._gathering: _Call | None = None
+        self._tasks: set[asyncio.Task[_Answers]] = set()  # of calls that gather, or are under way
 
     async def ask(self, query: SelectQuery) -> Ranking:
-        """The predictor's answer to one question.
+        """The predictor's answer to one question; one that needs tools to be read first goes alone.
 
         Raises:
             InputError: the question is at fault.
         """
-        future: asyncio.Future[Ranking] = asyncio.get_running_loop().create_future()
-        if len(query.tools or ()) > MAX_TOOLS:
-            self._start(self._call([(query, future)]))
-            return await future
-        self._gathered.append((query, future))
-        if len(self._gathered) == 1:
-            self._start(self._gather(GATHER_S if self._calls else 0.0))
-        elif len(self._gathered) == MAX_QUESTIONS:
-            self._start(self._call(self._take()))
-        return await future
+        if len(query.tools or ()) > TOOLS_AT_ONCE:
+            (answer,) = await ask(self._predictor.select, [query])
+        else:
+            answer = await self._ask_with_others(query)
+        if isinstance(answer, InputError):
+            raise answer
+        return answer
 
-    def _start(self, call: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(call)
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-
-    async def _gather(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        await self._call(self._take())
-
-    def _take(self) -> list[tuple[SelectQuery, asyncio.Future[Ranking]]]:
-        gathered, self._gathered = self._gathered, []
-        return [(query, future) for query, future in gathered if not future.done()]  # else its caller has gone
-
-    async def _call(self, questions: list[tuple[SelectQuery, asyncio.Future[Ranking]]]) -> None:
-        if not questions:
-            return
-        calling = asyncio.current_task()
-        assert calling is not None
-
-        def leave(_: asyncio.Future[Ranking]) -> None:
-            if all(future.cancelled() for _, future in questions):  # nobody waits for it any more
-                calling.cancel()
-
-        for _, future in questions:
-            future.add_done_callback(leave)
-        answers: list[Ranking | Exception]
+    async def _ask_with_others(self, query: SelectQuery) -> Ranking | InputError:
+        call = self._gathering or self._begin()
+        place = len(call.queries)
+        while place in call.queries:  # one before it has gone
+            place += 1
+        call.queries[place] = query
+        if len(call.queries) == MAX_QUESTIONS:
+            self._gathering = None
+            call.is_full.set()
+        assert call.task is not None
         try:
-            answers = await ask(self._predictor.select, [query for query, _ in questions])
-        except Exception as error:  # noqa: BLE001  (whatever it is, it goes to those who wait)
-            answers = [error] * len(questions)
-        deliver(questions, answers)
+            answers = await asyncio.shield(call.task)
+        except asyncio.CancelledError:
+            del call.queries[place]
+            if not call.queries:  # nobody waits for it any more
+                call.task.cancel()
+                if self._gathering is call:
+                    self._gathering = None
+            raise
+        return answers[place]
+
+    def _begin(self) -> _Call:
+        call = self._gathering = _Call()
+        sending = self._send(call, GATHER_S if self._tasks else 0.0)
+        # of no request: Ray Serve ends what a request has begun when its client goes, and the call is others' as well
+        call.task = asyncio.get_running_loop().create_task(sending, context=Context())
+        self._tasks.add(call.task)
+        call.task.add_done_callback(self._tasks.discard)
+        return call
+
+    async def _send(self, call: _Call, seconds: float) -> _Answers:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await call.is_full.wait()
+        if self._gathering is call:
+            self._gathering = None
+        queries = dict(call.queries)
+        answers = await ask(self._predictor.select, list(queries.values()))
+        return dict(zip(queries, answers, strict=True))

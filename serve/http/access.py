@@ -299,17 +299,20 @@ def build_gate(args: ServeArgs) -> Callable[[Request], Any]:
     return admit
 
 
-def check_origin(headers: Mapping[str, str]) -> None:
+def check_origin(headers: Mapping[str, str], origins: Collection[str] = ()) -> None:
     """Refuse what a web page of another origin sends: the Model Context Protocol demands it of its servers, since their
     requests are such as a page might send to a service on its visitor's machine. Programs send no Origin.
 
     Args:
         headers: by lower-case names.
+        origins: that may ask all the same; "*" for all.
 
     Raises:
-        AccessError: an Origin (RFC 6454) that is not the host that was asked (403).
+        AccessError: an Origin (RFC 6454) that is neither the host that was asked nor one of these (403).
     """
     origin = headers.get("origin")
+    if origin in origins or "*" in origins:
+        return
     if origin is not None and origin.lower().partition("://")[2] != headers.get("host", "").lower():
         raise _bad_origin()
 

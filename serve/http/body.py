@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass
 
 from fastapi import Request
-from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.config import ServeArgs
+from serve.http.json_body import parse_body
 from serve.http.schemas import RequestError, SelectRequest, check_upload_size, parse_media_data
 
 _FORM_FIELDS = ("instruction", "k", "model", "modality", "any_modality", "file")
@@ -109,21 +109,7 @@ async def read_select_input(request: Request, args: ServeArgs) -> SelectInput:
 
 
 def _parse_json(body: bytes, args: ServeArgs) -> SelectInput:
-    try:
-        parsed = SelectRequest.model_validate_json(body)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        if fault["type"] == "json_invalid":
-            raise RequestError(f"The body is not valid JSON: {fault['msg']}.", code="bad_json") from None
-        param = ".".join(str(part) for part in fault["loc"])
-        raise RequestError(
-            f"The field {param!r} is wrong: {fault['msg']}; the fields are instruction, k, model, any_modality "
-            "and media (data, modality)."
-            if param
-            else "The body is not a JSON object; its fields are instruction, k, model, any_modality and media.",
-            code="bad_field",
-            param=param or None,
-        ) from None
+    parsed = parse_body(SelectRequest, body)
     media = parsed.media
     return SelectInput(
         instruction=parsed.instruction,

@@ -19,6 +19,7 @@ _WORDS = {
     "none_required": "it is not supported here; leave it out",
     "string_type": "it must be a string",
     "bool_type": "it must be true or false",
+    "bool_parsing": "it must be true or false",
     "int_type": "it must be a whole number",
     "int_from_float": "it must be a whole number",
     "float_type": "it must be a number",

@@ -51,7 +51,7 @@ class McpEndpoint:
         # is nothing to GET (no events without a request) and no session to DELETE, and the protocol then wants 405
         @api.post(PATH, include_in_schema=False)
         async def speak(request: Request) -> Response:
-            check_origin(request.headers)
+            check_origin(request.headers, self._chat.args.cors_origins)
             check_body(request, self._chat.args, ("application/json",))
             if self._app is None:
                 raise RuntimeError("the application was not started: /mcp answers within its lifespan")

@@ -137,6 +137,18 @@ def json_bodies() -> dict[str, tuple[str, bytes, int]]:
         "a tool of the file system": ("/v1/tools/../../etc/passwd/invoke", b"{}", 404),
         "a tool with a zero": ("/v1/tools/%00/invoke", b"{}", 404),
         "a schema without end": (CHAT, ask + _tool(b'{"type": "array", "minItems": %s, "items": {}}' % nines), 400),
+        "references that fan out": (CHAT, ask + _tool(b'{"$ref": "#/$defs/0"}', FAN_OUT), 400),
+        "patterns that never end": (
+            CHAT,
+            ask.replace(b"improve this", b"a" * 60 + b"b") + _tool(b'{"type": "string", "allOf": [%s]}' % PATTERNS),
+            400,
+        ),
+        "patterns that must all fit": (
+            CHAT,
+            ask + b', "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": '
+            b'"object", "properties": {"a": {"type": "string", "allOf": [%s]}}}}}}' % PATTERNS,
+            400,
+        ),
         "choices without end": (CHAT, ask + _tool(b'{"enum": [%s]}' % b",".join([b'"a"'] * 50_000)), 413),
         "bounds that exclude each other": (
             CHAT,
@@ -146,8 +158,15 @@ def json_bodies() -> dict[str, tuple[str, bytes, int]]:
     }
 
 
-def _tool(schema: bytes) -> bytes:
-    parameters = b'{"properties": {"a": %s}, "required": ["a"]}' % schema
+PATTERNS = b",".join(b'{"pattern": "^(a+)+%d$"}' % i for i in range(100))
+FAN_OUT = (
+    b",".join(b'"%d": {"anyOf": [%s]}' % (i, b",".join([b'{"$ref": "#/$defs/%d"}' % (i + 1)] * 4)) for i in range(14))
+    + b', "14": {"type": "integer", "minimum": 5, "maximum": 4}'
+)
+
+
+def _tool(schema: bytes, definitions: bytes = b"") -> bytes:
+    parameters = b'{"properties": {"a": %s}, "required": ["a"], "$defs": {%s}}' % (schema, definitions)
     function = b'{"type": "function", "function": {"name": "a", "parameters": %s}}' % parameters
     return b', "tool_choice": "required", "tools": [%s]}' % function
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from small_media import picture, sound
 
+from data_pipeline.errors import InputError
 from serve.artifact_files import ARTIFACT_ID
 from serve.artifacts import ArtifactError, ArtifactStore, CallerArtifacts, find_dialogue_names, sweeping
 from serve.http.schemas import RequestError
@@ -233,6 +234,21 @@ def test_nobody_else_on_the_machine_reads_a_local_store(tmp_path: Path) -> None:
     files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     assert {path.name for path in files} > {"secret.key"}
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_a_folder_that_another_user_made_first_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, mine = tmp_path / "tmp", tmp_path / "mine"
+    for folder in (shared, mine):
+        folder.mkdir()
+    shared.chmod(0o1777)  # as /tmp is
+    (shared / "link").symlink_to(mine)
+    with pytest.raises(InputError, match="or a link"):
+        ArtifactStore(str(shared / "link"), 60, 1000)
+    assert mine.stat().st_mode & 0o777 != 0o700, "what it leads to is left as it was"
+    ArtifactStore(str(shared / "own"), 60, 1000)
+    monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(InputError, match="another user's folder"):
+        ArtifactStore(str(shared / "own"), 60, 1000)
 
 
 def test_a_secret_that_was_cut_is_made_anew(tmp_path: Path) -> None:

@@ -127,6 +127,37 @@ def test_what_cannot_be_written_is_told(mllm: ToolLLM, guide: Any) -> None:
         open_guide(Endless())
 
 
+PATTERNS = [f"^.*a.{{{i}}}b.*$" for i in range(40)]
+
+
+def chain(part: dict[str, Any]) -> dict[str, Any]:
+    """Definitions each of which adds a pattern to what the next one says."""
+    links = {f"d{i}": {**json.loads(json.dumps(part).replace("P", PATTERNS[i]))} for i in range(40)}
+    for i in range(39):
+        links[f"d{i}"]["$ref"] = f"#/$defs/d{i + 1}"
+    return {"$ref": "#/$defs/d0", "$defs": links}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {"type": "string", "allOf": [{"pattern": each} for each in PATTERNS]}}},
+        chain({"type": "string", "pattern": "P"}),
+        chain({"type": "object", "properties": {"a": {"type": "string", "pattern": "P"}}}),
+    ],
+)
+def test_patterns_that_must_all_fit_are_few(schema: dict[str, Any]) -> None:
+    """Else their number doubles the work with each, and nothing else of the process runs meanwhile."""
+    with pytest.raises(InputError, match="joins more than 8 patterns"):
+        build_grammar(schema)
+
+
+def test_many_patterns_side_by_side_are_no_trouble() -> None:
+    parts = {f"a{i}": {"type": "string", "pattern": f"^x{{{i},9}}$"} for i in range(10)}
+    parts["b"] = {"allOf": [{"$ref": "#/$defs/c"}]}
+    assert build_grammar({"type": "object", "properties": parts, "$defs": {"c": {"type": "integer"}}})
+
+
 @pytest.mark.parametrize(
     "schema",
     [

@@ -21,6 +21,7 @@ from data_pipeline.records.dialogue import render_answer, render_call
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from serve.agent.tool_reply import LOCAL_TOOLS, ToolReply
 from serve.chat import answer as module
+from serve.chat.reading_ahead import reading_ahead
 from serve.chat.served_models import ServedModels
 from serve.engine import calls
 from serve.engine.messages import Ranking, SelectQuery, ServedModel
@@ -94,6 +95,33 @@ def test_tools_of_others_servers_are_offered_where_a_dialogue_can_write_their_ca
         assert "mcp/other/scream" not in agent.offered[0]
         found = asyncio.run(agent.chat.search_tools("Shout these words loudly", 4))
         assert {"mcp/other/shout", "mcp/other/scream"} <= {spec.tool_id for spec in found}, "who calls it writes JSON"
+
+
+def test_what_an_agent_may_be_offered_is_read_before_it_is_asked() -> None:
+    agent = Agent(finds_cards=True)
+
+    async def start() -> None:
+        async with reading_ahead(agent.chat):
+            async with asyncio.timeout(20):
+                while not agent.ranked:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(start())
+    agent.ask(WORDS)
+    ahead, asked = ({(tool.call_name, tool.description) for tool in tools} for tools in agent.ranked)
+    assert asked <= ahead, "no card is left to be read"
+    for quiet in (Agent(finds_cards=False), Agent(finds_cards=True, min_replicas=0)):
+        asyncio.run(_open_and_close(quiet))
+        assert not quiet.ranked
+    broken = Agent(finds_cards=True)
+    broken.predictor.select = Method(lambda _: 1 / 0)
+    asyncio.run(_open_and_close(broken))
+
+
+async def _open_and_close(agent: Agent) -> None:
+    async with reading_ahead(agent.chat):
+        for _ in range(5):
+            await asyncio.sleep(0)
 
 
 def test_long_words_are_no_error() -> None:

@@ -173,17 +173,23 @@ def test_refusals_are_words_and_null_is_none() -> None:
     assert [turn.text for turn in chat.turns] == ["", "a", "I cannot", "I may not", "", "b"]
 
 
+def called(id: str = "c", name: str = "f", arguments: str = "{}") -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
 @pytest.mark.parametrize(
     ("messages", "code"),
     [
         ([user("a")] * 9, "too_many_messages"),
         ([user("a", *[image_part("artifact:0")] * 4)], "too_many_media"),
         ([user("a" * 201)], "messages_too_long"),
+        *(([user("a"), {"role": "assistant", "tool_calls": [called(**{part: "x" * 201})]}], "messages_too_long")
+          for part in ("id", "name", "arguments")),
         ([user(image_part("artifact:0"))], "empty_instruction"),
         ([{"role": "system", "content": "a"}], "empty_instruction"),
         ([user("a"), {"role": "tool", "tool_call_id": "c9", "content": "x"}], "bad_field"),
     ],
-)
+)  # fmt: skip
 def test_limits_hold(messages: list[dict[str, Any]], code: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse(*messages)

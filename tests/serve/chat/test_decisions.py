@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from stand_in_service import CATALOG, RANKING, Method, World
 
 from data_pipeline.batches.encoding import encode_question
 from data_pipeline.errors import InputError
-from data_pipeline.records.catalog import Tool
+from data_pipeline.records.catalog import Tool, ToolCatalog
 from model.decode.tools import Prompt
+from model.llm.bundle import Bundle
 from serve.chat import decisions
 from serve.chat.decisions import MAX_OPTIONS
 from serve.chat.served_models import ServedModels
@@ -227,11 +229,8 @@ def test_a_model_that_reads_no_descriptions_answers_choices_alone() -> None:
         assert (error["code"], error["param"]) == ("question_not_supported", "questions.1.type")
 
 
-def test_a_model_that_reads_descriptions_answers_all_kinds_by_them(tmp_path: Path) -> None:
-    backbone = build_backbone(tmp_path / "tiny", "### Human: <Img></Img> Improve this\n")
-    bundle = build_bundle(tmp_path / "a", backbone, 1)
-    trained = {"train": {"loss": {"retrieval": 1.0}}}
-    bundle = replace(bundle, info=bundle.info.model_copy(update={"resolved_config": trained}))
+def answer_by(world: World, bundle: Bundle) -> None:
+    """Let a model of its own answer, in this process."""
     engine = Engine({"toolmm": bundle}, "cpu", None)
 
     def rank(queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
@@ -245,11 +244,36 @@ def test_a_model_that_reads_descriptions_answers_all_kinds_by_them(tmp_path: Pat
             ]
         )
 
-    world = Questioned()
     predictor: Any = world.predictor
     predictor.select = Method(rank)
     models = ServedModels([ServedModel.of("toolmm", bundle)], predictor)
-    world.chat.models = world.chat.selector.models = models
+    world.chat.models = world.chat.selector.models = world.service._models = models
+
+
+def test_a_catalogue_of_932_tools_is_answered_as_it_is_ranked(tmp_path: Path) -> None:
+    """As many as ToolMMBench has."""
+    names = [f"lab-{i % 31}/{word}-{i}" for i, word in zip(range(931), cycle(("deblur", "dehaze", "edges")))]
+    catalog = ToolCatalog([*map(Tool, names), Tool("unknown")])
+    backbone = build_backbone(tmp_path / "tiny", "### Human: <Img></Img> Improve this\n")
+    world = Questioned()
+    answer_by(world, build_bundle(tmp_path / "a", backbone, 1, catalog=catalog))
+    (answer,) = Decision.model_validate(world.ask(CATALOG_CHOICE, given="Improve this").json(), strict=True).answers
+    assert answer.type == "choice"
+    found = {entry.value: entry.probability for entry in answer.probabilities}
+    assert found.keys() == set(catalog.selection_tool_ids)
+    assert sum(found.values()) == pytest.approx(1, abs=1e-6)
+    selected = world.client.post("/v1/tools/select", json={"instruction": "Improve this", "k": 932}).json()["tools"]
+    assert found == pytest.approx({tool["tool_id"]: tool["probability"] for tool in selected}, abs=1e-6)
+    assert list(found) == [tool["tool_id"] for tool in selected], "likeliest first"
+
+
+def test_a_model_that_reads_descriptions_answers_all_kinds_by_them(tmp_path: Path) -> None:
+    backbone = build_backbone(tmp_path / "tiny", "### Human: <Img></Img> Improve this\n")
+    bundle = build_bundle(tmp_path / "a", backbone, 1)
+    trained = {"train": {"loss": {"retrieval": 1.0}}}
+    bundle = replace(bundle, info=bundle.info.model_copy(update={"resolved_config": trained}))
+    world = Questioned()
+    answer_by(world, bundle)
     levels = [{"label": str(i), "description": f"It is {word}."} for i, word in enumerate(("bad", "fair", "good"))]
     options = [{"value": value, "description": f"Makes it {value}."} for value in ("sharp", "light", "quiet")]
     answer = world.ask(

@@ -7,13 +7,16 @@ import json
 from typing import Any
 
 import pytest
+from stand_in_service import CATALOG, Method, World
 
 from data_pipeline.errors import InputError
+from data_pipeline.records.catalog import Tool
 from model.decode.json_text import WrittenJson
 from serve.chat.content import ChatTurn, Conversation
 from serve.chat.json_answer import answer_in_json, check_format
 from serve.chat.schemas import ChatCompletion, ChatRequest, parse_chat_request
-from serve.engine.messages import JsonQuery
+from serve.chat.served_models import ServedModels
+from serve.engine.messages import JsonQuery, Ranking, ServedModel
 from serve.http.schemas import RequestError
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -52,6 +55,23 @@ def test_words_and_schema_are_what_the_model_reads() -> None:
     assert asked[1].grammar != asked[0].grammar
 
 
+def test_the_choice_before_it_is_counted() -> None:
+    world = World()
+    predictor: Any = world.predictor
+    predictor.select = Method(
+        lambda _: [Ranking([(Tool("unknown"), 0.9)], "rev", n_prompt_tokens=100, n_answer_tokens=3)]
+    )
+    model = ServedModel("toolmm", CATALOG, "rev", finds_cards=True)
+    world.chat.models = world.chat.selector.models = ServedModels([model], predictor)
+    tools = [{"type": "function", "function": {"name": "mend"}}]
+    body = {"model": "toolmm", "messages": [{"role": "user", "content": "Rain in Rome?"}], "tools": tools}
+    answered = world.client.post("/v1/chat/completions", json={**body, "response_format": WANTED}).json()
+    assert answered["choices"][0]["message"]["content"] == "{}"
+    usage = answered["usage"]  # the stand-in reads 20 tokens, of which it had read 5, and writes 9
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (120, 12)
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 5
+
+
 def test_what_is_at_fault_is_named() -> None:
     for request, code, param in (
         (
@@ -60,12 +80,16 @@ def test_what_is_at_fault_is_named() -> None:
             "response_format",
         ),
         (request_with(WANTED, messages=[{"role": "user", "content": "never"}]), "bad_schema", "response_format"),
-        (request_with(WANTED, messages=[{"role": "user", "content": "a" * 41}]), "bad_instruction", "instruction"),
+        (
+            request_with(WANTED, messages=[{"role": "user", "content": "a" * 41}]),
+            "instruction_too_long",
+            "messages.0.content",
+        ),
     ):
         with pytest.raises(RequestError) as refused:
             answer(request, [])
         assert refused.value.param == param
-        assert refused.value.code == code or param == "instruction"
+        assert refused.value.code == code
     check_format(request_with({"type": "text"}, model="demo-agent"))
     with pytest.raises(RequestError, match="ask 'demo' for JSON"):
         check_format(request_with(WANTED, model="demo-agent"))

@@ -50,3 +50,12 @@ def test_time_and_number_are_bounded() -> None:
     assert [name for name in ("b", "c") if memory.find("ada", name)] == ["c"]
     now[0] = 80
     assert memory.find("ada", "c") is None
+
+
+def test_who_keeps_most_makes_room() -> None:
+    memory = ResponseMemory(4, 60)
+    memory.put("bob", response("b"))
+    for i in range(9):
+        memory.put("ada", response(f"a{i}"))
+    assert memory.find("bob", "b") == response("b"), "nobody else's many push it out"
+    assert [i for i in range(9) if memory.find("ada", f"a{i}")] == [6, 7, 8]

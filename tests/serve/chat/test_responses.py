@@ -250,7 +250,6 @@ def test_an_error_in_a_stream_is_its_last_event() -> None:
         ({"tools": [{**MEND, "defer_loading": True}]}, "tools.0.defer_loading"),
         ({"tools": [{**MEND, "name": "a b"}]}, "tools.0.name"),
         ({"tools": [{**MEND, "parameters": {"type": "x"}}]}, "tools.0.parameters"),
-        ({"tools": []}, "tools"),
         ({"tool_choice": {"type": "function", "name": "other"}}, "tool_choice.name"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice"),
         (
@@ -269,6 +268,12 @@ def test_an_error_in_a_stream_is_its_last_event() -> None:
         ({"service_tier": "flex"}, "service_tier"),
         ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"metadata": {"a": 3}}, "metadata.a"),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a"),
+        ({"metadata": {"a" * 65: ""}}, f"metadata.{'a' * 65}.[key]"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a", "schema": {}, "description": "x" * 10_001}}},
+            "text.format.description",
+        ),
         ({"nonsense": 1}, "nonsense"),
         ({"given": ""}, "input"),
         ({"given": []}, "input"),

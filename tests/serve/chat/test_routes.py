@@ -18,6 +18,7 @@ from starlette.types import Message
 
 from data_pipeline.errors import InputError
 from serve.agent.tool_reply import LOCAL_TOOLS, ToolReply
+from serve.artifacts import CallerArtifacts
 from serve.chat import routes
 
 KEYS = {"ada": "the-key-of-ada-of-the-tests", "bob": "the-key-of-bob-of-the-tests"}
@@ -142,6 +143,19 @@ def test_artifacts_come_back_whole(place: str, tmp_path: Path) -> None:
     assert answer.headers["etag"] == f'"{artifact.sha256}"'
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["content-disposition"].startswith("inline; ")
+
+
+def test_a_store_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(artifacts=str(tmp_path), request_timeout_s=0.1)
+    for name in ("put", "locate", "delete"):
+        monkeypatch.setattr(CallerArtifacts, name, lambda *_: time.sleep(0.4))
+    path = f"/v1/artifacts/{'0' * 32}"
+    for answer in (
+        world.client.post("/v1/artifacts", files={"file": ("a", picture())}),
+        world.client.get(path),
+        world.client.delete(path),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
 
 
 def test_a_part_of_an_artifact_can_be_asked_for(tmp_path: Path) -> None:

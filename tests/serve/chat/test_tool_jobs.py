@@ -12,7 +12,7 @@ import httpx
 import pytest
 from stand_in_service import Method, World, serve
 
-from serve.agent.tool_reply import ToolReply
+from serve.agent.tool_reply import ToolReply, ToolResult
 from serve.chat import tool_jobs
 from serve.chat.tool_jobs import MAX_RUNNING, ToolJobs
 from serve.http.access import KEYS_VARIABLE
@@ -129,6 +129,32 @@ def test_one_job_too_many_is_told_when_to_come_again(client: httpx.Client) -> No
     refused = client.post(EDGES, json={"arguments": {}})
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_jobs")
     assert refused.headers["retry-after"] == "1"
+
+
+def test_results_are_kept_whatever_others_keep() -> None:
+    async def run() -> None:
+        async def finish(*_: Any) -> ToolResult:
+            return ToolResult("done")
+
+        jobs = ToolJobs(finish, max_kept=3, ttl_s=100)
+        his = jobs.start("bob", "t", {})
+        hers = []
+        for _ in range(9):
+            hers.append(jobs.start("ada", "t", {}))
+            await asyncio.wait([hers[-1].task])
+        assert jobs.find("bob", his.id).result == ToolResult("done")
+        assert jobs.find("ada", hers[-1].id).status == "completed"
+        with pytest.raises(RequestError, match="no job"):
+            jobs.find("ada", hers[0].id)
+
+    asyncio.run(run())
+
+
+def test_results_are_kept_where_no_responses_are(host: Host) -> None:
+    world = World(tools=SimpleNamespace(invoke=host.invoke), responses_kept=0)
+    with serve(world) as url, httpx.Client(base_url=url) as client:
+        job_id = client.post(EDGES, json={"arguments": {}}).json()["id"]
+        assert wait_for(client, job_id)["status"] == "completed"
 
 
 def test_jobs_are_bounded_in_number_and_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from data_pipeline.records.catalog import Tool
 from serve.artifacts import Artifact
 from serve.chat.arguments import Arguments, build_arguments
 from serve.chat.content import ChatTurn, Conversation, Medium
+from serve.chat.schema_check import FORMATS
 from serve.chat.schemas import ChatRequest, FunctionDefinition, parse_chat_request
 from serve.chat.tools import (
     OfferedTool,
@@ -131,6 +132,13 @@ def need(schema: dict[str, Any], **definitions: Any) -> dict[str, Any]:
     return {"type": "object", "properties": {"value": schema}, "required": ["value"], **definitions}
 
 
+def parts_of(kind: str, *names: str) -> dict[str, Any]:
+    """What pydantic makes of a linked list or a tree for OpenAI's strict mode, in which everything is required."""
+    parts = {name: {"anyOf": [{"$ref": f"#/$defs/{kind}"}, {"type": "null"}]} for name in names}
+    return {"type": "object", "properties": {"size": {"type": "integer"}, **parts}, "required": ["size", *names]}
+
+
+CHAIN = {"$defs": {"link": parts_of("link", "next"), "node": parts_of("node", "left", "right")}}
 COLOURS = {"$defs": {"colour": {"enum": ["red", "dark red", "blue"]}, "pair": {"$ref": "#/$defs/colour"}}}
 
 
@@ -152,6 +160,22 @@ COLOURS = {"$defs": {"colour": {"enum": ["red", "dark red", "blue"]}, "pair": {"
         ("turn it by 2.5", need({"oneOf": [{"type": "integer"}, {"type": "number"}]}), 2.5),
         ("ship it to 12345 Berlin", need({"type": "string", "pattern": r"^\d{5}$"}), "12345"),
         ("write to bob@example.org now", need({"type": "string", "format": "email"}), "bob@example.org"),
+        ("be there on 2026-12-24.", need({"type": "string", "format": "date"}), "2026-12-24"),
+        ("not on 2026-13-24 but 2026-12-25", need({"type": "string", "format": "date"}), "2026-12-25"),
+        ("at 2026-12-24T19:30Z sharp", need({"type": "string", "format": "date-time"}), "2026-12-24T19:30Z"),
+        ("at 2026-12-24 19:30:05", need({"type": "string", "format": "date-time"}), "2026-12-24 19:30:05"),
+        ("at 19:30, please", need({"type": "string", "format": "time"}), "19:30"),
+        ("wait PT5M then", need({"type": "string", "format": "duration"}), "PT5M"),
+        ("see https://example.org/a?b=c.", need({"type": "string", "format": "uri"}), "https://example.org/a?b=c"),
+        ("drop 0b7b1a2e-6f0b-4a1e-9d0f-3a5f2c8e7d11 now", need({"type": "string", "format": "uuid"}),
+         "0b7b1a2e-6f0b-4a1e-9d0f-3a5f2c8e7d11"),
+        ("ping 300.1.1.1 or 10.0.0.7.", need({"type": "string", "format": "ipv4"}), "10.0.0.7"),
+        ("ping fe80::1 now", need({"type": "string", "format": "ipv6"}), "fe80::1"),
+        ("some day", need({"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]}), None),
+        ("some day", need({"type": "string", "format": "date", "default": "today"}), "today"),
+        ("of that kind", need({"type": "string", "format": "of-my-own"}), "of that kind"),
+        ("make it 7", need({"$ref": "#/$defs/link"}, **CHAIN), {"size": 7, "next": None}),
+        ("make it 7", need({"$ref": "#/$defs/node"}, **CHAIN), {"size": 7, "left": None, "right": None}),
         ("with tags red and blue", need({"type": "array", "items": {"enum": ["red", "blue", "x"]}}), ["red", "blue"]),
         ("go to Paris", need({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}),
          {"city": "go to Paris"}),
@@ -183,7 +207,10 @@ def test_a_medium_that_may_be_null_is_the_attached_one_or_null() -> None:
     [
         ({"type": "string", "pattern": r"^\d{5}$"}, "pattern"),
         ({"type": "string", "minLength": 400}, "minLength"),
+        *(({"type": "string", "format": name}, name) for name in FORMATS),
         ({"type": "object", "properties": {"a": {"type": "string", "format": "date", "maxLength": 3, "minLength": 5}},
+          "required": ["a"]}, "format"),
+        ({"type": "object", "properties": {"a": {"type": "string", "maxLength": 3, "minLength": 5}},
           "required": ["a"]}, "minLength"),
     ],
 )  # fmt: skip
@@ -257,9 +284,10 @@ def test_huge_schemas_are_refused() -> None:
 def test_long_schemas_are_refused_before_they_are_worked_on() -> None:
     names = [f"n{i}" for i in range(10_000)]
     parameters = {"properties": {name: {} for name in names}, "required": names}
-    with pytest.raises(RequestError) as raised:
-        read_tool_choice(request_with(tools=[function("draw", parameters=parameters)]), {})
-    assert (raised.value.status, raised.value.code) == (413, "schema_too_large")
+    for long in ({"parameters": parameters}, {"description": "x" * 100_001}):
+        with pytest.raises(RequestError) as raised:
+            read_tool_choice(request_with(tools=[function("draw", **long)]), {})
+        assert (raised.value.status, raised.value.code) == (413, "schema_too_large")
 
 
 def test_an_entry_is_offered_with_the_schema_that_the_catalogue_keeps() -> None:

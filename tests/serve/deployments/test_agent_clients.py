@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from datetime import date, time
 from typing import Any, Literal
 
 import openai
@@ -21,9 +22,11 @@ from agents import (
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, Field, SecretStr
-from stand_in_service import CATALOG, Method, World, serve
+from pydantic import BaseModel, Field, HttpUrl, SecretStr
+from stand_in_service import CATALOG, Method, World, let_write, serve
 
+from data_pipeline.records.dialogue import render_answer
+from model.decode.turn_types import WrittenTurn
 from serve.chat.served_models import ServedModels
 from serve.engine.messages import Ranking, SelectQuery, ServedModel
 
@@ -36,6 +39,14 @@ class Weather(BaseModel):
     city: str = Field(description="name of the city")
     unit: Literal["celsius", "fahrenheit"]
     day: str | None = None
+
+
+class Meeting(BaseModel):
+    """Arranges a meeting."""
+
+    day: date
+    at: time
+    link: HttpUrl
 
 
 ROME = {"city": "Rome", "unit": "celsius", "day": None}
@@ -83,6 +94,25 @@ def test_openais_client_parses_arguments_into_a_model(client: openai.OpenAI) -> 
     assert (found.unit, found.day) == ("celsius", None)
     (item,) = client.responses.parse(model="toolmm", input=words, tools=offered).output  # pyright: ignore[reportArgumentType]
     assert isinstance(item.parsed_arguments, Weather)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_arguments_of_pydantics_types_are_parsed_or_asked_for_in_words(client: openai.OpenAI) -> None:
+    offered = [openai.pydantic_function_tool(Meeting)]
+    for words, found in (
+        ("Meet on 2026-12-24 at 19:30, see https://example.org/room", ("2026-12-24", "19:30:00", "example.org")),
+        ("Meet some day", None),
+    ):
+        messages: Any = [{"role": "user", "content": words}]
+        chat = client.chat.completions.parse(model="toolmm", messages=messages, tools=offered)
+        message = chat.choices[0].message
+        if found is None:
+            assert "Meeting" in (message.content or "")
+            assert not message.tool_calls
+            continue
+        (call,) = message.tool_calls or ()
+        meeting = call.function.parsed_arguments
+        assert isinstance(meeting, Meeting)
+        assert (str(meeting.day), str(meeting.at), meeting.link.host) == found
 
 
 def test_openais_client_parses_an_answer_into_a_model(client: openai.OpenAI) -> None:
@@ -147,6 +177,20 @@ def test_openais_agents_run_to_their_end(url: str, model_class: Any, is_streamed
     assert "It is sunny." in result.final_output
     kinds = [type(item).__name__ for item in result.new_items]
     assert kinds == ["ToolCallItem", "ToolCallOutputItem", "MessageOutputItem"]
+
+
+@pytest.mark.parametrize("model_class", [OpenAIChatCompletionsModel, OpenAIResponsesModel])
+def test_openais_agents_without_tools_leave_them_to_the_services_agent(model_class: Any) -> None:
+    world = World(max_instruction_chars=500)
+    let_write(world.predictor, lambda *_: WrittenTurn(render_answer("It is sunny."), 1, 1, ()))
+
+    async def run(url: str) -> Any:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none on loopback", max_retries=0) as client:
+            agent = Agent(name="helper", model=model_class(model="toolmm-agent", openai_client=client))
+            return await Runner.run(agent, "What is the weather in Paris?", max_turns=1)
+
+    with serve(world) as url:
+        assert asyncio.run(run(url)).final_output == "It is sunny."
 
 
 @pytest.mark.parametrize("model_class", [OpenAIChatCompletionsModel, OpenAIResponsesModel])

@@ -7,6 +7,8 @@ import base64
 import io
 import json
 import re
+import time
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,7 +138,9 @@ def test_multipart_without_a_medium(world: World) -> None:
     ],
 )
 def test_bad_json_fields(world: World, body: dict[str, Any], status: int, code: str, param: str) -> None:
-    _assert_error(world.select(**body), status, code, param)
+    answer = world.select(**body)
+    _assert_error(answer, status, code, param)
+    assert not re.search("Input should|permitted|interpret", answer.json()["error"]["message"]), "pydantic's own words"
     assert not world.predictor.asked
     assert not world.encoder.asked
 
@@ -268,6 +272,23 @@ def test_slow_answers_time_out() -> None:
     _assert_error(world.select(instruction="a"), 504, "timeout")
 
 
+def test_a_body_that_is_too_slow_is_told_so_however_late_the_service_looks() -> None:
+    """Where its event loop was busy, the limits of body and request are over at once."""
+    world, sent = World(request_timeout_s=0.05), []
+
+    async def receive() -> Any:
+        time.sleep(0.2)
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")]
+    scope = {"type": "http", "method": "POST", "path": SELECT, "query_string": b"", "headers": headers}
+    asyncio.run(world.api({**scope, "client": ("127.0.0.1", 50_000)}, receive, send))
+    assert sent[0]["status"] == 408
+
+
 def test_tools_lists_the_catalogue(world: World) -> None:
     body = world.client.get("/v1/tools").json()
     assert [tool["tool_id"] for tool in body["tools"]] == list(CATALOG.tool_ids)
@@ -298,6 +319,14 @@ def test_health_asks_both_deployments(world: World, monkeypatch: pytest.MonkeyPa
     response = world.client.get("/healthz")
     assert response.status_code == 503
     assert (response.json()["status"], response.json()["encoder"]) == ("unavailable", "failed")
+
+
+def test_health_is_asked_after_for_no_one_request(world: World) -> None:
+    request, seen = ContextVar("request", default="none"), []
+    world.predictor.describe = Method(lambda: seen.append(request.get()) or {"revisions": {"toolmm": "rev"}})
+    request.set("the first one that asks")
+    assert asyncio.run(world.service.health()).status == "ok"
+    assert seen == ["none"], "or Ray Serve would end it with that one, while others wait for it"
 
 
 def test_health_starts_no_replica_where_there_may_be_none(monkeypatch: pytest.MonkeyPatch) -> None:

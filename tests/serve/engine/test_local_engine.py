@@ -18,8 +18,8 @@ from model.decode.kept_prefixes import KeptPrefixes
 from model.decode.tools import Prompt
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
-from serve.engine.local_engine import TOOLS_AT_ONCE, LocalEngine
-from serve.engine.messages import JsonQuery, PartQuery, RankedParts, Ranking
+from serve.engine.local_engine import LocalEngine
+from serve.engine.messages import TOOLS_AT_ONCE, JsonQuery, PartQuery, RankedParts, Ranking
 
 WORDS = "### Human: <Img></Img> Improve this\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from ray.exceptions import RayActorError
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
-from serve.engine.messages import Ranking, SelectQuery
-from serve.engine.questions import MAX_QUESTIONS, MAX_TOOLS, Questions
+from serve.engine.messages import TOOLS_AT_ONCE, Ranking, SelectQuery
+from serve.engine.questions import MAX_QUESTIONS, Questions
 
 
 class _Response:
@@ -38,6 +39,8 @@ class _Predictor:
         self.errors: list[Exception] = []
         self.select = self
         self.n_cancelled = 0
+        self.seen: Callable[[], str] = str
+        self.requests: list[str] = []
 
     def remote(self, queries: Sequence[SelectQuery]) -> _Response:
         return _Response(self._answer(queries), self)
@@ -45,6 +48,7 @@ class _Predictor:
     async def _answer(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:
         words = [query.instruction for query in queries]
         self.calls.append(words)
+        self.requests.append(self.seen())
         await self.go_on.wait()
         if self.errors:
             raise self.errors.pop()
@@ -126,8 +130,33 @@ def test_who_has_gone_is_not_asked_for() -> None:
     assert run(scene).calls == [["b"]]
 
 
+def test_a_call_ends_when_all_have_gone_and_not_before() -> None:
+    request = ContextVar("request", default="none")
+
+    async def scene(predictor: _Predictor, ask: Callable[[str], Awaitable[Ranking]]) -> None:
+        predictor.go_on.clear()
+        predictor.seen = request.get
+        request.set("a")
+        first = asyncio.ensure_future(ask("a"))
+        request.set("b")
+        second = asyncio.ensure_future(ask("b"))
+        await asyncio.sleep(0.02)
+        first.cancel()
+        await asyncio.sleep(0.01)
+        assert predictor.n_cancelled == 0
+        second.cancel()
+        await asyncio.sleep(0.01)
+        assert predictor.n_cancelled == 1
+        predictor.go_on.set()
+        assert (await ask("c")).revision == "c"
+
+    played = run(scene)
+    assert played.calls == [["a", "b"], ["c"]]
+    assert played.requests == ["none", "none"], "it is no request's, as Ray Serve ends what a request has begun with it"
+
+
 def test_one_with_many_tools_keeps_nobody_waiting_and_ends_with_its_asker() -> None:
-    many = tuple(Tool(f"f{i}") for i in range(MAX_TOOLS + 1))
+    many = tuple(Tool(f"f{i}") for i in range(TOOLS_AT_ONCE + 1))
 
     async def play() -> None:
         predictor = _Predictor()

@@ -153,6 +153,14 @@ def test_pages_of_another_origin_are_refused(headers: dict[str, str], is_fine: b
     assert (raised.value.status, raised.value.code) == (403, "bad_origin")
 
 
+def test_pages_of_named_origins_are_not_refused() -> None:
+    headers = {"host": "127.0.0.1:8000", "origin": "https://chat.example"}
+    for origins in (["https://chat.example"], ["*"]):
+        check_origin(headers, origins)
+    with pytest.raises(AccessError):
+        check_origin(headers, ["https://other.example"])
+
+
 LOCAL = {"host": "127.0.0.1:8000"}
 
 

@@ -274,6 +274,16 @@ def test_without_keys_this_machine_alone_is_answered(
         assert same.status_code == 200
 
 
+def test_pages_of_named_origins_are_answered(tools: Tools, tmp_path: Path) -> None:
+    page = {"Origin": "https://chat.example"}
+    with serve(build_world(tools, tmp_path, cors_origins=[page["Origin"]])) as url:
+        answer = httpx.post(f"{url}/mcp", json=LIST, headers=HEADERS | page)
+        assert answer.json()["result"]["tools"]
+        assert answer.headers["access-control-allow-origin"] == page["Origin"]
+        other = httpx.post(f"{url}/mcp", json=LIST, headers=HEADERS | {"Origin": "https://evil.example"})
+        assert read_error(other) == (403, "bad_origin")
+
+
 def test_bodies_have_a_limit_and_answers_an_id(tools: Tools, tmp_path: Path) -> None:
     world = build_world(tools, tmp_path)
 
