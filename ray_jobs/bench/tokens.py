@@ -47,18 +47,18 @@ def run(rows: int = ROWS) -> dict[str, Any]:
         folder = Path(name)
         (folder / "catalog.txt").write_text("".join(f"tool/{n}\n" for n in range(N_TOOLS)), encoding="utf-8")
         write_source(folder / "records.jsonl", rows)
-        backbone = _build_backbone(folder)
+        backbone = build_backbone(folder)
         place = [f"runs_dir={folder}", "name=run", "prepare.source=jsonl", f"prepare.path={folder / 'records.jsonl'}"]
-        _run("ray_jobs", "prepare", *place)
+        run_module("ray_jobs", "prepare", *place)
         rates = {}
         for cpus in CPUS:
-            found = json.loads(_run(__spec__.name, str(cpus), str(folder), str(backbone)).splitlines()[-1])
+            found = json.loads(run_module(__spec__.name, str(cpus), str(folder), str(backbone)).splitlines()[-1])
             rates[cpus] = found["questions"] / found["seconds"]
         once = [f"model.backbone={backbone}", "train.max_steps=1", "train.validation_questions=0"]
         starts = []
         for lr in (1e-3, 1e-4):  # another training of the same corpus
             start = time.perf_counter()
-            _run("ray_jobs", "train", *place, *once, f"train.lr={lr}")
+            run_module("ray_jobs", "train", *place, *once, f"train.lr={lr}")
             starts.append(time.perf_counter() - start)
     one, two = rates.values()
     print(
@@ -90,7 +90,7 @@ def measure_tokenizing(folder: Path, backbone: str, cpus: int) -> dict[str, floa
     return {"questions": shards.n_questions, "seconds": time.perf_counter() - start}
 
 
-def _build_backbone(folder: Path) -> Path:
+def build_backbone(folder: Path) -> Path:
     """A tiny one, whose tokenizer has learnt the first questions."""
     with (folder / "records.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for _, line in zip(range(2000), file, strict=False)]
@@ -99,7 +99,7 @@ def _build_backbone(folder: Path) -> Path:
     return build_tiny_backbone(folder / "backbone", texts, hidden_size=64, n_layers=2, intermediate_size=128)
 
 
-def _run(module: str, *arguments: str) -> str:
+def run_module(module: str, *arguments: str) -> str:
     """Run a module in a process of its own; what it printed.
 
     Raises:
