@@ -27,6 +27,7 @@ from data_pipeline.records.prompts import render_prompt, render_target
 from model.llm.backbone import load_tokenizer
 from model.tiny.backbone import build_tiny_backbone
 from ray_jobs.bench.prepare import N_TOOLS, write_source
+from ray_jobs.cluster import worker_env
 
 ROWS = 30_000
 CPUS = (1, 2)
@@ -113,5 +114,11 @@ def run_module(module: str, *arguments: str) -> str:
 
 
 if __name__ == "__main__":
-    ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level=logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=int(sys.argv[1]),
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": worker_env()},
+    )
     print(json.dumps(measure_tokenizing(Path(sys.argv[2]), sys.argv[3], int(sys.argv[1]))))
