@@ -52,6 +52,7 @@ def worker_env() -> dict[str, str]:
         "TQDM_DISABLE": "1",  # bars of many workers at once are noise
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",  # of libraries about themselves
         "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",  # its threads heed no OMP_NUM_THREADS
     }
     return thread_env(1) | quiet | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
 

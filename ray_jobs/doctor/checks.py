@@ -99,6 +99,27 @@ def check_gpus(spec: RunSpec, nodes: Sequence[NodeFacts], grows: bool) -> Findin
     return Finding("GPUs", "ok", f"{found}, NCCL {with_gpus[0].nccl}")
 
 
+def check_network(spec: RunSpec, nodes: Sequence[NodeFacts]) -> list[Finding]:
+    """Whether NCCL has more than TCP between nodes; of a training on the GPUs of one node, nothing.
+
+    Args:
+        spec: the run config.
+        nodes: to train on.
+    """
+    if not spec.train.use_gpu or spec.train.min_workers <= max(_count_places(spec, node) for node in nodes):
+        return []
+    if plain := [node.name for node in nodes if not node.fabric]:
+        found = f"{' and '.join(plain)} have no EFA or InfiniBand: NCCL goes over TCP between nodes"
+        if spec.train.zero_stage < 3:  # no more than the adapter's gradients
+            return [Finding("network", "ok", f"{found}, which train.zero_stage={spec.train.zero_stage} can do with")]
+        cure = "take nodes with such cards in one placement group (cluster.yaml), or train.zero_stage=2 if that fits"
+        return [Finding("network", "warning", f"{found}, and ZeRO-3 sends the weights at every step", cure)]
+    if deaf := [node.name for node in nodes if node.fabric == "efa" and not node.has_net_plugin]:
+        found = f"NCCL finds no plugin for EFA (libnccl-net.so) on {' and '.join(deaf)} and goes over TCP"
+        return [Finding("network", "warning", found, "install aws-ofi-nccl there, where the linker finds it")]
+    return [Finding("network", "ok", _say_groups(_group(nodes, lambda node: node.fabric)))]
+
+
 def check_resources(spec: RunSpec, nodes: Sequence[NodeFacts], grows: bool) -> Finding:
     """Whether the workers, and beside each the actor that streams its packs, find room; arguments: `check_gpus`."""
     fewest = spec.train.min_workers

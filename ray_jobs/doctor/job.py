@@ -66,6 +66,7 @@ def examine(spec: RunSpec) -> list[Finding]:
     findings += [
         checks.check_versions(nodes),
         checks.check_gpus(spec, nodes, grows),
+        *(checks.check_network(spec, to_train_on) if to_train_on else []),
         checks.check_resources(spec, nodes, grows),
         checks.check_storage(spec, nodes),
         checks.check_backbone(spec, to_train_on, find_fault_here(spec)),

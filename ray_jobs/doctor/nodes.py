@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import os
@@ -33,6 +34,8 @@ PACKAGES = ("torch", "ray", "transformers", "peft", "deepspeed", "mlflow", "pyar
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 LOOK_S = 120.0  # for all nodes to answer
 _SHM = Path("/dev/shm")
+_RDMA_CARDS = Path("/sys/class/infiniband")  # EFA's among them
+_NET_PLUGIN = "libnccl-net.so"  # what NCCL itself opens by this name, of aws-ofi-nccl for example
 _CONFINEMENT = "serve.tools.sandbox.confine"  # a program of the service's, which is not imported here
 _CONFINEMENT_S = 60.0
 
@@ -49,6 +52,9 @@ class NodeFacts:
         gpu_bytes: memory of the smallest of them; 0 without.
         free_gpu_bytes: what is free of the fullest of them.
         nccl: version that torch has, "" without CUDA.
+        fabric: driver of the network cards by which GPUs of several nodes reach one another past the kernel, such as
+            "efa" or "mlx5_core"; "" without any.
+        has_net_plugin: whether NCCL finds a plugin for its network, without which it cannot use EFA.
         memory_bytes: of the machine, or of the container.
         free_memory_bytes: of that.
         free_disk_bytes: where the run's folder lies, or the temporary files if that is in a bucket.
@@ -70,6 +76,8 @@ class NodeFacts:
     gpu_bytes: int
     free_gpu_bytes: int
     nccl: str
+    fabric: str
+    has_net_plugin: bool
     memory_bytes: int
     free_memory_bytes: int
     free_disk_bytes: int
@@ -119,6 +127,8 @@ def look(spec: RunSpec, proof: Location) -> NodeFacts:
         gpu_bytes=min((torch.cuda.get_device_properties(index).total_memory for index in range(n_gpus)), default=0),
         free_gpu_bytes=min(map(_free_of_gpu, range(n_gpus)), default=0),
         nccl=".".join(map(str, nccl.version())) if n_gpus else "",
+        fabric=_find_fabric(),
+        has_net_plugin=_finds_net_plugin(),
         memory_bytes=get_system_memory(),
         free_memory_bytes=estimate_available_memory(),
         free_disk_bytes=shutil.disk_usage(_existing(disk)).free,
@@ -177,6 +187,19 @@ def _free_of_gpu(index: int) -> int:
         return torch.cuda.mem_get_info(index)[0]
     except RuntimeError:
         return 0
+
+
+def _find_fabric() -> str:
+    cards = sorted(_RDMA_CARDS.iterdir()) if _RDMA_CARDS.is_dir() else []
+    return (cards[0] / "device" / "driver").resolve().name if cards else ""
+
+
+def _finds_net_plugin() -> bool:
+    try:
+        ctypes.CDLL(_NET_PLUGIN)
+    except OSError:
+        return False
+    return True
 
 
 def _existing(folder: Path) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import signal
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +15,10 @@ from pathlib import Path
 import ray
 from filelock import FileLock, Timeout
 
-from data_pipeline import storage
+from data_pipeline import lease, storage
 from data_pipeline.errors import InputError
-from data_pipeline.locations import Location
+from data_pipeline.lease import HeldError
+from data_pipeline.locations import BucketPath, Location
 from ray_jobs.cluster import ask_nodes
 
 PATIENCE_S = 60.0  # with nodes that do not answer; they cannot hold a job up, whose workers look again
@@ -26,33 +30,56 @@ BESIDE = "change name, seed or a setting to train another one beside it"
 def only_one(run_dir: Location, job: str, beside: str = BESIDE) -> Iterator[None]:
     """Hold a job of the run for this process; the system lets go of it when the process ends, however it does.
 
+    In a bucket it is a lease that stays for a minute behind a process that was killed (`data_pipeline/lease.py`). A
+    process that was cut off from the bucket for longer, and finds that another one has taken the job, is interrupted.
+
     Args:
-        run_dir: the run's folder. In a bucket nothing can be held.
+        run_dir: the run's folder.
         job: its name.
         beside: what to do to run another one at the same time, for the message.
 
     Raises:
         InputError: another process runs this very job.
     """
-    if not isinstance(run_dir, Path):
+    held = _in_bucket(run_dir, job) if isinstance(run_dir, BucketPath) else _on_disk(run_dir, job)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held)
+        except HeldError as error:
+            raise InputError(
+                f"{error} runs this very job ({job} in {run_dir}) already; wait for it or stop it, or {beside}."
+            ) from None
         yield
-        return
+
+
+@contextmanager
+def _on_disk(run_dir: Path, job: str) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     holder = run_dir / f".{job}.running"
     lock = FileLock(holder, blocking=False)
     try:
         lock.acquire()
     except Timeout:
-        who = holder.read_text(encoding="utf-8", errors="replace").strip()[:200] or "another process"
-        raise InputError(
-            f"{who} runs this very job ({job} in {run_dir}) already; wait for it or stop it, or {beside}."
-        ) from None
+        who = holder.read_text(encoding="utf-8", errors="replace").strip()[:200]
+        raise HeldError(who or "another process") from None
     try:
-        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        holder.write_text(_name_process(), encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _in_bucket(run_dir: BucketPath, job: str) -> contextlib.AbstractContextManager[None]:
+    def stop() -> None:
+        print(f"another process has taken over {job} in {run_dir}, which this one could not reach", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    return lease.holding(run_dir / f".{job}.running", _name_process(), stop)
+
+
+def _name_process() -> str:
+    return f"process {os.getpid()} on {platform.node()}"
 
 
 def name_proof(run_dir: Location) -> Location:

@@ -26,7 +26,7 @@ from ray._private.services import get_node_ip_address
 from ray._raylet import GcsClient
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from small_cluster import usual_env
-from test_job_submit import find_free_ports
+from submit_head import find_free_ports
 
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shlex
 import subprocess
@@ -141,8 +142,8 @@ def test_a_cloud_starts_the_nodes_as_they_are_meant(
     cluster: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's own code for AWS against a cloud that is made up, in which no more is than the file says."""
+    from ray.autoscaler._private.aws import node_provider
     from ray.autoscaler._private.aws.config import bootstrap_aws
-    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)  # Ray writes an SSH key into the home
@@ -151,11 +152,13 @@ def test_a_cloud_starts_the_nodes_as_they_are_meant(
         rights = boto3.client("iam")
         for name in declared("AWS::IAM::InstanceProfile", "InstanceProfileName"):
             rights.create_instance_profile(InstanceProfileName=name)
-        ready = bootstrap_aws(cluster)
-        provider = AWSNodeProvider(ready["provider"], ready["cluster_name"])
+        cloud = boto3.client("ec2", region_name=cluster["provider"]["region"])
+        group, subnet = make_group(cloud), find_subnet(cloud, cluster["provider"]["availability_zone"])
+        ready = bootstrap_aws(with_network(cluster, group, subnet))
+        provider = node_provider.AWSNodeProvider(ready["provider"], ready["cluster_name"])
+        asked = spy_on(provider.ec2_fail_fast, "create_instances", monkeypatch)
         for name, node_type in ready["available_node_types"].items():
             provider.create_node(node_type["node_config"], {"ray-user-node-type": name}, 1)
-        cloud = boto3.client("ec2", region_name=ready["provider"]["region"])
         started = [node for group in cloud.describe_instances()["Reservations"] for node in group["Instances"]]
         volumes = cloud.describe_volumes()["Volumes"]
         groups = {group["GroupName"]: group for group in cloud.describe_security_groups()["SecurityGroups"]}
@@ -170,14 +173,67 @@ def test_a_cloud_starts_the_nodes_as_they_are_meant(
     for name, node in nodes.items():
         profile = "toolmm-head" if name == HEAD_TYPE else "toolmm-node"
         assert node["IamInstanceProfile"]["Arn"].endswith(f"/{profile}")
-        assert [group["GroupName"] for group in node["SecurityGroups"]] == ["toolmm"]
+        (interface,) = node["NetworkInterfaces"]
+        assert [each["GroupName"] for each in interface["Groups"]] == ["toolmm"]
         assert tags_of(node)["project"] == "toolmm"
     assert cluster["available_node_types"]["gpu_train"]["node_config"]["Placement"]["GroupName"] == "toolmm"
     assert all(volume["Encrypted"] and tags_of(volume)["project"] == "toolmm" for volume in volumes)
+    assert groups.keys() == {"default", "toolmm"}, "Ray makes none of its own"
     rules = {rule["IpProtocol"]: rule for rule in groups["toolmm"]["IpPermissions"]}
-    assert [group["GroupId"] for group in rules["-1"]["UserIdGroupPairs"]] == [groups["toolmm"]["GroupId"]]
+    assert [each["GroupId"] for each in rules["-1"]["UserIdGroupPairs"]] == [group]
     assert (rules["tcp"]["FromPort"], rules["tcp"]["ToPort"]) == (22, 22)
-    assert len(rules) == 2
+    assert len(rules) == 2, "nor does Ray open more"
+    interfaces = {each["InstanceType"]: each.get("NetworkInterfaces") for each in asked}
+    ((efa,),) = [each for each in interfaces.values() if each]
+    assert interfaces["p4d.24xlarge"] == [efa]
+    assert (efa["InterfaceType"], efa["SubnetId"], efa["Groups"]) == ("efa", subnet, [group])
+    assert efa["AssociatePublicIpAddress"], "else the node could install nothing"
+
+
+def test_what_bypasses_ip_may_pass_among_the_nodes() -> None:
+    """EFA takes rules that name the group itself, in and out."""
+    for way, peer in (("Ingress", "SourceSecurityGroupId"), ("Egress", "DestinationSecurityGroupId")):
+        kind = f"AWS::EC2::SecurityGroup{way}"
+        assert declared(kind, "GroupId") == declared(kind, peer) == ["Nodes.GroupId"]
+        assert declared(kind, "IpProtocol") == ["-1"]
+
+
+def make_group(cloud: Any) -> str:
+    """The security group of deploy/aws.yaml; its id."""
+    kind = "AWS::EC2::SecurityGroup"
+    (name,), (words,) = declared(kind, "GroupName"), declared(kind, "GroupDescription")
+    group = cloud.create_security_group(GroupName=name, Description=words)["GroupId"]
+    (rules,) = declared(kind, "SecurityGroupIngress")
+    among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
+    for rule in rules:
+        cloud.authorize_security_group_ingress(GroupId=group, **rule)
+    cloud.authorize_security_group_ingress(GroupId=group, IpPermissions=[among])
+    return group
+
+
+def find_subnet(cloud: Any, zone: str) -> str:
+    """The zone's own."""
+    found = cloud.describe_subnets(Filters=[{"Name": "availability-zone", "Values": [zone]}])["Subnets"]
+    return next(subnet["SubnetId"] for subnet in found if subnet["DefaultForAz"])
+
+
+def with_network(cluster: dict[str, Any], group: str, subnet: str) -> dict[str, Any]:
+    """The file after its user has put in the ids of his account."""
+    text = json.dumps(cluster).replace("sg-00000000000000000", group).replace("subnet-00000000000000000", subnet)
+    return json.loads(text)
+
+
+def spy_on(target: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The arguments of the calls of a method that are still to come; it does what it does."""
+    calls: list[dict[str, Any]] = []
+    method = getattr(target, name)
+
+    def noted(**arguments: Any) -> Any:
+        calls.append(arguments)
+        return method(**arguments)
+
+    monkeypatch.setattr(target, name, noted)
+    return calls
 
 
 def tags_of(thing: dict[str, Any]) -> dict[str, str]:

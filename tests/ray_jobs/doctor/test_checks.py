@@ -6,12 +6,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipeline.locations import BucketPath
 from ray_jobs.config import RunSpec, load_run_spec
 from ray_jobs.doctor import checks
+from ray_jobs.doctor import nodes as nodes_module
 from ray_jobs.doctor.checks import GIB
 from ray_jobs.doctor.job import _check_sizes, count_checkpoints, find_fault_here
 from ray_jobs.doctor.nodes import NodeFacts, _find_confinement, find_backbone_fault
@@ -27,6 +29,8 @@ NODE = NodeFacts(
     gpu_bytes=0,
     free_gpu_bytes=0,
     nccl="",
+    fabric="",
+    has_net_plugin=False,
     memory_bytes=32 * GIB,
     free_memory_bytes=30 * GIB,
     free_disk_bytes=50 * GIB,
@@ -95,6 +99,38 @@ def test_gpus_that_are_missing_or_differ(tmp_path: Path) -> None:
     assert (mixed.state, mixed.found) == ("warning", "A100 on g, L4 on h")
     apart = checks.check_gpus(spec, [GPU_NODE, replace(GPU_NODE, name="h", nccl="2.21")], grows=False)
     assert (apart.state, apart.found) == ("fails", "NCCL 2.27 on g, 2.21 on h")
+
+
+def test_gpus_of_several_nodes_want_more_than_tcp_where_weights_pass_among_them(tmp_path: Path) -> None:
+    def check(overrides: list[str], **network: Any) -> list[tuple[str, str]]:
+        nodes = [replace(GPU_NODE, name=name, **network) for name in "gh"]
+        found = checks.check_network(spec_of(tmp_path, "train.use_gpu=true", *overrides), nodes)
+        return [(finding.state, finding.found) for finding in found]
+
+    within, across, parted = ["train.workers=4"], ["train.workers=8"], ["train.workers=8", "train.zero_stage=3"]
+    assert check(within) == []
+    ((state, found),) = check(across)
+    assert (state, "over TCP" in found) == ("ok", True)
+    ((state, found),) = check(parted)
+    assert (state, "g and h have no EFA or InfiniBand" in found) == ("warning", True)
+    ((state, found),) = check(parted, fabric="efa")
+    assert (state, "libnccl-net.so" in found) == ("warning", True)
+    assert check(parted, fabric="efa", has_net_plugin=True) == [("ok", "efa on g and h")]
+    assert check(parted, fabric="mlx5_core") == [("ok", "mlx5_core on g and h")]
+
+
+def test_the_driver_of_a_nodes_fast_cards_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, driver = tmp_path / "cards/rdmap0s6", tmp_path / "drivers/efa"
+    monkeypatch.setattr(nodes_module, "_RDMA_CARDS", tmp_path / "cards")
+    assert nodes_module._find_fabric() == ""
+    (card / "device").mkdir(parents=True)
+    driver.mkdir(parents=True)
+    (card / "device/driver").symlink_to(driver)
+    assert nodes_module._find_fabric() == "efa"
+    monkeypatch.setattr(nodes_module, "_NET_PLUGIN", "libc.so.6")
+    assert nodes_module._finds_net_plugin()
+    monkeypatch.setattr(nodes_module, "_NET_PLUGIN", "libnccl-net-of-nobody.so")
+    assert not nodes_module._finds_net_plugin()
 
 
 @pytest.mark.parametrize(("workers", "state"), [(4, "ok"), (8, "fails")])

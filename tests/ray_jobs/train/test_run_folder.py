@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 import ray
 
+from data_pipeline import lease, storage
 from data_pipeline.errors import InputError
-from data_pipeline.locations import BucketPath
+from data_pipeline.locations import BucketPath, Location, locate
 from ray_jobs.train import run_folder
 from ray_jobs.train.run_folder import check_shared, only_one, prove_shared, shown_to_all
 
@@ -45,6 +48,30 @@ def test_a_job_that_is_submitted_twice_is_refused_until_the_first_one_ends(tmp_p
         first.wait(10)
     with only_one(folder, "train-abc"):
         pass
+
+
+def test_a_job_is_refused_in_a_bucket_too_and_interrupted_where_another_took_it(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 1.0)
+    folder = locate(f"{bucket}/runs/mine")
+    with only_one(folder, "train-abc"):
+        with (
+            pytest.raises(InputError, match=f"process {os.getpid()} on .* runs this very job .train-abc in {folder}"),
+            only_one(folder, "train-abc"),
+        ):
+            raise AssertionError("two at a time")
+        with only_one(folder, "train-other"):
+            pass
+    with pytest.raises(KeyboardInterrupt), only_one(folder, "train-abc"):
+        lose_claim(folder)
+    assert "another process has taken over train-abc in" in capsys.readouterr().err
+
+
+def lose_claim(folder: Location) -> None:
+    """As one whose lease another process took while it could not reach the bucket; waits to be interrupted."""
+    storage.remove_folder(folder)
+    time.sleep(10)
 
 
 def test_a_node_that_does_not_see_the_drivers_file_refuses(tmp_path: Path) -> None:
