@@ -22,6 +22,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # Train sees sooner that its workers are done
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less a training; no node goes here
+for name in ("enable_worker_prestart", "prestart_worker_first_driver"):  # for jobs without an environment: none is here
+    os.environ.setdefault(f"RAY_{name}", "0")
 
 
 START = Path(__file__).resolve().parent / "python_start"  # what every process of the tests reads at its start
@@ -49,6 +51,12 @@ class FilesAndTrainings(LoadFileScheduling):
         return "trainings" if file in TRAININGS else file
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """For slow tests alone the files without any, five of six, are not imported."""
+    is_read = config.option.markexpr == "slow" and collection_path.suffix == ".py"
+    return True if is_read and "mark.slow" not in collection_path.read_text(encoding="utf-8") else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.nodeid.split("::")[0] not in TRAININGS)  # otherwise as they were
 
@@ -69,14 +77,15 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Workers of every Ray that is started from now on need not import what is large: see tests/python_start."""
-    from ray_jobs.cluster import JOB_CONFIG_ENV
+    from ray_jobs.cluster import JOB_CONFIG_ENV, worker_env
 
     script = START / "warm_start.py"
     address = tmp_path_factory.mktemp("warm") / "socket"
     python = shlex.join([sys.executable, "-S", "-I", str(script), str(address)])
     os.environ[JOB_CONFIG_ENV] = json.dumps({"runtime_env": {"py_executable": python}})
     command = [sys.executable, script, address]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+    env = os.environ | worker_env()  # as quiet as a job has its workers, which is settled while importing
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         yield
         assert server.poll() is None, "the process that forks Ray's workers has ended"
         assert server.stdin is not None

@@ -25,8 +25,9 @@ import yaml
 from ray._private.services import get_node_ip_address
 from ray._raylet import GcsClient
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
-from small_cluster import usual_env
 from submit_head import find_free_ports
+
+from ray_jobs.cluster import JOB_CONFIG_ENV
 
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -109,7 +110,8 @@ def autoscaling(idle_s: float, *, is_v2: bool = False) -> Iterator[AutoscalingCl
     folder = Path(tempfile.mkdtemp(prefix="ra", dir="/tmp"))  # short: unix sockets lie in it
     ports = find_free_ports(5)
     address = f"{get_node_ip_address()}:{ports[0]}"
-    env = usual_env() | {
+    usual = {name: value for name, value in os.environ.items() if name != JOB_CONFIG_ENV}  # workers die with raylets
+    env = usual | {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH")))),
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -16,9 +16,8 @@ from typing import Any
 import psutil
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
+from ray.util.state import list_workers
 from small_service import free_port
-
-from ray_jobs.cluster import JOB_CONFIG_ENV
 
 NODE_RESOURCE = "spot"  # what a node has one of: room for one worker
 
@@ -38,23 +37,24 @@ def start_cluster(n_nodes: int, **head: Any) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def usual_env() -> dict[str, str]:
-    """This process's environment, with which workers start as children of their raylet, so that they die with it."""
-    return {name: value for name, value in os.environ.items() if name != JOB_CONFIG_ENV}
-
-
 def add_node(cluster: Cluster) -> Node:
     return cluster.add_node(num_cpus=2, resources={NODE_RESOURCE: 1})
 
 
-def kill_node(cluster: Cluster, node: Node) -> None:
-    """SIGKILL to its raylet and all that this has started, as when a machine loses its power, then to the rest."""
-    [raylet] = node.all_processes["raylet"]
-    parent = psutil.Process(raylet.process.pid)
-    for process in (parent, *parent.children(recursive=True)):
+def kill_nodes(cluster: Cluster, *nodes: Node) -> None:
+    """SIGKILL to their raylets, workers and what else these have started, as when machines lose their power, then to
+    the rest. Workers need not be children of their raylet: see tests/python_start."""
+    ids = {node.node_id for node in nodes}
+    known: list[Any] = list_workers(cluster.address, limit=1000)  # drivers and the dead among them
+    pids = [each.pid for each in known if each.is_alive and each.worker_type == "WORKER" and each.node_id in ids]
+    for pid in (*(node.all_processes["raylet"][0].process.pid for node in nodes), *pids):
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    cluster.remove_node(node, allow_graceful=False)
+            parent = psutil.Process(pid)
+            for process in (parent, *parent.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+    for node in nodes:
+        cluster.remove_node(node, allow_graceful=False)
 
 
 # `python -m ray_jobs` on the node of an address: of several on one machine Ray's driver joins the head otherwise
@@ -83,7 +83,7 @@ class TrainingProcess:
         self, cluster: Cluster, overrides: list[str], log: Path, node_ip: str | None = None, **variables: str
     ) -> None:
         self._log = log
-        env = usual_env() | {"RAY_ADDRESS": cluster.address} | variables
+        env = os.environ | {"RAY_ADDRESS": cluster.address} | variables
         program = ["-m", "ray_jobs"] if node_ip is None else ["-c", ON_NODE, node_ip]
         command = [sys.executable, *program, "train", *overrides]
         with log.open("w") as output:

@@ -72,15 +72,19 @@ def s3(s3_server: str) -> Any:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, bucket_env: dict[str, str]) -> Iterator[Head]:
-    with start_head(tmp_path_factory.mktemp("home"), bucket_env) as head:
+    few_processes = {
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no node goes here
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+    }
+    with start_head(tmp_path_factory.mktemp("home"), bucket_env | few_processes) as head:
         yield head
 
 
-def last_json(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The JSON object that a verb prints last, found in the log of its job."""
+def find_json(result: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """The JSON objects that verbs print last, found in the log of their job."""
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-3000:]
-    lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
-    return json.loads(lines[-1])
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +145,7 @@ def test_the_upload_is_small_and_leaves_out_what_no_job_needs(tmp_path: Path) ->
 
 def test_a_job_gets_the_packages_and_one_thread_per_worker(head: Head) -> None:
     variables = json.dumps({"env_vars": {"PROBE": "1", "TQDM_DISABLE": "0"}})
-    probe = last_json(head.submit(["python", "-c", PROBE], "--runtime-env-json", variables))
+    (probe,) = find_json(head.submit(["python", "-c", PROBE], "--runtime-env-json", variables))
     files = set(probe["files"])
     assert {"ray_jobs/__main__.py", "ray_jobs/configs/demo.yaml", "serve/serve.yaml", "pyproject.toml"} <= files
     assert {path.split("/")[0] for path in files}.isdisjoint({".venv", ".git", ".ci", "tests", "runs"})
@@ -168,28 +172,23 @@ def test_from_records_to_a_service_with_nothing_shared_but_a_bucket(
 ) -> None:
     runs = overrides[1].removeprefix("runs_dir=")
 
-    def run(*verbs: str) -> list[dict[str, Any]]:
-        """In one job, one after the other."""
-        script = " && ".join(shlex.join(["python", "-m", "ray_jobs", verb, *overrides]) for verb in verbs)
-        result = head.submit(["bash", "-c", script])
-        found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-        assert len(found) == len(verbs), result.stdout[-6000:] + result.stderr[-3000:]
-        resumed.extend(map(int, re.findall(r"resuming at step (\d+) of 40", result.stdout)))
-        return found
+    def one_job(*verbs: str) -> list[str]:
+        """One after the other."""
+        return ["bash", "-c", " && ".join(shlex.join(["python", "-m", "ray_jobs", verb, *overrides]) for verb in verbs)]
 
-    resumed: list[int] = []
-    prepared, embedded = run("prepare", "embed")
+    (stopped,) = head.submit(one_job("prepare", "embed", "train"), "--no-wait").stdout.split("'")[1:2]
+    wait_for_checkpoint(head, s3, runs.removeprefix("s3://").removesuffix("/runs"), stopped)
+    assert head.ray("job", "stop", stopped).returncode == 0
+    prepared, embedded = find_json(head.ray("job", "logs", stopped))
     assert prepared["counts"]["train"]["questions"] == 60
     assert prepared["rejected"] in ({}, [], 0)
     assert prepared["corpus"].startswith(runs)
     assert embedded["encoded"] == 2
 
-    (killed,) = head.submit(["python", "-m", "ray_jobs", "train", *overrides], "--no-wait").stdout.split("'")[1:2]
-    wait_for_checkpoint(s3, runs.removeprefix("s3://").removesuffix("/runs"))
-    assert head.ray("job", "stop", killed).returncode == 0
-    trained, exported = run("train", "export")
-    assert len(resumed) == 1
-    assert 0 < resumed[0] < 40
+    went_on = head.submit(one_job("train", "export"))
+    trained, exported = find_json(went_on)
+    (resumed,) = map(int, re.findall(r"resuming at step (\d+) of 40", went_on.stdout))
+    assert 0 < resumed < 40
     assert trained["metrics"]["step"] <= 40
     assert trained["best_checkpoint"].startswith(runs)
     losses = MlflowClient(head.env["MLFLOW_TRACKING_URI"]).get_metric_history(trained["mlflow_run_id"], "train/loss")
@@ -210,12 +209,13 @@ def test_from_records_to_a_service_with_nothing_shared_but_a_bucket(
     }
 
 
-def wait_for_checkpoint(s3: Any, bucket: str, timeout_s: float = 300) -> None:
-    """Until the run's first one lies in the bucket."""
+def wait_for_checkpoint(head: Head, s3: Any, bucket: str, job: str, timeout_s: float = 300) -> None:
+    """Until the first one of the job's run lies in the bucket."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         keys = [each["Key"] for each in s3.list_objects_v2(Bucket=bucket, Prefix="runs/").get("Contents", [])]
         if any("/checkpoints/" in key and key.endswith(".safetensors") for key in keys):
             return
         time.sleep(0.2)
-    pytest.fail(f"no checkpoint after {timeout_s} s; there are {keys}")
+    said = head.ray("job", "logs", job).stdout
+    pytest.fail(f"no checkpoint after {timeout_s} s; there are {keys}; the job said {said[-6000:]}")

@@ -12,7 +12,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.util.state import list_actors
-from small_cluster import NODE_RESOURCE, TrainingProcess, add_node, kill_node, start_cluster
+from small_cluster import NODE_RESOURCE, TrainingProcess, add_node, kill_nodes, start_cluster
 from small_training import assert_equal_runs, build_base, build_spec, find_step
 
 from ray_jobs import prepare
@@ -32,6 +32,7 @@ SETTINGS = (
     "model.lora_dropout=0.1",
 )
 ON_NODES = (f"train.node_resource={NODE_RESOURCE}", "train.max_failures=1")  # a node that is taken is no failure
+SOON_MISSED = {"health_check_period_ms": 500}  # a node that is gone has not answered five times: Ray asks each 3 s
 WATCHES = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}
 
 
@@ -54,11 +55,14 @@ def test_nodes_that_go_change_nothing(
     base = [*base, *ON_NODES, "name=nodes"]
     spec = build_spec(base, "nodes")
     shutil.copytree(undisturbed[0].corpus_dir, spec.corpus_dir)
-    with start_cluster(2) as cluster, TrainingProcess(cluster, base, tmp_path / "first.log", **WATCHES) as job:
+    with (
+        start_cluster(2, _system_config=SOON_MISSED) as cluster,
+        TrainingProcess(cluster, base, tmp_path / "first.log", **WATCHES) as job,
+    ):
         job.wait_until(lambda: find_step(spec) > 0)
         assert find_worker_nodes(cluster) == {node.node_id for node in cluster.worker_nodes}, "a worker on each"
         killed, taken = cluster.worker_nodes
-        kill_node(cluster, killed)
+        kill_nodes(cluster, killed)
         killed_at = find_step(spec)
         add_node(cluster)
         job.wait_until(lambda: find_step(spec) > killed_at)
@@ -66,11 +70,10 @@ def test_nodes_that_go_change_nothing(
         job.wait_until(lambda: TOLD in job.said)
         (told,) = map(int, re.findall(rf"{TOLD} (\d+)", job.said))
         job.wait_until(lambda: find_step(spec) >= told)
-        kill_node(cluster, taken)
+        kill_nodes(cluster, taken)
         add_node(cluster)
         job.wait_until(lambda: find_step(spec) > told)
-        for node in cluster.list_all_nodes():
-            kill_node(cluster, node)
+        kill_nodes(cluster, *cluster.list_all_nodes())
         job.kill()  # it ran on the head
     said = job.said
     assert re.search(r"worker \d died with its node \S+; training goes on .* \(failure 1 of 1 allowed\)", said), said

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray.cluster_utils import Cluster
-from small_cluster import NODE_RESOURCE, TrainingProcess, kill_node, start_cluster
+from small_cluster import NODE_RESOURCE, TrainingProcess, kill_nodes, start_cluster
 from small_service import free_port
 from small_training import assert_equal_runs, build_base, build_spec, find_step
 
@@ -103,7 +103,7 @@ def kill_and_restart(scenario: str, spec: RunSpec, base: list[str], folder: Path
             if scenario == "gcs":
                 cluster.head_node.kill_gcs_server()
             else:
-                kill_node(cluster, cluster.head_node)
+                kill_nodes(cluster, cluster.head_node)
             if scenario == "driver":
                 job.kill()
             code = watch.wait(job, limit_s=90.0 if scenario == "none" else OUTAGE_S)

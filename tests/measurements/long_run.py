@@ -54,7 +54,6 @@ from ray_jobs.train.checkpoint import load_cursor, load_parameters  # noqa: E402
 from ray_jobs.train.job import TrainSummary  # noqa: E402
 from serve.app import build_app  # noqa: E402
 
-CLIENTS = 3
 PAUSE_S = 0.2  # between a client's questions: the training shares the cores
 ATTEMPTS = 20  # of one training: a full disk breaks off each of those made in its time
 RETRIES = 2  # as OpenAI's client asks again
@@ -352,7 +351,7 @@ def serving(folder: Path) -> Iterator[Service]:
         ray_serve.shutdown()
 
 
-def run(minutes: float, pause_s: float, epochs: int, folder: Path) -> dict[str, Any]:
+def run(minutes: float, pause_s: float, epochs: int, n_clients: int, folder: Path) -> dict[str, Any]:
     asked, is_over = Asked(), threading.Event()
     tracking = TrackingServer(f"sqlite:///{folder / 'tracking.db'}", folder / "tracked")
     with small_disk(folder / "runs") as is_mounted, running_cluster() as cluster:
@@ -366,7 +365,7 @@ def run(minutes: float, pause_s: float, epochs: int, folder: Path) -> dict[str, 
                 expected = {(words, "words"): service.expected(words) for words in WORDS}
                 expected |= {(words, "picture"): service.expected(words, "image", picture()) for words in WORDS}
                 clients = (service, expected, asked, is_over)
-                threads = [threading.Thread(target=ask_on, args=clients) for _ in range(CLIENTS)]
+                threads = [threading.Thread(target=ask_on, args=clients) for _ in range(n_clients)]
                 threads += [threading.Thread(target=run, args=(is_over,)) for run in (memory.watch, trainings.run)]
                 for thread in threads:
                     thread.start()
@@ -394,9 +393,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="at least; each fault is made once in any case")
     parser.add_argument("--pause", type=float, default=30.0, help="seconds between faults, and that some last")
     parser.add_argument("--epochs", type=int, default=15, help="of each training; 13 steps make one")
+    parser.add_argument("--clients", type=int, default=3, help="that ask at the same time")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        found = run(options.minutes, options.pause, options.epochs, Path(name))
+        found = run(options.minutes, options.pause, options.epochs, options.clients, Path(name))
     print(json.dumps(found))
     return 1 if found["requests"]["lost"] or found["trainings"]["faults"] else 0
 

@@ -20,6 +20,7 @@ import sys
 READ_WHILE_IMPORTING = ("PYTHONPATH", "OMP_NUM_THREADS", "DS_ACCELERATOR", "HF_HUB_OFFLINE")
 PACKAGES = (
     *("torch.distributed.tensor", "transformers.models.llama.modeling_llama", "peft", "deepspeed.runtime.engine"),
+    *("deepspeed.runtime.zero.muon.muon_optimizer", "mlflow.store.tracking.sqlalchemy_store"),  # a second each, late
     *("mlflow.tracking", "sqlalchemy", "pandas", "scipy.stats", "pyarrow.dataset", "pyarrow.fs", "av", "cv2"),
     *("aiohttp", "grpc", "fastapi", "uvicorn", "mcp", "model.llm.backbone", "data_pipeline.corpus.files"),
 )

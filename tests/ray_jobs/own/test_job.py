@@ -13,6 +13,7 @@ from terminal import show_on_terminal, strip_codes
 
 from data_pipeline.errors import InputError
 from data_pipeline.records.schema import Modality, ToolRecord
+from ray_jobs.cluster import JOB_CONFIG_ENV
 from ray_jobs.config import load_run_spec
 from ray_jobs.own.job import choose_questions, settle
 
@@ -23,7 +24,7 @@ NOISE = re.compile(r"\(.*pid=\d+|WARNING|raylet|\[E |E0000| E \d+ \d+\] |toolmm-
 
 def run_on_terminal(command: list[str]) -> str:
     """What a command, which must end well, shows on a terminal of 160 columns, without colours and the like."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == JOB_CONFIG_ENV}
     shown, status = show_on_terminal(command, env | {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"})
     text = strip_codes(shown)
     assert status == 0, text
@@ -60,8 +61,9 @@ def test_three_questions_for_different_tools_are_asked() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_python")
 def test_a_shops_tools_are_served(tmp_path: Path) -> None:
-    """As a user starts it on a terminal; with the tiny backbone, which needs no download."""
+    """As a user starts it on a terminal, but for workers that have imported; with the tiny backbone: no download."""
     command = [sys.executable, "-m", "ray_jobs", "own", "--config", "own_tiny", f"generate.tools={SHOP}"]
     said = run_on_terminal([*command, f"runs_dir={tmp_path}", "--ask", "Where is the parcel that I sent on Monday?"])
     assert re.search(r"train +━+ +60/60 +steps +100% +took \d:\d\d +loss=", said), said

@@ -11,7 +11,7 @@ from model.llm.backbone import is_slow_in
 from ray_jobs.config import RunSpec
 from ray_jobs.train.inputs import length_multiple
 
-# Its own process, as memory that another test left would hide what this one takes. The backbone is SmolLM2 with four of
+# Its own process, as memory that another test left would hide what this one takes. The backbone is SmolLM2 with one of
 # thirty layers: what is kept is kept for a shape of matrices, of which every layer has the same.
 EPOCH = """
 import sys
@@ -31,7 +31,7 @@ from ray_jobs.train.inputs import CPU_SEQUENCE_TOKENS
 multiple, steps = map(int, sys.argv[1:])
 torch.set_num_threads(1)
 shape = LlamaConfig(
-    hidden_size=576, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=9, num_key_value_heads=3,
+    hidden_size=576, intermediate_size=1536, num_hidden_layers=1, num_attention_heads=9, num_key_value_heads=3,
     vocab_size=49152, tie_word_embeddings=True,
 )
 config = ModelConfig(backbone="none", encoder_dim=64, lora_r=32, lora_target="all-linear", dtype="bfloat16")
