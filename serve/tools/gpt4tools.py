@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from data_pipeline.records.catalog import Tool
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, PREFIX
-from serve.tools.hub import generating, hed, seeing
+from serve.tools.hub import generating, hed, poses, seeing
 from serve.tools.images import drawing, faces, outlines, quality, reading, resolution
 from serve.tools.models import MODEL_MEMORY_MB, MODEL_TIMEOUT_S, find_packaged, has_weights
 from serve.tools.spec import Argument, Method, ToolOutput, ToolSpec, picture_argument
@@ -35,7 +35,7 @@ def _find_things(run: Callable[..., ToolOutput], note: str, model_id: str, packa
 
 _OWLVIT = "google/owlvit-base-patch32"
 _CLIPSEG = "CIDAS/clipseg-rd64-refined"
-_SEGMENT, _GENERATE = "segment-the-given-object", "generate-image-from-user-input-text"
+_SEGMENT, _GENERATE, _DETECT = "segment-the-given-object", "generate-image-from-user-input-text", "detection"
 _CLASSICAL = "A classical method in place of a learned one"
 _TOOLS = {
     "get-photo-description": _Entry(seeing.caption_picture, "BLIP.", "Salesforce/blip-image-captioning-base"),
@@ -59,7 +59,10 @@ _TOOLS = {
     if _HED
     else _Entry(drawing.draw_sketch, f"{_CLASSICAL}: strokes along soft edges."),
     "pose-detection-on-image": _Entry(
-        seeing.draw_pose, "ViTPose, for one person.", "usyd-community/vitpose-base-simple"
+        poses.draw_pose,
+        "ViTPose, for every person that the tool Detection finds, in OpenPose's colours.",
+        "usyd-community/vitpose-base-simple",
+        _DETECT,
     ),
     "predict-depth-on-image": _Entry(seeing.draw_depth, "DPT.", "Intel/dpt-large"),
     "predict-normal-map-on-image": _Entry(seeing.draw_normals, "From the depth that DPT estimates.", "Intel/dpt-large"),
@@ -82,9 +85,7 @@ _TOOLS = {
         "The network PP-OCR or Tesseract, where installed; otherwise a classical detector says where print may lie.",
         method="learned",
     ),
-    "detection": _find_things(
-        seeing.detect_objects, "DETR.", "facebook/detr-resnet-50", "The small network YOLOv3-tiny."
-    ),
+    _DETECT: _find_things(seeing.detect_objects, "DETR.", "facebook/detr-resnet-50", "The small network YOLOv3-tiny."),
     "image-super-resolution": _Entry(
         resolution.upscale_image, f"{_CLASSICAL}: cubic interpolation with back-projection."
     ),

@@ -81,7 +81,7 @@ class Hed(nn.Module):
 
     def __init__(self, path: Path) -> None:
         """Read Keras's file; KeyError where it is another network's, ImportError without h5py."""
-        import h5py  # comes with `make networks`, and not with the project
+        import h5py  # pyright: ignore[reportMissingImports] - comes with `make networks`, and not with the project
 
         super().__init__()
         with h5py.File(path) as file:
@@ -105,7 +105,7 @@ class Hed(nn.Module):
 
     def predict(self, image: np.ndarray) -> np.ndarray:
         """Of uint8 [H, W, 3] RGB: the chance of an edge, float32 [H, W]."""
-        pixels = torch.from_numpy(image[..., ::-1].astype(np.float32) - np.float32(_MEAN_BGR))
+        pixels = torch.from_numpy(image[..., ::-1].astype(np.float32) - np.array(_MEAN_BGR, np.float32))
         with torch.inference_mode():
             return self(pixels.to(_device(self)).permute(2, 0, 1)[None]).cpu().numpy()
 

@@ -1,4 +1,4 @@
-"""What networks see in a picture: captions, answers, objects, segments, depth, poses; and speech in a sound."""
+"""What networks see in a picture: captions, answers, objects, segments, depth; and speech in a sound."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ LOAD_NAMED_SEGMENTER = partial(load_parts, ("CLIPSegForImageSegmentation", "Auto
 LOAD_SEGMENTER = partial(load_parts, ("AutoModelForSemanticSegmentation", "AutoImageProcessor"))
 LOAD_DEPTH = partial(load_parts, ("AutoModelForDepthEstimation", "AutoImageProcessor"))
 LOAD_CLASSIFIER = partial(load_parts, ("AutoModelForImageClassification", "AutoImageProcessor"))
-LOAD_POSE = partial(load_parts, ("VitPoseForPoseEstimation", "AutoImageProcessor"))
 LOAD_LETTERS = partial(load_parts, ("AutoModelForCTC", "AutoFeatureExtractor", "AutoTokenizer"))
 
 
@@ -201,27 +200,6 @@ def draw_normals(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOu
     return ToolOutput(
         "Normals from the depth that a network estimates.", png_file((normals * 127.5 + 127.5).astype(np.uint8))
     )
-
-
-def draw_pose(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
-    """Joints and limbs of one person, who is taken to fill the picture."""
-    model, processor = models.get(model_id, LOAD_POSE)
-    height, width = image.shape[:2]
-    boxes = [[[0.0, 0.0, float(width), float(height)]]]
-    outputs = run_model(model, processor(image, boxes=boxes, return_tensors="pt"))
-    person = processor.post_process_pose_estimation(outputs, boxes=boxes)[0][0]
-    canvas = np.zeros_like(image)
-    points = {
-        int(label): (round(float(x)), round(float(y)))
-        for label, (x, y), score in zip(person["labels"], person["keypoints"], person["scores"], strict=True)
-        if float(score) > 0.3
-    }
-    for start, end in getattr(model.config, "edges", None) or ():
-        if start in points and end in points:
-            cv2.line(canvas, points[start], points[end], (255, 160, 0), 3, cv2.LINE_AA)
-    for point in points.values():
-        cv2.circle(canvas, point, 4, (0, 255, 0), -1, cv2.LINE_AA)
-    return ToolOutput(f"Found {len(points)} joints of a person.", png_file(canvas))
 
 
 def classify_picture(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
