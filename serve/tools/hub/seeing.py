@@ -210,12 +210,20 @@ def classify_picture(models: ModelCache, model_id: str, image: np.ndarray) -> To
 
 
 def name_faces(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
-    """Who each face is like, among those that the network knows."""
+    """Who each face is like, among those that the network knows; nobody where it is not sure."""
     boxes = find_faces(image)
     if not boxes:
         return ToolOutput("No face was found.")
-    names = [classify_picture(models, model_id, image[y : y + h, x : x + w]).text for x, y, w, h in boxes]
-    return ToolOutput("; ".join(f"face {number}: {name}" for number, name in enumerate(names, start=1)))
+    model, processor = models.get(model_id, LOAD_CLASSIFIER)
+    said = []
+    for number, (x, y, w, h) in enumerate(boxes, start=1):
+        face = image[max(0, y) : y + h, max(0, x) : x + w]
+        chances = run_model(model, processor(images=face, return_tensors="pt")).logits.softmax(-1)[0]
+        best = int(chances.argmax())
+        name = model.config.id2label[best] if float(chances[best]) >= MIN_SCORE else "nobody whom the network knows"
+        said.append(f"face {number} at x {x} to {x + w}, y {y} to {y + h}: {name} ({float(chances[best]):.2f})")
+    known = f"The network knows {len(chances)} people, and takes others who are like one of them for that one."
+    return ToolOutput(f"{'; '.join(said)}. {known}")
 
 
 def spell_speech(models: ModelCache, model_id: str, audio: Sound) -> ToolOutput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,13 @@ def save_grounding_dino(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def save_classifier(folder: Path) -> None:
-    """It knows one person by heart."""
-    config = ViTConfig(image_size=16, patch_size=8, id2label={0: "Ada", 1: "Bob"}, **TINY)
+def save_classifier(folder: Path, surety: float = 30.0) -> None:
+    """It takes everybody for Bob."""
+    config = ViTConfig(image_size=16, patch_size=8, id2label={0: "Ada", 1: "Bob", 2: "Eve"}, **TINY)
     model = ViTForImageClassification(config)
     with torch.no_grad():
-        model.classifier.bias.copy_(torch.tensor([0.0, 30.0]))
+        model.classifier.bias.copy_(torch.tensor([0.0, surety, -0.1]))
+        model.classifier.weight.zero_()
     model.save_pretrained(folder)
     ViTImageProcessorPil(size=SIZE).save_pretrained(folder)
 
@@ -158,12 +160,16 @@ def test_what_is_named_is_marked_and_painted_over(tools: dict[str, Any], models:
 
 
 def test_pictures_and_faces_are_named(
-    tools: dict[str, Any], models: ModelCache, monkeypatch: pytest.MonkeyPatch
+    tools: dict[str, Any], models: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faces, "has_network", lambda: False)  # which sees no face in a drawing
-    assert call(tools, models, CLASSIFY, noise())[0] == "Bob (1.00), Ada (0.00)"
+    assert call(tools, models, CLASSIFY, noise())[0] == "Bob (1.00), Ada (0.00), Eve (0.00)"
     assert call(tools, models, NAME, noise())[0] == "No face was found."
     data = render_media(Modality.IMAGE, "portrait", np.random.default_rng(1))
     portrait = decode_media("image", data, ToolLimits())
     assert isinstance(portrait, np.ndarray)
-    assert call(tools, models, NAME, portrait)[0] == "face 1: Bob (1.00), Ada (0.00)"
+    text, _ = call(tools, models, NAME, portrait)
+    assert re.match(r"face 1 at x \d+ to \d+, y \d+ to \d+: Bob \(1\.00\)\. The network knows 3 people", text)
+    save_classifier(tmp_path / "unsure", surety=0.1)
+    unsure = load_tools({NAME: str(tmp_path / "unsure")})
+    assert ": nobody whom the network knows (0.37)." in call(unsure, models, NAME, portrait)[0]
