@@ -103,7 +103,8 @@ def test_long_words_are_no_error() -> None:
 
 
 def test_weights_at_hand_or_named_bring_their_tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "has_weights", lambda model_id: model_id == "facebook/detr-resnet-50")
+    at_hand = ("facebook/detr-resnet-50", load_tools()["gpt4tools/detection"].model_id)  # or a package's network
+    monkeypatch.setattr(module, "has_weights", lambda model_id: model_id in at_hand)
     agent = Agent(finds_cards=True, tool_models={"Intel/dpt-large": "mine/depth"})
     agent.ask(WORDS)
     models = {tool.tool_id for tool in agent.ranked[0]} & {
