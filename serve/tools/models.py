@@ -8,6 +8,7 @@ import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,6 @@ def load_parts(class_names: tuple[str, ...], model_id: str) -> LoadedModel:
     Raises:
         ToolError: "weights_not_available" where the files are not there, or not in a form that is loaded.
     """
-    import torch
     import transformers
 
     check_within_reach(model_id)
@@ -117,8 +117,14 @@ def load_parts(class_names: tuple[str, ...], model_id: str) -> LoadedModel:
         parts = [part_class.from_pretrained(model_id, **options) for part_class in part_classes]
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise not_available(model_id, f"{type(error).__name__}") from error
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return LoadedModel((model, *parts), count_bytes(model))
+    return LoadedModel((put_on_device(model), *parts), count_bytes(model))
+
+
+def put_on_device(model: Any) -> Any:
+    """A torch module where it is to run, which answers and does not learn."""
+    import torch
+
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def count_bytes(model: Any) -> int:
@@ -171,6 +177,17 @@ def has_weights(model_id: str) -> bool:
         return Path(model_id).is_dir()
     in_cache = (try_to_load_from_cache(model_id, name) for name in ("config.json", "model_index.json"))
     return any(isinstance(path, str) for path in in_cache)
+
+
+def find_packaged(package: str, folder: str) -> str | None:
+    """The folder of weights that a Python package brings, which is a model's id as any other; None where it is missing.
+
+    The package itself is not imported: it may want others that are not installed.
+    """
+    found = find_spec(package)
+    roots = found.submodule_search_locations if found else None
+    path = Path(next(iter(roots))) / folder if roots else None
+    return str(path) if path and path.is_dir() else None
 
 
 def check_within_reach(model_id: str) -> None:

@@ -1,4 +1,4 @@
-"""What networks see in a picture: captions, answers, objects, segments, depth, poses; and speech in a sound."""
+"""What networks see in a picture: captions, answers, objects, segments, depth; and speech in a sound."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from serve.tools.audio.pitch import WORKING_RATE_HZ, at_working_rate
+from serve.tools.hub.yolo import Box, find_named_things, find_things, is_yolo
 from serve.tools.images.faces import find_faces
 from serve.tools.media import png_file
 from serve.tools.models import ModelCache, generate_tokens, load_parts, name_classes, run_model
@@ -16,7 +17,7 @@ from serve.tools.spec import Sound, ToolOutput
 
 MIN_SCORE = 0.5
 MIN_NAMED_SCORE = 0.1  # zero-shot detectors give low scores
-Box = tuple[str, float, tuple[int, int, int, int]]  # label, score, (x1, y1, x2, y2)
+CUT_SIDE_PX, MIN_CUT_PX = 320, 64  # of the picture in which an object is cut out, and of the object and its ground
 
 
 # how each kind of model is loaded; one name per task, for `ModelCache` keys on it
@@ -28,7 +29,6 @@ LOAD_NAMED_SEGMENTER = partial(load_parts, ("CLIPSegForImageSegmentation", "Auto
 LOAD_SEGMENTER = partial(load_parts, ("AutoModelForSemanticSegmentation", "AutoImageProcessor"))
 LOAD_DEPTH = partial(load_parts, ("AutoModelForDepthEstimation", "AutoImageProcessor"))
 LOAD_CLASSIFIER = partial(load_parts, ("AutoModelForImageClassification", "AutoImageProcessor"))
-LOAD_POSE = partial(load_parts, ("VitPoseForPoseEstimation", "AutoImageProcessor"))
 LOAD_LETTERS = partial(load_parts, ("AutoModelForCTC", "AutoFeatureExtractor", "AutoTokenizer"))
 
 
@@ -60,12 +60,19 @@ def _to_boxes(found: dict[str, Any], labels: list[str]) -> list[Box]:
     return sorted(boxes, key=lambda box: -box[1])
 
 
-def detect_objects(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
-    """Every object with its box."""
+def find_all(models: ModelCache, model_id: str, image: np.ndarray) -> list[Box]:
+    """Every object that the network knows, the surest first."""
+    if is_yolo(model_id):
+        return find_things(models, model_id, image)
     model, processor = models.get(model_id, LOAD_DETECTOR)
     outputs = run_model(model, processor(images=image, return_tensors="pt"))
     found = processor.post_process_object_detection(outputs, MIN_SCORE, target_sizes=[image.shape[:2]])[0]
-    boxes = _to_boxes(found, [model.config.id2label[int(label)] for label in found["labels"]])
+    return _to_boxes(found, [model.config.id2label[int(label)] for label in found["labels"]])
+
+
+def detect_objects(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
+    """Every object with its box."""
+    boxes = find_all(models, model_id, image)
     listed = "; ".join(
         f"{label} ({score:.2f}) at x {b[0]} to {b[2]}, y {b[1]} to {b[3]}" for label, score, b in boxes[:100]
     )
@@ -73,7 +80,13 @@ def detect_objects(models: ModelCache, model_id: str, image: np.ndarray) -> Tool
 
 
 def find_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) -> list[Box]:
-    """Boxes of what `name` calls, the surest first."""
+    """Boxes of what `name` calls, the surest first.
+
+    Raises:
+        InputError: see `find_named_things`.
+    """
+    if is_yolo(model_id):
+        return find_named_things(models, model_id, image, name)
     model, processor = models.get(model_id, LOAD_NAMED_DETECTOR)
     inputs = processor(text=[[name]], images=image, return_tensors="pt", truncation=True)
     outputs = run_model(model, inputs)
@@ -103,7 +116,9 @@ def crop_named(models: ModelCache, model_id: str, image: np.ndarray, object: str
 
 
 def mark_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) -> np.ndarray:
-    """Where `name` is, bool [H, W]."""
+    """Where `name` is, bool [H, W]; InputError as of `find_named`."""
+    if is_yolo(model_id):
+        return cut_out(image, [box for _, _, box in find_named(models, model_id, image, name)])
     model, processor = models.get(model_id, LOAD_NAMED_SEGMENTER)
     inputs = processor(text=[name], images=[image], return_tensors="pt", padding=True, truncation=True)
     logits = run_model(model, inputs).logits
@@ -111,12 +126,30 @@ def mark_named(models: ModelCache, model_id: str, image: np.ndarray, name: str) 
     return cv2.resize(chance, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5
 
 
+def cut_out(image: np.ndarray, boxes: list[tuple[int, int, int, int]]) -> np.ndarray:
+    """What stands in boxes (x1, y1, x2, y2), without the ground around, bool [H, W]: GrabCut (Rother et al. 2004)."""
+    scale = min(1.0, CUT_SIDE_PX / max(image.shape[:2]))
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    whole = np.zeros(small.shape[:2], np.uint8)
+    for box in boxes:
+        x1, y1, x2, y2 = (round(side * scale) for side in box)
+        labels = np.full(small.shape[:2], cv2.GC_BGD, np.uint8)
+        labels[y1:y2, x1:x2] = cv2.GC_PR_FGD
+        inside = labels == cv2.GC_PR_FGD
+        if MIN_CUT_PX < inside.sum() < inside.size - MIN_CUT_PX:  # there is something to tell apart
+            cv2.setRNGSeed(0)
+            colours = (np.zeros((1, 65)), np.zeros((1, 65)))
+            cv2.grabCut(np.ascontiguousarray(small), labels, (0, 0, 1, 1), *colours, 5, cv2.GC_INIT_WITH_MASK)
+        whole[inside & np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))] = 1
+    return cv2.resize(whole, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0
+
+
 def segment_named(models: ModelCache, model_id: str, image: np.ndarray, object: str) -> ToolOutput:
     """White where the object is, black elsewhere."""
     mask = mark_named(models, model_id, image, object)
-    return ToolOutput(
-        f"{100 * mask.mean():.1f} % of the picture shows {object!r}.", png_file(mask.astype(np.uint8) * 255)
-    )
+    how = " (a rough outline, by GrabCut)" if is_yolo(model_id) else ""
+    text = f"{100 * mask.mean():.1f} % of the picture shows {object!r}{how}."
+    return ToolOutput(text, png_file(mask.astype(np.uint8) * 255))
 
 
 def remove_named(models: ModelCache, model_id: str, image: np.ndarray, object: str) -> ToolOutput:
@@ -169,27 +202,6 @@ def draw_normals(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOu
     )
 
 
-def draw_pose(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
-    """Joints and limbs of one person, who is taken to fill the picture."""
-    model, processor = models.get(model_id, LOAD_POSE)
-    height, width = image.shape[:2]
-    boxes = [[[0.0, 0.0, float(width), float(height)]]]
-    outputs = run_model(model, processor(image, boxes=boxes, return_tensors="pt"))
-    person = processor.post_process_pose_estimation(outputs, boxes=boxes)[0][0]
-    canvas = np.zeros_like(image)
-    points = {
-        int(label): (round(float(x)), round(float(y)))
-        for label, (x, y), score in zip(person["labels"], person["keypoints"], person["scores"], strict=True)
-        if float(score) > 0.3
-    }
-    for start, end in getattr(model.config, "edges", None) or ():
-        if start in points and end in points:
-            cv2.line(canvas, points[start], points[end], (255, 160, 0), 3, cv2.LINE_AA)
-    for point in points.values():
-        cv2.circle(canvas, point, 4, (0, 255, 0), -1, cv2.LINE_AA)
-    return ToolOutput(f"Found {len(points)} joints of a person.", png_file(canvas))
-
-
 def classify_picture(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
     """The three likeliest classes."""
     model, processor = models.get(model_id, LOAD_CLASSIFIER)
@@ -198,12 +210,20 @@ def classify_picture(models: ModelCache, model_id: str, image: np.ndarray) -> To
 
 
 def name_faces(models: ModelCache, model_id: str, image: np.ndarray) -> ToolOutput:
-    """Who each face is like, among those that the network knows."""
+    """Who each face is like, among those that the network knows; nobody where it is not sure."""
     boxes = find_faces(image)
     if not boxes:
         return ToolOutput("No face was found.")
-    names = [classify_picture(models, model_id, image[y : y + h, x : x + w]).text for x, y, w, h in boxes]
-    return ToolOutput("; ".join(f"face {number}: {name}" for number, name in enumerate(names, start=1)))
+    model, processor = models.get(model_id, LOAD_CLASSIFIER)
+    said = []
+    for number, (x, y, w, h) in enumerate(boxes, start=1):
+        face = image[max(0, y) : y + h, max(0, x) : x + w]
+        chances = run_model(model, processor(images=face, return_tensors="pt")).logits.softmax(-1)[0]
+        best = int(chances.argmax())
+        name = model.config.id2label[best] if float(chances[best]) >= MIN_SCORE else "nobody whom the network knows"
+        said.append(f"face {number} at x {x} to {x + w}, y {y} to {y + h}: {name} ({float(chances[best]):.2f})")
+    known = f"The network knows {len(chances)} people, and takes others who are like one of them for that one."
+    return ToolOutput(f"{'; '.join(said)}. {known}")
 
 
 def spell_speech(models: ModelCache, model_id: str, audio: Sound) -> ToolOutput:

@@ -30,15 +30,21 @@ def draw_soft_edges(image: np.ndarray) -> ToolOutput:
     return ToolOutput(text, png_file(find_soft_edges(image)))
 
 
-def draw_sketch(image: np.ndarray) -> ToolOutput:
-    """Thick white strokes on black along the strongest soft edges."""
-    soft = find_soft_edges(image)
+def scribble(soft: np.ndarray) -> np.ndarray:
+    """Thick white strokes on black along the strongest soft edges, both uint8 [H, W]."""
     level, _ = cv2.threshold(soft, 0, 255, cv2.THRESH_OTSU)
     strokes = (cv2.GaussianBlur(soft, (0, 0), 2.0) > level).astype(np.uint8) * 255
     counted, labels, sizes, _ = cv2.connectedComponentsWithStats(strokes)
     small = [number for number in range(1, counted) if sizes[number, cv2.CC_STAT_AREA] < strokes.size // 5000]
     strokes[np.isin(labels, small)] = 0
-    return ToolOutput("A scribble along the soft edges, by a classical method.", png_file(strokes))
+    return strokes
+
+
+def draw_sketch(image: np.ndarray) -> ToolOutput:
+    """A scribble along the soft edges."""
+    return ToolOutput(
+        "A scribble along the soft edges, by a classical method.", png_file(scribble(find_soft_edges(image)))
+    )
 
 
 def find_segments(image: np.ndarray) -> np.ndarray:

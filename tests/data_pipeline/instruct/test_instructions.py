@@ -91,6 +91,7 @@ def test_the_supplements_cases_of_noise() -> None:
         (render("Find the edges of the picture", "Edge Detection On Image", IMAGE, "edges"), "arguments"),
         (render("Tell me what is written in it", "Text Detection On Image", ""), "arguments"),
         (render("Estimate how deep the valley is, as a depth map", "Pose Detection On Image", IMAGE), "tool"),
+        (render("Estimate the depth map of this valley", "Predict Normal Map On Image", IMAGE), "tool"),
     ],
 )
 def test_other_noise(line: str, reason: str) -> None:
@@ -148,4 +149,4 @@ def test_words_for_another_tool_are_told_by_what_marks_it() -> None:
             n += 1
             if not (isinstance(found, Noise) and found.reason == "tool"):
                 missed.append((tool.call_name, other.call_name))
-    assert len(missed) <= 0.1 * n, missed
+    assert len(missed) <= 0.05 * n, missed

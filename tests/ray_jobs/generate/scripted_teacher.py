@@ -186,3 +186,16 @@ def write_captions(folder: Path, captions: Iterable[str]) -> Path:
     path = folder / "captions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def question_settings(folder: Path, teacher: ScriptedTeacher, *more: str) -> list[str]:
+    """Of `generate` for questions about a folder's `tools.jsonl`, into its `runs/q`."""
+    server = f"generate.teacher={{url: {teacher.url}, model: scripted, api_key_env: ''}}"
+    tools = f"generate.tools={folder / 'tools.jsonl'}"
+    return [f"runs_dir={folder / 'runs'}", "name=q", "generate.recipe=questions", tools, server, *more]
+
+
+def read_generated(folder: Path, file: str = "records.jsonl", name: str = "q") -> list[dict[str, Any]]:
+    """The rows of a file that a run wrote."""
+    text = (folder / "runs" / name / "generated" / file).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]

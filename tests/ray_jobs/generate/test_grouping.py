@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
-from scripted_teacher import ScriptedTeacher, answer_each, scripted_teacher
+from scripted_teacher import ScriptedTeacher, answer_each, question_settings, read_generated, scripted_teacher
 
 from data_pipeline.instruct.groups import AMBIGUITIES
 from data_pipeline.records.catalog import Tool, ToolCatalog
@@ -62,19 +61,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def generate(own: Path, teacher: ScriptedTeacher, *more: str) -> int:
-    given = [
-        f"runs_dir={own / 'runs'}",
-        "name=q",
-        "generate.recipe=questions",
-        f"generate.tools={own / 'tools.jsonl'}",
-        f"generate.teacher={{url: {teacher.url}, model: scripted, api_key_env: ''}}",
-    ]
-    return main(["generate", *given, *more])
-
-
-def read_rows(own: Path, file: str, name: str = "q") -> list[dict[str, Any]]:
-    text = (own / "runs" / name / "generated" / file).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return main(["generate", *question_settings(own, teacher, *more)])
 
 
 def test_all_five_kinds_without_a_declared_group(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,11 +99,11 @@ def test_a_person_corrects_what_was_proposed(own: Path, capsys: pytest.CaptureFi
     with scripted_teacher() as teacher:
         teacher.differences = say_differences
         assert generate(own, teacher, captions, "generate.limit=4") == 0
-        rows = read_rows(own, "groups.jsonl")
+        rows = read_generated(own, "groups.jsonl")
         assert {"tools": ["own/haze", "own/rain"], "ambiguity": "quality"} in rows
         corrected = [{"tools": row["tools"]} if row["ambiguity"] == "others" else row for row in rows]
         (own / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corrected), encoding="utf-8")
-        media = read_rows(own, "media_tools.jsonl")
+        media = read_generated(own, "media_tools.jsonl")
         assert {"media": "rain.png", "tools": ["own/rain"], "licence": "CC0-1.0"} in media
         media = [row | {"tools": ["own/haze", "own/rain"]} if row["media"] == "haze.png" else row for row in media]
         (own / "media.jsonl").write_text("".join(json.dumps(row) + "\n" for row in media), encoding="utf-8")
@@ -126,7 +113,7 @@ def test_a_person_corrects_what_was_proposed(own: Path, capsys: pytest.CaptureFi
         new = teacher.prompts[n_before:]
     assert not any("differs from" in prompt or "what is attached decides" in prompt for prompt in new)
     capsys.readouterr()
-    again = read_rows(own, "records.jsonl", "again")
+    again = read_generated(own, "records.jsonl", "again")
     assert not any(row.get("ambiguity") == "others" for row in again)
     assert any(row["tools"] == ["own/haze", "own/rain"] and row.get("ambiguity") == "quality" for row in again)
     spoken = [row for row in again if row.get("media", "").endswith(".wav")]
@@ -146,7 +133,7 @@ def test_nothing_is_proposed_where_nothing_could_decide(own: Path, capsys: pytes
         assert generate(own, teacher, captions, "generate.limit=2", "name=vague") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["ambiguous"], result["groups"]["ambiguous"]["quality"]) == (0, 1)
-    assert read_rows(own, "media_tools.jsonl", "vague") == []
+    assert read_generated(own, "media_tools.jsonl", "vague") == []
 
 
 def test_an_answer_in_no_form_leaves_tools_apart(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

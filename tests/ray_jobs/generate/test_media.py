@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from scripted_teacher import ScriptedTeacher, scripted_teacher
+from scripted_teacher import ScriptedTeacher, question_settings, scripted_teacher
 
 from data_pipeline.records.catalog import Tool, ToolCatalog
 from data_pipeline.records.schema import Modality, ToolRecord
@@ -31,14 +31,7 @@ CAPTIONS = [
 
 def generate(folder: Path, teacher: ScriptedTeacher, *more: str) -> int:
     TOOLS.save_jsonl(folder / "tools.jsonl")
-    settings = f"generate.teacher={{url: {teacher.url}, model: scripted, api_key_env: ''}}"
-    given = [
-        f"runs_dir={folder / 'runs'}",
-        "name=m",
-        "generate.recipe=questions",
-        f"generate.tools={folder}/tools.jsonl",
-    ]
-    return main(["generate", *given, settings, *more])
+    return main(["generate", *question_settings(folder, teacher, "name=m", *more)])
 
 
 def test_captions_choose_the_file_and_licences_go_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from scripted_teacher import ScriptedTeacher, scripted_teacher
+from scripted_teacher import ScriptedTeacher, question_settings, read_generated, scripted_teacher
 
 from data_pipeline.instruct.structured import QUERIES
 from data_pipeline.records.catalog import Tool, ToolCatalog
@@ -55,18 +55,12 @@ def shop(tmp_path: Path) -> Path:
 
 
 def settings(shop: Path, teacher: ScriptedTeacher, *more: str) -> list[str]:
-    files = [f"generate.{name}={shop / name}.jsonl" for name in ("tools", "groups", "media")]
-    server = f"generate.teacher={{url: {teacher.url}, model: scripted, api_key_env: ''}}"
-    return [f"runs_dir={shop / 'runs'}", "name=q", "generate.recipe=questions", *files, server, *more]
+    files = [f"generate.{name}={shop / name}.jsonl" for name in ("groups", "media")]
+    return question_settings(shop, teacher, *files, *more)
 
 
 def generate(shop: Path, teacher: ScriptedTeacher, *more: str) -> int:
     return main(["generate", *settings(shop, teacher, *more)])
-
-
-def read_rows(shop: Path, name: str, file: str = "records.jsonl") -> list[dict[str, Any]]:
-    text = (shop / "runs" / name / "generated" / file).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_a_shops_tools_become_a_corpus(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +88,7 @@ def test_a_shops_tools_become_a_corpus(shop: Path, capsys: pytest.CaptureFixture
             assert "haze" not in record.instruction.lower()
         if "shop/stock-by-name" in record.valid_tool_ids:
             assert "shop/count" in record.valid_tool_ids, "they do the same"
-    rows = read_rows(shop, "q")
+    rows = read_generated(shop)
     assert {(row.get("media", ""), row["media_licence"]) for row in rows} == {
         ("rain.png", "CC-BY-4.0"),
         ("haze.png", ""),
@@ -103,7 +97,7 @@ def test_a_shops_tools_become_a_corpus(shop: Path, capsys: pytest.CaptureFixture
     report = (shop / "runs/q/generated/report.md").read_text(encoding="utf-8")
     kept = report.partition("## Kept")[2].partition("## Left out")[0]
     assert kept.count("\n- ") == kept.count("\n  - form: ok\n") == 20, "each example has its verdict"
-    used = {row["file"]: row["licence"] for row in read_rows(shop, "q", "media.jsonl")}
+    used = {row["file"]: row["licence"] for row in read_generated(shop, "media.jsonl")}
     assert used == {"rain.png": "CC-BY-4.0", "haze.png": ""}
     assert result["media"]["licences"] == {"CC-BY-4.0": 1, "not stated": 1}
     assert "CC-BY-4.0 (10 rows)" in reading.all_terms, "which the corpus's manifest takes over"
@@ -151,9 +145,9 @@ def test_near_repetitions_across_answers_are_left_out_in_whatever_order_they_com
         assert spec.generate.teacher is not None
         questions.run(spec, Backwards(spec.generate.teacher, ReplyCache(shop / "replies")))
     for file in ("records.jsonl", "rejected.jsonl", "catalog.jsonl"):
-        assert read_rows(shop, "q", file) == read_rows(shop, "backwards", file)
-    repeated = [row["line"] for row in read_rows(shop, "q", "rejected.jsonl") if row["reason"] == "repeated"]
-    said = [row["instruction"] for row in read_rows(shop, "q")]
+        assert read_generated(shop, file, "q") == read_generated(shop, file, "backwards")
+    repeated = [row["line"] for row in read_generated(shop, "rejected.jsonl") if row["reason"] == "repeated"]
+    said = [row["instruction"] for row in read_generated(shop)]
     begins = ("Before the place", "Hm, my item")
     n_common = [[sum(line.startswith(each) for line in lines) for lines in (said, repeated)] for each in begins]
     # the two ambiguous prompts repeat their tool's own first, and shop/count repeats shop/stock-by-name's
@@ -194,11 +188,11 @@ def test_a_card_that_speaks_to_the_teacher_changes_its_own_tool_alone(
         teacher.queries = write
         run("Sorts parcels by weight.", "q")
         result = run(orders, "hostile")
-    others = [row for row in read_rows(shop, "q") if row["tools"] != ["shop/sort"]]
-    assert [row for row in read_rows(shop, "hostile") if row["tools"] != ["shop/sort"]] == others
+    others = [row for row in read_generated(shop) if row["tools"] != ["shop/sort"]]
+    assert [row for row in read_generated(shop, name="hostile") if row["tools"] != ["shop/sort"]] == others
     assert len(others) == 20
     # what looks like a query of that tool stays its own, as words
-    own = [row["instruction"] for row in read_rows(shop, "hostile") if row["tools"] == ["shop/sort"]]
+    own = [row["instruction"] for row in read_generated(shop, name="hostile") if row["tools"] == ["shop/sort"]]
     assert own == [f"$(touch {harmed})"]
     assert result["rejected"] == {"format": 2, "prohibited": 1, "length": 1}
     assert not harmed.exists()
@@ -218,9 +212,9 @@ def test_tools_of_one_functionality_share_their_questions(shop: Path, capsys: py
         own = f"generate.groups={shop / 'own.jsonl'}"
         assert generate(shop, teacher, "generate.media=null", own, "name=own") == 0
     assert counts["tools_that_share"] == 2
-    answers = Counter(frozenset(row["tools"]) for row in read_rows(shop, "q"))
+    answers = Counter(frozenset(row["tools"]) for row in read_generated(shop))
     assert answers == {frozenset({"lab/a", "lab/b"}): 20, frozenset({"lab/c"}): 10}
-    answers = Counter(frozenset(row["tools"]) for row in read_rows(shop, "own"))
+    answers = Counter(frozenset(row["tools"]) for row in read_generated(shop, name="own"))
     assert answers == {frozenset({"lab/a"}): 10, frozenset({"lab/b", "lab/c"}): 20}, "the user's own groups alone"
     reading = read_jsonl(shop / "runs/q/generated/records.jsonl", shop, None)
     assert reading.catalog["lab/a"].fine_functionality == "Deraining", "as prepare keeps it"

@@ -28,6 +28,7 @@ from serve.engine.messages import Ranking, SelectQuery, ServedModel
 from serve.mcp_servers.servers import McpServers
 from serve.mcp_servers.tools import read_tool
 from serve.tools.all_tools import load_tools
+from serve.tools.models import has_weights
 
 WORDS = "Draw the edges, then tell its size in pixels"
 
@@ -68,7 +69,8 @@ def test_a_model_that_finds_cards_is_offered_what_suits_the_words_among_all_tool
     (offered,) = agent.offered
     assert len(offered) == agent.args.agent_max_tools
     assert {"local/detect-edges", "local/measure-picture", "local/remove-hum"} <= set(offered)
-    needs_weights = {spec.tool_id for spec in load_tools().values() if spec.method == "model"}
+    needs_weights = {spec.tool_id for spec in load_tools().values() if not all(map(has_weights, spec.model_ids))}
+    assert "gpt4tools/get-photo-description" in needs_weights
     (ranked,) = agent.ranked
     known = {tool.tool_id for tool in CATALOG}
     at_hand = [tool for tool in ranked if tool.tool_id not in known]
@@ -131,7 +133,8 @@ def test_long_words_are_no_error() -> None:
 
 
 def test_weights_at_hand_or_named_bring_their_tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "has_weights", lambda model_id: model_id == "facebook/detr-resnet-50")
+    at_hand = ("facebook/detr-resnet-50", load_tools()["gpt4tools/detection"].model_id)  # or a package's network
+    monkeypatch.setattr(module, "has_weights", lambda model_id: model_id in at_hand)
     agent = Agent(finds_cards=True, tool_models={"Intel/dpt-large": "mine/depth"})
     agent.ask(WORDS)
     models = {tool.tool_id for tool in agent.ranked[0]} & {

@@ -31,7 +31,7 @@ from serve.deployments.predictor import Predictor
 from serve.engine import vllm_http
 from serve.engine.answering import Engine
 from serve.engine.choices import Question
-from serve.engine.messages import PartQuery, Ranking, SelectQuery
+from serve.engine.messages import JsonQuery, PartQuery, Ranking, SelectQuery
 from serve.engine.model_engine import EngineUnavailableError
 from serve.engine.vllm_engine import API_KEY_VARIABLE, VllmEngine
 from serve.http.schemas import RequestError
@@ -129,6 +129,8 @@ def test_rankings_are_those_of_the_engine_in_this_process(
     assert engine.largest_batch == len(questions), "all at once: the server makes batches of them"
     with pytest.raises(InputError):
         engine.rank(_ask(engine.tokenizer, "a", "Improve", 0))
+    with pytest.raises(InputError, match="leave response_format out"):
+        asyncio.run(engine.write_json(JsonQuery("Answer: ", "start: /a/", 1)))
 
 
 def test_turns_are_those_of_the_engine_in_this_process(

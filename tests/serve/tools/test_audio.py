@@ -88,6 +88,18 @@ def test_vibrato_is_measured() -> None:
     assert pitch.find_vibrato(Sound(np.float32(0.3 * np.sin(2 * np.pi * 300 * time)), RATE)) is None
 
 
+@pytest.mark.parametrize("hz", [50, 440, 3000])
+@pytest.mark.parametrize("seconds", [1, 6])
+def test_a_steady_tone_has_no_beat_no_heart_and_no_machine(hz: int, seconds: int) -> None:
+    time = np.arange(seconds * RATE) / RATE
+    tone = Sound(np.float32(0.5 * np.sin(2 * np.pi * hz * time)), RATE)
+    assert rhythm.estimate_tempo(tone).text.startswith("No steady beat was found")
+    with pytest.raises(MediaError, match="no heartbeat was found"):
+        rhythm.measure_heart_rate(tone)
+    with pytest.raises(MediaError, match="no machine was found"):
+        rhythm.measure_rotation(tone)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_tempo_heart_rate_and_rotation_are_measured(seed: int) -> None:
     rng = Recorder(seed)

@@ -48,7 +48,7 @@ from transformers import (
 
 from serve.tools.all_tools import load_tools
 from serve.tools.media import png_file, wav_file
-from serve.tools.models import LoadedModel, ModelCache, load_parts
+from serve.tools.models import LoadedModel, ModelCache, find_packaged, load_parts
 from serve.tools.run import Caller, ToolRunner
 from serve.tools.spec import Sound, ToolError
 
@@ -248,6 +248,15 @@ def test_pickled_weights_are_not_loaded(runner: ToolRunner, model_ids: dict[str,
         runner.run(spec, {"image_path": "a"}, {"a": picture()})
     assert caught.value.code == "weights_not_available"
     assert str(tmp_path) not in caught.value.message
+
+
+def test_a_packages_weights_are_found_without_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net_in_package" / "weights").mkdir(parents=True)
+    (tmp_path / "net_in_package" / "__init__.py").write_text("import what_is_not_installed")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_packaged("net_in_package", "weights") == str(tmp_path / "net_in_package" / "weights")
+    assert find_packaged("net_in_package", "others") is None
+    assert find_packaged("no_such_package", "weights") is None
 
 
 def test_the_cache_keeps_the_models_used_last_within_its_budget() -> None:

@@ -57,7 +57,7 @@ def judge(item: dict[str, Any]) -> Verdict:
     try:
         output = run_tool(spec, {spec.arguments[0].name: "m"} | item.get("arguments", {}), {"m": data})
     except ToolError as error:
-        if error.code == "bad_media":
+        if error.code in ("bad_media", "bad_arguments"):  # a name that its network does not know
             return Verdict("right" if item.get("none") else "decline", item, error.message)
         return Verdict("wrong", item, f"{error.code}: {error.message}", "it failed")
     faults = [*_faults_of_words(item, output.text), *_faults_of_file(item, output, data)]
@@ -130,7 +130,8 @@ def _missing() -> list[str]:
 def test_real_media_are_judged_as_a_person_judges_them(shared_dir: Path) -> None:
     if _missing():
         pytest.skip(f"not installed: {', '.join(_missing())}; without the extra `tools` faces and words are not found")
-    verdicts = [judge(item) for item in yaml.safe_load(LIST.read_text(encoding="utf-8"))]
+    listed = yaml.safe_load(LIST.read_text(encoding="utf-8"))
+    verdicts = [judge(item) for item in listed if "needs" not in item or find_spec(item["needs"]) is not None]
     misses = [verdict for verdict in verdicts if verdict.kind != "right"]
     assert len(verdicts) >= 40
     assert not [miss for miss in misses if miss.kind == "wrong"]
