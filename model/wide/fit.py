@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -55,9 +56,7 @@ def fit_wide(
     return WideHead(tuple(tool_ids), idf, weights[:N_COLUMNS], weights[N_COLUMNS:], scale)
 
 
-def _join(
-    pieces: sparse.csr_matrix, questions: Sequence[ToolRecord], media_vectors: Mapping[str, np.ndarray]
-) -> sparse.csr_matrix:
+def _join(pieces: Any, questions: Sequence[ToolRecord], media_vectors: Mapping[str, np.ndarray]) -> Any:
     """Pieces of words beside media vectors of unit length, [N, N_COLUMNS + E]."""
     if not media_vectors:
         return pieces
@@ -69,7 +68,7 @@ def _join(
     return sparse.csr_matrix(sparse.hstack([pieces, sparse.csr_matrix(media)]))
 
 
-def _mark_right(questions: Sequence[ToolRecord], tool_ids: Sequence[str]) -> sparse.csr_matrix:
+def _mark_right(questions: Sequence[ToolRecord], tool_ids: Sequence[str]) -> Any:
     number = {tool_id: i for i, tool_id in enumerate(tool_ids)}
     marked = [(row, number[tool_id]) for row, record in enumerate(questions) for tool_id in record.valid_tool_ids]
     rows, tools = np.array(marked).T
@@ -77,7 +76,7 @@ def _mark_right(questions: Sequence[ToolRecord], tool_ids: Sequence[str]) -> spa
     return sparse.csr_matrix((values, (rows, tools)), shape=(len(questions), len(tool_ids)))
 
 
-def _solve(features: sparse.csr_matrix, targets: sparse.csr_matrix) -> np.ndarray:
+def _solve(features: Any, targets: Any) -> np.ndarray:
     """Ridge weights float32 [D, K], by whichever of the two normal equations is the cheaper."""
     used = np.flatnonzero(np.bincount(features.indices, minlength=features.shape[1]))
     compact = features[:, used]  # [N, U]
@@ -101,6 +100,7 @@ def _fit_scale(scores: np.ndarray, is_right: np.ndarray) -> float:
 
     def cost(log_scale: float) -> float:
         log_p = log_softmax(np.exp(log_scale) * scores, axis=1)
-        return -float(logsumexp(np.where(is_right, log_p, -np.inf), axis=1).mean())
+        return -float(np.mean(logsumexp(np.where(is_right, log_p, -np.inf), axis=1)))
 
-    return float(np.exp(minimize_scalar(cost, bounds=_LOG_SCALES, method="bounded").x))
+    found: Any = minimize_scalar(cost, bounds=_LOG_SCALES, method="bounded")
+    return float(np.exp(found.x))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -115,13 +116,13 @@ class WeightedHead:
     weight: float
 
 
-def count_pieces(words: Sequence[str]) -> sparse.csr_matrix:
-    """How often each piece stands in each text, [B, N_COLUMNS]."""
+def count_pieces(words: Sequence[str]) -> Any:
+    """How often each piece stands in each text, a CSR matrix [B, N_COLUMNS]."""
     return sparse.csr_matrix(_PIECES.transform(words))
 
 
-def weigh_pieces(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
-    """Rows [B, N_COLUMNS] of unit length: (1 + log count) x idf."""
+def weigh_pieces(counts: Any, idf: np.ndarray) -> Any:
+    """CSR matrix [B, N_COLUMNS] with rows of unit length: (1 + log count) x idf."""
     weighed = counts.astype(np.float32)
     weighed.data = (1 + np.log(weighed.data)) * idf[weighed.indices]
     return normalize(weighed, copy=False)
