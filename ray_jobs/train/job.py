@@ -205,10 +205,7 @@ def _train(
     )
     with shown_to_all(job.seen_by_all):
         _fit(spec, job, f"train-{fingerprint}", tracker, callbacks)
-    wide = ""
-    if spec.train.wide:
-        train_wide(spec, corpus, path := spec.run_dir / f"wide-{fingerprint}.safetensors")
-        wide = str(path)
+    wide = str(train_wide(spec, corpus)) if spec.train.wide else ""
     best, last = store.find_best(), store.find_last()
     assert best is not None
     assert last is not None
