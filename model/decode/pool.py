@@ -19,6 +19,7 @@ from model.decode.trie import ChoiceTrie
 from model.wide.head import WeightedHead, WideHead
 
 _LOG_WEIGHTS = (-4.0, 3.0)  # a weight that is fitted, before the two are brought to the sum of 1
+_LEAST_LOG_P = -500.0  # a mass that is 0 has no share in another
 _PULL = 1.0  # towards equal weights of 1, of so many questions: a handful of them proves little
 
 
@@ -55,6 +56,7 @@ def compute_shares(head: WideHead, trie: ChoiceTrie, prompts: Sequence[Prompt]) 
     known = {tool_id: column for column, tool_id in enumerate(head.tool_ids)}
     log_p = head.log_probabilities([prompt.words for prompt in prompts], [prompt.media for prompt in prompts])  # [B, K]
     columns = np.array([known.get(choice, -1) for choice in trie.choices])
+    log_p = np.maximum(log_p, _LEAST_LOG_P)
     mass = np.zeros((len(prompts), trie.n_nodes))
     mass[:, trie.choice_leaf] = np.exp(np.where(columns < 0, log_p.min(axis=1, keepdims=True), log_p[:, columns]))
     for node in range(trie.n_nodes - 1, 0, -1):  # children have larger numbers than their parent

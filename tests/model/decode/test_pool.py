@@ -119,3 +119,9 @@ def test_a_tool_that_the_head_does_not_know_is_its_least_likely(small) -> None:
 def test_no_question_has_no_answer(small) -> None:
     mllm, trie, _ = small
     assert top_k_tools(mllm, [], 3, trie, wide=make_head(NAMES)) == []
+
+
+def test_a_head_that_is_all_too_sure_is_no_fault(small) -> None:
+    mllm, trie, prompts = small
+    for ranking in top_k_tools(mllm, prompts, 40, trie, wide=make_head(NAMES, scale=1e6)):
+        assert sum(tool.probability for tool in ranking) == pytest.approx(1)
