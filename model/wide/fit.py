@@ -100,7 +100,8 @@ def _fit_scale(scores: np.ndarray, is_right: np.ndarray) -> float:
 
     def cost(log_scale: float) -> float:
         log_p = log_softmax(np.exp(log_scale) * scores, axis=1)
-        return -float(np.mean(logsumexp(np.where(is_right, log_p, -np.inf), axis=1)))
+        log_p_right: Any = logsumexp(np.where(is_right, log_p, -np.inf), axis=1)
+        return -float(log_p_right.mean())
 
     found: Any = minimize_scalar(cost, bounds=_LOG_SCALES, method="bounded")
     return float(np.exp(found.x))
