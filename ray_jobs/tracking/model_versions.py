@@ -40,6 +40,7 @@ REQUIRED = (
     "pyarrow",
     "pydantic",
     "safetensors",
+    "scikit-learn",
     "scipy",
     "torch",
     "transformers",

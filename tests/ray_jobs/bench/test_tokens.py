@@ -19,7 +19,7 @@ def test_the_corpus_is_tokenised_whole(tmp_path: Path, monkeypatch: pytest.Monke
     """How much faster two CPUs are is for an idle machine to say, `make bench`."""
     (tmp_path / "catalog.txt").write_text("".join(f"tool/{n}\n" for n in range(N_TOOLS)), encoding="utf-8")
     write_source(tmp_path / "records.jsonl", 120)
-    backbone = tokens._build_backbone(tmp_path)
+    backbone = tokens.build_backbone(tmp_path)
     place = [f"runs_dir={tmp_path}", "name=run", "prepare.source=jsonl", f"prepare.path={tmp_path / 'records.jsonl'}"]
     prepare.run(load_run_spec(None, place))
     monkeypatch.setattr(tokens, "_WARM_UP_S", 0.0)
@@ -30,6 +30,6 @@ def test_the_corpus_is_tokenised_whole(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_command_that_fails_is_no_measurement() -> None:
-    assert "2026" in tokens._run("calendar", "2026")
+    assert "2026" in tokens.run_module("calendar", "2026")
     with pytest.raises(RuntimeError, match="no_such_module failed"):
-        tokens._run("no_such_module")
+        tokens.run_module("no_such_module")

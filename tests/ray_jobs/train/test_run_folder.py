@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -63,8 +64,12 @@ def test_a_job_is_refused_in_a_bucket_too_and_interrupted_where_another_took_it(
             raise AssertionError("two at a time")
         with only_one(folder, "train-other"):
             pass
-    with pytest.raises(KeyboardInterrupt), only_one(folder, "train-abc"):
-        lose_claim(folder)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's own workers ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt), only_one(folder, "train-abc"):
+            lose_claim(folder)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     assert "another process has taken over train-abc in" in capsys.readouterr().err
 
 
