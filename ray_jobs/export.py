@@ -60,6 +60,9 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
     model_config = ModelConfig.model_validate(summary.model_config)
     mllm = ToolLLM.sketch(model_config, read_shape(model_config.backbone))  # an adapter needs no weights beneath it
     mllm.load_trainable_state_dict(load_parameters(checkpoint))
+    # what was fitted, if it was fitted for these very weights
+    evaluated = evaluation or {}
+    fitted = evaluated if evaluated.get("checkpoint") == name_checkpoint(str(checkpoint)) else {}
     folder = spec.run_dir / "bundle"
     save_bundle(
         folder,
@@ -74,8 +77,8 @@ def write_bundle(spec: RunSpec, summary: TrainSummary, evaluation: dict[str, Any
         git_revision=read_git_revision(),
         max_target_tokens=summary.max_target_tokens,
         writes_dialogues=bool(corpus.manifest.get("dialogues")),
-        calibration=_find_calibration(evaluation, name_checkpoint(str(checkpoint))),
-        wide=_find_wide(summary, evaluation),
+        calibration=_find_calibration(fitted),
+        wide=_find_wide(summary, fitted),
         adapter_dtype=spec.export.adapter_dtype,
     )
     bundle = load_bundle(folder)
@@ -187,21 +190,15 @@ def _size_mib(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
 
 
-def _find_calibration(evaluation: dict[str, Any] | None, checkpoint: str) -> Calibration:
-    """As it was fitted for these very weights, if it was."""
-    found = (evaluation or {}).get("calibration") or {}
-    if evaluation is None or evaluation.get("checkpoint") != checkpoint or "slope" not in found:
-        return UNCALIBRATED
-    return Calibration(found["slope"], found["offset"])
+def _find_calibration(fitted: dict[str, Any]) -> Calibration:
+    found = fitted.get("calibration") or {}
+    return Calibration(found["slope"], found["offset"]) if "slope" in found else UNCALIBRATED
 
 
-def _find_wide(summary: TrainSummary, evaluation: dict[str, Any] | None) -> WeightedHead | None:
-    """The training's wide head, with the weight that was fitted for it, if one was."""
+def _find_wide(summary: TrainSummary, fitted: dict[str, Any]) -> WeightedHead | None:
+    """The training's wide head, with its weight."""
     head = read_wide(summary.wide)
-    if head is None:
-        return None
-    of_these = (evaluation or {}).get("checkpoint") == name_checkpoint(summary.best_checkpoint)
-    return WeightedHead(head, (evaluation or {}).get("wide_weight", EQUAL_WEIGHT) if of_these else EQUAL_WEIGHT)
+    return None if head is None else WeightedHead(head, fitted.get("wide_weight", EQUAL_WEIGHT))
 
 
 def _read_evaluation(run_dir: Location) -> dict[str, Any] | None:

@@ -66,12 +66,8 @@ def evaluate(spec: RunSpec) -> Evaluation:
     corpus = summary.open_corpus(spec.corpus_dir)
     most, seed = spec.evaluate.max_questions, spec.seed
     vectors = load_media_vectors(spec, corpus, *SPLITS)
-
-    def read(split: str) -> Iterator[ToolRecord]:
-        return (record for record in corpus.records(split) if not record.is_dialogue and vectors.has(record))
-
     train = read_training(corpus, seed)
-    usable = sample_stream(lambda: read("test"), most, seed)
+    usable = sample_stream(lambda: vectors.questions(corpus, "test"), most, seed)
     test_dialogues = sample_stream(lambda: filter(attrgetter("is_dialogue"), corpus.records("test")), most, seed)
     positions, n_unusable = _number_questions(corpus, vectors)
     questions = retrieval = dialogues = None
@@ -91,7 +87,7 @@ def evaluate(spec: RunSpec) -> Evaluation:
             corpus.catalog.selection_tool_ids,
             summary.max_target_tokens,
             train.questions,
-            sample_stream(lambda: read("val"), spec.train.validation_questions, seed),
+            sample_stream(lambda: vectors.questions(corpus, "val"), spec.train.validation_questions, seed),
             usable,
             vectors,
             n_unusable,

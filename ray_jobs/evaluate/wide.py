@@ -45,16 +45,10 @@ class DecisionReader:
         }
 
     def _follow(self, tool_id: str, opened: dict[int, np.ndarray], shares: np.ndarray) -> Iterator[dict[str, Any]]:
-        trie = self._trie
-        nodes = trie.ancestors(tool_id)
-        after = [*nodes[1:], int(trie.choice_leaf[trie.choices.index(tool_id)])]
-        for node, child in zip(nodes, after, strict=True):
-            children = trie.children(node)
-            yield {
-                "choices": opened[node],
-                "shares": shares[children.start : children.stop],
-                "taken": child - children.start,
-            }
+        taken = self._trie.choices_of(tool_id).taken
+        for node, place in zip(self._trie.ancestors(tool_id), taken.tolist(), strict=True):
+            children = self._trie.children(node)
+            yield {"choices": opened[node], "shares": shares[children.start : children.stop], "taken": place}
 
 
 def find_weight(job: QuestionJob, records: Sequence[ToolRecord], media: Sequence[np.ndarray | None]) -> float:

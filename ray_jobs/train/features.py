@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,10 @@ class MediaVectors:
     def has(self, record: ToolRecord) -> bool:
         """Whether the record can be used: it is text, or its medium has a vector."""
         return not record.has_media or record.media_sha256 in self.rows
+
+    def questions(self, corpus: Corpus, split: str) -> Iterator[ToolRecord]:
+        """Those of a split that can be used, without its dialogues."""
+        return (record for record in corpus.records(split) if not record.is_dialogue and self.has(record))
 
     def get(self, record: ToolRecord) -> np.ndarray | None:
         """float32 [E], or None for text."""

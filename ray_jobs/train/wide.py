@@ -45,8 +45,7 @@ def train_wide(spec: RunSpec, corpus: Corpus) -> Location:
     if storage.exists(path):
         print(f"wide head         found in {path}")
         return path
-    usable = (record for record in corpus.records("train") if not record.is_dialogue and vectors.has(record))
-    questions, n_questions = draw_records(usable, MAX_QUESTIONS, spec.seed)
+    questions, n_questions = draw_records(vectors.questions(corpus, "train"), MAX_QUESTIONS, spec.seed)
     head = fit_wide(questions, corpus.catalog.selection_tool_ids, vectors.map_of(questions), spec.seed)
     storage.write_file(path, head.to_bytes())
     of = f" of {n_questions:,}, a sample" if n_questions > len(questions) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,19 +31,22 @@ with only_one(Path(sys.argv[1]), "train-abc"):
 """
 
 
+def assert_held(folder: Location, pid: int) -> None:
+    """The job is refused, and another one is not."""
+    who = rf"process {pid} on .* runs this very job .train-abc in {re.escape(str(folder))}"
+    with pytest.raises(InputError, match=who), only_one(folder, "train-abc"):
+        raise AssertionError("two at a time")
+    with only_one(folder, "train-other"):
+        pass
+
+
 def test_a_job_that_is_submitted_twice_is_refused_until_the_first_one_ends(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
-        with (
-            pytest.raises(InputError, match=f"process {first.pid} on .* runs this very job"),
-            only_one(folder, "train-abc"),
-        ):
-            raise AssertionError("two at a time")
-        with only_one(folder, "train-other"):
-            pass
+        assert_held(folder, first.pid)
         assert not (folder / ".train-other.running").exists()
     finally:
         first.kill()  # as the power does
@@ -57,13 +61,7 @@ def test_a_job_is_refused_in_a_bucket_too_and_interrupted_where_another_took_it(
     monkeypatch.setattr(lease, "BEAT_S", 1.0)
     folder = locate(f"{bucket}/runs/mine")
     with only_one(folder, "train-abc"):
-        with (
-            pytest.raises(InputError, match=f"process {os.getpid()} on .* runs this very job .train-abc in {folder}"),
-            only_one(folder, "train-abc"),
-        ):
-            raise AssertionError("two at a time")
-        with only_one(folder, "train-other"):
-            pass
+        assert_held(folder, os.getpid())
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's own workers ignore it
     try:
         with pytest.raises(KeyboardInterrupt), only_one(folder, "train-abc"):
