@@ -20,6 +20,7 @@ from data_pipeline.errors import InputError
 from model.decode.kept_prefixes import KeptPrefixes, read_behind
 from model.decode.tree_cache import decoding, token_logits
 
+_CUT = "\ufffd"  # what bytes that are no whole character are decoded to
 _MIN_TOKENS = 16  # of an answer: so much room must a prompt leave
 _MAX_JOINED_PATTERNS = (
     8  # of a schema: what llguidance does with each that must fit the same text doubles with the next
@@ -101,7 +102,7 @@ def write_json(
     max_tokens: int,
     kept: KeptPrefixes,
     owner: Hashable,
-) -> Generator[None, None, WrittenJson]:
+) -> Generator[str, None, WrittenJson]:
     """Write one answer, a pass of the model at each step.
 
     Args:
@@ -111,6 +112,9 @@ def write_json(
         grammar: of `build_grammar`.
         max_tokens: of the answer.
         kept, owner: as of `read_behind`.
+
+    Yields:
+        the answer so far; a character of which only some bytes are written is left out.
 
     Raises:
         InputError: the prompt leaves no room, or the schema is too complex.
@@ -130,7 +134,7 @@ def write_json(
         if new == [guide.eos_token]:
             break
         tokens += new
-        yield
+        yield guide.decode_str(tokens).rstrip(_CUT)
         with decoding(mllm):
             ((path,),), hidden = cache.extend([[(path, np.array(new, dtype=np.int32))]])
     return WrittenJson(

@@ -280,7 +280,8 @@ class ChatService:
         model = self.models.find(request.base_model)
         wants_json = request.json_schema is not None
         if choice.is_own_choice and model.writes_dialogues and not model.finds_cards and not wants_json:
-            return await self._begin_turn(request, await self.read(request, caller), choice)
+            conversation = await self.read(request, caller)
+            return await self._begin(self._take_turn(request, conversation, choice))
         conversation = await self.read(request, caller, is_current_only=True)
         if wants_json and (request.tools is None or choice.mode == "none" or conversation.tool_results):
             return await self._answer_in_json(request, conversation)
@@ -321,23 +322,21 @@ class ChatService:
 
     async def _answer_in_json(
         self, request: ChatRequest, conversation: Conversation, spent: Usage | None = None
-    ) -> ChatCompletion:
-        max_chars, max_tokens = self.args.max_instruction_chars, self.args.agent_max_tokens
-        return await answer_in_json(self._written.write_json, request, conversation, max_chars, max_tokens, spent)
-
-    # --- the next turn of a dialogue with the caller's functions
-
-    async def _begin_turn(
-        self, request: ChatRequest, conversation: Conversation, choice: ToolChoice
     ) -> ChatCompletion | AnswerEvents:
-        """Whole, unless words come of it and a stream is wanted; what is at fault is known before the first word."""
+        write = partial(self._written.write_json, request)
+        max_chars, max_tokens = self.args.max_instruction_chars, self.args.agent_max_tokens
+        return await self._begin(answer_in_json(write, request, conversation, max_chars, max_tokens, spent))
+
+    async def _begin(self, events: AnswerEvents) -> ChatCompletion | AnswerEvents:
+        """Whole, unless words come bit by bit; what is at fault is known before the first word."""
         deadline = asyncio.get_running_loop().time() + self.args.request_timeout_s
-        events = self._take_turn(request, conversation, choice)
         first = await anext(events)
         if not isinstance(first, ChatCompletion):
             return go_on(first, events, deadline)
         await events.aclose()
         return first
+
+    # --- the next turn of a dialogue with the caller's functions
 
     async def _take_turn(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> AnswerEvents:
         tools = [describe(tool) for tool in choice.tools]

@@ -28,27 +28,26 @@ class WrittenByModel:
         self._telemetry.count_tokens(sum(answer.n_prompt_tokens for answer in answers), 0)
         return answers
 
-    async def write_json(self, query: JsonQuery) -> WrittenJson:
-        """An answer in JSON; InputError as of `ModelEngine.write_json`."""
-        with self._telemetry.waiting("Predictor"):
-            written: WrittenJson = await ask(self._predictor.write_json, query)
-        self._telemetry.count_tokens(written.prompt_tokens, written.completion_tokens)
-        return written
+    def write_json(self, request: ChatRequest, query: JsonQuery) -> AsyncGenerator[str | WrittenJson, None]:
+        """The beginnings of an answer in JSON, where a stream is wanted, and the answer; InputError as of
+        `ModelEngine.write_json`."""
+        method = self._predictor.stream_json if request.stream else self._predictor.write_json
+        return self._write(request, method, query)
 
-    async def write_turn(self, request: ChatRequest, turn: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
+    def write_turn(self, request: ChatRequest, turn: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         """The beginnings of the turn's answer, where a stream is wanted, and the turn; `PromptTooLongError` where the
         dialogue leaves no room for it."""
+        method = self._predictor.stream_turn if request.stream else self._predictor.write_turn
+        return self._write(request, method, request.base_model, turn)
+
+    async def _write(self, request: ChatRequest, method: Any, *args: Any) -> AsyncGenerator[Any, None]:
         with self._telemetry.waiting("Predictor"):
-            async with aclosing(self._ask_for_turn(request, turn)) as news:
+            async with aclosing(ask_stream(method, *args) if request.stream else _ask_once(method, *args)) as news:
                 async for event in news:
-                    if isinstance(event, WrittenTurn):
+                    if not isinstance(event, str):
                         self._telemetry.count_tokens(event.prompt_tokens, event.completion_tokens)
                     yield event
 
-    async def _ask_for_turn(self, request: ChatRequest, turn: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
-        if not request.stream:
-            yield await ask(self._predictor.write_turn, request.base_model, turn)
-            return
-        async with aclosing(ask_stream(self._predictor.stream_turn, request.base_model, turn)) as news:
-            async for event in news:
-                yield event
+
+async def _ask_once(method: Any, *args: Any) -> AsyncGenerator[Any, None]:
+    yield await ask(method, *args)

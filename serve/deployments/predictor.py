@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from ray import serve as ray_serve
 
@@ -30,6 +31,7 @@ logger = logging.getLogger("ray.serve")
 
 SWITCH_INTERVAL_S = 5e-4  # the model's thread starts many small operations, each of which needs the GIL; Python's 5e-3
 _NO_BOUND = 2**31
+_Written = TypeVar("_Written")
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,14 @@ class Predictor:
 
     async def write_json(self, query: JsonQuery) -> WrittenJson:
         """An answer in JSON; InputError as of `ModelEngine`."""
+        return await _await_end(self.stream_json(query))
+
+    async def stream_json(self, query: JsonQuery) -> AsyncGenerator[str | WrittenJson, None]:
+        """Write an answer in JSON: its text so far after each pass, then the answer. Errors as above."""
         with _telling_outages():
-            return await self._engine.write_json(query)
+            async with aclosing(self._engine.write_json(query)) as events:
+                async for event in events:
+                    yield event
 
     async def write_turn(self, model: str, request: TurnRequest) -> WrittenTurn:
         """Write one turn of a dialogue.
@@ -96,11 +104,7 @@ class Predictor:
         Raises:
             PromptTooLongError: the dialogue leaves no room for it.
         """
-        async with aclosing(self.stream_turn(model, request)) as events:
-            async for event in events:
-                if isinstance(event, WrittenTurn):
-                    return event
-        raise AssertionError("a turn ended without an end")
+        return await _await_end(self.stream_turn(model, request))
 
     async def stream_turn(self, model: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         """Write one turn of a dialogue: its answer so far whenever that has grown, then the turn. Errors as above."""
@@ -190,6 +194,15 @@ def _telling_outages() -> Iterator[None]:
         logger.error("%s", error)
         message = "The model is not available right now; try again in a moment."
         raise RequestError(message, 503, "unavailable") from error
+
+
+async def _await_end(events: AsyncGenerator[str | _Written, None]) -> _Written:
+    """What comes behind the texts."""
+    async with aclosing(events):
+        async for event in events:
+            if not isinstance(event, str):
+                return event
+    raise AssertionError("an answer ended without an end")
 
 
 def _open_engine(args: ServeArgs, bundles: dict[str, Bundle], device: str) -> ModelEngine:

@@ -138,7 +138,7 @@ class Engine:
         search.add_read(cache, path, hidden, N_PARTS)
         return to_parts(prompt, search.run()[0], n_cached)
 
-    def begin_json(self, query: JsonQuery) -> Generator[None, None, WrittenJson]:
+    def begin_json(self, query: JsonQuery) -> Generator[str, None, WrittenJson]:
         """An answer in JSON, for `step_json`; errors as of `write_json`, with its steps. It is the backbone's own: what
         an adapter has learnt, to name tools, spoils other words."""
         if self._guide is None:
@@ -146,14 +146,13 @@ class Engine:
         ids = encode_whole_prompt(self.tokenizer, query.prompt)
         return write_json(self._shared.mllm, self._guide, ids, query.grammar, query.max_tokens, self._kept, "bare")
 
-    def step_json(self, writing: Generator[None, None, WrittenJson]) -> WrittenJson | None:
-        """One pass of an answer; the answer where it has come to its end."""
+    def step_json(self, writing: Generator[str, None, WrittenJson]) -> str | WrittenJson:
+        """One pass of an answer: what is written of it, or the answer where it has come to its end."""
         self._shared.activate_bare()
         try:
-            next(writing)
+            return next(writing)
         except StopIteration as end:
             return end.value
-        return None
 
     def begin(self, name: str, request: TurnRequest) -> RunningTurn:
         """Put a turn of a dialogue by the model of a name among those under way; until it ends, no `take_over`.

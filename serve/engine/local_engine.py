@@ -68,13 +68,13 @@ class LocalEngine:
             ranked.append(await self._run_alone(self._engine.rank_part, name, query))
         return ranked
 
-    async def write_json(self, query: JsonQuery) -> WrittenJson:
+    async def write_json(self, query: JsonQuery) -> AsyncGenerator[str | WrittenJson, None]:
         async with self._json_places:
             writing = await self._run_alone(self._engine.begin_json, query)
-            written = None
-            while written is None:
+            written: str | WrittenJson = ""
+            while not isinstance(written, WrittenJson):
                 written = await self._run_alone(self._engine.step_json, writing)
-        return written
+                yield written
 
     def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         return self._turns.write(name, request)

@@ -57,8 +57,11 @@ class ModelEngine(Protocol):
         """
         ...
 
-    async def write_json(self, query: JsonQuery) -> WrittenJson:
-        """An answer in JSON by the backbone without an adapter.
+    def write_json(self, query: JsonQuery) -> AsyncGenerator[str | WrittenJson, None]:
+        """Write an answer in JSON by the backbone without an adapter; leaving the iteration ends the work.
+
+        Yields:
+            its text so far after each pass, and at last the answer.
 
         Raises:
             InputError: none can be written by the schema, or by this engine, or the prompt is too long.

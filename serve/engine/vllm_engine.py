@@ -104,8 +104,9 @@ class VllmEngine:
         loop, rank = asyncio.get_running_loop(), partial(self._rank_part, name)
         return await asyncio.gather(*(loop.run_in_executor(self._threads, rank, query) for query in queries))
 
-    async def write_json(self, query: JsonQuery) -> WrittenJson:
+    async def write_json(self, query: JsonQuery) -> AsyncGenerator[str | WrittenJson, None]:
         raise InputError("this service's engine, vLLM, is not asked for JSON yet; leave response_format out.")
+        yield  # a generator, as that of the protocol
 
     async def write(self, name: str, request: TurnRequest) -> AsyncGenerator[str | WrittenTurn, None]:
         loop, steps, shown = asyncio.get_running_loop(), _Steps(self.write_in_steps(name, request)), ""

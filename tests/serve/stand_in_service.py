@@ -60,26 +60,26 @@ class _Response:
         return await result if asyncio.iscoroutine(result) else result
 
     async def __aiter__(self) -> Any:
-        """A turn, and before it the beginnings of its answer, word by word."""
-        turn = await self._call()
-        answer = parse_turn(turn.text)
-        if isinstance(answer, Answer):
+        """What is written, and before it the beginnings of its answer, word by word."""
+        written = await self._call()
+        answer = written if isinstance(written, WrittenJson) else parse_turn(written.text)
+        if isinstance(answer, WrittenJson | Answer):
             for end in re.finditer(r"(?=\s)", answer.text):
                 yield answer.text[: end.start()]
-        yield turn
+        yield written
 
 
-class TurnMethod(Method):
-    """Stands for a method that writes a turn, whole or streamed."""
+class WritingMethod(Method):
+    """Stands for a method that writes something, whole or streamed."""
 
-    def options(self, *, stream: bool) -> TurnMethod:
+    def options(self, *, stream: bool) -> WritingMethod:
         assert stream
         return self
 
 
 def let_write(predictor: Any, write: Callable[..., Any]) -> None:
     """Turns come from a function of a model's name and a request."""
-    predictor.write_turn = predictor.stream_turn = TurnMethod(write)
+    predictor.write_turn = predictor.stream_turn = WritingMethod(write)
 
 
 class _Encoder:
@@ -102,7 +102,7 @@ class _Predictor:
         self.select = Method(self._select)
         self.rank_parts = Method(self._rank_parts)
         self.json = "{}"
-        self.write_json = Method(lambda *_: WrittenJson(self.json, True, 20, 5, 9))
+        self.write_json = self.stream_json = WritingMethod(lambda *_: WrittenJson(self.json, True, 20, 5, 9))
         self.describe = Method(lambda: {"largest_batch": 3, "revisions": {"toolmm": self.revision}})
 
     def _select(self, queries: Sequence[SelectQuery]) -> list[Ranking | InputError]:

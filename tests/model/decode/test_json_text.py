@@ -48,11 +48,15 @@ def write(
 ) -> WrittenJson:
     kept = KeptPrefixes(0) if kept is None else kept
     writing = write_json(mllm, guide, encode_text(mllm.tokenizer, words), build_grammar(schema), n, kept, "a")
-    while True:
+    beginnings: list[str] = []
+    written = None
+    while written is None:
         try:
-            next(writing)
+            beginnings.append(next(writing))
         except StopIteration as end:
-            return end.value
+            written = end.value
+    assert all(written.text.startswith(text) for text in beginnings)
+    return written
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.records.catalog import Tool
 from model.decode.json_text import WrittenJson
 from serve.chat.content import ChatTurn, Conversation
+from serve.chat.events import await_completion
 from serve.chat.json_answer import answer_in_json, check_format
 from serve.chat.schemas import ChatCompletion, ChatRequest, parse_chat_request
 from serve.chat.served_models import ServedModels
@@ -29,16 +31,16 @@ def request_with(response_format: Any, **fields: Any) -> ChatRequest:
 
 
 def answer(request: ChatRequest, asked: list[JsonQuery], *, is_whole: bool = True) -> ChatCompletion:
-    async def write(query: JsonQuery) -> WrittenJson:
+    async def write(query: JsonQuery) -> AsyncGenerator[str | WrittenJson, None]:
         asked.append(query)
         if "Text: never" in query.prompt:
             raise InputError("the words are too long for this model")
-        return WrittenJson('{"city": "Rome"}', is_whole, 30, 20, 7)
+        yield WrittenJson('{"city": "Rome"}', is_whole, 30, 20, 7)
 
     words = request.messages[-1].content
     assert isinstance(words, str)
     conversation = Conversation((ChatTurn("user", words),))
-    return asyncio.run(answer_in_json(write, request, conversation, max_chars=40, max_tokens=99))
+    return asyncio.run(await_completion(answer_in_json(write, request, conversation, max_chars=40, max_tokens=99)))
 
 
 def test_words_and_schema_are_what_the_model_reads() -> None:
@@ -70,6 +72,25 @@ def test_the_choice_before_it_is_counted() -> None:
     usage = answered["usage"]  # the stand-in reads 20 tokens, of which it had read 5, and writes 9
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (120, 12)
     assert usage["prompt_tokens_details"]["cached_tokens"] == 5
+
+
+def test_it_comes_as_it_is_written() -> None:
+    world = World()
+    world.predictor.json = '{"city": "Rome", "days": [1, 2]}'
+    body = {"model": "toolmm", "messages": [{"role": "user", "content": "Rain in Rome?"}], "stream": True}
+    for stop, expected in (
+        (None, ['{"city":', ' "Rome",', ' "days":', " [1,", " 2]}"]),
+        ("[", ['{"city":', ' "Rome",', ' "days":', " "]),
+    ):
+        said = world.client.post("/v1/chat/completions", json={**body, "response_format": WANTED, "stop": stop}).text
+        chunks = [json.loads(line[6:]) for line in said.splitlines() if line.startswith("data: {")]
+        deltas = [chunk["choices"][0]["delta"].get("content") for chunk in chunks]
+        assert [delta for delta in deltas if delta] == expected
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    # what is at fault is known before the first word
+    refused = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+    answered = world.client.post("/v1/chat/completions", json={**body, "response_format": refused})
+    assert (answered.status_code, answered.json()["error"]["code"]) == (400, "bad_schema")
 
 
 def test_what_is_at_fault_is_named() -> None:

@@ -128,12 +128,16 @@ def test_json_is_the_backbones_own_and_leaves_the_models_as_they_are(engine: Loc
             except StopIteration as end:
                 expected = end.value
 
+    async def write() -> WrittenJson:
+        *beginnings, written = [event async for event in engine.write_json(query)]
+        assert isinstance(written, WrittenJson)
+        assert all(isinstance(text, str) and written.text.startswith(text) for text in beginnings)
+        assert len(set(beginnings)) > 5, "it grows pass by pass"
+        return written
+
     async def ask_all() -> tuple[Ranking, WrittenJson, Ranking, WrittenJson]:
         return await asyncio.gather(
-            engine.answer(ask(engine, None)),
-            engine.write_json(query),
-            engine.answer(ask(engine, None)),
-            engine.write_json(query),
+            engine.answer(ask(engine, None)), write(), engine.answer(ask(engine, None)), write()
         )
 
     before = asyncio.run(engine.answer(ask(engine, None)))

@@ -130,7 +130,7 @@ def test_rankings_are_those_of_the_engine_in_this_process(
     with pytest.raises(InputError):
         engine.rank(_ask(engine.tokenizer, "a", "Improve", 0))
     with pytest.raises(InputError, match="leave response_format out"):
-        asyncio.run(engine.write_json(JsonQuery("Answer: ", "start: /a/", 1)))
+        asyncio.run(anext(engine.write_json(JsonQuery("Answer: ", "start: /a/", 1))))
 
 
 def test_turns_are_those_of_the_engine_in_this_process(
