@@ -32,6 +32,7 @@ from model.decode.turn_row import TokenKinds, TurnRow, Writing
 from model.decode.turn_types import (
     ANSWER,
     MEDIA_KINDS,
+    MIN_LACKING_SHARE,
     PromptTooLongError,
     TurnArgument,
     TurnLimits,
@@ -45,9 +46,6 @@ NO_ANSWER = "I have no answer."
 # In no training dialogue is a tool wanted whose file is not there, and then a call seems less likely than it is: chosen
 # on validation dialogues whose files were taken away (docs/results.md).
 MAX_ANSWER_WITHOUT_FILE = 0.7
-# Of all known tools, those that lack their file have to be likelier than the others: on validation anything from 0.5 to
-# 0.8 tells words that need a file from others about as well, and 0.5 misses fewest (docs/results.md).
-MIN_LACKING_SHARE = 0.5
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _MIN_TEXT_TOKENS = 8  # room that a prompt must leave for each text of a call, and for an answer

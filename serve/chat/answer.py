@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -11,17 +10,15 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from ray.exceptions import RayActorError
-
 from data_pipeline.errors import MediaError
 from data_pipeline.records.catalog import UNKNOWN_TOOL_ID, Tool
-from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn
+from data_pipeline.records.dialogue import Answer, ToolCall, parse_turn, render_file_wish
 from model.decode.turn_types import PromptTooLongError, WrittenTurn
 from serve.agent.events import AnswerText
 from serve.agent.loop import AgentLimits, iterate_agent
 from serve.agent.names import with_short_names
-from serve.agent.tool_reply import LOCAL_TOOLS, MODEL_TOOLS, ToolReply, ToolResult
-from serve.agent.tools import build_dialogue_tool
+from serve.agent.tool_reply import ToolResult
+from serve.agent.tools import build_dialogue_tool, find_input
 from serve.artifacts import open_artifacts
 from serve.chat.content import ChatLimits, Conversation, parse_conversation, store_media
 from serve.chat.events import AnswerEvents, as_async, await_completion, go_on
@@ -39,6 +36,7 @@ from serve.chat.stream import (
     stream_completion,
 )
 from serve.chat.texts import call_with_texts
+from serve.chat.tool_calls import ToolCalls
 from serve.chat.tool_offers import ToolOffers
 from serve.chat.tools import (
     ModelTools,
@@ -57,11 +55,10 @@ from serve.engine.messages import Ranking
 from serve.http.fetch import FetchLimits, fetch_url
 from serve.http.schemas import RequestError, check_instruction
 from serve.mcp_servers.servers import McpServers
-from serve.mcp_servers.tools import ID_PREFIX, RemoteTool
 from serve.tools.all_tools import load_tools
 from serve.tools.models import has_weights
 from serve.tools.names import name_tools
-from serve.tools.spec import ToolError, ToolSpec
+from serve.tools.spec import ToolSpec
 
 
 class ChatService:
@@ -77,7 +74,7 @@ class ChatService:
         self._offers = ToolOffers(args, selector)
         self._predictor = predictor
         self._written = WrittenByModel(predictor, self.telemetry)
-        self._hosts = {LOCAL_TOOLS: local_tools, MODEL_TOOLS: model_tools}
+        self._calls = ToolCalls(args, self.telemetry, self.store, local_tools, model_tools)
         self._limits = ChatLimits(max_upload_bytes=args.max_upload_bytes, allows_urls=args.allow_urls)
         self._own = self.specs.keys() - load_tools().keys()
         # what the agent is offered by itself: weights that lie nowhere yet would take longer than a request
@@ -86,13 +83,12 @@ class ChatService:
             for tool_id, spec in self.specs.items()
             if all(model_id in args.tool_models.values() or has_weights(model_id) for model_id in spec.model_ids)
         }
-        self._servers: McpServers | None = None
         self._unwritable: set[str] = set()  # tools whose calls no dialogue can write
         self._tools: dict[str, ModelTools] = {}
 
     def add_servers(self, servers: McpServers) -> None:
         """Take over the tools of others' servers, which are connected: to be listed, found, called by the agent too."""
-        self._servers = servers
+        self._calls.servers = servers
         self.specs |= servers.tools
         self.ready |= servers.tools.keys()
         self._unwritable = {tool_id for tool_id, tool in servers.tools.items() if not tool.fits_dialogues}
@@ -177,42 +173,7 @@ class ChatService:
             ToolError: it gave no result.
             TimeoutError: nobody answered in the time of a request and of the tool's own limits together.
         """
-        spec = self.find_spec(tool_id)
-        deployment = MODEL_TOOLS if spec.method == "model" else LOCAL_TOOLS
-        if isinstance(spec, RemoteTool):
-            deployment = f"{ID_PREFIX}{spec.server}"
-        tool_s = min(spec.timeout_s, self.args.tool_timeout_s)
-        if spec.method == "model":
-            tool_s += self.args.tool_load_timeout_s
-        start, code = time.perf_counter(), "unavailable"
-        try:
-            with self.telemetry.waiting(deployment):
-                async with asyncio.timeout(self.args.request_timeout_s + tool_s):
-                    reply = await self._run_tool(spec, deployment, arguments, caller)
-            code = reply.error
-        except TimeoutError:
-            code = "timeout"
-            raise
-        finally:
-            self.telemetry.count_tool(spec.tool_id, time.perf_counter() - start, code)
-        return reply.unpack()
-
-    async def _run_tool(self, spec: ToolSpec, deployment: str, arguments: Mapping[str, Any], caller: str) -> ToolReply:
-        """A call of a tool without side effects may be made once more where its replica dies; one with them may not."""
-        if isinstance(spec, RemoteTool):
-            assert self._servers is not None
-            return await self._servers.call(spec, arguments, self.store.of(caller))
-        method = self._hosts[deployment].invoke
-        if not spec.has_side_effects:
-            return await ask(method, spec.tool_id, dict(arguments), caller, attempts=2)  # it may be what kills them
-        try:
-            return await ask(method, spec.tool_id, dict(arguments), caller, attempts=1)
-        except RayActorError:
-            raise ToolError(
-                "interrupted",
-                "The process that ran the tool died; whether the tool did its work is not known: look before you call "
-                "it again.",
-            ) from None
+        return await self._calls.run(self.find_spec(tool_id), arguments, caller)
 
     async def search_tools(self, words: str, n: int) -> list[ToolSpec]:
         """The `n` tools that suit words best, the best first, of those that can run here now.
@@ -226,8 +187,12 @@ class ChatService:
 
     async def read_tools(self, model_name: str) -> None:
         """Have a model read all that its agent may be offered, before somebody asks it."""
-        tools = {tool.tool_id: tool for tool in (*self.models.find(model_name).catalog, *self._ready_tools(model_name))}
-        await self._offers.read(model_name, list(tools.values()))
+        await self._offers.read(model_name, self._known_tools(model_name))
+
+    def _known_tools(self, model_name: str) -> list[Tool]:
+        """Those that a model knows, and those that can run here now."""
+        tools = (*self.models.find(model_name).catalog, *self._ready_tools(model_name))
+        return list({tool.tool_id: tool for tool in tools}.values())
 
     def _ready_tools(self, model_name: str) -> list[Tool]:
         """The tools that can run here now, as a model's dialogues know them."""
@@ -297,10 +262,21 @@ class ChatService:
         usage = Usage.of(ranking.n_prompt_tokens, ranking.n_answer_tokens)
         self.telemetry.count_tokens(usage.prompt_tokens, usage.completion_tokens)
         ranked = [(tool.tool_id, probability) for tool, probability in ranking.tools]
+        if not wants_json and (lacking := await self._find_lacking(request, conversation, choice)):
+            return answer_with_words(request, render_file_wish(lacking), usage, ranking=ranked)
         if wants_json and choose(choice, ranked) == UNKNOWN_TOOL_ID:
             return await self._answer_in_json(request, conversation, usage)
         rank_parts = partial(self._written.rank_parts, request.base_model)
         return await call_with_texts(rank_parts, request, choice, ranked, conversation, usage)
+
+    async def _find_lacking(self, request: ChatRequest, conversation: Conversation, choice: ToolChoice) -> str:
+        """The kind of file that the words are about and that nobody gave, for which the model has no answer; or ""."""
+        if not (choice.is_open and choice.mode == "auto") or selection_artifact(conversation):
+            return ""
+        model = self.models.find(request.base_model)
+        inputs = {tool.tool_id: tool.input_modality for tool in model.catalog}
+        inputs |= {tool_id: find_input(self.specs[tool_id]) for tool_id in self.ready}
+        return await self._offers.find_lacking(model.name, conversation.words, self._known_tools(model.name), inputs)
 
     async def _rank(self, request: ChatRequest, caller: str, conversation: Conversation, choice: ToolChoice) -> Ranking:
         data, modality = await self.open_medium(conversation, caller)

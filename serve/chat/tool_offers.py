@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from data_pipeline.records.catalog import Tool
+from model.decode.turn_types import MEDIA_KINDS, MIN_LACKING_SHARE
 from serve.agent.loop import AgentRequest
 from serve.agent.shortlist import shortlist_tools, weigh_inputs
 from serve.agent.tools import build_dialogue_tool, find_input
@@ -46,6 +47,20 @@ class ToolOffers:
         """Ids of the `n` tools that suit words best, by the model's own vectors too where it was trained so."""
         found, _ = await self._find(model_name, words, tools, n)
         return found
+
+    async def find_lacking(self, model_name: str, words: str, tools: Sequence[Tool], inputs: Mapping[str, str]) -> str:
+        """The kind of file that words without one are about: "image", "audio" or "video"; "" where they need none, or
+        nobody can tell.
+
+        Args:
+            model_name: asked.
+            words: of the user, who gave no file.
+            tools: all that are known.
+            inputs: as of `weigh_inputs`.
+        """
+        shares = weigh_inputs(await self._rank_cards(model_name, words[: self._max_chars], tools), inputs)
+        lacking = {kind: shares.get(kind, 0.0) for kind in MEDIA_KINDS}
+        return max(lacking, key=lacking.__getitem__) if sum(lacking.values()) >= MIN_LACKING_SHARE else ""
 
     async def read(self, model_name: str, tools: Sequence[Tool]) -> None:
         """Have a model read tools before somebody asks for them, where it finds tools by their cards."""

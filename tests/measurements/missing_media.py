@@ -114,22 +114,25 @@ def list_requests() -> Iterator[tuple[str, tuple[str, ...], str, str]]:
         yield from ((kind, tuple(row.get("media", ())), row["words"], row.get("lacks", "")) for row in rows)
 
 
-def ask_service(url: str, kinds: Sequence[str]) -> None:
-    """Ask the agent each of the requests, and print what it answers; those that it should not have are marked."""
+def ask_service(url: str, kinds: Sequence[str], *, is_agent: bool) -> None:
+    """Ask the agent, or the model that chooses one tool, each of the requests, and print what it answers; those that it
+    should not have are marked."""
     client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300)
-    model = next(model.id for model in client.models.list() if model.id.endswith("-agent"))
+    model = next(model.id for model in client.models.list() if model.id.endswith("-agent") == is_agent)
     n_all: Counter[str] = Counter()
     n_right: Counter[str] = Counter()
     for kind, media, words, lacking in list_requests():
-        if kinds and kind not in kinds:
+        if (kinds and kind not in kinds) or (len(media) > 1 and not is_agent):  # which a choice of one tool refuses
             continue
         messages: Any = [{"role": "user", "content": build_content(media, words)}]
         answer = client.chat.completions.create(model=model, messages=messages)
-        text = answer.choices[0].message.content or ""
+        message = answer.choices[0].message
+        text = message.content or ""
         asks = next((name for name in MEDIA if text == render_file_wish(name)), "")
         n_all[kind] += 1
         n_right[kind] += asks == lacking
-        tools = [step["tool_id"] for step in (answer.model_extra or {})["agent"]["steps"]]
+        tools = [step["tool_id"] for step in (answer.model_extra or {}).get("agent", {}).get("steps", ())]
+        tools += [call.function.name for call in message.tool_calls or () if call.type == "function"]
         mark = "  " if asks == lacking else "! "
         print(f"{mark}{'+'.join(media) or 'nothing'}: {words} -> {' '.join([*tools, text])[:160]}")
     for kind, n in n_all.items():
@@ -230,12 +233,13 @@ def main() -> None:
     parser.add_argument("--config", help="of the corpus whose dialogues the bundle writes")
     parser.add_argument("--split", default="test")
     parser.add_argument("--kinds", nargs="*", default=(), help="of the requests to a service; default: all")
+    parser.add_argument("--plain", action="store_true", help="ask the model that chooses one tool, not the agent")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     if args.config:
         read_dialogues(args.agent, args.split, args.config, args.overrides)
     else:
-        ask_service(args.agent, args.kinds)
+        ask_service(args.agent, args.kinds, is_agent=not args.plain)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,11 @@ from model.decode.retrieval import compare_with_cards, encode_vectors
 from model.decode.tools import score_all_tools
 from model.decode.tree_cache import DecodeStats, Prompt
 from model.decode.trie import ChoiceTrie
-from model.decode.turn import MAX_ANSWER_WITHOUT_FILE, MIN_LACKING_SHARE, NO_ANSWER
+from model.decode.turn import MAX_ANSWER_WITHOUT_FILE, NO_ANSWER
 from model.decode.turn_row import TokenKinds, goes_in_circles
 from model.decode.turn_types import (
     ANSWER,
+    MIN_LACKING_SHARE,
     PromptTooLongError,
     TurnLimits,
     TurnRequest,

@@ -17,12 +17,13 @@ from small_media import picture
 from stand_in_service import CATALOG, Method, World, let_write
 
 from data_pipeline.records.catalog import Tool, ToolCatalog
-from data_pipeline.records.dialogue import render_answer, render_call
+from data_pipeline.records.dialogue import render_answer, render_call, render_file_wish
 from model.decode.turn_types import PromptTooLongError, TurnRequest, WrittenTurn
 from serve.agent.tool_reply import LOCAL_TOOLS, ToolReply
 from serve.chat import answer as module
 from serve.chat.reading_ahead import reading_ahead
 from serve.chat.served_models import ServedModels
+from serve.chat.stream import NO_TOOL_FITS
 from serve.engine import calls
 from serve.engine.messages import Ranking, SelectQuery, ServedModel
 from serve.mcp_servers.servers import McpServers
@@ -242,6 +243,37 @@ def test_a_model_that_finds_cards_chooses_by_them() -> None:
     assert len(caller.ranked[0]) == 2
 
 
+def test_a_model_that_finds_cards_asks_for_the_file_that_the_words_are_about() -> None:
+    """The catalogue's choice knows no file to be wanted that is not there; the cards do."""
+    agent = Agent(finds_cards=True)
+    share, chosen = 0.6, "dehaze"
+
+    def rank(queries: Sequence[SelectQuery]) -> list[Ranking]:
+        (query,) = queries
+        if query.tools is None:
+            return [Ranking([(CATALOG[chosen], 0.9), (Tool("unknown"), 0.1)], "rev")]
+        assert {"deblur", "local/remove-hum"} <= {tool.tool_id for tool in query.tools}
+        by_card = {"local/remove-hum": share, "unknown": 1 - share}
+        return [Ranking([(tool, by_card.get(tool.tool_id, 0.0)) for tool in query.tools], "rev")]
+
+    def ask(**more: Any) -> Any:
+        answer = agent.ask("Take the hum out of it", **{"model": "toolmm", **more})
+        return answer.json()["choices"][0]
+
+    predictor: Any = agent.predictor
+    predictor.select = Method(rank)
+    wish = ask()
+    assert (wish["message"]["content"], wish["finish_reason"]) == (render_file_wish("audio"), "stop")
+    assert ask(tool_choice="required")["message"]["tool_calls"][0]["function"]["name"] == "dehaze"
+    medium = {"type": "image_url", "image_url": "data:image/png;base64," + b64encode(picture()).decode()}
+    here = [{"role": "user", "content": [{"type": "text", "text": "Take the hum out of it"}, medium]}]
+    assert ask(messages=here)["message"]["tool_calls"], "there is one"
+    chosen = "deblur"
+    assert ask() == wish, "a call without its picture is no use"
+    share, chosen = 0.4, "unknown"
+    assert ask()["message"]["content"] == NO_TOOL_FITS
+
+
 def test_a_prompt_that_is_too_long_loses_its_oldest_exchanges_and_then_is_refused() -> None:
     caller = Caller(finds_cards=False)
     write = caller._write
@@ -309,13 +341,13 @@ def test_only_a_tool_without_side_effects_is_called_again(monkeypatch: pytest.Mo
     size = agent.chat.specs["local/measure-picture"]
     agent.chat.specs = {size.tool_id: size, "team/mail": replace(size, tool_id="team/mail", has_side_effects=True)}
     path = "/v1/tools/{}/invoke"
-    host = agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=1)
+    host = agent.chat._calls._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=1)
     assert agent.client.post(path.format(size.tool_id), json={"arguments": {}}).json()["text"] == "done"
     assert host.n_calls == 2
-    host = agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=2)
+    host = agent.chat._calls._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=2)
     assert agent.client.post(path.format(size.tool_id), json={"arguments": {}}).status_code == 503
     assert host.n_calls == 2, "once more, and not for ever"
-    host = agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=2)
+    host = agent.chat._calls._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=2)
     answer = agent.client.post(path.format("team/mail"), json={"arguments": {}})
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "interrupted")
     assert host.n_calls == 1
@@ -323,7 +355,7 @@ def test_only_a_tool_without_side_effects_is_called_again(monkeypatch: pytest.Mo
 
 def test_a_tool_that_nobody_runs_is_given_up_in_time() -> None:
     agent = Agent(finds_cards=False, request_timeout_s=0.1, tool_timeout_s=0.1)
-    agent.chat._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=0, answers=False)
+    agent.chat._calls._hosts[LOCAL_TOOLS] = DyingHost(n_deaths=0, answers=False)
     answer = agent.client.post("/v1/tools/local/measure-picture/invoke", json={"arguments": {}})
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
 

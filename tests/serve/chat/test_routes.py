@@ -245,7 +245,7 @@ def test_an_artifact_is_its_keys_own(place: str, tmp_path: Path, monkeypatch: py
         return ToolReply("done")
 
     host = type("Host", (), {"invoke": Method(run_tool)})
-    world.chat._hosts[LOCAL_TOOLS] = host
+    world.chat._calls._hosts[LOCAL_TOOLS] = host
     ask("bob", "POST", tool, json={"arguments": {"image": picture_of_ada}})
     assert asked == [("local/detect-edges", {"image": picture_of_ada}, "bob")], "the host looks among the caller's"
     full = [upload("ada", picture(value)) for value in range(1, 60)][-1]
